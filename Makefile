@@ -1,0 +1,54 @@
+# make run     set up the runtime (no torch) and let the starter pack's adapters answer
+# make test    set up everything and run the tests
+# make check   linters, types, layers
+# make starter train, export and pack the starter adapters again:  make starter DATA=folder-with-the-data-sets
+# make clean   remove the virtual environment
+
+PYTHON ?= python3
+VENV   ?= .venv
+# The release that the tests were run with; unpinned, pip may draw gigabytes of GPU libraries.
+TORCH  ?= torch==2.13.0
+BIN    := $(VENV)/bin
+
+# Only what we load of llama.cpp is built: no multimodal library, no command-line helpers.
+export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/.ci/llama-lean.cmake
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: run test check starter clean setup setup-dev
+.DELETE_ON_ERROR:
+
+run: setup
+	@$(BIN)/slm-edge demo
+
+test: setup-dev
+	$(BIN)/python -m pytest
+
+check: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p slm_edge
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+starter: setup-dev
+	@test -n "$(DATA)" || { echo "say where the data sets are: make starter DATA=FOLDER (train/README.md names the files)"; exit 2; }
+	bash .ci/make-starter "$(DATA)"
+
+setup: $(VENV)/.runtime
+setup-dev: $(VENV)/.dev
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, {sys.executable} is {v.major}.{v.minor}: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml | $(BIN)/python
+	@echo "installing the runtime; llama.cpp is built from source once, which takes some minutes"
+	$(BIN)/pip install --quiet -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet -e '.[export,train,bench,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,124 @@
+"""Measures one cell: asks the items that have no answer yet, many at a time, scores each answer and writes it at once.
+
+Scoring runs beside generation in one thread, because a program under test may take seconds. The process may be
+killed at any moment: what has been written is kept, the rest is asked again by the next run.
+"""
+
+import concurrent.futures
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..edge.console import Advance, note, progress
+from ..edge.files import locked, make_folder
+from .answers import AnswerFile, Record, answer_path
+from .cells import Cell
+from .task import Item
+
+# Where there is no terminal to draw on, a line this often
+_NOTE_EVERY_S = 60.0
+
+
+class Generated(Protocol):
+    """What a generator must tell of an answer: `edge.session.Answer` does."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def n_prompt_tokens(self) -> int: ...
+    @property
+    def n_tokens(self) -> int: ...
+    @property
+    def stop_reason(self) -> str: ...
+
+
+# cell, items, what to call with the index and answer of each item as it is done
+Generate = Callable[[Cell, list[Item], Callable[[int, Any], None]], object]
+
+
+class _Tally:
+    """Running score and speed of one cell, for the person who waits."""
+
+    def __init__(self, cell: Cell, advance: Advance, before: list[Record]) -> None:
+        self._cell, self._advance = cell, advance
+        self._n, self._tokens = len(before), 0
+        self._sums = {metric.name: sum(record.scores[metric.name] for record in before) for metric in cell.task.metrics}
+        self._begun = self._noted = time.monotonic()
+        self._n_before = len(before)
+        if before:
+            advance(len(before), text=self._text())
+
+    def _text(self) -> str:
+        shown = [
+            f"{metric.title} {100 * self._sums[metric.name] / self._n:.1f} %"
+            if metric.binary
+            else f"{metric.title} {self._sums[metric.name] / self._n:.3f}"
+            for metric in self._cell.task.metrics
+        ]
+        speed = self._tokens / max(time.monotonic() - self._begun, 1e-9)
+        return f"{', '.join(shown)}, {speed:.0f} tokens/s"
+
+    def add(self, record: Record) -> None:
+        self._n += 1
+        self._tokens += record.n_tokens
+        for name in self._sums:
+            self._sums[name] += record.scores[name]
+        self._advance(1, text=self._text())
+        now = time.monotonic()
+        if now - self._noted >= _NOTE_EVERY_S and not sys.stderr.isatty():
+            left_s = (self._cell.n - self._n) * (now - self._begun) / max(self._n - self._n_before, 1)
+            note(f"{self._cell.label}: {self._n} of {self._cell.n}, {self._text()}, {left_s / 60:.1f} min left")
+            self._noted = now
+
+
+def run_cell(cell: Cell, folder: Path, generate: Generate) -> int:
+    """Measures what is missing of `cell`; the number of items that were asked now.
+
+    Args:
+        folder: where answer files lie; made where missing. A second process on the same cell waits for the first.
+        generate: makes the answers; it may give them in any order.
+    """
+    make_folder(folder)
+    path = answer_path(folder, cell.identity)
+    wait = locked(path.with_suffix(".lock"), lambda: note(f"{cell.label}: another process is at it; waiting"))
+    with wait, AnswerFile(folder, cell.identity, write=True) as answers:
+        wanted = cell.items[: cell.n]
+        missing = [item for item in wanted if item.id not in answers.records]
+        if not missing:
+            return 0
+        before = [answers.records[item.id] for item in wanted if item.id in answers.records]
+        begun = time.monotonic()
+        with (
+            progress(cell.label, total=cell.n, unit="answers") as advance,
+            concurrent.futures.ThreadPoolExecutor(1, "score") as scorer,
+        ):
+            tally = _Tally(cell, advance, before)
+            pending: list[concurrent.futures.Future[None]] = []
+
+            def keep(item: Item, answer: Generated, at_s: float) -> None:
+                record = Record(
+                    id=item.id,
+                    text=answer.text,
+                    scores=cell.task.score(item, answer.text),
+                    n_prompt_tokens=answer.n_prompt_tokens,
+                    n_tokens=answer.n_tokens,
+                    stop_reason=answer.stop_reason,
+                    run=answers.run,
+                    at_s=round(at_s, 3),
+                )
+                answers.add(record)
+                tally.add(record)
+
+            def on_done(index: int, answer: Generated) -> None:
+                pending.append(scorer.submit(keep, missing[index], answer, time.monotonic() - begun))
+
+            try:
+                generate(cell, missing, on_done)
+            except BaseException:
+                scorer.shutdown(cancel_futures=True)
+                raise
+            for future in pending:
+                future.result()
+        return len(missing)

@@ -1,0 +1,1 @@
+"""What is known and measured about devices. Imports only `edge`."""

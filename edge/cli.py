@@ -1,0 +1,165 @@
+"""The command line: a table of commands, each imported when it is used.
+
+`slm-edge --help` imports click and nothing else of weight; a command's module is found by its row in `COMMANDS`.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from types import FrameType
+from typing import Any
+
+import click
+
+from .errors import SlmEdgeError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a command lives: `module:attribute` below slm_edge, its line in `--help`, the extra that it needs."""
+
+    target: str
+    help: str
+    extra: str | None = None
+
+
+COMMANDS: dict[str, Entry] = {
+    "run": Entry("edge.commands_run:run", "Answer a prompt with a task adapter."),
+    "demo": Entry("edge.commands_demo:demo", "See the starter pack's adapters at work."),
+    "pull": Entry("edge.commands_pull:pull", "Fetch a pack's base model into the cache."),
+    "pack": Entry("edge.commands_pack:pack", "Build, change, show and verify packs."),
+    "export": Entry("export.commands:export", "Turn checkpoints and PEFT adapters into GGUF files.", "export"),
+    "train": Entry("train.commands:train", "Train a task adapter.", "train"),
+    "bench": Entry("benchmarks.commands:bench", "Score a pack on public test sets.", "bench"),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are used, from a table of entries.
+
+    Args:
+        entries: name -> where it lives.
+    """
+
+    def __init__(self, *args: Any, entries: Mapping[str, Entry] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.entries = dict(entries or {})
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self.entries, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = self.entries.get(cmd_name)
+        if entry is None:
+            return super().get_command(ctx, cmd_name)
+        module, attribute = entry.target.split(":")
+        with missing_extra(entry.extra):
+            command = getattr(importlib.import_module(f"slm_edge.{module}"), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
+            from .names import did_you_mean
+
+            near = did_you_mean(args[0], self.list_commands(ctx))
+            ctx.fail(f"no command {args[0]!r}; did you mean {near[0]}?")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        name = ctx._protected_args[0] if ctx._protected_args else None
+        entry = self.entries.get(name) if name else None
+        with missing_extra(entry.extra if entry else None):
+            return super().invoke(ctx)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # Click's own would import every command for its first line.
+        rows = [(name, entry.help) for name, entry in self.entries.items()]
+        for name in super().list_commands(ctx):
+            command = super().get_command(ctx, name)
+            rows.append((name, command.get_short_help_str() if command else ""))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+EXTRA_OF_PACKAGE = {
+    "torch": "train",
+    "transformers": "train",
+    "peft": "train",
+    "safetensors": "export",
+    "tokenizers": "export",
+    "sentencepiece": "export",
+    "huggingface_hub": "export",
+    "rouge_score": "bench",
+}
+
+
+@contextlib.contextmanager
+def missing_extra(extra: str | None) -> Iterator[None]:
+    """Turns a missing optional package into the line that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_OF_PACKAGE:
+            raise
+        raise SlmEdgeError(
+            f"this command needs the package {package!r}, which is not installed",
+            hint=f"pip install 'slm-edge[{extra or EXTRA_OF_PACKAGE[package]}]'",
+        ) from None
+
+
+@click.group(
+    cls=LazyGroup,
+    entries=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(metadata.version("slm-edge"), prog_name="slm-edge")
+def cli() -> None:
+    """Small language models with task adapters, on your own device.
+
+    \b
+    Example:
+      slm-edge run --adapter math "A box has 12 eggs. 5 are used. How many are left?"
+    """
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Runs the command line and ends the process with the exit codes of `edge.errors`.
+
+    Click's standalone mode is off, so that every error has one way out: one message, no traceback.
+    """
+    # A service manager's SIGTERM cleans up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        code = leave.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("stopped", err=True)
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except SlmEdgeError as error:
+        if "--json" in sys.argv:
+            click.echo(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
+        click.echo(f"slm-edge: {error}", err=True)
+        code = error.exit_code
+    except BrokenPipeError:
+        # The reader (`| head`) has what it wanted; the interpreter must not complain when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,99 @@
+"""How the next token is chosen: llama.cpp's own sampler chain, so that the vocabulary is never walked in Python.
+
+with Sampler(Sampling(temperature=0.7, seed=1)) as sampler:
+    token_id = sampler.sample(context)
+"""
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from .engine import Context
+from .errors import EngineError, InputError
+from .llama import lib
+
+# Above this value llama.cpp draws a seed itself (LLAMA_DEFAULT_SEED), which would be lost to the user.
+MAX_SEED = (1 << 32) - 2
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling settings; the order of application is top-k, top-p, min-p, temperature, draw.
+
+    Attributes:
+        temperature: 0 always takes the likeliest token; the other values then do nothing.
+        top_k: keep the k likeliest; 0 keeps all.
+        top_p: keep the likeliest whose probabilities first add up to p; 1 keeps all.
+        min_p: keep those with at least p times the likeliest's probability; 0 keeps all.
+        seed: the same seed gives the same text; None draws one.
+
+    Raises:
+        InputError: values out of range; all are named.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 <= self.temperature <= 100:
+            problems.append(f"temperature is {self.temperature}; 0 to 100 are possible")
+        if self.top_k < 0:
+            problems.append(f"top_k is {self.top_k}; it cannot be negative")
+        problems += [
+            f"{name} is {value}; 0 to 1 are possible"
+            for name, value in (("top_p", self.top_p), ("min_p", self.min_p))
+            if not 0 <= value <= 1
+        ]
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
+            problems.append(f"seed is {self.seed}; 0 to {MAX_SEED} are possible")
+        if problems:
+            raise InputError("the sampling settings are not valid", problems=problems)
+
+
+class Sampler:
+    """A sampler chain for one answer.
+
+    Attributes:
+        seed: the one in use; None when greedy.
+    """
+
+    def __init__(self, sampling: Sampling) -> None:
+        llama = lib()
+        self._sample = llama.llama_sampler_sample
+        self._chain: Any = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        if not self._chain:
+            raise EngineError("llama.cpp cannot make a sampler")
+        self.seed: int | None = None
+        if sampling.temperature == 0:
+            links = [llama.llama_sampler_init_greedy()]
+        else:
+            self.seed = secrets.randbelow(MAX_SEED) if sampling.seed is None else sampling.seed
+            links = [
+                llama.llama_sampler_init_top_k(sampling.top_k),
+                llama.llama_sampler_init_top_p(sampling.top_p, 1),
+                llama.llama_sampler_init_min_p(sampling.min_p, 1),
+                llama.llama_sampler_init_temp(sampling.temperature),
+                llama.llama_sampler_init_dist(self.seed),
+            ]
+        for link in links:
+            llama.llama_sampler_chain_add(self._chain, link)
+
+    def sample(self, context: Context, i: int = -1) -> int:
+        """Chooses a token from the i-th logits of the last decode; -1 is the last output."""
+        return int(self._sample(self._chain, context.handle, i))
+
+    def close(self) -> None:
+        """Frees the chain with its samplers. Calling it twice does nothing."""
+        if self._chain:
+            chain, self._chain = self._chain, None
+            lib().llama_sampler_free(chain)
+
+    def __enter__(self) -> "Sampler":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,159 @@
+"""One answer while it is made: an iterator of text, with its numbers at the end.
+
+stream = session.stream("How many legs have 3 cats?")
+for text in stream:
+    print(text, end="", flush=True)
+stream.answer.stop_reason        # "end"
+"""
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from .engine import Adapter
+from .errors import EngineError
+from .lane import Lane
+from .prefix import AdapterState
+from .sampling import Sampler, Sampling
+from .text_out import TextOut
+from .vocab import Vocab
+
+StopReason = Literal["end", "stop", "max_tokens", "context"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer.
+
+    Attributes:
+        text: without the stop text that ended it.
+        n_prompt_tokens: of the rendered prompt.
+        n_tokens: generated, the end token not counted.
+        first_token_s: from the call to the first token, the prompt's computation included.
+        decode_tokens_per_s: of the tokens after the first; None where there were none.
+        stop_reason: "end" (the model's own end token), "stop" (a stop text), "max_tokens", or "context" (it is full).
+        adapter: its name; None for the base alone.
+        n_kept_tokens: of the prompt, found in the KV cache.
+        seed: of the sampling; None when greedy.
+        token_ids: what was generated.
+    """
+
+    text: str
+    n_prompt_tokens: int
+    n_tokens: int
+    first_token_s: float
+    decode_tokens_per_s: float | None
+    stop_reason: StopReason
+    adapter: str | None
+    n_kept_tokens: int = 0
+    seed: int | None = None
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that decides an answer's text, resolved and checked.
+
+    Attributes:
+        room_tokens: length of the context.
+        adapters, state: the set to compute under, and its name in the KV bookkeeping.
+    """
+
+    prompt: Sequence[int]
+    adapter: str | None
+    adapters: Sequence[tuple[Adapter, float]]
+    state: AdapterState
+    sampling: Sampling
+    stop: Sequence[str]
+    max_tokens: int
+    room_tokens: int
+
+
+class Stream(Iterator[str]):
+    """Yields pieces of text as they are final. Nothing is computed before the first is asked for."""
+
+    def __init__(self, lane: Lane, vocab: Vocab, request: Request, started_s: float) -> None:
+        self._lane = lane
+        self._vocab = vocab
+        self._request = request
+        self._started_s = started_s
+        self._answer: Answer | None = None
+        self._pieces = self._run()
+
+    @property
+    def answer(self) -> Answer:
+        """The finished answer.
+
+        Raises:
+            EngineError: it is not finished.
+        """
+        if self._answer is None:
+            raise EngineError("the answer is not finished; read the stream to its end first")
+        return self._answer
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Ends it early."""
+        self._pieces.close()
+
+    def _run(self) -> Generator[str, None, None]:
+        lane, vocab, request = self._lane, self._vocab, self._request
+        out = TextOut(request.stop)
+        ids: list[int] = []
+        shown: list[str] = []
+        reason: StopReason
+        kept = lane.begin(request.prompt, request.state, request.adapters)
+        turn = lane.turn
+        n_steps, first_s, waited_s = 0, 0.0, 0.0
+        with Sampler(request.sampling) as sampler:
+            while True:
+                token_id = sampler.sample(lane.context)
+                first_s = first_s or time.perf_counter()
+                if vocab.is_end(token_id):
+                    reason = "end"
+                    break
+                ids.append(token_id)
+                text = out.feed(vocab.piece(token_id))
+                if text:
+                    shown.append(text)
+                    before_s = time.perf_counter()
+                    yield text
+                    waited_s += time.perf_counter() - before_s
+                    if lane.turn != turn:
+                        raise EngineError(
+                            "another prompt was begun in this session before the answer was read to its end",
+                            hint="read one stream to its end, or open a second session",
+                        )
+                if out.stopped:
+                    reason = "stop"
+                    break
+                if len(ids) >= request.max_tokens:
+                    reason = "max_tokens"
+                    break
+                if lane.n_tokens >= request.room_tokens:
+                    reason = "context"
+                    break
+                lane.step(token_id)
+                n_steps += 1
+            ended_s = time.perf_counter()
+            seed = sampler.seed
+        rest = out.finish()
+        if out.stopped and reason != "stop":
+            reason = "stop"
+        self._answer = Answer(
+            text="".join(shown) + rest,
+            n_prompt_tokens=len(request.prompt),
+            n_tokens=len(ids),
+            first_token_s=first_s - self._started_s,
+            decode_tokens_per_s=n_steps / (ended_s - first_s - waited_s) if n_steps else None,
+            stop_reason=reason,
+            adapter=request.adapter,
+            n_kept_tokens=kept,
+            seed=seed,
+            token_ids=tuple(ids),
+        )
+        if rest:
+            yield rest

@@ -1,0 +1,22 @@
+"""`slm-edge export`: the group, as a table; each command's module is imported when it is used."""
+
+import click
+
+from ..edge.cli import Entry, LazyGroup
+
+COMMANDS: dict[str, Entry] = {
+    "base": Entry("export.commands_base:base", "A checkpoint (or a GGUF) to a quantised GGUF base.", "export"),
+    "lora": Entry("export.commands_lora:lora", "A PEFT adapter to a GGUF adapter for one base.", "export"),
+    "verify": Entry("export.commands_lora:verify", "Prove that exported files say what PEFT says.", "export"),
+}
+
+
+@click.group(cls=LazyGroup, entries=COMMANDS)
+def export() -> None:
+    """Turn checkpoints and PEFT adapters into GGUF files.
+
+    \b
+    Example:
+      slm-edge export base ./Llama-3.2-1B-Instruct -o base.gguf --type q4_k_m
+      slm-edge export lora ./my-adapter --base base.gguf -o math.gguf
+    """

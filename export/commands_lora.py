@@ -1,0 +1,149 @@
+"""`slm-edge export lora` and `slm-edge export verify`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..edge.console import emit, human_bytes, json_option, note
+
+A_FILE = click.Path(dir_okay=False, path_type=Path)
+A_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("peft_dir", type=A_PATH)
+@click.option("--base", required=True, type=A_FILE, help="The base GGUF that the adapter will run on.")
+@click.option("-o", "--output", required=True, type=A_FILE, help="The GGUF adapter to write.")
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice(["auto", "f32", "f16", "bf16", "q8_0"]),
+    default="auto",
+    show_default=True,
+    help="How matrices are stored. auto: Q8_0 where the row length is a multiple of 32, else F16, and a wider type "
+    "where values are too small for that.",
+)
+@click.option("--task", help="Name of the task, written into the file.  [default: train.json's]")
+@click.option("--prompt-prefix", help="Text that the adapter wants in front of prompts, written into the file.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@json_option
+def lora(
+    peft_dir: Path,
+    base: Path,
+    output: Path,
+    kind: Any,
+    task: str | None,
+    prompt_prefix: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Turn the folder PEFT_DIR that PEFT saved into a GGUF adapter for one base.
+
+    Scaling is PEFT's own: alpha / r, rsLoRA, alpha_pattern and rank_pattern. What a GGUF adapter cannot hold (DoRA,
+    biases, modules_to_save, a resized vocabulary, …) is refused with all reasons, and nothing is written.
+
+    \b
+    Example:
+      slm-edge export lora ./my-adapter --base base.gguf -o math.gguf --task math
+    """
+    from .lora import export_lora
+
+    done = export_lora(peft_dir, base, output, kind=kind, task=task, prompt_prefix=prompt_prefix, force=force)
+    info = done.info
+    for line in done.notes:
+        note(f"note: {line}")
+    types = ", ".join(f"{n} {name}" for name, n in sorted(done.types.items()))
+    folded = f", {done.n_folded} modules' own scales folded into B" if done.n_folded else ""
+    emit(
+        {
+            "path": str(info.path),
+            "size_bytes": info.size_bytes,
+            "sha256": done.sha256,
+            "rank": info.rank,
+            "alpha": info.alpha,
+            "n_pairs": info.n_pairs,
+            "n_folded": done.n_folded,
+            "types": done.types,
+            "task": info.task_name,
+            "base_fingerprint": info.fingerprint,
+            "alora_tokens": list(info.alora_tokens),
+            "notes": list(done.notes),
+        },
+        as_json,
+        f"{info.path}: {info.n_pairs} pairs, rank {info.rank}, alpha {info.alpha:g}{folded}; {types}; "
+        f"{human_bytes(info.size_bytes)}",
+    )
+
+
+@click.command()
+@click.argument("peft_dir", type=A_PATH)
+@click.option("--hf", type=A_PATH, help="Hugging Face folder of the base, for the reference.")
+@click.option("--base-gguf", type=A_FILE, help="Or a GGUF: its dequantised weights are the reference's base.")
+@click.option("--gguf", "base", required=True, type=A_FILE, help="The base that was exported.")
+@click.option("--lora", required=True, type=A_FILE, help="The adapter that was exported.")
+@click.option("--prompts", type=A_FILE, help="One prompt a line, or .jsonl.  [default: eight built-in ones]")
+@click.option("--max-tokens", type=click.IntRange(1), default=24, show_default=True, help="Length of each answer.")
+@click.option("--threads", type=click.IntRange(1), help="For llama.cpp and torch.  [default: the physical cores]")
+@click.option("--max-logit-error", type=float, help="Bound on the largest difference of a logit.")
+@click.option("--max-kl", type=float, help="Bound on the mean KL(PEFT || llama.cpp), in nats.")
+@click.option("--min-top1", type=float, help="Bound on the share of tokens where both like the same token best.")
+@json_option
+def verify(
+    peft_dir: Path,
+    hf: Path | None,
+    base_gguf: Path | None,
+    base: Path,
+    lora: Path,
+    prompts: Path | None,
+    max_tokens: int,
+    threads: int | None,
+    max_logit_error: float | None,
+    max_kl: float | None,
+    min_top1: float | None,
+    as_json: bool,
+) -> None:
+    """Prove that exported files say what PEFT says, or exit with 1.
+
+    The same prompts go through PEFT in torch (F32) and through llama.cpp (F32 KV cache): token ids of the rendered
+    prompt, every logit of prompt and answer, and the greedy text are compared.
+
+    \b
+    Bounds, where none is given:
+      base and adapter F32        largest logit error <= 0.002
+      else, with --base-gguf      mean KL <= 0.02 and top-1 agreement >= 0.9
+      else, with --hf             the same, or twice what quantising the base costs by itself
+    Different token ids, or an adapter that moves no logit, never pass.
+
+    \b
+    Example:
+      slm-edge export verify ./my-adapter --hf ./Llama-3.2-1B --gguf base.gguf --lora math.gguf
+    """
+    import torch
+
+    from ..edge.console import progress
+    from .verify import verify as prove
+    from .verify_prompts import BUILT_IN, read_prompts
+    from .verify_report import as_data, as_text
+
+    asked = read_prompts(prompts) if prompts is not None else BUILT_IN
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with progress("proving", len(asked), "prompts") as advance:
+        report = prove(
+            peft_dir,
+            base=base,
+            lora=lora,
+            prompts=asked,
+            hf=hf,
+            base_gguf=base_gguf,
+            max_tokens=max_tokens,
+            threads=threads,
+            max_logit_error=max_logit_error,
+            max_kl=max_kl,
+            min_top1=min_top1,
+            on_prompt=lambda: advance(1),
+        )
+    emit(as_data(report), as_json, as_text(report))
+    if not report.passed:
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,89 @@
+"""How strongly PEFT applies each module's LoRA, and how one `adapter.lora.alpha` can say the same to llama.cpp.
+
+PEFT:       y += s * B(A x),  s = alpha / r, or alpha / sqrt(r) with rsLoRA; alpha and r may differ by module.
+llama.cpp:  y += alpha_file / rank * B(A x),  rank = columns of B. What one alpha cannot say is folded into B.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+def pattern_key(patterns: Iterable[str], module: str) -> str | None:
+    """The first pattern that names `module`, by PEFT's rule (`peft.utils.other.get_pattern_key`); None if none does.
+
+    A pattern is a regular expression for the end of the module's name, beginning at a dot or at the start.
+
+    Raises:
+        re.error: a pattern is no regular expression.
+    """
+    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), None)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The part of a PEFT LoRA config that says ranks and strengths.
+
+    Attributes:
+        rank, alpha: `r` and `lora_alpha`, for modules that no pattern names.
+        rslora: `use_rslora`.
+        rank_pattern, alpha_pattern: own values of modules, in the config's order: the first match counts.
+    """
+
+    rank: int
+    alpha: float
+    rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def rank_of(self, module: str) -> int:
+        """The rank that PEFT gives to a module (named as in the model, without `base_model.model.`)."""
+        key = pattern_key(self.rank_pattern, module)
+        return self.rank if key is None else self.rank_pattern[key]
+
+    def scale_of(self, module: str) -> float:
+        """PEFT's factor on B(A x) for a module."""
+        key = pattern_key(self.alpha_pattern, module)
+        alpha = self.alpha if key is None else self.alpha_pattern[key]
+        rank = self.rank_of(module)
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+@dataclass(frozen=True)
+class FileScaling:
+    """What goes into the GGUF.
+
+    Attributes:
+        alpha: `adapter.lora.alpha`, an F32 number above 0 (llama.cpp takes 0 for "no scaling").
+        factors: what B is multiplied by, for each module whose scale `alpha` alone does not give.
+    """
+
+    alpha: float
+    factors: Mapping[str, float]
+
+    def factor_of(self, module: str) -> float:
+        """The factor for a module's B; 1.0 where nothing is folded."""
+        return self.factors.get(module, 1.0)
+
+
+def file_scaling(scaling: Scaling, modules: Iterable[str]) -> FileScaling:
+    """Chooses the file's alpha and the factors on B so that every module has PEFT's scale, to F32 rounding.
+
+    Where all modules agree on s * r, that is the alpha and nothing is folded (alpha / r: alpha; rsLoRA of one
+    rank: alpha * sqrt(r)). Else it is `lora_alpha`, or the largest s * r where that is not above 0.
+
+    Raises:
+        ValueError: every module's scale is 0: the adapter does nothing.
+    """
+    wanted = {module: scaling.scale_of(module) * scaling.rank_of(module) for module in modules}
+    largest = max((abs(value) for value in wanted.values()), default=0.0)
+    if largest == 0:
+        raise ValueError("every module's scale is 0")
+    same = all(math.isclose(value, largest, rel_tol=1e-12) for value in wanted.values())
+    alpha = float(np.float32(largest if same or scaling.alpha <= 0 else scaling.alpha))
+    if same:
+        return FileScaling(alpha, {})
+    return FileScaling(alpha, {module: value / alpha for module, value in wanted.items() if value != alpha})

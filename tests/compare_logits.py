@@ -1,0 +1,46 @@
+"""Runs the same tokens through transformers in F32 and through llama.cpp with an F32 KV cache."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from slm_edge.edge.engine import Context, Model
+
+
+def hf_logits(folder: Path, ids: list[int]) -> np.ndarray:
+    """(tokens, vocabulary), float32."""
+    torch.set_num_threads(1)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].numpy()
+
+
+def gguf_logits(path: Path, ids: list[int]) -> np.ndarray:
+    """(tokens, vocabulary), float32."""
+    size = max(len(ids), 64)
+    with (
+        Model.load(path) as model,
+        Context(
+            model,
+            n_ctx_tokens=size,
+            n_batch_tokens=size,
+            n_outputs_max=size,
+            kv_type="f32",
+            flash_attention="off",
+            threads=1,
+        ) as context,
+    ):
+        context.decode(ids, 0, outputs="all")
+        return np.stack([context.logits(i) for i in range(len(ids))])
+
+
+def random_ids(n_vocab: int, count: int = 48, seed: int = 0) -> list[int]:
+    """Token ids without the first few, which are special."""
+    return np.random.default_rng(seed).integers(3, n_vocab, count).tolist()
+
+
+def largest_difference(folder: Path, path: Path, n_vocab: int, count: int = 48) -> float:
+    """max |Δlogit| over random tokens."""
+    ids = random_ids(n_vocab, count)
+    return float(np.abs(hf_logits(folder, ids) - gguf_logits(path, ids)).max())

@@ -1,0 +1,41 @@
+"""Fixtures for all tests: a cache of its own for each test, and where the real data and models are."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STARTER_BASE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+STARTER_BASE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("SLM_EDGE_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder with the real data sets; the test skips where it is not."""
+    folder = Path(os.environ.get("SLM_EDGE_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no reference data at {folder} (set SLM_EDGE_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def starter_base():
+    """The starter's real base model; the test skips where it was never fetched."""
+    from slm_edge.edge.files import base_cache_path
+
+    places = [base_cache_path(STARTER_BASE_SHA256)]
+    if models := os.environ.get("SLM_EDGE_MODELS"):
+        places.insert(0, Path(models) / STARTER_BASE)
+    for place in places:
+        if place.is_file():
+            return place
+    pytest.skip(f"{STARTER_BASE} is neither in SLM_EDGE_MODELS nor in the cache (slm-edge pull starter)")

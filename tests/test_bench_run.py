@@ -1,0 +1,193 @@
+"""The command on a tiny pack: answers of the runtime, resumed after SIGKILL, counted once, reported."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from build_gguf import tiny_adapter, tiny_base
+from slm_edge.benchmarks.answers import AnswerFile, Record
+from slm_edge.benchmarks.cells import adapters_of, plan
+from slm_edge.benchmarks.commands import session_generator
+from slm_edge.benchmarks.report import card_scores, complete_prefix, make_report, markdown
+from slm_edge.benchmarks.runner import run_cell
+from slm_edge.benchmarks.stats import paired_shares, share
+from slm_edge.benchmarks.tasks import task
+from slm_edge.edge.errors import DamagedError, InputError
+from slm_edge.edge.pack_write import NewAdapter, build_pack
+from slm_edge.edge.session import Session
+
+N_ITEMS = 300
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    base = tiny_base(folder / "tiny.gguf")
+    new = [NewAdapter(name, tiny_adapter(folder / f"{name}.gguf", base, seed=i, task=name)) for i, name in
+           enumerate(("math", "code"))]  # fmt: skip
+    return build_pack(folder / "pack", base=base, adapters=new)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "gsm8k").mkdir()
+    with (folder / "gsm8k" / "test.jsonl").open("w") as out:
+        for i in range(N_ITEMS):
+            out.write(json.dumps({"question": f"{i} and {i}?", "answer": f"so\n#### {2 * i}"}) + "\n")
+    return folder
+
+
+def bench(pack, data, out, *more):
+    command = [sys.executable, "-m", "slm_edge.edge", "bench", "gsm8k", "--pack", str(pack.folder), "--data", str(data)]
+    command += ["--out", str(out), "--threads", "1", "--max-tokens", "48", *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def test_killed_run_goes_on(pack, data, tmp_path):
+    first = bench(pack, data, tmp_path, "--adapter", "math", "--parallel", "4")
+    until = time.monotonic() + 60
+    while time.monotonic() < until and first.poll() is None:
+        files = list((tmp_path / "answers").glob("gsm8k.math.*.jsonl"))
+        if files and files[0].read_bytes().count(b"\n") > 20:
+            break
+        time.sleep(0.005)
+    first.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL, first.stderr.read()
+    [path] = (tmp_path / "answers").glob("gsm8k.math.*.jsonl")
+    before = path.read_bytes()
+    whole = before[: before.rfind(b"\n") + 1]
+    assert 20 < whole.count(b"\n") < N_ITEMS
+    # The kill may fall into a write: the worst case by hand
+    path.write_bytes(whole + b'{"id": "test-0", "te')
+
+    second = bench(pack, data, tmp_path, "--adapter", "math", "--parallel", "16", "--json")
+    out, err = second.communicate(timeout=120)
+    assert second.returncode == 0, err
+    assert path.read_bytes().startswith(whole)
+    rows = rows_of(path)[1:]
+    assert sorted(row["id"] for row in rows) == sorted(f"test-{i}" for i in range(N_ITEMS))
+    assert {row["run"] for row in rows} == {0, 1}
+    report = json.loads(out)
+    assert report == json.loads((tmp_path / "report.json").read_text())
+    [cell] = report["cells"]
+    assert (cell["n"], cell["adapter"], cell["own"]) == (N_ITEMS, "math", True)
+    assert cell["metrics"]["strict"] == share([row["scores"]["strict"] for row in rows]).as_dict()
+    assert cell["n_tokens"] == sum(row["n_tokens"] for row in rows)
+
+    third = bench(pack, data, tmp_path, "--adapter", "math")
+    out, err = third.communicate(timeout=60)
+    assert third.returncode == 0
+    assert b"300 answers, 0 of them new" in err
+    assert rows_of(path)[1:] == rows
+    assert (tmp_path / "report.md").read_text() == out.decode()[:-1]
+
+
+def test_ctrl_c_reports_what_there_is(pack, data, tmp_path):
+    run = bench(pack, data, tmp_path, "--parallel", "2")
+    until = time.monotonic() + 60
+    while time.monotonic() < until and run.poll() is None:
+        files = list((tmp_path / "answers").glob("*.jsonl"))
+        if files and files[0].read_bytes().count(b"\n") > 20:
+            break
+        time.sleep(0.005)
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert out == b""
+    assert b"goes on from there" in err
+    assert b"Traceback" not in err
+    [cell] = json.loads((tmp_path / "report.json").read_text())["cells"]
+    assert cell["adapter"] is None
+    assert 5 < cell["n"] < N_ITEMS
+
+
+def test_answers_are_those_of_the_session(pack, data, tmp_path):
+    """Scores are of what users get: the batched answers equal `Session.ask`, adapter by adapter."""
+    cells = plan([task("gsm8k")], pack, adapters_of(pack, ("each",)), data, limit=6, max_tokens=12)
+    with Session.open(pack, threads=1) as session:
+        for cell in cells:
+            assert run_cell(cell, tmp_path, session_generator(session, 3)) == 6
+        for cell in cells:
+            with AnswerFile(tmp_path, cell.identity) as answers:
+                assert len(answers.records) == 6
+                for item in cell.items[:6]:
+                    asked = session.use(cell.adapter_name).ask(item.messages, max_tokens=12)
+                    assert answers.records[item.id].text == asked.text
+    texts = [AnswerFile(tmp_path, cell.identity).records[cells[0].items[0].id].text for cell in cells]
+    assert len(set(texts)) == 3
+
+
+def test_plan_takes_own_cells_first_and_names_what_is_wrong(pack, data):
+    cells = plan([task("gsm8k")], pack, adapters_of(pack, ()), data, limit=50, limit_others=20)
+    assert [(cell.adapter_name, cell.n, cell.is_own) for cell in cells] == [
+        (None, 50, False),
+        ("math", 50, True),
+        ("code", 20, False),
+    ]
+    assert len({json.dumps(cell.identity) for cell in cells}) == 3
+    with pytest.raises(InputError, match="no adapter 'mth'") as caught:
+        adapters_of(pack, ("mth",))
+    assert "math" in caught.value.hint.split(",")[0]
+    with pytest.raises(InputError) as caught:
+        plan([task("dolly"), task("svamp"), task("gsm8k")], pack, [None], data)
+    assert len(caught.value.problems) == 3
+
+
+def record(item_id, strict, run=0, at_s=1.0):
+    return Record(item_id, "text", {"strict": strict, "flexible": strict}, 10, 5, "end", run, at_s)
+
+
+def test_report_counts_the_whole_beginning_and_pairs(pack, data, tmp_path):
+    cells = plan([task("gsm8k")], pack, adapters_of(pack, ("none", "math")), data, limit=40)
+    base, own = cells
+    right = [1.0 if i % 3 == 0 else 0.0 for i in range(40)]
+    with AnswerFile(tmp_path, base.identity, write=True) as answers:
+        for i, item in enumerate(base.items[:40]):
+            answers.add(record(item.id, 1.0 if i % 9 == 0 else 0.0, at_s=float(i)))
+    with AnswerFile(tmp_path, own.identity, write=True) as answers:
+        for i, item in enumerate(own.items[:40]):
+            if i != 30:
+                answers.add(record(item.id, right[i]))
+                answers.add(record(item.id, 1.0))
+        assert len(complete_prefix(own, answers)) == 30
+    report = make_report(cells, tmp_path, pack, made_at="now", command="x")
+    assert [(cell["n"], cell["n_wanted"]) for cell in report["cells"]] == [(40, 40), (30, 40)]
+    assert report["cells"][0]["wall_s"] == 39
+    assert report["cells"][1]["metrics"]["strict"]["value"] == pytest.approx(10 / 30)
+    [strict, _] = report["comparisons"]
+    expected = paired_shares([1.0 if i % 9 == 0 else 0.0 for i in range(30)], right[:30])
+    assert {key: strict[key] for key in expected.as_dict()} == expected.as_dict()
+    json.dumps(report, allow_nan=False)
+    scores = card_scores(report)["math"]["gsm8k"]
+    assert scores["n"] == 30
+    assert scores["strict"] == {"value": 0.3333, "low": 0.1923, "high": 0.5122, "base": 0.125}
+    table = markdown(report)
+    assert "| **33.3** [19.2, 51.2] n=30 |" in table
+    assert "**math** on GSM8K test" in table
+
+
+def test_answer_files_are_kept_apart_and_checked(pack, data, tmp_path):
+    cell = plan([task("gsm8k")], pack, [None], data, limit=3)[0]
+    longer = plan([task("gsm8k")], pack, [None], data, limit=3, max_tokens=9)[0]
+    with AnswerFile(tmp_path, cell.identity, write=True) as answers:
+        answers.add(record("test-1", 1.0))
+        path = answers.path
+    with AnswerFile(tmp_path, longer.identity) as answers:
+        assert answers.records == {}
+        assert answers.path != path
+    with path.open("ab") as stream:
+        stream.write(b'{"id": 3}\n')
+    with pytest.raises(DamagedError, match="line 3"):
+        AnswerFile(tmp_path, cell.identity)
+    os.replace(path, AnswerFile(tmp_path, longer.identity).path)
+    with pytest.raises(DamagedError, match="something else"):
+        AnswerFile(tmp_path, longer.identity)

@@ -1,0 +1,140 @@
+"""Extraction and scores on the edge cases of the public harnesses, and on the real data."""
+
+import json
+
+import pytest
+from slm_edge.benchmarks import dolly, gsm8k, mbpp, svamp
+from slm_edge.benchmarks.task import items_sha256
+from slm_edge.benchmarks.tasks import MODULES, task
+from slm_edge.edge.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "flexible"),
+    [
+        ("16 - 3 - 4 = 9\n#### 18", "18", "18"),
+        ("#### 1,234", "1234", "1234"),
+        ("#### 18.", "18", "18"),
+        ("#### -7", "-7", "-7"),
+        # The strict rule takes the first mark and no currency sign behind it; the flexible one takes the last number
+        ("#### 5\n#### 6", "5", "6"),
+        ("#### $18", "[invalid]", "18"),
+        ("####18", "[invalid]", "18"),
+        ("She makes $1,800.", "[invalid]", "1800"),
+        ("It is 18.00", "[invalid]", "18.00"),
+        ("The answer is 18. Well...", "[invalid]", ".."),
+        ("7", "[invalid]", "7"),
+        ("no number", "[invalid]", "[invalid]"),
+        ("", "[invalid]", "[invalid]"),
+        ("#### 12 apples, 3 left", "12", "3"),
+        ("5-3", "[invalid]", "-3"),
+    ],
+)
+def test_gsm8k_extraction(text, strict, flexible):
+    assert gsm8k.normalise(gsm8k.strict_answer(text)) == strict
+    assert gsm8k.normalise(gsm8k.flexible_answer(text)) == flexible
+
+
+def test_gsm8k_normalisation_of_a_whole_answer():
+    assert gsm8k.normalise("He has $2,125.\nSo\n#### 2,125") == "2125"
+    assert gsm8k.normalise("X is YES.") == "x is yes"
+
+
+def test_gsm8k_score():
+    item = gsm8k.Item("test-0", [], {"answer": "1,450,000"})
+    assert gsm8k.score(item, "so #### 1450000") == {"strict": 1, "flexible": 1}
+    assert gsm8k.score(item, "so it is $1,450,000.") == {"strict": 0, "flexible": 1}
+    assert gsm8k.score(item, "#### 1450000 and 3") == {"strict": 1, "flexible": 0}
+
+
+def test_svamp_question():
+    assert svamp.question("A has 3 apples. ", "How many?") == "A has 3 apples. How many?"
+    assert svamp.question("A has 3 apples", "How many?") == "A has 3 apples. How many?"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("Here:\n```python\ndef f():\n    pass\n```\nIt works.", "def f():\n    pass\n"),
+        ("```Python3 \r\nx = 1\r\n```", "x = 1\r\n"),
+        ("```python\nx = 1", "x = 1"),
+        ("```\nx = 0\n```\n```python\nx = 1\n```\n```python\nx = 2\n```", "x = 1\n"),
+        ("```\nx = 0\n```", "x = 0\n"),
+        ("def f(): pass", "def f(): pass"),
+        ("", ""),
+    ],
+)
+def test_mbpp_code(text, code):
+    assert mbpp.code_of(text) == code
+
+
+def test_mbpp_score_runs_every_assert_and_the_setup_after_the_program():
+    tests = ["assert size(tree) == 2", "assert size(None) == 0", "assert size(Node(1)) == 1"]
+    item = mbpp.Item("x", [], {"tests": tests, "setup": "tree = Node(1)\ntree.left = Node(2)"})
+    program = (
+        "class Node:\n    def __init__(self, value):\n        self.left = None\n"
+        "def size(node):\n    return 0 if node is None else 1 + size(node.left)\n"
+    )
+    assert mbpp.score(item, f"```python\n{program}```") == {"pass@1": 1}
+    assert mbpp.score(item, program.replace("1 + size(node.left)", "2")) == {"pass@1": 0}
+    assert mbpp.score(item, "I don't know") == {"pass@1": 0}
+
+
+def test_rouge_published():
+    # google-research/rouge, rouge_scorer_test.py
+    assert dolly.rouge1("testing one two", "testing") == pytest.approx(1 / 2)
+    assert dolly.rouge1("testing one two", "testing one") == pytest.approx(4 / 5)
+    assert dolly.rouge1("testing one two", "") == 0
+    assert dolly.rouge1("", "testing") == 0
+    assert dolly.rouge1("He was testing, ONE apples!", "test one apple") == pytest.approx(2 * 3 / (5 + 3))
+
+
+def test_dolly_score():
+    item = dolly.Item("x", [], {"answer": "one two"})
+    assert dolly.score(item, "one two three") == {"rouge1": pytest.approx(0.8), "words": 3}
+
+
+def test_missing_data_names_every_file(tmp_path):
+    with pytest.raises(InputError) as caught:
+        task("dolly").items(tmp_path)
+    assert len(caught.value.problems) == 2
+    with pytest.raises(InputError, match="gsm8k"):
+        task("gsm9k")
+
+
+def test_damaged_line_is_named(tmp_path):
+    (tmp_path / "gsm8k").mkdir()
+    (tmp_path / "gsm8k" / "test.jsonl").write_text('{"question": "q", "answer": "#### 1"}\n{"question": "q"}\n')
+    with pytest.raises(InputError, match="line 2"):
+        task("gsm8k").items(tmp_path)
+
+
+@pytest.mark.reference
+def test_real_data_counts_and_order(shared_data):
+    counts = {name: len(task(name).items(shared_data)) for name in MODULES}
+    assert counts["gsm8k"] == 1319
+    assert counts["mbpp"] == 500
+    assert counts["svamp"] == 1000
+    assert counts["dolly"] >= 300
+    items = task("gsm8k").items(shared_data)
+    assert items_sha256(items) == items_sha256(task("gsm8k").items(shared_data))
+    assert [item.id for item in items[:3]] != ["test-0", "test-1", "test-2"]
+    assert all(gsm8k.normalise(item.truth["answer"]).lstrip("-").isdigit() for item in items)
+
+
+@pytest.mark.reference
+def test_real_answers_score_full(shared_data):
+    rows = [json.loads(line) for line in (shared_data / "gsm8k" / "test.jsonl").read_text().splitlines()]
+    by_id = {f"test-{number}": row["answer"] for number, row in enumerate(rows)}
+    for item in task("gsm8k").items(shared_data):
+        assert gsm8k.score(item, by_id[item.id]) == {"strict": 1, "flexible": 1}
+    for item in task("dolly").items(shared_data)[:40]:
+        assert dolly.score(item, item.truth["answer"])["rouge1"] == pytest.approx(1)
+    codes = {}
+    for line in (shared_data / "mbpp" / "mbpp.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        codes[f"mbpp-{row['task_id']}"] = row["code"]
+    items = task("mbpp").items(shared_data)
+    chosen = [item for item in items if item.truth["setup"]] + items[:40]
+    for item in chosen:
+        assert mbpp.score(item, f"```python\n{codes[item.id]}\n```") == {"pass@1": 1}, item.id

@@ -1,0 +1,1 @@
+"""From data and a base to a PEFT adapter. Imports only `edge`."""

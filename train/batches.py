@@ -1,0 +1,87 @@
+"""Which rows a step trains on, and how they are laid out for the model."""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .attention import Layout
+from .examples import Example
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows of one forward pass.
+
+    Attributes:
+        ids: (1, n) token ids: the shared prefix, then each row without it.
+        positions: (1, n) of each token in its own row.
+        layout: where the rows lie.
+        row_mask: see `Layout.mask`.
+        at: (m,) places in `ids` whose next token is a completion token.
+        targets: (m,) those next tokens.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    layout: Layout
+    row_mask: Tensor
+    at: Tensor
+    targets: Tensor
+
+
+def pack(examples: Sequence[Example], prefix_tokens: int) -> Packed:
+    """Lays rows one after another behind their common prefix of `prefix_tokens` tokens."""
+    ids: list[int] = list(examples[0].ids[:prefix_tokens])
+    at: list[int] = []
+    targets: list[int] = []
+    lengths = []
+    for example in examples:
+        start = len(ids) - prefix_tokens
+        row = example.ids[prefix_tokens:]
+        ids.extend(row)
+        lengths.append(len(row))
+        at.extend(start + place - 1 for place in range(example.n_prompt, len(example.ids)))
+        targets.extend(example.ids[example.n_prompt :])
+    layout = Layout(prefix_tokens, tuple(lengths))
+    return Packed(
+        torch.tensor([ids]), layout.positions(), layout, layout.mask(), torch.tensor(at), torch.tensor(targets)
+    )
+
+
+def split_by_tokens(examples: Sequence[Example], prefix_tokens: int, max_tokens: int) -> list[list[Example]]:
+    """Splits a step's rows into forward passes of about `max_tokens` tokens at most, all of about the same length.
+
+    Their number is even where there are rows enough, so that two or more cores share them evenly.
+    """
+    lengths = [len(example.ids) - prefix_tokens for example in examples]
+    n_parts = math.ceil(sum(lengths) / max(1, max_tokens - prefix_tokens))
+    n_parts = min(len(examples), n_parts + n_parts % 2)
+    parts: list[list[Example]] = [[] for _ in range(n_parts)]
+    filled = [0] * n_parts
+    for at in sorted(range(len(examples)), key=lambda at: (-lengths[at], examples[at].ids)):
+        least = filled.index(min(filled))
+        parts[least].append(examples[at])
+        filled[least] += lengths[at]
+    return parts
+
+
+def steps(examples: Sequence[Example], batch: int, n_steps: int, seed: int, start: int = 0) -> Iterator[list[Example]]:
+    """The rows of step `start` .. `n_steps`-1. Each epoch is its own shuffle of `seed`: any step can be begun at.
+
+    A step at an epoch's end takes its missing rows from the next epoch.
+    """
+    orders: dict[int, list[int]] = {}
+    for step in range(start, n_steps):
+        rows = []
+        for place in range(step * batch, (step + 1) * batch):
+            epoch, index = divmod(place, len(examples))
+            if epoch not in orders:
+                order = list(range(len(examples)))
+                random.Random(f"{seed}/{epoch}").shuffle(order)
+                orders = {key: value for key, value in orders.items() if key >= epoch - 1} | {epoch: order}
+            rows.append(examples[orders[epoch][index]])
+        yield rows

@@ -1,0 +1,104 @@
+"""Checkpoints of a run: all that the next step depends on, written whole or not at all.
+
+They lie in a folder beside the output, `OUT.run/`, with the settings they belong to; a run with other settings
+or other data doesn't take them up.
+"""
+
+import hashlib
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..edge.errors import DamagedError, InputError
+from ..edge.files import atomic_file, make_folder
+
+FILE = "checkpoint.pt"
+
+
+def settings_hash(settings: dict[str, Any]) -> str:
+    """sha256 over everything that decides the result: recipe, base, data, versions."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def run_folder(output: Path) -> Path:
+    """Where the checkpoints of an output lie."""
+    return output.absolute().with_name(output.name + ".run")
+
+
+@dataclass
+class State:
+    """Where a run stands after `step` optimiser steps.
+
+    Attributes:
+        curve: one entry per logged step.
+        completion_tokens, tokens: trained on so far.
+    """
+
+    step: int
+    tokens: int
+    completion_tokens: int
+    curve: list[dict[str, float]]
+
+
+def save(
+    folder: Path, settings: str, state: State, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
+    """Writes the checkpoint in place of the one before."""
+    make_folder(folder)
+    content = {
+        "settings": settings,
+        "state": vars(state),
+        "parameters": {name: parameter.detach() for name, parameter in parameters.items()},
+        "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+    }
+    with atomic_file(folder / FILE) as aside:
+        torch.save(content, aside)
+
+
+def load(
+    folder: Path, settings: str, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> State | None:
+    """Takes up a checkpoint: parameters, optimiser and random state are set in place. None where there is none.
+
+    Raises:
+        InputError: it is of a run with other settings.
+        DamagedError: it cannot be read.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        content = torch.load(path, weights_only=True)
+        saved: dict[str, Tensor] = content["parameters"]
+    except (RuntimeError, OSError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise DamagedError(f"the checkpoint cannot be read ({error})", where=path, hint="use --fresh") from None
+    if content["settings"] != settings or saved.keys() != parameters.keys():
+        raise InputError(
+            "the checkpoint is of a run with another recipe, base, data or versions",
+            where=path,
+            hint="give the same as before, or --fresh to begin anew",
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(saved[name])
+    optimizer.load_state_dict(content["optimizer"])
+    torch.set_rng_state(content["rng"])
+    return State(**content["state"])
+
+
+def step_in(folder: Path) -> int:
+    """The step that the checkpoint in `folder` stands at.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise InputError("there is no checkpoint to finish from", where=path)
+    return int(torch.load(path, weights_only=True)["state"]["step"])

@@ -1,0 +1,123 @@
+"""From rows to token ids: chat template, completion, end-of-turn token; duplicates and long rows are left out."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..edge.chat import Message
+from ..edge.errors import InputError
+from .bases import Base, completion_end
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a task makes of a row: the messages of the prompt and the text to answer."""
+
+    messages: list[Message]
+    completion: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as token ids.
+
+    Attributes:
+        ids: prompt and completion.
+        n_prompt: how many of `ids` are the prompt; the loss is on the others.
+    """
+
+    ids: tuple[int, ...]
+    n_prompt: int
+
+
+@dataclass
+class Counts:
+    """What became of the rows."""
+
+    rows: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For train.json."""
+        return {"rows": self.rows, "kept": self.kept, "dropped": dict(sorted(self.dropped.items()))}
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The objects of a JSONL file, or of a JSON file that holds one list.
+
+    Raises:
+        InputError: not there, not JSON, or not objects.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read ({error})", where=path) from None
+    try:
+        if text.lstrip().startswith("["):
+            rows = json.loads(text)
+        else:
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except json.JSONDecodeError as error:
+        raise InputError(f"is not JSON or JSONL: {error}", where=path) from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise InputError(f"row {number} is not an object", where=path)
+        yield row
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """Name, size and sha256 of a data file, for train.json."""
+    data = path.read_bytes()
+    return {"name": path.name, "size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def tokenize(base: Base, pairs: Iterable[Pair], max_tokens: int, counts: Counts) -> list[Example]:
+    """Token ids of every pair; exact duplicates and rows of more than `max_tokens` are dropped and counted."""
+    end = completion_end(base)
+    seen: set[tuple[int, ...]] = set()
+    examples = []
+    for pair in pairs:
+        prompt = base.encode(base.template.render(pair.messages, add_generation_prompt=True))
+        ids = (*prompt, *base.encode(pair.completion), *end)
+        if ids in seen:
+            counts.dropped["duplicate"] += 1
+        elif len(ids) > max_tokens:
+            counts.dropped["too long"] += 1
+        else:
+            examples.append(Example(ids, len(prompt)))
+        seen.add(ids)
+    counts.kept += len(examples)
+    return examples
+
+
+def shared_prefix_tokens(examples: Sequence[Example]) -> int:
+    """How many tokens all prompts begin with; at least one prompt token is left to each row."""
+    if not examples:
+        return 0
+    first = min(examples, key=lambda example: example.ids)
+    last = max(examples, key=lambda example: example.ids)
+    limit = min(example.n_prompt for example in examples) - 1
+    for at, (a, b) in enumerate(zip(first.ids[:limit], last.ids[:limit], strict=False)):
+        if a != b:
+            return at
+    return max(0, min(limit, len(first.ids), len(last.ids)))
+
+
+def split_held_out(examples: list[Example], n: int) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples: the `n` with the smallest hash of their ids are held out, in whatever order."""
+
+    def rank(example: Example) -> bytes:
+        return hashlib.sha256(repr(example.ids).encode()).digest()
+
+    held = set(sorted(range(len(examples)), key=lambda at: rank(examples[at]))[:n])
+    return (
+        [example for at, example in enumerate(examples) if at not in held],
+        [example for at, example in enumerate(examples) if at in held],
+    )

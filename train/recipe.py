@@ -1,0 +1,155 @@
+"""What a training run is told: one frozen, checked dataclass.
+
+recipe = Recipe(task="math", lr=1e-3, epochs=2)
+recipe = Recipe.from_mapping(tomllib.load(file))      # unknown keys are refused
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin
+
+from ..edge.errors import InputError, UnsupportedError
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+Schedule = Literal["cosine", "linear", "constant"]
+
+# What llama.cpp's LoRA cannot hold, so what a recipe cannot ask for: reference gguf.md 1.4.
+CANNOT_SHIP = {
+    "dora": "DoRA rescales every weight's magnitude",
+    "use_dora": "DoRA rescales every weight's magnitude",
+    "bias": "a GGUF adapter holds no bias",
+    "lora_bias": "a GGUF adapter holds no bias",
+    "modules_to_save": "a GGUF adapter holds no whole modules",
+    "trainable_token_indices": "a GGUF adapter holds no new token rows",
+}
+
+
+def _doc(text: str) -> dict[str, str]:
+    return {"doc": text}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run. Every field's meaning is in its `doc` metadata, which the command's help shows too."""
+
+    task: str = field(metadata=_doc("which task makes the examples: a file in train/tasks"))
+    rank: int = field(default=16, metadata=_doc("LoRA rank"))
+    alpha: float = field(default=32.0, metadata=_doc("LoRA alpha; the update is scaled by alpha / rank"))
+    rslora: bool = field(default=False, metadata=_doc("scale by alpha / sqrt(rank) instead"))
+    dropout: float = field(default=0.0, metadata=_doc("dropout on the adapter's input while training"))
+    targets: tuple[str, ...] = field(default=TARGETS, metadata=_doc("linear layers that get an adapter"))
+    lr: float = field(default=1e-3, metadata=_doc("peak learning rate of AdamW"))
+    schedule: Schedule = field(
+        default="cosine", metadata=_doc("how the rate falls after warm-up: cosine, linear or constant")
+    )
+    lr_end: float = field(default=0.05, metadata=_doc("share of the peak rate that is left at the end"))
+    warmup: float = field(default=0.05, metadata=_doc("share of the steps in which the rate rises from zero"))
+    weight_decay: float = field(default=0.0, metadata=_doc("AdamW weight decay"))
+    grad_clip: float = field(default=1.0, metadata=_doc("largest norm of the whole gradient"))
+    batch: int = field(default=8, metadata=_doc("rows per optimiser step (the effective batch)"))
+    epochs: float = field(default=1.0, metadata=_doc("passes over the examples, unless steps is given"))
+    steps: int | None = field(default=None, metadata=_doc("optimiser steps; overrides epochs"))
+    seed: int = field(default=1, metadata=_doc("draws the adapter's start, the order of the rows and dropout"))
+    max_tokens: int = field(
+        default=512, metadata=_doc("longer examples (prompt and completion) are dropped and counted")
+    )
+    forward_tokens: int = field(
+        default=512, metadata=_doc("tokens of one forward pass at most; a step takes as many passes as it needs")
+    )
+    held_out: int = field(default=64, metadata=_doc("examples kept out to measure the loss on"))
+    made_rows: int = field(default=0, metadata=_doc("rows that the task makes itself, mixed with the data (math only)"))
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise InputError("the recipe is not valid", problems=problems, hint="slm-edge train --help says each field")
+
+    def _problems(self) -> list[str]:
+        checks = [
+            (1 <= self.rank <= 4096, f"rank is {self.rank}; 1 to 4096 make sense"),
+            (math.isfinite(self.alpha) and self.alpha > 0, f"alpha is {self.alpha}; it must be above 0"),
+            (0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be in [0, 1)"),
+            (0 < self.lr <= 1, f"lr is {self.lr}; it must be in (0, 1]"),
+            (self.schedule in get_args(Schedule), f"schedule is {self.schedule!r}; one of {get_args(Schedule)}"),
+            (0 <= self.lr_end <= 1, f"lr_end is {self.lr_end}; it must be in [0, 1]"),
+            (0 <= self.warmup < 1, f"warmup is {self.warmup}; it must be in [0, 1)"),
+            (self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; it must not be negative"),
+            (self.grad_clip > 0, f"grad_clip is {self.grad_clip}; it must be above 0"),
+            (self.batch >= 1, f"batch is {self.batch}; it must be at least 1"),
+            (self.epochs > 0, f"epochs is {self.epochs}; it must be above 0"),
+            (self.steps is None or self.steps >= 1, f"steps is {self.steps}; it must be at least 1"),
+            (self.max_tokens >= 8, f"max_tokens is {self.max_tokens}; it must be at least 8"),
+            (self.forward_tokens >= 8, f"forward_tokens is {self.forward_tokens}; it must be at least 8"),
+            (self.held_out >= 0, f"held_out is {self.held_out}; it must not be negative"),
+            (self.made_rows >= 0, f"made_rows is {self.made_rows}; it must not be negative"),
+            (bool(self.targets), "targets is empty"),
+        ]
+        unknown = [name for name in self.targets if name not in TARGETS]
+        if unknown:
+            checks.append((False, f"targets {', '.join(unknown)} are not among {', '.join(TARGETS)}"))
+        return [problem for fine, problem in checks if not fine]
+
+    def steps_for(self, n_examples: int) -> int:
+        """Optimiser steps of the run: `steps`, or what `epochs` passes over the examples need."""
+        return self.steps or max(1, math.ceil(self.epochs * n_examples / self.batch))
+
+    def lr_at(self, step: int, n_steps: int) -> float:
+        """Learning rate of step `step` (0-based) of `n_steps`."""
+        n_warmup = math.ceil(self.warmup * n_steps)
+        if step < n_warmup:
+            return self.lr * (step + 1) / n_warmup
+        done = (step - n_warmup) / max(1, n_steps - n_warmup)
+        fall = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[self.schedule]
+        return self.lr * (self.lr_end + (1 - self.lr_end) * fall)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for train.json; `from_mapping` takes them back."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "Recipe":
+        """A recipe from TOML, JSON or flags.
+
+        Raises:
+            UnsupportedError: it asks for what a GGUF adapter cannot hold.
+            InputError: unknown keys, wrong types or values; all of them at once.
+        """
+        refused = [f"{key}: {CANNOT_SHIP[key]}" for key in values if key in CANNOT_SHIP]
+        if refused:
+            raise UnsupportedError("the recipe asks for what llama.cpp cannot hold", problems=refused)
+        fields = {entry.name: entry for entry in dataclasses.fields(cls)}
+        problems = [f"{key}: unknown; there are {', '.join(fields)}" for key in values if key not in fields]
+        if "task" not in values:
+            problems.append("task: missing")
+        taken: dict[str, Any] = {}
+        for key, value in values.items():
+            if key in fields:
+                kind = fields[key].type
+                taken[key] = converted = _as_type(value, kind)
+                if converted is _WRONG:
+                    problems.append(f"{key}: {value!r} is not a {getattr(kind, '__name__', kind)}")
+        if problems:
+            raise InputError("the recipe is not valid", problems=problems)
+        return cls(**taken)
+
+
+_WRONG = object()
+
+
+def _as_type(value: Any, kind: Any) -> Any:
+    if get_origin(kind) is tuple:
+        fine = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+        return tuple(value) if fine else _WRONG
+    if kind == int | None and value is None:
+        return None
+    if get_origin(kind) is Literal or kind is str:
+        return value if isinstance(value, str) else _WRONG
+    if kind is bool:
+        return value if isinstance(value, bool) else _WRONG
+    if isinstance(value, bool):
+        return _WRONG
+    if kind is float:
+        return float(value) if isinstance(value, int | float) else _WRONG
+    return value if isinstance(value, int) else _WRONG
