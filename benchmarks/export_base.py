@@ -100,15 +100,17 @@ def main(config: Path, tokenizer: Path, work: Path, types: tuple[str, ...], repe
         for _ in range(repeat):
             dest = work / f"{type_name}.gguf"
             command = [sys.executable, "-m", "slm_edge.edge", "export", "base", str(checkpoint), "-o", str(dest)]
-            began = time.monotonic()
+            began, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
             done = subprocess.run(
                 [*command, "--type", type_name, "--force", "--json"], capture_output=True, text=True, check=True
             )
+            now = resource.getrusage(resource.RUSAGE_CHILDREN)
             runs.append(
                 {
                     "type": type_name,
                     "wall_s": round(time.monotonic() - began, 2),
-                    "peak_rss_bytes_so_far": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+                    "cpu_s": round(now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime, 2),
+                    "peak_rss_bytes_so_far": now.ru_maxrss * 1024,
                     "size_bytes": dest.stat().st_size,
                     "result": json.loads(done.stdout),
                 }

@@ -6,6 +6,7 @@ The result is written aside and renamed; a float file that llama.cpp's quantiser
 folder, so nothing of either is left behind by an error, Ctrl-C or SIGTERM.
 """
 
+import math
 import re
 import shutil
 import time
@@ -27,7 +28,7 @@ from .gguf_source import GgufSource
 from .gguf_writer import NewTensor, Value, file_size_bytes, text, uint32, write_gguf
 from .imatrix import check_imatrix, read_imatrix
 from .pretokenizer import Found, find_pretokenizer
-from .quantize import TYPES, QuantType, quantize
+from .quantize import QuantType, quantize
 from .special_tokens import end_ids
 from .tokenizer import read_tokenizer
 
@@ -114,17 +115,19 @@ def export_base(source: Path, dest: Path, type: QuantType | None, options: Optio
             f"an importance matrix has no use with {'kept tensors' if type is None else type.name}",
             where=options.imatrix,
         )
-    if source.is_dir():
-        if type is None:
-            raise InputError("`keep` is for GGUF sources; name a type", where=source)
-        result = _from_checkpoint(source, dest, type, options)
-    else:
-        result = _from_gguf(source, dest, type, options)
+    if source.is_dir() and type is None:
+        raise InputError("`keep` is for GGUF sources; name a type", where=source)
+    with atomic_file(dest) as aside:
+        if source.is_dir() and type is not None:
+            result = _from_checkpoint(source, aside, type, options)
+        else:
+            result = _from_gguf(source, aside, type, options)
+    result.path = str(dest)
     result.seconds_s = round(time.monotonic() - began, 2)
     return result
 
 
-def _from_checkpoint(source: Path, dest: Path, type: QuantType, options: Options) -> Result:
+def _from_checkpoint(source: Path, aside: Path, type: QuantType, options: Options) -> Result:
     with Checkpoint.open(source) as checkpoint:
         config = checkpoint.config
         notes = list(config.notes)
@@ -140,24 +143,27 @@ def _from_checkpoint(source: Path, dest: Path, type: QuantType, options: Options
         found = find_pretokenizer(tokenizer, config.family.architecture, options.pre_tokenizer)
         notes += _tokenizer_notes(found, tokenizer.composes)
         keys |= tokenizer.keys | found.keys() | chat_template_keys(source, options.chat_template)
+        # The reference tokenizer holds hundreds of megabytes for a large vocabulary.
         del tokenizer
         if CHAT_TEMPLATE_KEY not in keys:
             notes.append("the model has no chat template; `slm-edge run` needs one: --chat-template FILE")
-        with atomic_file(dest) as aside:
-            float_file = aside.with_name("float.gguf") if between else aside
-            float_bytes = file_size_bytes(keys, tensors)
-            n_parameters = _n_parameters(tensors)
-            _check_disk(dest, float_bytes + (int(n_parameters * type.bits / 8) if between else 0))
-            keys |= _missing_ends(float_file, keys, end_ids(source, config.raw), notes)
-            with progress(f"writing {_FLOAT_NAMES.get(direct, type.name)}", float_bytes, "bytes") as advance:
-                write_gguf(float_file, keys, tensors, advance)
-            checkpoint.raise_faults()
-            if between:
-                _quantize(float_file, aside, type, options, notes)
-            return _result(aside, dest, type.name, notes, found, between)
+        float_file = aside.with_name("float.gguf") if between else aside
+        float_bytes = file_size_bytes(keys, tensors)
+        _check_disk(aside, float_bytes + (int(_n_parameters(tensors) * type.bits / 8) if between else 0))
+        keys |= _missing_ends(float_file, keys, end_ids(source, config.raw), notes)
+        with progress(f"writing {_FLOAT_NAMES.get(direct, type.name)}", float_bytes, "bytes") as advance:
+            write_gguf(float_file, keys, tensors, advance)
+        checkpoint.raise_faults()
+        if between:
+            _quantize(float_file, aside, type, options, notes)
+        result = _result(aside, type.name, notes)
+        result.intermediate = between
+        result.pre_tokenizer = found.name
+        result.n_texts_compared = found.n_texts - len(found.differences)
+        return result
 
 
-def _from_gguf(source: Path, dest: Path, type: QuantType | None, options: Options) -> Result:
+def _from_gguf(source: Path, aside: Path, type: QuantType | None, options: Options) -> Result:
     if options.pre_tokenizer is not None:
         raise InputError("--pre-tokenizer is for checkpoints; a GGUF has one already", where=source)
     base = GgufSource.open(source)
@@ -169,19 +175,18 @@ def _from_gguf(source: Path, dest: Path, type: QuantType | None, options: Option
     rewritten = bool(changes) or len(tensors) > len(base.file.tensors)
     keys = base.keys(changes)
     size_bytes = file_size_bytes(keys, tensors)
-    with atomic_file(dest) as aside:
-        if type is None:
-            _check_disk(dest, size_bytes)
-            with progress("writing", size_bytes, "bytes") as advance:
-                write_gguf(aside, keys, tensors, advance)
-        else:
-            result_bytes = int(_n_parameters(tensors) * type.bits / 8)
-            _check_disk(dest, result_bytes + (size_bytes if rewritten else 0))
-            given = aside.with_name("changed.gguf") if rewritten else source
-            if rewritten:
-                write_gguf(given, keys, tensors)
-            _quantize(given, aside, type, options, notes)
-        return _result(aside, dest, type.name if type else "keep", notes, None, None)
+    if type is None:
+        _check_disk(aside, size_bytes)
+        with progress("writing", size_bytes, "bytes") as advance:
+            write_gguf(aside, keys, tensors, advance)
+    else:
+        result_bytes = int(_n_parameters(tensors) * type.bits / 8)
+        _check_disk(aside, result_bytes + (size_bytes if rewritten else 0))
+        given = aside.with_name("changed.gguf") if rewritten else source
+        if rewritten:
+            write_gguf(given, keys, tensors)
+        _quantize(given, aside, type, options, notes)
+    return _result(aside, type.name if type else "keep", notes)
 
 
 def _general_keys(source: Path, options: Options, architecture: str, tensors: list[NewTensor]) -> dict[str, Value]:
@@ -204,13 +209,7 @@ def _general_keys(source: Path, options: Options, architecture: str, tensors: li
 
 
 def _n_parameters(tensors: list[NewTensor]) -> int:
-    total = 0
-    for tensor in tensors:
-        n_values = 1
-        for length in tensor.shape:
-            n_values *= length
-        total += n_values
-    return total
+    return sum(math.prod(tensor.shape) for tensor in tensors)
 
 
 def _tokenizer_notes(found: Found, composes: bool) -> list[str]:
@@ -235,12 +234,12 @@ def _missing_ends(path: Path, keys: dict[str, Value], ends: list[int], notes: li
     return {slot: uint32(index) for slot, index in zip(slots, missing, strict=False)}
 
 
-def _check_disk(dest: Path, needed_bytes: int) -> None:
-    folder = dest.absolute().parent
-    free_bytes = shutil.disk_usage(folder).free
+def _check_disk(aside: Path, needed_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(aside.parent).free
     if needed_bytes > free_bytes:
         raise DoesNotFitError(
-            f"{human_bytes(needed_bytes)} are needed for a while, {human_bytes(free_bytes)} are free", where=folder
+            f"{human_bytes(needed_bytes)} are needed for a while, {human_bytes(free_bytes)} are free",
+            where=aside.parent.parent,
         )
 
 
@@ -271,25 +270,17 @@ def _quantize(given: Path, dest: Path, type: QuantType, options: Options, notes:
         )
 
 
-def _result(
-    aside: Path, dest: Path, type_name: str, notes: list[str], found: Found | None, intermediate: str | None
-) -> Result:
+def _result(aside: Path, type_name: str, notes: list[str]) -> Result:
     file = GgufFile.open(aside)
     types = Counter(info.type.name for info in file.tensors.values())
     return Result(
-        path=str(dest),
+        path=str(aside),
         type=type_name,
         architecture=str(file.get("general.architecture")),
         size_bytes=file.size_bytes,
         n_parameters=sum(info.n_values for info in file.tensors.values()),
         types=dict(types.most_common()),
         seconds_s=0.0,
-        intermediate=intermediate,
-        pre_tokenizer=found.name if found else None,
-        n_texts_compared=found.n_texts - len(found.differences) if found else None,
         chat_template=CHAT_TEMPLATE_KEY in file.metadata,
         notes=notes,
     )
-
-
-TYPE_NAMES: Final = (*TYPES, "keep")

@@ -27,6 +27,7 @@ from .quantize import TYPES
 @click.option("--output-weight", is_flag=True, help="Write a tied head out: for adapters on embed_tokens or lm_head.")
 @click.option("--name", help="The model's name in the file; default: the folder's name.")
 @click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's pre-tokenizer, instead of the one found by trying.")
+@click.option("--revision", help="Branch, tag or commit on the hub; default: main.")
 @click.option("--threads", type=click.IntRange(1), help="For quantising; default: all cores.")
 @click.option("--allow-requantize", is_flag=True, help="Take a GGUF that is already quantised below 8 bits.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
@@ -40,12 +41,15 @@ def base(
     output_weight: bool,
     name: str | None,
     pre_tokenizer: str | None,
+    revision: str | None,
     threads: int | None,
     allow_requantize: bool,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Turn SOURCE, a Hugging Face checkpoint folder or a GGUF file, into one GGUF base.
+    """Turn SOURCE into one GGUF base.
+
+    SOURCE is a Hugging Face checkpoint folder, the name of one on the hub (organisation/model), or a GGUF file.
 
     Tensors are streamed: memory stays at a few blocks, whatever the model's size. The tokenizer is proved against
     the checkpoint's own before anything is written.
@@ -53,9 +57,11 @@ def base(
     \b
     Example:
       slm-edge export base ./Llama-3.2-1B-Instruct -o base.gguf --type q4_k_m
+      slm-edge export base Qwen/Qwen2.5-0.5B-Instruct -o base.gguf
       slm-edge export base base-f16.gguf -o base-q4.gguf --type iq4_xs --imatrix base.imatrix
     """
     from .base import Options, export_base
+    from .hub import hub_checkpoint, is_hub_name
 
     type_name = type_name.lower()
     if type_name != "keep" and type_name not in TYPES:
@@ -63,6 +69,11 @@ def base(
 
         near = did_you_mean(type_name, [*TYPES, "keep"])
         raise InputError(f"no type {type_name!r}; did you mean {', '.join(near[:4])}?", where="--type")
+    if is_hub_name(source):
+        name = name or source.name
+        source = hub_checkpoint(source.as_posix(), revision)
+    elif revision is not None:
+        raise InputError("--revision is for models on the hub", where=source)
     options = Options(
         output_weight=output_weight,
         chat_template=chat_template,

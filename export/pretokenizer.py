@@ -7,6 +7,7 @@ a vocabulary-only GGUF, loaded by llama.cpp and compared with the reference on t
 of the vocabulary itself.
 """
 
+import itertools
 import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -141,10 +142,13 @@ def differences(vocab: Vocab, tokenizer: ReadTokenizer, texts: Iterable[str]) ->
             yield Difference(line, expected, got)
 
 
-def compare(tokenizer: ReadTokenizer, name: str | None, architecture: str, texts: list[str]) -> Found:
-    """Compares one candidate on all texts."""
+def compare(
+    tokenizer: ReadTokenizer, name: str | None, architecture: str, texts: list[str], at_most: int | None = None
+) -> Found:
+    """Compares one candidate on all texts, or until it has `at_most` differences."""
     with _vocab_of(tokenizer, name, architecture) as vocab:
-        return Found(name, len(texts), tuple(differences(vocab, tokenizer, texts)))
+        found = itertools.islice(differences(vocab, tokenizer, texts), at_most)
+        return Found(name, len(texts), tuple(found))
 
 
 def find_pretokenizer(tokenizer: ReadTokenizer, architecture: str, forced: str | None = None) -> Found:
@@ -158,25 +162,28 @@ def find_pretokenizer(tokenizer: ReadTokenizer, architecture: str, forced: str |
     """
     texts = comparison_texts(tokenizer)
     if tokenizer.kind != "gpt2":
-        return _agreed(tokenizer, [compare(tokenizer, None, architecture, texts)])
+        return _agreed(compare(tokenizer, None, architecture, texts))
     if forced is not None:
         return compare(tokenizer, forced, architecture, texts)
-    tried: list[Found] = []
+    best: Found | None = None
     # Candidates that treat whole words as this tokenizer does come first; `sorted` keeps their order otherwise.
     for name in sorted(CANDIDATES, key=lambda name: CANDIDATES[name] != tokenizer.ignores_merges):
         try:
-            found = compare(tokenizer, name, architecture, texts)
+            # A candidate that is worse than the best so far need not be tried to its end.
+            found = compare(tokenizer, name, architecture, texts, len(best.differences) if best else None)
         except EngineError:
             # An older or newer llama.cpp may not know a name.
             continue
         if not found.differences:
             return found
-        tried.append(found)
-    return _agreed(tokenizer, tried)
+        if best is None or len(found.differences) < len(best.differences):
+            best = found
+    if best is None:
+        raise EngineError("llama.cpp knows none of the pre-tokenizers that are tried")
+    return _agreed(best)
 
 
-def _agreed(tokenizer: ReadTokenizer, tried: list[Found]) -> Found:
-    best = min(tried, key=lambda found: len(found.differences))
+def _agreed(best: Found) -> Found:
     if not best.differences:
         return best
     name = f"the nearest, {best.name!r}," if best.name else "it"

@@ -23,7 +23,7 @@ LLAMA_LIKE = (
     "{{- messages | tojson }}"
 )
 TALK = [
-    {"role": "system", "content": "Sei <kurz> & \"klar\"."},
+    {"role": "system", "content": 'Sei <kurz> & "klar".'},
     {"role": "user", "content": "  1 < 2, oder? 日本語  "},
     {"role": "assistant", "content": "Ja.\n"},
     {"role": "user", "content": "{{ 7 * 7 }}"},

@@ -44,7 +44,8 @@ def test_encoding_equals_gguf_package(kind):
     rows[1] = np.arange(256) * 0.5
     rows[2, :32] = 127
     rows[2, 1:32] = np.arange(31) - 15.5
-    expected = gguf.quants.quantize(rows.astype(np.float32), KINDS[kind])
+    rows = rows.astype(np.float32)
+    expected = gguf.quants.quantize(rows, KINDS[kind])
     assert np.array_equal(encode_rows(rows, kind), expected.reshape(-1).view(np.uint8))
 
 

@@ -97,7 +97,9 @@ def test_offline_says_exactly_what_to_do(only_these_wheels):
     assert SHA256 in text
 
 
-@pytest.mark.parametrize("make", [lambda p: wheel(p / "w"), lambda p: (p / "m.gguf").write_bytes(DATA) and p / "m.gguf"])
+@pytest.mark.parametrize(
+    "make", [lambda p: wheel(p / "w"), lambda p: (p / "m.gguf").write_bytes(DATA) and p / "m.gguf"]
+)
 def test_from_a_file_that_the_user_names(tmp_path, make):
     assert pull_base(ref(), make(tmp_path)).read_bytes() == DATA
 

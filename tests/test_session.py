@@ -255,19 +255,16 @@ def test_sessions_close_in_any_order(base, two):
 
 @pytest.mark.reference
 def test_swaps_on_the_real_model(starter_base, tmp_path):
-    adapters = {
-        name: (tiny_adapter(tmp_path / f"{name}.gguf", starter_base, seed=seed, size=0.05), None)
-        for name, seed in AB.items()
-    }
-    text = "Tell me about the history of the city of Rome, its people, its rulers, and its language. " * 8
-    names = ("a", "b", "a", None, "a", "a")
-    with Session.of_files(starter_base, adapters) as session:
+    file = tiny_adapter(tmp_path / "a.gguf", starter_base, size=0.05)
+    adapters = {"a": (file, None), "b": (file, TaskCard(task="b", scale=-1.0))}
+    text = "Tell me about the history of the city of Rome, its people, its rulers, and its language. " * 5
+    names = ("a", "b", "a", "a")
+    with Session.of_files(starter_base, adapters, threads=1) as session:
         for i, name in enumerate(names):
             prompt = text + "Why? " * i
-            answer = session.use(name).ask(prompt, max_tokens=4)
+            answer = session.use(name).ask(prompt, max_tokens=2)
             logits = session.context.logits()
-            with Session.of_files(starter_base, adapters) as other:
-                expected = other.use(name).ask(prompt, max_tokens=4)
-                assert answer.token_ids == expected.token_ids
-                assert np.array_equal(logits.view(np.uint32), other.context.logits().view(np.uint32))
-            assert (answer.n_kept_tokens > 0) == (i == 5)
+            tokens, expected = fresh(starter_base, adapters, name, prompt, max_tokens=2)
+            assert answer.token_ids == tokens
+            assert np.array_equal(logits.view(np.uint32), expected.view(np.uint32))
+            assert (answer.n_kept_tokens > 0) == (i == 3)

@@ -59,9 +59,7 @@ def test_the_installed_wheel_runs(wheel, tmp_path):
     ).replace("SITE", repr(str(site)))
     environment = {**os.environ, "PYTHONPATH": str(site)}
     # Elsewhere than in the checkout, whose folders could be imported by chance.
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "['code', 'math', 'summarize']"
     script = site / "bin" / "slm-edge"

@@ -19,7 +19,7 @@ from . import attention, checkpoint
 from .bases import Base, open_base
 from .examples import Counts, Row, file_record, read_rows, shared_prefix_tokens, split_held_out, tokenize
 from .loop import Data, held_out_loss, run
-from .lora import ADAPTER, add_lora, trainable
+from .lora import add_lora, trainable
 from .recipe import Recipe
 from .task import Task, find_task
 from .workers import Workers
@@ -163,6 +163,6 @@ def write_output(model: "PeftModel", record: dict[str, Any], output: Path) -> No
     """Writes adapter_config.json, adapter_model.safetensors and train.json, whole or not at all."""
     with atomic_folder(output) as aside:
         model.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False)
-        (aside / "README.md").unlink(missing_ok=True)
+        (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        (aside / "adapter_model.safetensors").chmod(0o644)  # safetensors makes it the owner's alone
         write_json(aside / RECORD, record)
-    assert model.active_adapter == ADAPTER
