@@ -124,13 +124,15 @@ def session_generator(session: "Session", n_parallel: int) -> "Generate":
     from ..edge.batch import generate_batch
 
     def generate(cell: "Cell", items: "list[Item]", on_done: Callable[[int, Any], None]) -> None:
+        # Every sequence attends over the longest one's room: prompts of like length go together
+        order = sorted(range(len(items)), key=lambda i: sum(len(turn["content"]) for turn in items[i].messages))
         generate_batch(
             session,
-            [item.messages for item in items],
+            [items[i].messages for i in order],
             adapter=cell.adapter_name,
             max_tokens=cell.max_tokens,
             n_parallel=n_parallel,
-            on_done=on_done,
+            on_done=lambda at, answer: on_done(order[at], answer),
         )
 
     return generate

@@ -58,7 +58,7 @@ def demo(pack: Path | None, threads: int | None, as_json: bool) -> None:
                 click.echo(answer.text.strip())
                 click.echo(
                     f"  [{answer.n_tokens} tokens, first after {answer.first_token_s:.2f} s, "
-                    f"{answer.decode_tokens_per_s:.0f} tokens/s]"
+                    f"{answer.decode_tokens_per_s or 0:.0f} tokens/s]"
                 )
             rows.append({"adapter": adapter, "prompt": prompt, "text": answer.text, "n_tokens": answer.n_tokens})
     emit({"base": opened.base.file_name, "load_s": loaded_s, "answers": rows}, as_json, "")

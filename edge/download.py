@@ -34,9 +34,7 @@ def hub_token() -> str | None:
     return os.environ.get("HF_TOKEN") or None
 
 
-def download(
-    url: str, dest: Path, *, size_bytes: int, sha256: str, advance: Advance, token: str | None = None
-) -> None:
+def download(url: str, dest: Path, *, size_bytes: int, sha256: str, advance: Advance, token: str | None = None) -> None:
     """Downloads `url` to `dest`.
 
     Args:

@@ -1,7 +1,7 @@
 """Writing files so that nothing half-written is ever seen, hashing them, and locking.
 
-    with atomic_file("out.gguf") as aside:
-        aside.write_bytes(b"...")       # `out.gguf` appears whole when the block ends, or not at all
+with atomic_file("out.gguf") as aside:
+    aside.write_bytes(b"...")       # `out.gguf` appears whole when the block ends, or not at all
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """llama.cpp's own tokenizer of a GGUF model, loaded without the weights.
 
-    with Vocab.open("base.gguf") as vocab:
-        vocab.encode("<|im_start|>user\\n")      # special tokens are parsed
+with Vocab.open("base.gguf") as vocab:
+    vocab.encode("<|im_start|>user\\n")      # special tokens are parsed
 """
 
 import ctypes

@@ -74,6 +74,8 @@ def hub_checkpoint(name: str, revision: str | None = None) -> Path:
             raise InputError("the model has no safetensors on the hub", where=name)
         note(f"{name} at {info.sha}: {len(files)} files")
         paths = [Path(hf_hub_download(name, file, revision=info.sha)) for file in files]
+        # Asked by its branch as well, now that all are there: the cache then knows what the branch is when offline.
+        hf_hub_download(name, files[0], revision=revision)
         return paths[0].parent
     except GatedRepoError:
         raise InputError(

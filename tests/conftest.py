@@ -1,11 +1,15 @@
 """Fixtures for all tests: a cache of its own for each test, and where the real data and models are."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# A shell that runs us in the background has Ctrl-C ignored, and children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 STARTER_BASE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 STARTER_BASE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 

@@ -1,6 +1,5 @@
 """Writing whole or not at all, and locks between processes."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,10 @@ from slm_edge.edge.errors import InputError
 from slm_edge.edge.files import atomic_file, atomic_folder, locked, read_json, sha256_file, write_json
 
 
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_a_file_appears_whole_and_replaces(tmp_path):
     dest = tmp_path / "a.bin"
     dest.write_bytes(b"old")
@@ -18,7 +21,7 @@ def test_a_file_appears_whole_and_replaces(tmp_path):
         aside.write_bytes(b"new")
         assert dest.read_bytes() == b"old"
     assert dest.read_bytes() == b"new"
-    assert os.listdir(tmp_path) == ["a.bin"]
+    assert names_in(tmp_path) == ["a.bin"]
 
 
 def test_a_failed_write_leaves_what_was(tmp_path):
@@ -28,7 +31,7 @@ def test_a_failed_write_leaves_what_was(tmp_path):
         aside.write_bytes(b"half")
         raise RuntimeError
     assert dest.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["a.bin"]
+    assert names_in(tmp_path) == ["a.bin"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -55,7 +58,7 @@ def test_a_stopped_command_leaves_nothing(tmp_path, number):
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert os.listdir(tmp_path) == []
+    assert names_in(tmp_path) == []
 
 
 def test_folder_whole_or_not(tmp_path):
@@ -63,7 +66,7 @@ def test_folder_whole_or_not(tmp_path):
     with pytest.raises(RuntimeError), atomic_folder(dest) as aside:
         (aside / "f").write_text("x")
         raise RuntimeError
-    assert os.listdir(tmp_path) == []
+    assert names_in(tmp_path) == []
     with atomic_folder(dest) as aside:
         (aside / "f").write_text("x")
     assert (dest / "f").read_text() == "x"
@@ -71,8 +74,8 @@ def test_folder_whole_or_not(tmp_path):
         pass
     with atomic_folder(dest, replace=True) as aside:
         (aside / "g").write_text("y")
-    assert os.listdir(dest) == ["g"]
-    assert os.listdir(tmp_path) == ["pack"]
+    assert names_in(dest) == ["g"]
+    assert names_in(tmp_path) == ["pack"]
 
 
 def test_a_missing_folder_is_said(tmp_path):

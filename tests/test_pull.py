@@ -125,8 +125,8 @@ class Server(http.server.BaseHTTPRequestHandler):
     """Serves DATA; honours Range; the first `cuts` answers break off in the middle; records what it was asked."""
 
     cuts = 0
-    ranges: list = []
-    tokens: list = []
+    ranges = ()
+    tokens = ()
 
     def do_GET(self):
         cls = type(self)

@@ -45,7 +45,7 @@ def test_every_module_and_data_file_is_in_the_wheel(wheel):
 
 
 def test_the_installed_wheel_runs(wheel, tmp_path):
-    """Installed into a folder of its own: the console script's entry, the modules and the starter pack come from there."""
+    """Installed into a folder of its own: the script, the modules and the starter pack come from there."""
     site = tmp_path / "site"
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", str(site), str(wheel)]
     subprocess.run(command, check=True, capture_output=True)

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..edge.base_info import BaseInfo
 from ..edge.chat import ChatTemplate, Message
 from ..edge.errors import InputError, UnsupportedError
 from ..edge.files import sha256_file
@@ -58,6 +59,7 @@ class GgufBase:
 
     def __init__(self, path: Path) -> None:
         gguf = GgufFile.open(path)
+        self._file = gguf
         self.path = path
         self.name = path.name
         self.template = ChatTemplate.of(gguf)
@@ -79,10 +81,11 @@ class GgufBase:
         return load_gguf_model(self.path, attention=attention)
 
     def identity(self) -> dict[str, Any]:
-        """File name, size and sha256."""
+        """File name, size, sha256 and fingerprint: the last ties the adapter to every quantisation of this base."""
         return {
             "kind": "gguf",
             "name": self.name,
+            "fingerprint": BaseInfo.of(self._file).fingerprint,
             "size_bytes": self.path.stat().st_size,
             "sha256": sha256_file(self.path),
         }
