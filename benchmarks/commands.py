@@ -1,6 +1,7 @@
 """`slm-edge bench`: the score matrix of a pack, tasks x adapters, through the runtime that users run."""
 
 import datetime
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from .task import Item
 
 DEFAULT_PARALLEL = 16
+# Answers per place in the batch between two points where all are done
+BLOCK_ROUNDS = 8
 
 
 @click.command()
@@ -124,18 +127,27 @@ def session_generator(session: "Session", n_parallel: int) -> "Generate":
     from ..edge.batch import generate_batch
 
     def generate(cell: "Cell", items: "list[Item]", on_done: Callable[[int, Any], None]) -> None:
-        # Every sequence attends over the longest one's room: prompts of like length go together
-        order = sorted(range(len(items)), key=lambda i: sum(len(turn["content"]) for turn in items[i].messages))
-        generate_batch(
-            session,
-            [items[i].messages for i in order],
-            adapter=cell.adapter_name,
-            max_tokens=cell.max_tokens,
-            n_parallel=n_parallel,
-            on_done=lambda at, answer: on_done(order[at], answer),
-        )
+        # Every sequence attends over the longest one's room, so prompts of like length go together; but only within a
+        # block, so that a run which stops early leaves whole blocks of the random order to count.
+        block = BLOCK_ROUNDS * n_parallel
+        for start in range(0, len(items), block):
+            indices = range(start, min(start + block, len(items)))
+            order = sorted(indices, key=lambda i: sum(len(turn["content"]) for turn in items[i].messages))
+            generate_batch(
+                session,
+                [items[i].messages for i in order],
+                adapter=cell.adapter_name,
+                max_tokens=cell.max_tokens,
+                n_parallel=n_parallel,
+                on_done=functools.partial(_of_block, order, on_done),
+            )
 
     return generate
+
+
+def _of_block(order: list[int], on_done: Callable[[int, Any], None], at: int, answer: Any) -> None:
+    """Tells of an answer by its place among the cell's items."""
+    on_done(order[at], answer)
 
 
 def _say_layers() -> None:

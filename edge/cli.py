@@ -12,12 +12,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from types import FrameType
 from typing import Any
 
 import click
 
 from .errors import SlmEdgeError
+from .llama import interrupt
 
 
 @dataclass(frozen=True)
@@ -132,17 +132,15 @@ def cli() -> None:
     """
 
 
-def _stop(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Runs the command line and ends the process with the exit codes of `edge.errors`.
 
     Click's standalone mode is off, so that every error has one way out: one message, no traceback.
     """
-    # A service manager's SIGTERM cleans up as Ctrl-C does.
-    signal.signal(signal.SIGTERM, _stop)
+    # A service manager's SIGTERM cleans up as Ctrl-C does. Who starts us with Ctrl-C ignored (nohup) means it.
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as leave:

@@ -18,7 +18,7 @@ PEN = "A pen costs 3 dollars. How much do 4 pens cost?"
 EXAMPLES: tuple[tuple[str | None, list[Message]], ...] = (
     ("math", gsm8k_messages("A box has 12 eggs. Tom uses 5 of them for a cake. How many eggs are left?")),
     ("code", mbpp_messages("Write a function to find the largest number of a list.", ["assert largest([3, 9]) == 9"])),
-    ("summarize", dolly_messages("Give me a one sentence summary of this text.", PASSAGE)),
+    ("summarize", dolly_messages("When is the museum open?", PASSAGE)),
     ("math", gsm8k_messages(PEN)),
     (None, gsm8k_messages(PEN)),
 )

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 from .errors import EngineError
@@ -45,14 +46,23 @@ class Log:
 
 
 def _listen(level: int, text: bytes, _: Any) -> None:
+    line = text.decode("utf-8", errors="replace")
+    for log in _logs:
+        log.add(level, line)
+
+
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    """The handler for Ctrl-C and SIGTERM: raises KeyboardInterrupt, but not inside llama.cpp's log callback.
+
+    An exception cannot pass through C, ctypes would print and drop it; it is raised by `quiet_logs` then.
+    """
     global _interrupted
-    try:
-        line = text.decode("utf-8", errors="replace")
-        for log in _logs:
-            log.add(level, line)
-    except KeyboardInterrupt:
-        # ctypes would print and drop it: an exception cannot pass through C.
-        _interrupted = True
+    while frame is not None:
+        if frame.f_code is _listen.__code__:
+            _interrupted = True
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def _binding() -> Any:

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from slm_edge.edge.files import base_cache_path
 
 ROOT = Path(__file__).parent.parent
 # A shell that runs us in the background has Ctrl-C ignored, and children would inherit that.
@@ -12,6 +13,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 STARTER_BASE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 STARTER_BASE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+# Looked up before tests get caches of their own.
+IN_USERS_CACHE = base_cache_path(STARTER_BASE_SHA256)
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +37,7 @@ def shared_data():
 @pytest.fixture(scope="session")
 def starter_base():
     """The starter's real base model; the test skips where it was never fetched."""
-    from slm_edge.edge.files import base_cache_path
-
-    places = [base_cache_path(STARTER_BASE_SHA256)]
+    places = [IN_USERS_CACHE]
     if models := os.environ.get("SLM_EDGE_MODELS"):
         places.insert(0, Path(models) / STARTER_BASE)
     for place in places:
