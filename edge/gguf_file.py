@@ -46,7 +46,8 @@ class ValueType(enum.IntEnum):
     FLOAT64 = 12
 
 
-_SCALARS: Final = {
+# struct codes of the values that have one size
+SCALAR_FORMATS: Final = {
     ValueType.UINT8: "B",
     ValueType.INT8: "b",
     ValueType.UINT16: "H",
@@ -118,7 +119,7 @@ class MetaValue:
                 strings.append(data[at + 8 : end].decode("utf-8", "surrogateescape"))
                 at = end
             return strings if self.type is ValueType.ARRAY else strings[0]
-        numbers = list(struct.unpack_from(f"<{self.n_values}{_SCALARS[kind]}", self._data, self._start))
+        numbers = list(struct.unpack_from(f"<{self.n_values}{SCALAR_FORMATS[kind]}", self._data, self._start))
         return numbers if self.type is ValueType.ARRAY else numbers[0]
 
     def __repr__(self) -> str:
@@ -176,7 +177,7 @@ class _Cursor:
 
     def _skip(self, kind: ValueType, n_values: int, what: str) -> None:
         if kind is not ValueType.STRING:
-            self._need(n_values * struct.calcsize("<" + _SCALARS[kind]), what)
+            self._need(n_values * struct.calcsize("<" + SCALAR_FORMATS[kind]), what)
             return
         at, end, data, unpack = self.at, len(self.data), self.data, struct.Struct("<Q").unpack_from
         if n_values * 8 > end - at:

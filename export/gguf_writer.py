@@ -18,25 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..edge.ggml_type import GgmlType
-from ..edge.gguf_file import MAX_NAME_BYTES, GgufFile, ValueType
+from ..edge.gguf_file import MAX_NAME_BYTES, SCALAR_FORMATS, GgufFile, ValueType
 from .encode import encode_rows
 
 ALIGNMENT_BYTES: Final = 32
 VERSION: Final = 3
-
-_FORMATS: Final = {
-    ValueType.UINT8: "B",
-    ValueType.INT8: "b",
-    ValueType.UINT16: "H",
-    ValueType.INT16: "h",
-    ValueType.UINT32: "I",
-    ValueType.INT32: "i",
-    ValueType.FLOAT32: "f",
-    ValueType.BOOL: "?",
-    ValueType.UINT64: "Q",
-    ValueType.INT64: "q",
-    ValueType.FLOAT64: "d",
-}
 
 Chunk = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 
@@ -143,10 +129,10 @@ def _value(entry: Value) -> bytes:
         head = struct.pack("<IQ", element, len(entry.value))
         if element is ValueType.STRING:
             return head + b"".join(_string(item) for item in entry.value)
-        return head + struct.pack(f"<{len(entry.value)}{_FORMATS[element]}", *entry.value)
+        return head + struct.pack(f"<{len(entry.value)}{SCALAR_FORMATS[element]}", *entry.value)
     if entry.type is ValueType.STRING:
         return _string(entry.value)
-    return struct.pack("<" + _FORMATS[entry.type], entry.value)
+    return struct.pack("<" + SCALAR_FORMATS[entry.type], entry.value)
 
 
 def _padding(size: int, alignment: int) -> int:
