@@ -47,5 +47,5 @@ TASK = Task(
     metrics=(Metric("flexible", True, "exact match, flexible"), Metric("strict", True, "exact match, strict")),
     load=load,
     score=score,
-    protocol="Body and question (all problems, unseen in training), 0-shot, chat template, greedy; numbers as in GSM8K.",
+    protocol="Body and question, unseen in training, 0-shot, chat template, greedy; numbers as in GSM8K.",
 )
