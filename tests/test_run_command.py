@@ -144,7 +144,7 @@ def test_control_characters_do_not_reach_a_terminal(pack):
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_cleanly(pack, stop):
-    process = start(pack, "--context", "30000", "--max-tokens", "29000", "the world", stdin=subprocess.DEVNULL)
+    process = start(pack, "--context", "30000", "--max-tokens", "29000", "count", stdin=subprocess.DEVNULL)
     first = process.stdout.read(10)
     process.send_signal(stop)
     rest, error = process.communicate(timeout=60)
@@ -156,10 +156,11 @@ def test_ctrl_c_ends_cleanly(pack, stop):
 
 
 def test_ctrl_c_at_any_moment_gives_no_traceback(pack):
-    arguments = ["run", "--pack", str(pack), "--context", "30000", "--max-tokens", "29000", "the world"]
+    arguments = ["run", "--pack", str(pack), "--context", "30000", "--max-tokens", "29000", "count"]
     # What comes before `main` is Python's own start.
     code = f"import sys; from slm_edge.edge.cli import main; sys.argv[1:] = {arguments!r}; print(flush=True); main()"
-    for delay_s in (0.05, 0.1, 0.2, 0.4, 0.8):
+    codes = []
+    for delay_s in (0.0, 0.02, 0.05, 0.1, 0.2, 0.4):
         process = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -167,13 +168,17 @@ def test_ctrl_c_at_any_moment_gives_no_traceback(pack):
         time.sleep(delay_s)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
-        assert process.returncode == 130, error.decode()
+        codes.append(process.returncode)
         assert b"Traceback" not in error, error.decode()
         assert b"ignored" not in error, error.decode()
+    # On a fast machine the answer may be whole before the later signals,
+    assert codes[0] == 130
+    # and its process ends by the signal itself when that comes during Python's own shutdown.
+    assert set(codes) <= {0, 130, -signal.SIGINT}, codes
 
 
 def test_a_reader_that_leaves_is_no_error(pack):
-    process = start(pack, "--context", "30000", "--max-tokens", "29000", "the world", stdin=subprocess.DEVNULL)
+    process = start(pack, "--context", "30000", "--max-tokens", "29000", "count", stdin=subprocess.DEVNULL)
     process.stdout.read(10)
     process.stdout.close()
     error = process.stderr.read()
