@@ -16,8 +16,8 @@ from typing import Any
 
 import click
 
+from . import llama
 from .errors import SlmEdgeError
-from .llama import interrupt
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,9 @@ def main() -> None:
     Click's standalone mode is off, so that every error has one way out: one message, no traceback.
     """
     # A service manager's SIGTERM cleans up as Ctrl-C does. Who starts us with Ctrl-C ignored (nohup) means it.
-    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGTERM, llama.interrupt)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGINT, llama.interrupt)
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as leave:
@@ -160,4 +160,11 @@ def main() -> None:
         # The reader (`| head`) has what it wanted; the interpreter must not complain when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except Exception:
+        if not llama.stop_asked:
+            raise
+        click.echo("stopped", err=True)
+        code = 130
+    if llama.stop_asked and code:
+        code = 130
     sys.exit(code if isinstance(code, int) else 0)

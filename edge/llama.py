@@ -20,6 +20,8 @@ _lib: Any = None
 _callback: Any = None
 _logs: list["Log"] = []
 _interrupted = False
+# Whether Ctrl-C or SIGTERM came; an import broken off by it may raise something else than KeyboardInterrupt.
+stop_asked = False
 
 
 class Log:
@@ -56,7 +58,8 @@ def interrupt(signum: int, frame: FrameType | None) -> None:
 
     An exception cannot pass through C, ctypes would print and drop it; it is raised by `quiet_logs` then.
     """
-    global _interrupted
+    global _interrupted, stop_asked
+    stop_asked = True
     while frame is not None:
         if frame.f_code is _listen.__code__:
             _interrupted = True
