@@ -48,9 +48,14 @@ class Log:
 
 
 def _listen(level: int, text: bytes, _: Any) -> None:
-    line = text.decode("utf-8", errors="replace")
-    for log in _logs:
-        log.add(level, line)
+    global _interrupted
+    try:
+        line = text.decode("utf-8", errors="replace")
+        for log in _logs:
+            log.add(level, line)
+    except KeyboardInterrupt:
+        # A program without our handler: ctypes would print and drop it, an exception cannot pass through C.
+        _interrupted = True
 
 
 def interrupt(signum: int, frame: FrameType | None) -> None:
