@@ -44,3 +44,14 @@ def starter_base():
         if place.is_file():
             return place
     pytest.skip(f"{STARTER_BASE} is neither in SLM_EDGE_MODELS nor in the cache (slm-edge pull starter)")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """torch on one thread: tiny models are no faster on more, and the machine stays usable."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

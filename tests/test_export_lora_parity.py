@@ -22,12 +22,7 @@ BOUND = 2e-3
 EFFECT = 2.0
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def both(folder, family="llama", *, output_weight=False, **fields):

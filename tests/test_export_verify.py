@@ -22,12 +22,7 @@ from slm_edge.export.verify_prompts import BUILT_IN, Prompt, read_prompts
 SHORT = (Prompt("How many are left?"), Prompt("Grüße 🙂", "You are brief."))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def made(folder, family="llama", *, type="f32", kind="f32", **fields):

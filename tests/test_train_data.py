@@ -5,12 +5,14 @@ import itertools
 import json
 import re
 from collections import Counter
+from fractions import Fraction
 
 import pytest
 from build_gguf import tiny_base
 from build_rows import dolly_row, gsm8k_row, mbpp_row, write_jsonl
 from slm_edge.edge.errors import InputError, UnsupportedError
 from slm_edge.edge.prompts import dolly_held_out, mbpp_messages
+from slm_edge.train.arithmetic_drills import arithmetic_drills
 from slm_edge.train.bases import completion_end, open_base
 from slm_edge.train.batches import pack, split_by_tokens, steps
 from slm_edge.train.easy_problems import KINDS, easy_problems
@@ -162,6 +164,27 @@ def test_easy_problems_are_right_and_the_same_for_the_same_seed():
             assert sign != "/" or int(a) % int(b) == 0
         assert last == f"#### {result}"
         assert "{" not in row["question"] + row["answer"]
+
+
+def test_drills_are_right_and_the_same_for_the_same_seed():
+    rows = list(arithmetic_drills(800, seed=5))
+    assert rows == list(arithmetic_drills(800, seed=5))
+    assert rows != list(arithmetic_drills(800, seed=6))
+    for row in rows:
+        asked = row["question"].split("\n")[1:]
+        *lines, last = row["answer"].split("\n")
+        for question, line in zip(asked, lines, strict=True):
+            left, result = line.replace("$", "").split("=")
+            assert line.startswith(question)
+            value = Fraction(eval(left.replace("x", "*").replace("% of", " * Fraction(1, 100) *")))
+            assert abs(value - int(result)) < Fraction(1, 10**9)
+        assert last == f"#### {result.strip()}"
+
+
+def test_math_makes_problems_and_drills():
+    rows = list(find_task("math").made(30, 1))
+    assert len(rows) == 30
+    assert sum(row in list(arithmetic_drills(10, 1)) for row in rows) == 10
 
 
 def test_every_kind_of_easy_problem_is_used():

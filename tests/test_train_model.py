@@ -20,13 +20,7 @@ from slm_edge.train.recipe import Recipe
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def llama_cpp_logits(path, ids):

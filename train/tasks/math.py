@@ -1,11 +1,13 @@
-"""Word problems worked out step by step: GSM8K train (MIT), and easy problems of our own making.
+"""Word problems worked out step by step: GSM8K train (MIT), and easy problems and drills of our own making.
 
 A completion keeps GSM8K's last line, `#### N`; its calculator marks `<<48/2=24>>` are removed.
 """
 
 import re
+from collections.abc import Iterator
 
 from ...edge.prompts import gsm8k_messages
+from ..arithmetic_drills import arithmetic_drills
 from ..easy_problems import easy_problems
 from ..examples import Pair, Row
 from ..task import Skip, Task
@@ -28,10 +30,17 @@ def pair(row: Row) -> Pair:
     return Pair(gsm8k_messages(row["question"]), answer)
 
 
+def made(n: int, seed: int) -> Iterator[Row]:
+    """Easy word problems, and for every two of them one drill of bare arithmetic."""
+    n_drills = n // 3
+    yield from easy_problems(n - n_drills, seed)
+    yield from arithmetic_drills(n_drills, seed)
+
+
 TASK = Task(
     name="math",
     about="word problems, worked out step by step (GSM8K)",
     pair=pair,
     defaults={"max_tokens": 256, "batch": 8, "lr": 1e-3},
-    made=easy_problems,
+    made=made,
 )
