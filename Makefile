@@ -1,7 +1,9 @@
 # make run     set up the runtime (no torch) and let the starter pack's adapters answer
 # make test    set up everything and run the tests
+# make test-optimum  compare with Hugging Face's optimum, in an environment of its own (.venv-optimum)
 # make check   linters, types, layers
 # make starter train, export and pack the starter adapters again:  make starter DATA=folder-with-the-data-sets
+# make router  train the starter's router again and put it into edge/starter:  make router DATA=folder
 # make clean   remove the virtual environment
 
 PYTHON ?= python3
@@ -14,7 +16,7 @@ BIN    := $(VENV)/bin
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/.ci/llama-lean.cmake
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test check starter clean setup setup-dev
+.PHONY: run test test-optimum check starter router clean setup setup-dev
 .DELETE_ON_ERROR:
 
 run: setup
@@ -22,6 +24,16 @@ run: setup
 
 test: setup-dev
 	$(BIN)/python -m pytest
+
+# optimum-onnx pins transformers below what the rest may take, so it never shares an environment with it.
+test-optimum: .venv-optimum/.ready
+	.venv-optimum/bin/python -m pytest tests/test_onnx_optimum.py
+
+.venv-optimum/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-optimum
+	.venv-optimum/bin/pip install --quiet "$(TORCH)"
+	.venv-optimum/bin/pip install --quiet -e '.[export,onnx,optimum,dev]'
+	@touch $@
 
 check: setup-dev
 	$(BIN)/ruff check .
@@ -32,6 +44,9 @@ check: setup-dev
 starter: setup-dev
 	@test -n "$(DATA)" || { echo "say where the data sets are: make starter DATA=FOLDER (train/README.md names the files)"; exit 2; }
 	bash .ci/make-starter "$(DATA)"
+
+router: setup-dev
+	OMP_NUM_THREADS=1 $(BIN)/slm-edge router train --pack edge/starter $(if $(DATA),--data "$(DATA)")
 
 setup: $(VENV)/.runtime
 setup-dev: $(VENV)/.dev
@@ -47,8 +62,8 @@ $(VENV)/.runtime: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: $(VENV)/.runtime
 	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet -e '.[export,train,bench,dev]'
+	$(BIN)/pip install --quiet -e '.[export,onnx,train,nf4,bench,dev]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-optimum

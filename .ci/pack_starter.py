@@ -2,6 +2,7 @@
 
 usage: python .ci/pack_starter.py BASE.gguf OUT STARTER
 OUT holds NAME.gguf, peft/NAME/train.json and, once measured, scores/scores.json; STARTER is edge/starter.
+The router is OUT/router.npz where there is one (slm-edge router train -o), else the one that STARTER has.
 """
 
 import json
@@ -61,6 +62,9 @@ def main(base: Path, out: Path, starter: Path) -> None:
             shutil.copy(out / "peft" / name / "train.json", training / f"{name}.json")
             command += ["--adapter", f"{name}={out / f'{name}.gguf'}", "--card", f"{name}={path}"]
         command += ["--include", str(aside / "licenses"), "--include", str(training)]
+        router = next((path for path in (out / "router.npz", starter / "router.npz") if path.is_file()), None)
+        if router is not None:
+            command += ["--router", str(router)]
         if scores.is_file():
             (aside / "scores").mkdir()
             for name in ("report.json", "report.md"):

@@ -7,6 +7,7 @@ changed adapter, prompt or cap are never mixed. A line cut short by kill -9 is d
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ class Record:
     Attributes:
         run: 0 for the first run of this cell, 1 for the one that resumed it, ...
         at_s: seconds of that run's clock when the answer was there.
+        by: what gave the answer where the cell doesn't say: the adapter that the router chose, the endpoint's model.
     """
 
     id: str
@@ -35,6 +37,7 @@ class Record:
     stop_reason: str
     run: int
     at_s: float
+    by: str | None = None
 
 
 def identity_sha256(identity: Identity) -> str:
@@ -44,7 +47,9 @@ def identity_sha256(identity: Identity) -> str:
 
 def answer_path(folder: Path, identity: Identity) -> Path:
     """Where a cell's answers lie: `TASK.ADAPTER.HASH.jsonl`."""
-    return folder / f"{identity['task']}.{identity['adapter'] or 'base'}.{identity_sha256(identity)[:12]}.jsonl"
+    # A model behind an endpoint may be called "org/name"
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", identity["adapter"] or "base")
+    return folder / f"{identity['task']}.{name}.{identity_sha256(identity)[:12]}.jsonl"
 
 
 class AnswerFile:
@@ -99,7 +104,10 @@ class AnswerFile:
     def add(self, record: Record) -> None:
         """Writes one answer. An item that has one already is left as it is."""
         if record.id not in self.records:
-            self._write(asdict(record))
+            row = asdict(record)
+            if record.by is None:
+                del row["by"]
+            self._write(row)
             self.records[record.id] = record
 
     def wall_s(self) -> float:

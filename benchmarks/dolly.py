@@ -5,6 +5,9 @@ rouge-score, stemmed. ROUGE rewards an answer of the reference's length; words p
 """
 
 import functools
+import re
+import string
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,19 @@ def rouge1(truth: str, answer: str) -> float:
     return float(_scorer().score(truth, answer)["rouge1"].fmeasure)
 
 
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def token_f1(truth: str, answer: str) -> float:
+    """F1 of the words that both share, as SQuAD counts them: lower case, no punctuation, no articles (0 to 1)."""
+    ours, theirs = (_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split() for text in (answer, truth))
+    if not ours or not theirs:
+        return float(ours == theirs)
+    shared = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * shared / (len(ours) + len(theirs))
+
+
 def load(data: Path) -> list[Item]:
     """The held-out rows of both files."""
     items = []
@@ -38,8 +54,9 @@ def load(data: Path) -> list[Item]:
 
 
 def score(item: Item, text: str) -> dict[str, float]:
-    """ROUGE-1 F1, and the answer's length in words."""
-    return {"rouge1": rouge1(item.truth["answer"], text), "words": float(len(text.split()))}
+    """ROUGE-1 F1, token F1, and the answer's length in words."""
+    truth = item.truth["answer"]
+    return {"rouge1": rouge1(truth, text), "f1": token_f1(truth, text), "words": float(len(text.split()))}
 
 
 TASK = Task(
@@ -48,9 +65,13 @@ TASK = Task(
     title="dolly held-out",
     files=_FILES,
     max_tokens=160,
-    metrics=(Metric("rouge1", False, "ROUGE-1"), Metric("words", False, "words per answer")),
+    metrics=(
+        Metric("rouge1", False, "ROUGE-1"),
+        Metric("f1", False, "token F1"),
+        Metric("words", False, "words per answer"),
+    ),
     load=load,
     score=score,
     protocol="closed_qa and summarization rows whose passage hashes into the held-out eighth, chat template, greedy; "
-    "ROUGE-1 F1, rouge-score with stemmer, against the human answer.",
+    "ROUGE-1 F1 (rouge-score with stemmer) and SQuAD's token F1 against the human answer.",
 )

@@ -3,22 +3,12 @@
 The model sees the text and the first test; all three asserts must hold, in the sandbox of `code_sandbox`.
 """
 
-import re
 from pathlib import Path
 
 from ..edge.prompts import mbpp_messages
+from .code_block import code_of
 from .code_sandbox import run_program
 from .task import Item, Metric, Task, json_lines
-
-# A fence that the answer ends without closing counts: it was cut at the token cap
-_PYTHON_FENCE = re.compile(r"```[ \t]*(?:python3?|py)[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
-_BARE_FENCE = re.compile(r"```[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL)
-
-
-def code_of(text: str) -> str:
-    """The code of an answer: its first ```python block, else its first ``` block without a language, else all of it."""
-    found = _PYTHON_FENCE.search(text) or _BARE_FENCE.search(text)
-    return found.group(1) if found else text
 
 
 def load(data: Path) -> list[Item]:
@@ -47,9 +37,10 @@ TASK = Task(
     title="MBPP test",
     files=("mbpp/mbpp.jsonl",),
     max_tokens=200,
-    metrics=(Metric("pass@1", True, "pass@1"),),
+    metrics=(Metric("pass@1", True, "pass@1", k=1), Metric("pass@10", True, "pass@10", k=10, of="pass@1")),
     load=load,
     score=score,
     protocol="0-shot, chat template, text and first test shown, one greedy answer; its first ```python block (else a "
     "bare block, else the whole) must pass all three asserts: standard library only, 5 s of CPU, 512 MiB, no network.",
+    runs_code=True,
 )

@@ -1,20 +1,24 @@
 """From answer files to the report: every cell with n and interval, every adapter against the base on the same items.
 
-    report = make_report(cells, folder, pack, made_at="2026-11-24T19:40:00Z", command="slm-edge bench ...")
-    print(markdown(report))
+    report = make_report(cells, folder, about, made_at="2026-11-24T19:40:00Z", command="slm-edge bench ...")
+    report_text.markdown(report), report_html.html(report)
 
 Scores are read from the answers as they were written; nothing is generated here.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ..edge.errors import SlmEdgeError
 from ..edge.pack import Pack
 from .answers import AnswerFile, Record, identity_sha256
-from .cells import Cell
-from .stats import Paired, mean, paired_means, paired_shares, share
+from .cells import AUTO, Cell
+from .pass_at_k import problem_value
+from .runner import with_all_scores
+from .stats import Interval, Paired, mean, paired_means, paired_shares, share
 from .task import Metric
 
 REPORT_SCHEMA = 1
@@ -31,78 +35,135 @@ def complete_prefix(cell: Cell, answers: AnswerFile) -> list[Record]:
         record = answers.records.get(item.id)
         if record is None:
             break
-        counted.append(record)
-    return counted
+        counted.append(with_all_scores(cell, item, record))
+    # Of the last problem only some samples may be there
+    return counted[: len(counted) // cell.decoding.samples * cell.decoding.samples]
 
 
-def _column(records: Sequence[Record], metric: Metric) -> list[float]:
-    return [record.scores[metric.name] for record in records]
+def values_of(cell: Cell, records: Sequence[Record], metric: Metric) -> list[float]:
+    """A metric's value for each problem, in running order: the answer's score, or pass@k of its samples.
+
+    Empty where there are fewer than k samples of a problem.
+    """
+    scores = [record.scores[metric.source] for record in records]
+    if metric.k is None:
+        return scores
+    size = cell.decoding.samples
+    found = [problem_value(scores[at : at + size], metric.k) for at in range(0, len(scores), size)]
+    return [value for value in found if value is not None]
+
+
+def _is_share(cell: Cell, metric: Metric) -> bool:
+    """Whether a problem's value is 0 or 1: pass@k of several samples lies between."""
+    return metric.binary and cell.decoding.samples == 1
+
+
+def _interval(cell: Cell, metric: Metric, values: Sequence[float]) -> Interval:
+    return (share if _is_share(cell, metric) else mean)(values)
 
 
 def _cell_report(cell: Cell, answers: AnswerFile, records: list[Record]) -> dict[str, Any]:
     tokens = sum(record.n_tokens for record in records)
-    return {
+    wall_s = answers.wall_s()
+    found = {metric.name: values_of(cell, records, metric) for metric in cell.task.metrics}
+    by: dict[str, int] = {}
+    for record in records:
+        if record.by is not None:
+            by[record.by] = by.get(record.by, 0) + 1
+    row = {
         "task": cell.task.name,
         "adapter": cell.adapter_name,
         "own": cell.is_own,
-        "n": len(records),
-        "n_wanted": cell.n,
-        "n_test_set": len(cell.items),
+        "n": len(records) // cell.decoding.samples,
+        "n_samples": cell.decoding.samples,
+        "n_wanted": cell.n // cell.decoding.samples,
+        "n_test_set": len(cell.items) // cell.decoding.samples,
+        "decoding": {
+            "temperature": cell.decoding.temperature,
+            "top_p": cell.decoding.top_p,
+            "seed": None if cell.decoding.greedy else cell.seed,
+        },
         "metrics": {
-            metric.name: (share if metric.binary else mean)(_column(records, metric)).as_dict()
+            metric.name: _interval(cell, metric, found[metric.name]).as_dict()
             for metric in cell.task.metrics
+            if found[metric.name]
         },
         "n_prompt_tokens": sum(record.n_prompt_tokens for record in records),
         "n_tokens": tokens,
         "tokens_per_answer": tokens / len(records),
         "cut_at_cap": sum(1 for record in records if record.n_tokens >= cell.max_tokens) / len(records),
         "max_tokens": cell.max_tokens,
-        "wall_s": round(answers.wall_s(), 1),
+        "wall_s": round(wall_s, 1),
+        "tokens_per_s": round(sum(record.n_tokens for record in answers.records.values()) / wall_s, 1)
+        if wall_s
+        else None,
         "identity": dict(cell.identity),
         "identity_sha256": identity_sha256(cell.identity),
         "answers": answers.path.name,
     }
+    if by:
+        row["by"] = by
+    if cell.task.way != "answers":
+        del row["cut_at_cap"]
+    return row
 
 
-def _compare(metric: Metric, first: Sequence[Record], second: Sequence[Record]) -> Paired:
+def _compare(metric: Metric, cell: Cell, first: Sequence[float], second: Sequence[float]) -> Paired:
     n = min(len(first), len(second))
-    compare = paired_shares if metric.binary else paired_means
-    return compare(_column(first[:n], metric), _column(second[:n], metric))
+    compare = paired_shares if _is_share(cell, metric) else paired_means
+    return compare(first[:n], second[:n])
 
 
-def make_report(cells: Sequence[Cell], folder: Path, pack: Pack, *, made_at: str, command: str) -> dict[str, Any]:
+def about_pack(pack: Pack) -> dict[str, Any]:
+    """What was measured, with its hashes; the chat template's where the base is at hand."""
+    return {
+        "pack": {
+            "name": pack.name,
+            "base": {"file": pack.base.file_name, "sha256": pack.base.sha256, "fingerprint": pack.base.fingerprint},
+            "adapters": {name: adapter.sha256 for name, adapter in pack.adapters.items()},
+            "files": dict(pack.manifest.files),
+        },
+        "chat_template_sha256": _template_sha256(pack),
+    }
+
+
+def _template_sha256(pack: Pack) -> str | None:
+    from ..edge.chat import ChatTemplate
+    from ..edge.gguf_file import GgufFile
+
+    try:
+        source = ChatTemplate.of(GgufFile.open(pack.base_path())).source
+    except SlmEdgeError:
+        return None
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
+def make_report(
+    cells: Sequence[Cell], folder: Path, about: Mapping[str, Any], *, made_at: str, command: str
+) -> dict[str, Any]:
     """The report as JSON data. Cells without a single counted answer are left out.
 
     Args:
         folder: the answer files.
+        about: what was measured: `about_pack`, or the endpoint with what it said of itself.
         made_at, command: stated in it.
     """
     rows: list[dict[str, Any]] = []
-    counted: dict[tuple[str, str | None], list[Record]] = {}
+    counted: dict[tuple[str, str | None], tuple[Cell, list[Record]]] = {}
     for cell in cells:
         with AnswerFile(folder, cell.identity) as answers:
             records = complete_prefix(cell, answers)
             if records:
                 rows.append(_cell_report(cell, answers, records))
-                counted[cell.task.name, cell.adapter_name] = records
+                counted[cell.task.name, cell.adapter_name] = cell, records
     comparisons: list[dict[str, Any]] = []
-    for cell in cells:
-        base = counted.get((cell.task.name, None))
-        own = counted.get((cell.task.name, cell.adapter_name))
-        if cell.adapter is None or base is None or own is None:
-            continue
-        for metric in cell.task.metrics:
-            paired = _compare(metric, base, own)
-            comparisons.append(
-                {
-                    "task": cell.task.name,
-                    "adapter": cell.adapter_name,
-                    "against": None,
-                    "own": cell.is_own,
-                    "metric": metric.name,
-                    **paired.as_dict(),
-                }
-            )
+    for cell, records in counted.values():
+        against: list[str | None] = [] if cell.adapter_name is None else [None]
+        if cell.column.is_auto:
+            against += [name for task, name in counted if task == cell.task.name and counted[task, name][0].is_own]
+        for name in against:
+            if (cell.task.name, name) in counted:
+                comparisons += _comparisons(cell, records, name, counted[cell.task.name, name][1])
     tasks = {cell.task.name: cell.task for cell in cells}
     return {
         "schema": REPORT_SCHEMA,
@@ -110,14 +171,11 @@ def make_report(cells: Sequence[Cell], folder: Path, pack: Pack, *, made_at: str
         "command": command,
         "slm_edge": metadata.version("slm-edge"),
         "llama_cpp_python": metadata.version("llama-cpp-python"),
-        "pack": {
-            "name": pack.name,
-            "base": {"file": pack.base.file_name, "sha256": pack.base.sha256, "fingerprint": pack.base.fingerprint},
-            "adapters": {name: adapter.sha256 for name, adapter in pack.adapters.items()},
-        },
+        **about,
         "tasks": {
             name: {
                 "title": task.title,
+                "kind": task.kind,
                 "protocol": task.protocol,
                 "metrics": {metric.name: {"title": metric.title, "binary": metric.binary} for metric in task.metrics},
             }
@@ -125,72 +183,77 @@ def make_report(cells: Sequence[Cell], folder: Path, pack: Pack, *, made_at: str
         },
         "cells": rows,
         "comparisons": comparisons,
+        "choice": choice_matrix(rows),
     }
 
 
-def card_scores(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _comparisons(cell: Cell, records: list[Record], name: str | None, others: list[Record]) -> list[dict[str, Any]]:
+    found = []
+    for metric in cell.task.metrics:
+        first, second = values_of(cell, others, metric), values_of(cell, records, metric)
+        if not first or not second:
+            continue
+        found.append(
+            {
+                "task": cell.task.name,
+                "adapter": cell.adapter_name,
+                "against": name,
+                "own": cell.is_own,
+                "metric": metric.name,
+                **_compare(metric, cell, first, second).as_dict(),
+            }
+        )
+    return found
+
+
+def choice_matrix(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What choosing right is worth, by task: the main metric of base, router, oracle and wrong adapters.
+
+    oracle: the adapter made for the task. wrong: the mean over all others, and the worst of them.
+    """
+    found = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        of = [row for row in rows if row["task"] == task and row["metrics"]]
+        if not any(row["own"] for row in of):
+            continue
+        metric = next(iter(of[0]["metrics"]))
+
+        def value(row: Mapping[str, Any], metric: str = metric) -> dict[str, Any]:
+            return {"value": row["metrics"][metric]["value"], "n": row["n"], "adapter": row["adapter"]}
+
+        wrong = [value(row) for row in of if row["adapter"] not in (None, AUTO) and not row["own"]]
+        entry: dict[str, Any] = {"task": task, "metric": metric}
+        for name, rows_of in (
+            ("base", [row for row in of if row["adapter"] is None]),
+            ("router", [row for row in of if row["adapter"] == AUTO]),
+            ("oracle", [row for row in of if row["own"]]),
+        ):
+            entry[name] = value(rows_of[0]) if rows_of else None
+        entry["wrong"] = (
+            {
+                "value": sum(one["value"] for one in wrong) / len(wrong),
+                "n": min(one["n"] for one in wrong),
+                "worst": min(wrong, key=lambda one: float(one["value"])),
+            }
+            if wrong
+            else None
+        )
+        found.append(entry)
+    return found
+
+
+def card_scores(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What each task card says under `scores`: task -> n, and by metric the value, its interval, the base's value."""
     by_cell = {(row["task"], row["adapter"]): row for row in report["cells"]}
     scores: dict[str, dict[str, Any]] = {}
     for (task, adapter), row in by_cell.items():
-        if adapter is None:
+        if adapter is None or adapter == AUTO:
             continue
         entry: dict[str, Any] = {"n": row["n"], "measured": report["made_at"][:10]}
         base = by_cell.get((task, None))
         for metric, found in row["metrics"].items():
             entry[metric] = {key: round(found[key], 4) for key in ("value", "low", "high")}
-            if base is not None:
+            if base is not None and metric in base["metrics"]:
                 entry[metric]["base"] = round(base["metrics"][metric]["value"], 4)
         scores.setdefault(adapter, {})[task] = entry
     return scores
-
-
-def _number(value: float, binary: bool) -> str:
-    return f"{100 * value:.1f}" if binary else f"{value:.3f}" if abs(value) < 10 else f"{value:.0f}"
-
-
-def _p(value: float) -> str:
-    return "< 0.0001" if value < 0.0001 else f"{value:.4f}" if value < 0.01 else f"{value:.2f}"
-
-
-def markdown(report: dict[str, Any]) -> str:
-    """The matrix and the comparisons as Markdown. Shares are in per cent; own adapters' cells are bold."""
-    adapters = list(dict.fromkeys(row["adapter"] for row in report["cells"]))
-    adapters.sort(key=lambda name: [None, *report["pack"]["adapters"]].index(name))
-    by_cell = {(row["task"], row["adapter"]): row for row in report["cells"]}
-    lines = ["| | " + " | ".join(name or "base" for name in adapters) + " |", "|---" * (len(adapters) + 1) + "|"]
-    for task, about in report["tasks"].items():
-        for metric, facts in about["metrics"].items():
-            shown = []
-            for adapter in adapters:
-                row = by_cell.get((task, adapter))
-                if row is None:
-                    shown.append("")
-                    continue
-                binary, found = facts["binary"], row["metrics"][metric]
-                low, high = _number(found["low"], binary), _number(found["high"], binary)
-                text = _number(found["value"], binary)
-                shown.append(f"{f'**{text}**' if row['own'] else text} [{low}, {high}] n={row['n']}")
-            if any(shown):
-                unit = ", %" if facts["binary"] else ""
-                lines.append(f"| {about['title']}, {facts['title']}{unit} | " + " | ".join(shown) + " |")
-    lines += ["", "| against the base, same items | metric | difference [95 %] | n | p |", "|---|---|---|---|---|"]
-    for row in report["comparisons"]:
-        about = report["tasks"][row["task"]]
-        facts = about["metrics"][row["metric"]]
-        difference, binary = row["difference"], facts["binary"]
-        value, low, high = (_number(difference[key], binary) for key in ("value", "low", "high"))
-        unit = " points" if binary else ""
-        name = f"**{row['adapter']}**" if row["own"] else row["adapter"]
-        lines.append(
-            f"| {name} on {about['title']} | {facts['title']} | {'' if value.startswith('-') else '+'}{value}{unit} "
-            f"[{low}, {high}] | {row['n']} | {_p(row['p_value'])} ({row['test']}) |"
-        )
-    lines += ["", *(f"- {about['title']}: {about['protocol']}" for about in report["tasks"].values())]
-    lines += [
-        "- Intervals: Wilson (shares), bootstrap (means); differences: Newcombe's paired interval, paired bootstrap.",
-        f"- Base `{report['pack']['base']['file']}` sha256 `{report['pack']['base']['sha256'][:16]}`, pack "
-        f"`{report['pack']['name']}`, slm-edge {report['slm_edge']}, llama-cpp-python {report['llama_cpp_python']}, "
-        f"{report['made_at']}.",
-    ]
-    return "\n".join(lines) + "\n"

@@ -5,6 +5,7 @@ killed at any moment: what has been written is kept, the rest is asked again by 
 """
 
 import concurrent.futures
+import dataclasses
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ _NOTE_EVERY_S = 60.0
 
 
 class Generated(Protocol):
-    """What a generator must tell of an answer: `edge.session.Answer` does."""
+    """What a generator must tell of an answer: `edge.session.Answer` does. `by`, where it has it, is kept too."""
 
     @property
     def text(self) -> str: ...
@@ -44,7 +45,9 @@ class _Tally:
     def __init__(self, cell: Cell, advance: Advance, before: list[Record]) -> None:
         self._cell, self._advance = cell, advance
         self._n, self._tokens = len(before), 0
-        self._sums = {metric.name: sum(record.scores[metric.name] for record in before) for metric in cell.task.metrics}
+        # pass@k for k > 1 is not a mean of answers; the report has it
+        self._metrics = [metric for metric in cell.task.metrics if metric.k in (None, 1)]
+        self._sums = {metric.name: sum(record.scores[metric.source] for record in before) for metric in self._metrics}
         self._begun = self._noted = time.monotonic()
         self._n_before = len(before)
         if before:
@@ -55,7 +58,7 @@ class _Tally:
             f"{metric.title} {100 * self._sums[metric.name] / self._n:.1f} %"
             if metric.binary
             else f"{metric.title} {self._sums[metric.name] / self._n:.3f}"
-            for metric in self._cell.task.metrics
+            for metric in self._metrics
         ]
         speed = self._tokens / max(time.monotonic() - self._begun, 1e-9)
         return f"{', '.join(shown)}, {speed:.0f} tokens/s"
@@ -63,14 +66,21 @@ class _Tally:
     def add(self, record: Record) -> None:
         self._n += 1
         self._tokens += record.n_tokens
-        for name in self._sums:
-            self._sums[name] += record.scores[name]
+        for metric in self._metrics:
+            self._sums[metric.name] += record.scores[metric.source]
         self._advance(1, text=self._text())
         now = time.monotonic()
         if now - self._noted >= _NOTE_EVERY_S and not sys.stderr.isatty():
             left_s = (self._cell.n - self._n) * (now - self._begun) / max(self._n - self._n_before, 1)
             note(f"{self._cell.label}: {self._n} of {self._cell.n}, {self._text()}, {left_s / 60:.1f} min left")
             self._noted = now
+
+
+def with_all_scores(cell: Cell, item: Item, record: Record) -> Record:
+    """The record with scores that its task did not have yet when it was written, taken from the answer's text."""
+    if cell.task.runs_code or all(metric.source in record.scores for metric in cell.task.metrics):
+        return record
+    return dataclasses.replace(record, scores=cell.task.score(item, record.text) | record.scores)
 
 
 def run_cell(cell: Cell, folder: Path, generate: Generate) -> int:
@@ -88,7 +98,9 @@ def run_cell(cell: Cell, folder: Path, generate: Generate) -> int:
         missing = [item for item in wanted if item.id not in answers.records]
         if not missing:
             return 0
-        before = [answers.records[item.id] for item in wanted if item.id in answers.records]
+        before = [
+            with_all_scores(cell, item, answers.records[item.id]) for item in wanted if item.id in answers.records
+        ]
         begun = time.monotonic()
         with (
             progress(cell.label, total=cell.n, unit="answers") as advance,
@@ -107,6 +119,7 @@ def run_cell(cell: Cell, folder: Path, generate: Generate) -> int:
                     stop_reason=answer.stop_reason,
                     run=answers.run,
                     at_s=round(at_s, 3),
+                    by=getattr(answer, "by", None),
                 )
                 answers.add(record)
                 tally.add(record)

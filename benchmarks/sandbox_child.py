@@ -1,160 +1,203 @@
-"""The inside of the sandbox: a script, run in a fresh interpreter by `code_sandbox`; it imports nothing of slm_edge.
+"""The inside of the sandbox, run in a fresh interpreter by `code_sandbox`; it imports nothing else of slm_edge.
 
-    python -s -S -P -B sandbox_child.py < job.json > result        (job: nonce, setup, program, tests, limits)
-
-It confines itself, runs the program, the set-up code and then each test, and only after the last one writes
-`ok <nonce>`.
-What it needs after untrusted code has run is bound to local names before: a patched builtin changes nothing.
+Three processes. This one enters new namespaces and waits. Its child, the judge, builds a root of its own, becomes
+nobody, forks the worker and then confines itself as the worker does. The worker runs the program and answers calls.
+The judge reads the job only after the fork, so that no test is in the worker's memory; it runs the tests with
+stand-ins for the program's functions and compares what comes back itself.
 """
 
+import ast
+import builtins
 import contextlib
-import ctypes
 import json
 import os
-import platform
-import resource
-import struct
+import pickle
+import signal
 import sys
-from types import CodeType, ModuleType
+from collections.abc import Callable, Sequence
 from typing import Any
 
-_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 4, 38, 22
-_CLONE_NEWUSER, _CLONE_NEWNET, _CLONE_NEWIPC, _CLONE_THREAD = 0x10000000, 0x40000000, 0x08000000, 0x00010000
-_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
-_FS_WRITE_FILE, _FS_READ_FILE, _FS_READ_DIR = 1 << 1, 1 << 2, 1 << 3
-# Landlock's file rights known to each ABI: Linux Documentation/userspace-api/landlock.rst
-_FS_RIGHTS = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF, 5: 0xFFFF}
+from .sandbox_confine import become_nobody, confine, die_with_parent, enter_namespaces, libc, private_root
+from .sandbox_wire import receive, restore, send
+from .sandbox_worker import serve
 
-# arch word of seccomp_data, syscall of plain threads, clone3, and what is refused: new processes, programs, sockets,
-# signals to others, tracing, new namespaces, mounts, raised limits (Linux, asm/unistd.h of each architecture)
-_SYSCALLS: dict[str, tuple[int, int, int, tuple[int, ...]]] = {
-    "x86_64": (
-        0xC000003E, 56, 435,
-        (57, 58, 59, 322, 41, 62, 200, 234, 129, 297, 424, 434, 101, 310, 311, 272, 308, 165, 321, 425, 298, 160, 302),
-    ),
-    "aarch64": (
-        0xC00000B7, 220, 435,
-        (221, 281, 198, 129, 130, 131, 138, 240, 424, 434, 117, 270, 271, 97, 268, 40, 280, 425, 241, 164, 261),
-    ),
-}  # fmt: skip
+# Without these nothing is run, unless the job says so
+REQUIRED = ("rlimits", "network", "files", "processes", "syscalls")
+# Imported by many tests; the judge must have them before it is confined
+_PRELOADED = ("math", "random", "copy", "string", "collections", "datetime", "decimal", "fractions", "re")
 
 
-def _limit(name: str, value: int, hard: int | None = None) -> None:
-    # Not every system has every limit: macOS refuses RLIMIT_AS
-    with contextlib.suppress(AttributeError, ValueError, OSError):
-        resource.setrlimit(getattr(resource, name), (value, value if hard is None else hard))
+class Failed(Exception):
+    """The program failed; the message says how."""
 
 
-def _namespaces(libc: Any) -> bool:
-    """A user namespace without any mapped user, and a network without any interface."""
-    return bool(libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC) == 0)
+def tested_names(tests: Sequence[str]) -> list[str]:
+    """The names in `tests` that the program must define: what is neither built in nor made by the tests.
+
+    Where a test names nothing but builtins (a task may ask for a function called `sum`), the builtins that it calls.
+    """
+    nodes = [node for test in tests for node in ast.walk(ast.parse(test))]
+    loads = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    made = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    made |= {alias.asname or alias.name.partition(".")[0] for node in nodes for alias in _aliases(node)}
+    made |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    made |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    free = {name for name in loads - made if not hasattr(builtins, name)}
+    if free:
+        return sorted(free)
+    return sorted({node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)})
 
 
-def _landlock(libc: Any, folder: str) -> bool:
-    """Files: the standard library and system libraries can be read, `folder` read and written, nothing else opened."""
-    abi = libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
-    if abi < 1:
-        return False
-    rights = _FS_RIGHTS[min(abi, 5)]
-    attributes = struct.pack("=QQ", rights, 3 if abi >= 4 else 0)
-    ruleset = libc.syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(16 if abi >= 4 else 8), 0)
-    if ruleset < 0:
-        return False
-    readable = [os.path.dirname(os.__file__), "/usr/lib", "/lib", "/lib64", "/usr/share/zoneinfo", "/etc/localtime"]  # noqa: PTH120
-    rules = [(path, _FS_READ_FILE | _FS_READ_DIR) for path in readable]
-    rules += [("/dev/urandom", _FS_READ_FILE), ("/dev/null", _FS_READ_FILE | _FS_WRITE_FILE), (folder, rights)]
-    for path, allowed in rules:
+def _aliases(node: ast.AST) -> list[ast.alias]:
+    return node.names if isinstance(node, ast.Import | ast.ImportFrom) else []
+
+
+class _Worker:
+    """The judge's end of the worker."""
+
+    def __init__(self, commands: int, answers: int, pid: int) -> None:
+        self._commands, self._answers, self._pid = commands, answers, pid
+
+    def ask(self, *message: Any) -> tuple[Any, ...]:
         try:
-            handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        except OSError:
-            continue
-        if not os.path.isdir(path):  # noqa: PTH112
-            allowed &= _FS_READ_FILE | _FS_WRITE_FILE
-        if libc.syscall(_LANDLOCK_ADD, ruleset, 1, struct.pack("=Qi", allowed, handle), 0) != 0:
-            return False
-        os.close(handle)
-    done = bool(libc.syscall(_LANDLOCK_RESTRICT, ruleset, 0) == 0)
-    os.close(ruleset)
-    return done
+            send(self._commands, *message)
+            answer = receive(self._answers, trusted=False)
+        except (EOFError, BrokenPipeError):
+            raise Failed(self._how_it_ended()) from None
+        except Failed:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a forged frame leads to
+            raise Failed(f"test: {type(error).__name__}: {error}") from None
+        if answer[0] == "failed" and len(answer) == 2:
+            raise Failed(str(answer[1]))
+        return answer
+
+    def _how_it_ended(self) -> str:
+        _, status = os.waitpid(self._pid, 0)
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            limit = number in (signal.SIGXCPU, signal.SIGKILL)
+            return "time: CPU limit" if limit else f"killed by signal {number}"
+        return "ended before its tests were done"
+
+    def call(self, name: str) -> Callable[..., Any]:
+        """A stand-in for the program's function `name`."""
+
+        def stand_in(*args: Any, **kwargs: Any) -> Any:
+            answer = self.ask("call", name, args, kwargs)
+            if answer[0] == "error" and len(answer) == 3:
+                raise Failed(f"test: {answer[1]}: {answer[2]}")
+            if len(answer) != 2:
+                raise Failed("test: not an answer")
+            return restore(*answer)
+
+        return stand_in
 
 
-def _seccomp(libc: Any) -> bool:
-    """Refuses the system calls of `_SYSCALLS` (EPERM). clone3 "does not exist": threads use clone then."""
-    known = _SYSCALLS.get(platform.machine())
-    if known is None or struct.calcsize("P") != 8:
-        return False
-    arch, clone, clone3, refused = known
-    load, equal, any_bit, at_least, give = 0x20, 0x15, 0x45, 0x35, 0x06
-    kill, allow, denied, missing = 0x80000000, 0x7FFF0000, 0x00050001, 0x00050026
-    program = [(load, 0, 0, 4), (equal, 1, 0, arch), (give, 0, 0, kill), (load, 0, 0, 0)]
-    program += [(at_least, 0, 1, 0x40000000), (give, 0, 0, denied)]
-    for number in refused:
-        program += [(equal, 0, 1, number), (give, 0, 0, denied)]
-    program += [(equal, 0, 1, clone3), (give, 0, 0, missing)]
-    program += [(equal, 0, 3, clone), (load, 0, 0, 16), (any_bit, 1, 0, _CLONE_THREAD), (give, 0, 0, denied)]
-    program += [(give, 0, 0, allow)]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
-    header = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(code)))
-    return bool(libc.prctl(_PR_SET_SECCOMP, 2, ctypes.byref(header), 0, 0) == 0)
+def _judge(worker: _Worker, job: dict[str, Any]) -> None:
+    """Returns when every test holds; raises whatever goes wrong."""
+    tests, given = job["tests"], job["given"]
+    if job["setup"]:
+        worker.ask("program", job["program"], [])
+        stages = [("setup", job["setup"]), *(("test", test) for test in tests)]
+        if worker.ask("inside", stages) != ("passed",):
+            raise Failed("test: not an answer")
+        return
+    names = job["names"] or tested_names(tests)
+    answer = worker.ask("program", job["program"], names)
+    defined = answer[1] if answer[0] == "ready" and len(answer) == 2 and isinstance(answer[1], list) else []
+    space: dict[str, Any] = {"__name__": "__main__"}
+    if given:
+        exec(compile(given, "<given>", "exec"), space)
+    for name in names:
+        space.pop(name, None)
+        if name in defined:
+            space[name] = worker.call(name)
+    for test in tests:
+        exec(compile(test, "<test>", "exec"), space)
 
 
-def confine(limits: dict[str, int], folder: str) -> list[str]:
-    """Takes away from this process what a function under test doesn't need; the names of the layers in force."""
-    layers = ["rlimits"]
-    _limit("RLIMIT_CORE", 0)
-    _limit("RLIMIT_FSIZE", limits["file_bytes"])
-    _limit("RLIMIT_NOFILE", limits["files"])
-    _limit("RLIMIT_AS", limits["memory_bytes"])
-    _limit("RLIMIT_CPU", limits["cpu_s"], limits["cpu_s"] + 1)
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        if _namespaces(libc):
-            layers.append("network")
-        libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-        if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
-            if _landlock(libc, folder):
-                layers.append("files")
-            if _seccomp(libc):
-                layers.append("syscalls")
-    if "syscalls" not in layers:
-        _limit("RLIMIT_NPROC", 0)
-    return layers
+def _too_late(*_: object) -> None:
+    # The judge's end is the worker's too
+    raise Failed("time: clock limit")
+
+
+def _run_judge(result: int, held: set[str]) -> None:
+    c = libc()
+    die_with_parent(c)
+    head = json.loads(sys.argv[1])
+    limits, folder = head["limits"], head["folder"]
+    for name in _PRELOADED:
+        __import__(name)
+    holds: list[str] = [name for name in ("network", "processes") if name in held]
+    place: str | None = None
+    if "mounts" in held and private_root(c, folder, limits["disk_bytes"]):
+        holds.append("root")
+        place = "/tmp"
+    if os.geteuid() == 0 and "root" in holds:
+        become_nobody()
+    commands, answers = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _run_worker(commands[0], answers[1], limits, place, holds)
+    os.close(commands[0])
+    os.close(answers[1])
+    confine(c, limits, None, holds)
+    worker = _Worker(commands[1], answers[0], pid)
+    try:
+        answer = receive(answers[0], trusted=False)
+        layers = [str(name) for name in answer[1]]
+    except (EOFError, pickle.UnpicklingError):
+        os._exit(3)
+    os.write(result, f"layers {' '.join(layers)}\n".encode())
+    if not head["allow_unsafe"] and any(name not in layers for name in REQUIRED):
+        os._exit(2)
+    job = json.loads(sys.stdin.read())
+    if limits["run_s"] is not None:
+        signal.signal(signal.SIGALRM, _too_late)
+        signal.setitimer(signal.ITIMER_REAL, limits["run_s"])
+    try:
+        _judge(worker, job)
+        os.write(result, b"ok\n")
+    except BaseException as error:  # noqa: BLE001 - SystemExit in a test included
+        text = str(error) if isinstance(error, Failed) else f"test: {type(error).__name__}: {error}"
+        os.write(result, text[:300].replace("\n", " ").encode("utf-8", "replace"))
+        os._exit(1)
+    os._exit(0)
+
+
+def _run_worker(commands: int, answers: int, limits: dict[str, int], place: str | None, held: Sequence[str]) -> None:
+    try:
+        c = libc()
+        die_with_parent(c)
+        nothing = os.open("/dev/null", os.O_RDWR)
+        for handle in (0, 1, 2):
+            os.dup2(nothing, handle)
+        os.dup2(commands, 10)
+        os.dup2(answers, 11)
+        os.closerange(3, 10)
+        os.dup2(10, 3)
+        os.dup2(11, 4)
+        os.closerange(5, 64)
+        layers = confine(c, limits, place, held)
+        send(4, "layers", layers)
+        serve(3, 4)
+    finally:
+        os._exit(1)
 
 
 def main() -> None:
-    """Runs one job. Exit status 0 with `ok <nonce>` written is the only success."""
-    job = json.loads(sys.stdin.read())
+    """Enters namespaces, runs the judge and ends as it did."""
+    c = libc() if sys.platform == "linux" else None
+    held = enter_namespaces(c) if c is not None else set()
     result = os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for handle in (0, 1, 2):
-        os.dup2(nothing, handle)
-    os.close(nothing)
-    sys.stdin, sys.argv = open(0, encoding="utf-8", closefd=False), ["program.py"]  # noqa: SIM115
-    nonce = job.pop("nonce")
-    write, leave, execute, name_of, text_of = os.write, os._exit, exec, type, str
-    # A module of its own: dataclasses and pickle look a class's module up by name
-    module = ModuleType("__main__")
-    space = module.__dict__
-    sys.modules["__main__"] = module
-    layers = confine(job["limits"], job["folder"])
-    write(result, f"layers {' '.join(layers)}\n".encode())
-    stage = "program"
-    try:
-        setup = compile(job["setup"], "<setup>", "exec")
-        tests: list[CodeType] = [compile(test, "<test>", "exec") for test in job["tests"]]
-        execute(compile(job["program"], "<program>", "exec"), space)
-        stage = "setup"
-        execute(setup, space)
-        stage = "test"
-        for test in tests:
-            execute(test, space)
-    except BaseException as error:  # noqa: BLE001 - SystemExit of the program included
-        words = f"{stage}: {name_of(error).__name__}: {text_of(error)}"[:300].replace("\n", " ")
-        write(result, words.encode("utf-8", "replace"))
-        leave(1)
-    write(result, f"ok {nonce}\n".encode())
-    leave(0)
-
-
-if __name__ == "__main__":
-    main()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _run_judge(result, held)
+        finally:
+            os._exit(3)
+    _, status = os.waitpid(pid, 0)
+    with contextlib.suppress(OSError):
+        os.close(result)
+    os._exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))

@@ -44,6 +44,8 @@ class TaskCard:
         seed: None draws one at each answer.
         max_tokens: longest answer.
         stop: texts that end an answer.
+        grammar: GBNF that answers keep to; None for none.
+        schema: JSON schema that answers keep to; not beside a grammar.
         scale: strength of the adapter, 1.0 as it was trained.
         scores: what was measured with it, as the benchmark wrote it.
         licence, data: under which terms the adapter stands, and what it was trained on.
@@ -59,6 +61,8 @@ class TaskCard:
     seed: int | None = None
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
+    grammar: str | None = None
+    schema: Mapping[str, Any] | None = None
     scale: float = 1.0
     scores: Mapping[str, Any] = field(default_factory=dict)
     licence: str = ""
@@ -142,6 +146,14 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
+def _is_table(value: object) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict)
+
+
 def _faults(card: TaskCard) -> list[str]:
     """What is wrong with the values of a card; their types are not to be trusted."""
 
@@ -155,8 +167,11 @@ def _faults(card: TaskCard) -> list[str]:
     faults = [text(name) for name in ("task", "description", "licence", "data")]
     if _is_text(card.task) and not card.task.strip():
         faults.append("task is empty")
-    if card.system is not None:
-        faults.append(text("system"))
+    faults += [text(name) for name in ("system", "grammar") if getattr(card, name) is not None]
+    if card.schema is not None and not _is_table(card.schema):
+        faults.append("schema is not a table of JSON values")
+    if card.schema is not None and card.grammar is not None:
+        faults.append("grammar and schema are both given; one of them is possible")
     faults += [number("temperature", 0, 10), number("top_p", 0, 1), number("min_p", 0, 1), number("scale", -10, 10)]
     if _is_number(card.scale) and card.scale == 0:
         faults.append("scale is 0, with which the adapter does nothing")
@@ -168,10 +183,6 @@ def _faults(card: TaskCard) -> list[str]:
         faults.append(f"seed is {card.seed!r}; a whole number from 0 to {(1 << 32) - 2}")
     if not isinstance(card.stop, tuple) or not all(_is_text(text) and text for text in card.stop):
         faults.append(f"stop is {card.stop!r}, not a list of texts")
-    try:
-        if not isinstance(card.scores, dict):
-            raise ValueError
-        json.dumps(card.scores, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
+    if not _is_table(card.scores):
         faults.append("scores is not a table of JSON values")
     return [fault for fault in faults if fault is not None]

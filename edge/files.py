@@ -162,12 +162,15 @@ def make_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike[str], on_wait: Callable[[], object] | None = None) -> Iterator[None]:
+def locked(
+    path: str | os.PathLike[str], on_wait: Callable[[], object] | None = None, *, wait: bool = True
+) -> Iterator[None]:
     """Holds an exclusive lock on the file `path` (made if missing); waits for another holder to let go.
 
     Args:
         path: the lock file; it stays there, empty.
         on_wait: called once when another process holds the lock.
+        wait: else BlockingIOError is raised where another process holds it.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -175,13 +178,18 @@ def locked(path: str | os.PathLike[str], on_wait: Callable[[], object] | None = 
         if sys.platform == "win32":
             import msvcrt
 
-            msvcrt.locking(stream.fileno(), msvcrt.LK_LOCK, 1)
+            try:
+                msvcrt.locking(stream.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+            except PermissionError as error:
+                raise BlockingIOError(*error.args) from None
         else:
             import fcntl
 
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                if not wait:
+                    raise
                 if on_wait is not None:
                     on_wait()
                 fcntl.flock(stream, fcntl.LOCK_EX)

@@ -1,14 +1,16 @@
 """One sequence in one context, with the book of what its KV cache holds.
 
-lane = Lane(context)
-lane.begin(prompt_ids, AdapterState(sha256, 1.0), [(adapter, 1.0)])
+lane = Lane(context, cache)
+lane.begin(prompt_ids, [Section(len(prompt_ids), state, adapters)])
 lane.step(token_id)
 """
 
 from collections.abc import Sequence
 
-from .engine import Adapter, Context
-from .prefix import AdapterState, KvRecord, chunk_ends
+from .engine import Context
+from .prefix import KvRecord, Section
+from .prefix_cache import PrefixCache
+from .sampling import Sampler
 
 
 class Lane:
@@ -16,44 +18,52 @@ class Lane:
 
     Attributes:
         context: decodes sequence 0 for this lane alone.
-        record: what is in its KV cache. It is changed before the cache loses and after it gains, so that it never
-            claims too much when an exception, Ctrl-C included, comes in between.
+        record: what is in its KV cache.
         turn: number of prompts begun; tells an answer that was left behind that the cache is no longer its own.
+        busy: whether an answer is being made, so that its adapters must stay.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, cache: PrefixCache) -> None:
         self.context = context
         self.record = KvRecord()
         self.turn = 0
+        self.busy = False
+        self._cache = cache
 
     @property
     def n_tokens(self) -> int:
         """Tokens in the cache; the next one's position."""
         return len(self.record.tokens)
 
-    def begin(self, prompt: Sequence[int], state: AdapterState, adapters: Sequence[tuple[Adapter, float]]) -> int:
-        """Computes a prompt under `adapters`, which `state` names; the last output is that of its last token.
+    def begin(self, prompt: Sequence[int], sections: Sequence[Section]) -> int:
+        """Computes a prompt; the last output is that of its last token.
+
+        Args:
+            sections: parts of the prompt and the adapters of each; the last ends with the prompt, and its adapters
+                are those of the tokens to come.
 
         Returns:
             How many tokens of the prompt were kept from before.
         """
         self.turn += 1
-        kept = self.record.reusable(state, prompt)
-        self.record.cut(kept, state)
-        self.context.remove(0, kept)
-        self.context.set_adapters(adapters)
-        at = kept
-        for end in chunk_ends(len(prompt)):
-            if end <= kept:
-                continue
-            chunk = prompt[at:end]
-            self.context.decode(chunk, at, outputs="last" if end == len(prompt) else "none")
-            self.record.add(chunk)
-            at = end
-        return kept
+        self.busy = True
+        return self._cache.prefill(self.context, self.record, prompt, sections)
 
     def step(self, token_id: int) -> None:
         """Computes one more token."""
         chunk = (token_id,)
         self.context.decode(chunk, self.n_tokens)
-        self.record.add(chunk)
+        self.record.add(chunk, self.record.chunks[-1][1])
+
+    def sample(self, sampler: Sampler) -> int:
+        """Chooses the next token from the last output."""
+        return sampler.sample(self.context)
+
+    def rest(self, turn: int) -> None:
+        """The answer that began as `turn` needs nothing more; its adapters may go."""
+        if turn == self.turn:
+            self.busy = False
+
+    def flush(self) -> None:
+        """Writes to disk what waits for it; nobody is waiting for an answer."""
+        self._cache.flush()

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from .pack_file import PACK_FILE, AdapterRow, BaseRef, Manifest, is_safe_path, r
 from .pack_source import check_source
 
 _SPARE_BYTES = 1 << 20
+ROUTER_FILE = "router.npz"
+# Where the ONNX forms of adapters lie (`onnx_pack.py`); they go with their adapter.
+ONNX_ADAPTERS = "onnx/adapters"
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ def build_pack(
     copy_base: bool = True,
     sources: Sequence[Mapping[str, str]] = (),
     include: Sequence[Path] = (),
+    router: Path | None = None,
     replace: bool = False,
 ) -> Pack:
     """Builds a pack in a new folder.
@@ -71,6 +75,7 @@ def build_pack(
         default_adapter: a name among `adapters`, or None for the base alone.
         copy_base: put the base into the pack. Without it `sources` say where it can be had; its own path if none.
         include: further files and folders, such as licences; copied to the pack's top.
+        router: the file that `--adapter auto` chooses by, already checked.
 
     Raises:
         InputError: the base or any adapter does not pass its checks, names clash, or `dest` exists; all are named.
@@ -83,8 +88,9 @@ def build_pack(
         faults.append(f"the default adapter {default_adapter!r} is not among the adapters")
     if not is_safe_path(base.name) or not base.name.endswith(".gguf"):
         faults.append(f"the base's file name {base.name!r} is no plain name that ends in .gguf")
-    if base.name == PACK_FILE or any(path.name in (PACK_FILE, ADAPTERS_FOLDER, base.name) for path in include):
-        faults.append(f"{PACK_FILE}, {ADAPTERS_FOLDER} and {base.name} are the pack's own names")
+    own_names = (PACK_FILE, ADAPTERS_FOLDER, ROUTER_FILE, base.name)
+    if base.name in own_names[:3] or any(path.name in own_names for path in include):
+        faults.append(f"{', '.join(own_names[:3])} and {base.name} are the pack's own names")
     if dest.exists() and (dest.is_file() or any(dest.iterdir())) and not (replace and (dest / PACK_FILE).is_file()):
         faults.append("there is something already that is no pack" if replace else "there is something already")
     if faults:
@@ -97,6 +103,7 @@ def build_pack(
     size_bytes = info.file.size_bytes
     copies = [(adapter.file, adapter_path(adapter.name)) for adapter in adapters]
     copies += [(path, inside) for inside, path in extras.items()]
+    copies += [(router, ROUTER_FILE)] if router else []
     total_bytes = size_bytes + sum(path.stat().st_size for path, _ in copies)
     written_bytes = total_bytes - (0 if copy_base else size_bytes)
     _check_room(dest.absolute().parent, written_bytes)
@@ -164,6 +171,61 @@ def add_adapter(folder: Path, new: NewAdapter, make_default: bool = False) -> Pa
         return Pack.open(folder)
 
 
+def add_files(folder: Path, files: Mapping[str, Path], remove: Callable[[str], bool] = lambda name: False) -> Pack:
+    """Puts further files into a pack: its ONNX form, proofs, notices. Files of the same names are replaced.
+
+    Args:
+        files: path inside the pack -> file to copy.
+        remove: whether a path of before goes; asked of those that are not among `files`.
+
+    Raises:
+        InputError: a path that a pack may not name.
+        DoesNotFitError: the disk has no room.
+        DamagedError: the pack is damaged.
+    """
+    wrong = [name for name in files if not is_safe_path(name) or name == PACK_FILE]
+    if wrong:
+        raise InputError(
+            "files cannot be added", where=folder, problems=[f"{name!r}: no path for a pack" for name in wrong]
+        )
+    with _changing(folder):
+        pack = Pack.open(folder)
+        size_bytes = sum(path.stat().st_size for path in files.values())
+        _check_room(folder, size_bytes)
+        gone = [name for name in pack.manifest.files if name not in files and remove(name)]
+        kept = {name: sha256 for name, sha256 in pack.manifest.files.items() if name not in (*gone, *files)}
+        if len(kept) < len(pack.manifest.files):
+            # The pack forgets first what will be replaced: whatever happens between, it opens.
+            _write_manifest(folder, dataclasses.replace(pack.manifest, files=_sorted(kept)))
+        try:
+            with progress("adding", size_bytes, "bytes") as advance:
+                for name, path in files.items():
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    with atomic_file(folder / name) as aside:
+                        kept[name] = _copy(path, aside, advance)
+            _write_manifest(folder, dataclasses.replace(pack.manifest, files=_sorted(kept)))
+        except BaseException:
+            known = read_manifest(folder).files
+            for name in files:
+                if name not in known:
+                    (folder / name).unlink(missing_ok=True)
+                    _remove_empty(folder, name)
+            raise
+        for name in gone:
+            (folder / name).unlink(missing_ok=True)
+            _remove_empty(folder, name)
+        return Pack.open(folder)
+
+
+def _remove_empty(folder: Path, name: str) -> None:
+    """Removes the folders on the way to a file that is gone, where nothing else is in them."""
+    for parent in (folder / name).parents:
+        if parent == folder:
+            return
+        with contextlib.suppress(OSError):
+            parent.rmdir()
+
+
 def remove_adapter(folder: Path, name: str) -> Pack:
     """Removes an adapter from a pack. When it was the default, the first one left is, or none.
 
@@ -182,15 +244,14 @@ def remove_adapter(folder: Path, name: str) -> Pack:
         if default == name:
             default = rows[0].name if rows else None
         kept = {row.file for row in rows} | {row.card for row in rows}
-        unused = [path for path in (gone.file, gone.card) if path not in kept]
+        forms = [path for path in pack.manifest.files if path.startswith(f"{ONNX_ADAPTERS}/{name}.onnx_adapter")]
+        unused = [path for path in (gone.file, gone.card, *forms) if path not in kept]
         files = {path: sha256 for path, sha256 in pack.manifest.files.items() if path not in unused}
         # First the pack forgets the files, then they go: whatever happens between, the pack opens.
         _write_manifest(folder, dataclasses.replace(pack.manifest, default_adapter=default, adapters=rows, files=files))
         for path in unused:
             (folder / path).unlink(missing_ok=True)
-        if not rows:
-            with contextlib.suppress(OSError):
-                (folder / ADAPTERS_FOLDER).rmdir()
+            _remove_empty(folder, path)
         return Pack.open(folder)
 
 

@@ -1,14 +1,16 @@
 """What the KV cache of a context holds, and how much of it a next prompt may keep.
 
-Keys and values depend on the adapter, so a prefix counts only under the adapter state (sha256 and scale) that
-computed it. They also depend, in their last bits, on how many tokens were computed at once. A prompt is therefore
-always computed in the same chunks, `chunk_ends(n)`, and only whole chunks of the same extent are kept: what is kept
-is bit for bit what would be computed anew. Its last chunk is always computed, for its logits.
+Keys and values depend on the adapters, so a prefix counts only under the adapter state that computed it. They also
+depend, in their last bits, on how many tokens were computed at once. A prompt is therefore always computed in the
+same chunks, `chunks_of(sections)`, and only whole chunks of the same extent are kept: what is kept is bit for bit
+what would be computed anew. Its last chunk is always computed, for its logits.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
+
+from .engine import Adapter
 
 # Tokens computed at once. Small enough to keep most of a shared prefix, and to answer Ctrl-C soon on a slow board;
 # at 64 and more llama.cpp's attention takes its fast path for prompts.
@@ -17,15 +19,69 @@ CHUNK_TOKENS: Final = 128
 
 @dataclass(frozen=True)
 class AdapterState:
-    """Under which adapter something was computed; None for the base alone."""
+    """Under which adapters something was computed.
 
-    sha256: str | None = None
-    scale: float = 1.0
+    Attributes:
+        adapters: (sha256, scale) of each, in the order in which they were set; none for the base alone.
+        loads: which loading of each it was; given for several only. llama.cpp adds several up in an order that
+            follows their addresses, so what one loading computed is not, to the last bit, what the next one would.
+    """
+
+    adapters: tuple[tuple[str, float], ...] = ()
+    loads: tuple[int, ...] = ()
+
+    @property
+    def lasting(self) -> bool:
+        """Whether another process would compute the same bits."""
+        return not self.loads
+
+
+# Where a chunk of tokens ends, and what it is computed under.
+Chunk = tuple[int, AdapterState]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a prompt that ends where a chunk must end.
+
+    Attributes:
+        end: the first token after it.
+        adapters, state: what it is computed under, and the name of that in the books.
+        shared: the prompt up to `end` begins other prompts too, and is worth a place on disk.
+    """
+
+    end: int
+    state: AdapterState = AdapterState()
+    adapters: tuple[tuple[Adapter, float], ...] = ()
+    shared: bool = False
 
 
 def chunk_ends(n_tokens: int) -> list[int]:
-    """Where the chunks of a prompt end: 300 -> [128, 256, 300]."""
+    """Where the chunks of a section end: 300 -> [128, 256, 300]."""
     return [*range(CHUNK_TOKENS, n_tokens, CHUNK_TOKENS), n_tokens] if n_tokens else []
+
+
+def chunks_of(sections: Sequence[Section]) -> list[Chunk]:
+    """The chunks of a prompt, each section cut by itself."""
+    chunks: list[Chunk] = []
+    at = 0
+    for section in sections:
+        chunks += [(at + end, section.state) for end in chunk_ends(section.end - at)]
+        at = section.end
+    return chunks
+
+
+def same_chunks(
+    known_tokens: Sequence[int], known: Sequence[Chunk], tokens: Sequence[int], wanted: Sequence[Chunk]
+) -> int:
+    """How many leading tokens stand in the same chunks, under the same adapters, on both sides."""
+    same = 0
+    for mine, other in zip(known, wanted, strict=False):
+        end = mine[0]
+        if mine != other or known_tokens[same:end] != tokens[same:end]:
+            break
+        same = end
+    return same
 
 
 @dataclass
@@ -33,33 +89,26 @@ class KvRecord:
     """The tokens of one sequence whose keys and values are in the cache.
 
     Attributes:
-        state: the adapter under which all of them were computed.
         tokens: token ids by position.
-        ends: where each chunk of them ends; generated tokens are chunks of one.
+        chunks: in which they were computed; generated tokens are chunks of one.
+        n_stable_tokens: how many of them a later prompt can have use for: whole chunks before the prompt's last.
     """
 
-    state: AdapterState = AdapterState()
     tokens: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+    n_stable_tokens: int = 0
 
-    def reusable(self, state: AdapterState, prompt: Sequence[int]) -> int:
+    def reusable(self, prompt: Sequence[int], wanted: Sequence[Chunk]) -> int:
         """How many leading tokens of `prompt` are in the cache exactly as they would be computed now."""
-        if state != self.state:
-            return 0
-        kept = 0
-        for known, wanted in zip(self.ends, chunk_ends(len(prompt))[:-1], strict=False):
-            if known != wanted or self.tokens[kept:known] != list(prompt[kept:wanted]):
-                break
-            kept = known
-        return kept
+        return same_chunks(self.tokens, self.chunks, list(prompt), wanted[:-1])
 
-    def cut(self, n_tokens: int, state: AdapterState) -> None:
+    def cut(self, n_tokens: int) -> None:
         """Forgets everything after the first `n_tokens`, the end of a chunk."""
-        self.state = state
         del self.tokens[n_tokens:]
-        self.ends = [end for end in self.ends if end <= n_tokens]
+        self.chunks = [chunk for chunk in self.chunks if chunk[0] <= n_tokens]
+        self.n_stable_tokens = min(self.n_stable_tokens, n_tokens)
 
-    def add(self, token_ids: Sequence[int]) -> None:
+    def add(self, token_ids: Sequence[int], state: AdapterState) -> None:
         """Takes in a chunk that has been computed."""
         self.tokens += token_ids
-        self.ends.append(len(self.tokens))
+        self.chunks.append((len(self.tokens), state))

@@ -4,12 +4,17 @@ with Sampler(Sampling(temperature=0.7, seed=1)) as sampler:
     token_id = sampler.sample(context)
 """
 
+import ctypes
 import secrets
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from .engine import Context
 from .errors import EngineError, InputError
+from .grammar import Grammar
 from .llama import lib
 
 # Above this value llama.cpp draws a seed itself (LLAMA_DEFAULT_SEED), which would be lost to the user.
@@ -57,12 +62,16 @@ class Sampling:
 class Sampler:
     """A sampler chain for one answer.
 
+    Args:
+        grammar: what the answer must keep to; closed with the sampler.
+
     Attributes:
         seed: the one in use; None when greedy.
     """
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, grammar: Grammar | None = None) -> None:
         llama = lib()
+        self._grammar = grammar
         self._sample = llama.llama_sampler_sample
         self._chain: Any = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         if not self._chain:
@@ -84,10 +93,40 @@ class Sampler:
 
     def sample(self, context: Context, i: int = -1) -> int:
         """Chooses a token from the i-th logits of the last decode; -1 is the last output."""
-        return int(self._sample(self._chain, context.handle, i))
+        token_id = int(self._sample(self._chain, context.handle, i))
+        grammar = self._grammar
+        if grammar is not None:
+            # One token is tried first; the whole vocabulary is only where that one is not allowed.
+            if not grammar.allows(token_id):
+                token_id = self._draw(grammar.mask(context.logits_view(i)))
+            grammar.accept(token_id)
+        return token_id
+
+    def sample_row(self, logits: npt.NDArray[np.float32]) -> int:
+        """Chooses a token from logits that are not llama.cpp's own, shape (n_vocab,), by the same chain."""
+        if self._grammar is None:
+            return self._draw(logits)
+        token_id = self._draw(self._grammar.mask(logits))
+        self._grammar.accept(token_id)
+        return token_id
+
+    def _draw(self, logits: npt.NDArray[np.float32]) -> int:
+        llama = lib()
+        rows = np.zeros(len(logits), [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+        rows["id"], rows["logit"] = np.arange(len(logits)), logits
+        first = ctypes.cast(rows.ctypes.data, llama.llama_token_data_p)
+        candidates = llama.llama_token_data_array(data=first, size=len(rows), selected=-1, sorted=False)
+        llama.llama_sampler_apply(self._chain, ctypes.byref(candidates))
+        if candidates.selected < 0:
+            raise EngineError("llama.cpp's sampler chose no token")
+        token_id = int(candidates.data[candidates.selected].id)
+        llama.llama_sampler_accept(self._chain, token_id)
+        return token_id
 
     def close(self) -> None:
         """Frees the chain with its samplers. Calling it twice does nothing."""
+        if self._grammar is not None:
+            self._grammar.close()
         if self._chain:
             chain, self._chain = self._chain, None
             lib().llama_sampler_free(chain)

@@ -14,40 +14,36 @@ A session belongs to one thread and makes one answer at a time.
 import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, Unpack
 
 from .base_info import BaseInfo
+from .batcher import Batcher, Pending
 from .canary import Canary
 from .card import TaskCard
-from .chat import ChatTemplate, Message
+from .chat import ChatTemplate, Message, messages_of
+from .choice import BASE_CARD, Choice, Swap, check_scale, sections_of, swap_of
 from .engine import Adapter, Context, Model
 from .errors import DamagedError, DoesNotFitError, InputError
+from .file_watch import FileWatch
 from .files import sha256_file
 from .lane import Lane
+from .memory_choice import plan_session
 from .pack import Pack, PackedAdapter
-from .prefix import AdapterState
-from .settings import EngineOptions, Settings, max_tokens_of, sampling_of, stop_of
+from .pack_router import open_router
+from .prefix import Section
+from .prefix_cache import open_prefix_cache
+from .router import Decision, Router
+from .settings import EngineOptions, Settings, grammar_of, max_tokens_of, sampling_of, stop_of
 from .shelf import Shelf
 from .stream import Answer, Request, Stream
+from .system_prefix import SystemPrefix
 
 __all__ = ["Answer", "Session", "Stream"]
 
-DEFAULT_CTX_TOKENS = 2048
-# How the base answers by itself.
-BASE_CARD = TaskCard(task="base")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What prompts are answered with: a name and its card, the engine's adapter set, and its name in the KV books."""
-
-    name: str | None
-    card: TaskCard
-    adapters: tuple[tuple[Adapter, float], ...]
-    state: AdapterState
+DEFAULT_PARALLEL = 8
 
 
 class Session:
@@ -65,11 +61,13 @@ class Session:
         model, context: the engine's objects, for measuring.
         template: the base's chat template.
         n_ctx_tokens: longest prompt and answer together.
-        options: as given.
+        options: as given, with what was chosen where they left it open.
+        plan: the memory that was planned.
+        prefixes: computed beginnings of prompts, in memory and on disk.
 
     Raises:
         InputError, UnsupportedError, DamagedError: the base does not pass the checks of `base_info`.
-        DoesNotFitError: the base was not trained for so long a context.
+        DoesNotFitError: the base was not trained for so long a context, or `ram_bytes` do not suffice.
         EngineError: llama.cpp cannot load it.
     """
 
@@ -83,30 +81,44 @@ class Session:
     ) -> None:
         self.base = BaseInfo.open(base_path)
         self.template = ChatTemplate.of(self.base.file)
-        trained = self.base.n_ctx_train_tokens
-        self.n_ctx_tokens = options.get("n_ctx_tokens") or min(DEFAULT_CTX_TOKENS, trained)
-        if self.n_ctx_tokens > trained:
-            raise DoesNotFitError(
-                f"a context of {self.n_ctx_tokens} tokens is asked of a base trained for {trained}",
-                where=self.base.file.path,
-            )
+        self.plan = plan_session(self.base, options, [packed.size_bytes for packed in adapters.values()])
+        chosen = self.plan.choices
+        self.n_ctx_tokens = chosen.n_ctx_tokens
+        options |= vars(chosen)  # type: ignore[typeddict-item]
         self.options = options
-        self._name = default_adapter
-        self._scales: dict[str, float] = {}
+        self._choice = Choice()
+        self._router: Router | None = None
+        self._pack: Pack | None = None
+        self._batcher: Batcher | None = None
+        self._batchers: weakref.WeakSet[Batcher] = weakref.WeakSet()
         with contextlib.ExitStack() as stack:
-            self.model = stack.enter_context(
-                Model.load(base_path, mmap=options.get("mmap", True), repack=options.get("repack", True))
-            )
+            self.model = stack.enter_context(Model.load(base_path, mmap=chosen.mmap, repack=chosen.repack))
             self.context = Context(
                 self.model,
                 n_ctx_tokens=self.n_ctx_tokens,
+                n_batch_tokens=chosen.n_batch_tokens,
                 threads=options.get("threads"),
-                kv_type=options.get("kv_type", "f16"),
+                kv_type=chosen.kv_type,
                 flash_attention=options.get("flash_attention", "auto"),
             )
+            self._watch = stack.enter_context(FileWatch(base_path))
+            self.prefixes = open_prefix_cache(self.base, self.context, options)
+            self._lane = Lane(self.context, self.prefixes)
+            self._shelf = Shelf(
+                self.model,
+                self.base,
+                Canary(self.model, self.context.threads),
+                adapters,
+                budget_bytes=options.get("adapter_budget_bytes"),
+                pinned=options.get("pinned", ()),
+                in_use=self._adapters_in_use,
+            )
+            if default_adapter is not None:
+                card = self._shelf.packed(default_adapter).card
+                self._choice = Choice(((default_adapter, card.scale),), card)
+            self._system = SystemPrefix(self.template, self.model.vocab)
+            stack.callback(self.prefixes.flush)
             self._owned = stack.pop_all()
-        self._shelf = Shelf(self.model, self.base, Canary(self.model, self.context.threads), adapters)
-        self._lane = Lane(self.context)
 
     @classmethod
     def open(cls, pack: Pack | str | os.PathLike[str] | None, **options: Unpack[EngineOptions]) -> Self:
@@ -118,6 +130,7 @@ class Session:
         """
         pack = pack if isinstance(pack, Pack) else Pack.open(pack)
         session = cls(pack.base_path(), pack.adapters, default_adapter=pack.default_adapter, **options)
+        session._pack = pack
         if session.base.fingerprint != pack.base.fingerprint:
             session.close()
             raise DamagedError(
@@ -151,35 +164,81 @@ class Session:
 
     @property
     def adapter(self) -> str | None:
-        """The name of the adapter in use; None for the base alone."""
-        return self._name
+        """The name of the adapter in use, of several as "code:0.3+math:0.7"; None for the base alone."""
+        return self._choice.name
 
-    def use(self, name: str | None, *, scale: float | None = None) -> Self:
+    def use(
+        self, name: str | Mapping[str, float | None] | None, *, scale: float | None = None, swap: Swap | None = None
+    ) -> Self:
         """Chooses the adapter for the prompts to come; an answer that is being read goes on as it began.
 
         Args:
-            name: None for the base alone.
+            name: None for the base alone. Several with their scales, such as {"math": 0.7, "code": 0.3}, are added up
+                (PEFT's weighted sum); the first one's task card says how answers are made.
             scale: its strength; None for the card's.
+            swap: insists on a way of being taken up in the middle of a conversation; see `choice.swap_of`.
 
         Raises:
+            UnsupportedError: as `choice.swap_of`.
             SlmEdgeError: as `shelf.Shelf.load`; a name that is not there is answered with those that are.
         """
-        if name is not None:
-            if scale is not None and (not -10 <= scale <= 10 or scale == 0):
-                raise InputError(f"a scale of {scale} for the adapter {name!r}; -10 to 10 and not 0 are possible")
-            self._shelf.load(name)
-            self._scales[name] = self._shelf.packed(name).card.scale if scale is None else scale
-        self._name = name
+        self._choice = self.choice_of(name, scale=scale, swap=swap)
         return self
 
+    def choose(self, prompt: str | Sequence[Message]) -> Decision:
+        """Which adapter the pack's router would give a prompt to; `use` takes it up.
+
+        In a conversation with answers the adapter in use is kept unless another one is clearly likelier.
+
+        Raises:
+            InputError: the session is not of a pack, or the pack has no router.
+            SlmEdgeError: as `pack_router.open_router`.
+        """
+        if self._router is None:
+            if self._pack is None:
+                raise InputError("a session over loose files has no router", hint="open a pack")
+            self._router = open_router(self._pack)
+        return self._router.choose(prompt, current=self.adapter)
+
+    def choice_of(
+        self, name: str | Mapping[str, float | None] | None, *, scale: float | None = None, swap: Swap | None = None
+    ) -> Choice:
+        """What `use` would choose, loaded and tried; arguments and errors as there."""
+        given = {} if name is None else {name: scale} if isinstance(name, str) else dict(name)
+        if not isinstance(name, str) and scale is not None:
+            raise InputError("a scale is given beside a choice that has its own, or has none")
+        scales = []
+        for one, strength in given.items():
+            own = self._shelf.packed(one).card.scale
+            scales.append((one, own if strength is None else check_scale(one, strength)))
+        loaded = self._shelf.load(list(given))
+        if loaded:
+            swap_of(loaded, swap)
+        card = self._shelf.packed(scales[0][0]).card if scales else BASE_CARD
+        # In one order, because sums depend on it.
+        return Choice(tuple(sorted(scales)), card)
+
+    @property
+    def swap(self) -> Swap:
+        """How the adapter in use is taken up in the middle of a conversation, see `choice.swap_of`."""
+        return swap_of(self._shelf.load([name for name, _ in self._choice.scales]))
+
+    @property
     def choice(self) -> Choice:
-        """The adapter in use, loaded where it is not yet; raises as `use`."""
-        if self._name is None:
-            return Choice(None, BASE_CARD, (), AdapterState())
-        packed = self._shelf.packed(self._name)
-        scale = self._scales.get(packed.name, packed.card.scale)
-        adapters = ((self._shelf.load(packed.name), scale),)
-        return Choice(packed.name, packed.card, adapters, AdapterState(packed.sha256, scale))
+        """What is in use: names, scales and the card."""
+        return self._choice
+
+    def sections(self, choice: Choice, ids: Sequence[int], n_shared_tokens: int = 0) -> list[Section]:
+        """The parts of a prompt with the adapters of each, loaded where they are not; raises as `use`."""
+        self._watch.check()
+        loaded = self._shelf.load([name for name, _ in choice.scales])
+        swap_of(loaded)
+        scaled = [(one, scale) for one, (_, scale) in zip(loaded, choice.scales, strict=True)]
+        return sections_of(scaled, ids, n_shared_tokens, self.model.vocab)
+
+    def _adapters_in_use(self) -> list[Adapter]:
+        batched = [adapter for batcher in self._batchers for adapter in batcher.adapters]
+        return [*batched, *(self.context.adapters if self._lane.busy else ())]
 
     def prompt_tokens(self, prompt: str | Sequence[Message], *, system: str | None = None) -> list[int]:
         """Token ids of a prompt as the model sees it, through the chat template.
@@ -192,8 +251,13 @@ class Session:
             InputError: the prompt is empty, or the template fails on it.
             UnsupportedError: the template refuses it.
         """
-        card = BASE_CARD if self._name is None else self._shelf.packed(self._name).card
-        return self.model.vocab.encode(self.template.render(_messages(prompt, system, card)))
+        return self.rendered(prompt, system, self._choice)[0]
+
+    def rendered(self, prompt: str | Sequence[Message], system: str | None, choice: Choice) -> tuple[list[int], int]:
+        """Token ids as of `prompt_tokens`, and how many of them every prompt with that system message begins with."""
+        messages = messages_of(prompt, system, choice.card.system)
+        ids = self.model.vocab.encode(self.template.render(messages))
+        return ids, self._system.length(messages, ids)
 
     def stream(
         self, prompt: str | Sequence[Message], *, system: str | None = None, **settings: Unpack[Settings]
@@ -210,26 +274,43 @@ class Session:
                 full, with the stop reason "context".
         """
         started_s = time.perf_counter()
-        choice = self.choice()
-        ids = self.prompt_tokens(prompt, system=system)
+        request = self.request(prompt, self._choice, system, settings)
+        return Stream(self._lane, self.model.vocab, request, started_s)
+
+    def request(
+        self,
+        prompt: str | Sequence[Message],
+        choice: Choice,
+        system: str | None,
+        settings: Settings,
+        room_tokens: int | None = None,
+    ) -> Request:
+        """Everything that decides an answer, checked; arguments and errors as `stream`.
+
+        Args:
+            room_tokens: longest prompt and answer together; None: the session's context.
+        """
+        room_tokens = room_tokens or self.n_ctx_tokens
+        ids, n_shared_tokens = self.rendered(prompt, system, choice)
         max_tokens = max_tokens_of(choice.card, settings)
-        if len(ids) >= self.n_ctx_tokens:
+        if len(ids) >= room_tokens:
             raise DoesNotFitError(
                 f"the prompt has {len(ids)} tokens and up to {max_tokens} are to follow; "
-                f"the context holds {self.n_ctx_tokens}",
+                f"the context holds {room_tokens}",
                 hint=f"shorten it, or take a larger context: this base can do {self.base.n_ctx_train_tokens}",
             )
-        request = Request(
+        # An invocation that is missing is told now, not when the answer is read.
+        self.sections(choice, ids)
+        return Request(
             prompt=ids,
             adapter=choice.name,
-            adapters=choice.adapters,
-            state=choice.state,
+            sections=lambda: self.sections(choice, ids, n_shared_tokens),
             sampling=sampling_of(choice.card, settings),
             stop=stop_of(choice.card, settings),
             max_tokens=max_tokens,
-            room_tokens=self.n_ctx_tokens,
+            room_tokens=room_tokens,
+            grammar=grammar_of(choice.card, settings),
         )
-        return Stream(self._lane, self.model.vocab, request, started_s)
 
     def ask(
         self, prompt: str | Sequence[Message], *, system: str | None = None, **settings: Unpack[Settings]
@@ -240,8 +321,48 @@ class Session:
             pass
         return stream.answer
 
+    def submit(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        choice: Choice | None = None,
+        system: str | None = None,
+        on_text: Callable[[str], object] | None = None,
+        **settings: Unpack[Settings],
+    ) -> Pending:
+        """Hands a request in, to be answered together with others by `Pending.result` (see `batcher.py`).
+
+        Args:
+            choice: from `choice_of`; None: what is in use now.
+            on_text: told of each piece of text as it is final.
+            prompt, system, settings: as in `stream`; errors too.
+        """
+        if self._batcher is None:
+            self._batcher = self.new_batcher(self.options.get("n_parallel", DEFAULT_PARALLEL))
+        choice = choice or self._choice
+        return self._batcher.submit(self.request(prompt, choice, system, settings), choice, on_text)
+
+    def new_batcher(self, n_parallel: int) -> Batcher:
+        """A batcher with a context of its own beside the session's; close it when it is done with."""
+
+        def new_context(n_sequences: int, n_tokens: int) -> Context:
+            return Context(
+                self.model,
+                n_ctx_tokens=n_sequences * n_tokens,
+                n_seq_max=n_sequences,
+                threads=self.context.threads,
+                kv_type=self.plan.choices.kv_type,
+                flash_attention=self.options.get("flash_attention", "auto"),
+            )
+
+        batcher = Batcher(new_context, self.model.vocab, self.prefixes, n_parallel=n_parallel)
+        self._batchers.add(batcher)
+        return batcher
+
     def close(self) -> None:
         """Frees contexts, adapters and the base. Calling it twice does nothing."""
+        for batcher in list(self._batchers):
+            batcher.close()
         self._owned.close()
 
     def __enter__(self) -> Self:
@@ -249,14 +370,3 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _messages(prompt: str | Sequence[Message], system: str | None, card: TaskCard) -> list[Message]:
-    messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    if not any(message["content"].strip() for message in messages):
-        raise InputError("the prompt is empty")
-    own = messages[0]["role"] == "system"
-    if system is not None and own:
-        raise InputError("a system message is given twice: in the conversation and by itself")
-    text = system if system is not None else None if own else card.system
-    return [{"role": "system", "content": text}, *messages] if text else messages

@@ -1,6 +1,7 @@
 """The optional arguments of a session and of an answer, once for all that pass them on."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -15,16 +16,31 @@ class EngineOptions(TypedDict, total=False):
 
     n_ctx_tokens: longest prompt and answer together; by default 2,048, or what the base was trained for if less.
     threads: by default the fast physical cores.
-    mmap, repack: as in `model.Model.load`.
-    kv_type, flash_attention: as in `engine.Context`.
+    ram_bytes: the most memory that the session may take; what is left out below is then chosen to fit, or refused with
+        the numbers. By default a limit of the process (control group, rlimit) is kept to.
+    mmap, repack: as in `model.Model.load`; by default the weights are repacked, and mapped unless that doubles them.
+    kv_type, flash_attention, n_batch_tokens: as in `engine.Context`; "f16" by default, and batches of one chunk.
+    prefix_budget_bytes: what computed prefixes may hold in memory, 64 MiB by default; used by swaps alone.
+    prefix_cache, prefix_cache_bytes: a folder where system prefixes last from one process to the next, and what it
+        may hold, 512 MiB by default.
+    adapter_budget_bytes, pinned: as in `shelf.Shelf`.
+    n_parallel: requests of `Session.submit` computed at once at most, 8 by default.
     """
 
     n_ctx_tokens: int | None
     threads: int | None
-    mmap: bool
-    repack: bool
-    kv_type: KvType
+    ram_bytes: int | None
+    mmap: bool | None
+    repack: bool | None
+    kv_type: KvType | None
+    n_batch_tokens: int | None
     flash_attention: FlashAttention
+    prefix_budget_bytes: int
+    prefix_cache: str | os.PathLike[str] | None
+    prefix_cache_bytes: int
+    adapter_budget_bytes: int | None
+    pinned: Sequence[str]
+    n_parallel: int
 
 
 class Settings(TypedDict, total=False):
@@ -33,6 +49,8 @@ class Settings(TypedDict, total=False):
     max_tokens: its longest length.
     temperature, top_k, top_p, min_p, seed: as in `sampling.Sampling`.
     stop: texts that end the answer, in place of the card's.
+    grammar: GBNF that the answer keeps to, in place of the card's; "" for none. A JSON schema becomes one by
+        `grammar.schema_grammar`.
     """
 
     max_tokens: int | None
@@ -42,6 +60,7 @@ class Settings(TypedDict, total=False):
     min_p: float | None
     seed: int | None
     stop: str | Sequence[str] | None
+    grammar: str | None
 
 
 def sampling_of(card: TaskCard, settings: Settings) -> Sampling:
@@ -73,3 +92,19 @@ def stop_of(card: TaskCard, settings: Settings) -> tuple[str, ...]:
     if stop is None:
         return card.stop
     return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def grammar_of(card: TaskCard, settings: Settings) -> str | None:
+    """The GBNF that an answer keeps to; None for none.
+
+    Raises:
+        InputError: the card's schema cannot be used.
+    """
+    grammar = settings.get("grammar")
+    if grammar is not None:
+        return grammar or None
+    if card.schema is not None:
+        from .grammar import schema_grammar
+
+        return schema_grammar(card.schema)
+    return card.grammar

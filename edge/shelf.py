@@ -1,15 +1,36 @@
-"""The adapters of a session: each is checked, loaded and proved to act when it is first used."""
+"""The adapters of a session: each is checked, loaded and proved to act when it is first used.
 
-from collections.abc import Mapping
+Those that were used stay loaded within a budget of bytes; then the one used longest ago goes, unless it is pinned or
+an answer is being made with it. What was checked once is only hashed when it is loaded again.
+"""
 
-from .adapter import check_adapter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from .adapter import AdapterInfo, check_adapter
 from .base_info import BaseInfo
 from .canary import Canary
+from .console import human_bytes
 from .engine import Adapter, Model
-from .errors import DamagedError, EngineError, InputError, UnsupportedError
+from .errors import DamagedError, DoesNotFitError, EngineError, InputError
 from .files import sha256_file
 from .names import did_you_mean
 from .pack import PackedAdapter
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An adapter in memory.
+
+    Attributes:
+        serial: counts loadings, so that each has its own.
+    """
+
+    adapter: Adapter
+    info: AdapterInfo
+    sha256: str
+    size_bytes: int
+    serial: int
 
 
 def find_adapter(adapters: Mapping[str, PackedAdapter], name: str) -> PackedAdapter:
@@ -29,45 +50,98 @@ def find_adapter(adapters: Mapping[str, PackedAdapter], name: str) -> PackedAdap
 
 
 class Shelf:
-    """Adapters by name over one model; those that were used stay loaded.
+    """Adapters by name over one model.
 
     Args:
         base: of `model`; adapters are checked against it before llama.cpp sees them.
         canary: tries each one.
+        budget_bytes: loaded adapters hold at most this, counted as their files; None: no limit.
+        pinned: names that stay once they are loaded.
+        in_use: adapters with which answers are being made.
+
+    Raises:
+        InputError: a pinned name is not there, or the budget is negative.
     """
 
-    def __init__(self, model: Model, base: BaseInfo, canary: Canary, adapters: Mapping[str, PackedAdapter]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        base: BaseInfo,
+        canary: Canary,
+        adapters: Mapping[str, PackedAdapter],
+        *,
+        budget_bytes: int | None = None,
+        pinned: Sequence[str] = (),
+        in_use: Callable[[], Collection[Adapter]] = tuple,
+    ) -> None:
         self._model = model
         self._base = base
         self._canary = canary
         self.adapters = dict(adapters)
-        self._loaded: dict[str, Adapter] = {}
+        if budget_bytes is not None and budget_bytes < 0:
+            raise InputError(f"a budget of {budget_bytes} bytes for adapters; 0 and more are possible")
+        self.budget_bytes = budget_bytes
+        self._pinned = frozenset(find_adapter(self.adapters, name).name for name in pinned)
+        self._in_use = in_use
+        # By name, the one used last at the end.
+        self._loaded: dict[str, Loaded] = {}
+        # By sha256, and the scales at which they were tried.
+        self._checked: dict[str, AdapterInfo] = {}
+        self._tried: set[tuple[str, float]] = set()
+        self._serial = 0
+
+    @property
+    def loaded(self) -> dict[str, int]:
+        """Bytes of those in memory by name, the one used last at the end."""
+        return {name: one.size_bytes for name, one in self._loaded.items()}
 
     def packed(self, name: str) -> PackedAdapter:
         """The adapter of that name; raises as `find_adapter`."""
         return find_adapter(self.adapters, name)
 
-    def load(self, name: str) -> Adapter:
-        """The adapter in memory.
+    def load(self, names: Sequence[str]) -> list[Loaded]:
+        """These adapters in memory, all at once.
 
         Raises:
             InputError: there is no such adapter, or its file is not valid for the base; all faults are named.
-            UnsupportedError: it is an activated LoRA.
             DamagedError: the file's bytes changed since it was packed.
+            DoesNotFitError: the budget is too small for them beside those that must stay.
             EngineError: it does nothing to the base's output, or makes it no number.
         """
-        packed = self.packed(name)
-        if name not in self._loaded:
-            self._loaded[name] = self._checked(packed)
-        return self._loaded[name]
+        wanted = [self.packed(name) for name in names]
+        for packed in wanted:
+            if packed.name in self._loaded:
+                self._loaded[packed.name] = self._loaded.pop(packed.name)
+        for packed in wanted:
+            if packed.name not in self._loaded:
+                self._make_room(packed, names)
+                self._loaded[packed.name] = self._open(packed)
+        return [self._loaded[name] for name in names]
 
-    def _checked(self, packed: PackedAdapter) -> Adapter:
-        info = check_adapter(packed.path, self._base)
-        if info.alora_tokens:
-            raise UnsupportedError(
-                "is an activated LoRA (aLoRA), which acts from its invocation tokens on; sessions cannot do that yet",
+    def _make_room(self, packed: PackedAdapter, names: Sequence[str]) -> None:
+        """Frees what was used longest ago until `packed` fits; nothing is freed when it cannot."""
+        if self.budget_bytes is None:
+            return
+        in_use = {id(adapter) for adapter in self._in_use()}
+        may_go = [
+            name
+            for name, one in self._loaded.items()
+            if name not in self._pinned and name not in names and id(one.adapter) not in in_use
+        ]
+        must_stay_bytes = sum(one.size_bytes for name, one in self._loaded.items() if name not in may_go)
+        if must_stay_bytes + packed.size_bytes > self.budget_bytes:
+            beside = f" beside {human_bytes(must_stay_bytes)} that must stay" if must_stay_bytes else ""
+            raise DoesNotFitError(
+                f"the adapter {packed.name!r} needs {human_bytes(packed.size_bytes)}{beside}; "
+                f"the budget for adapters is {human_bytes(self.budget_bytes)}",
                 where=packed.path,
+                hint="raise the budget, pin fewer adapters, or read or close the answer that is being made",
             )
+        while sum(one.size_bytes for one in self._loaded.values()) + packed.size_bytes > self.budget_bytes:
+            self._loaded.pop(may_go.pop(0)).adapter.close()
+
+    def _open(self, packed: PackedAdapter) -> Loaded:
+        info = self._checked.get(packed.sha256) or check_adapter(packed.path, self._base)
         if sha256_file(packed.path) != packed.sha256:
             raise DamagedError("its bytes changed since it was packed", where=packed.path, hint="copy the pack again")
         adapter = self._model.load_adapter(packed.path)
@@ -76,8 +150,12 @@ class Shelf:
                 raise EngineError(
                     f"llama.cpp tied {adapter.n_tensors} of {2 * info.n_pairs} tensors to the base", where=packed.path
                 )
-            self._canary.check(adapter, packed.card.scale)
+            if (packed.sha256, packed.card.scale) not in self._tried:
+                self._canary.check(adapter, packed.card.scale)
         except BaseException:
             adapter.close()
             raise
-        return adapter
+        self._checked[packed.sha256] = info
+        self._tried.add((packed.sha256, packed.card.scale))
+        self._serial += 1
+        return Loaded(adapter, info, packed.sha256, packed.size_bytes, self._serial)

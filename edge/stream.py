@@ -7,19 +7,43 @@ stream.answer.stop_reason        # "end"
 """
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
-from .engine import Adapter
 from .errors import EngineError
-from .lane import Lane
-from .prefix import AdapterState
+from .grammar import Grammar
+from .prefix import Section
 from .sampling import Sampler, Sampling
 from .text_out import TextOut
 from .vocab import Vocab
 
 StopReason = Literal["end", "stop", "max_tokens", "context"]
+
+
+class Worker(Protocol):
+    """Computes prompts and tokens for one answer at a time: `lane.Lane` on llama.cpp, `onnx_lane.OnnxLane`."""
+
+    turn: int
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the cache."""
+
+    def begin(self, prompt: Sequence[int], sections: Sequence[Section]) -> int:
+        """Computes a prompt; how many of its tokens were kept from before."""
+
+    def step(self, token_id: int) -> None:
+        """Computes one more token."""
+
+    def sample(self, sampler: Sampler) -> int:
+        """Chooses the next token from the last output."""
+
+    def rest(self, turn: int) -> None:
+        """The answer that began as `turn` needs nothing more."""
+
+    def flush(self) -> None:
+        """Nobody is waiting for an answer."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +80,29 @@ class Request:
     """Everything that decides an answer's text, resolved and checked.
 
     Attributes:
+        sections: the parts of the prompt with their adapters, which are loaded by this call.
         room_tokens: length of the context.
-        adapters, state: the set to compute under, and its name in the KV bookkeeping.
+        grammar: GBNF that the answer keeps to.
     """
 
     prompt: Sequence[int]
     adapter: str | None
-    adapters: Sequence[tuple[Adapter, float]]
-    state: AdapterState
+    sections: Callable[[], Sequence[Section]]
     sampling: Sampling
     stop: Sequence[str]
     max_tokens: int
     room_tokens: int
+    grammar: str | None = None
+
+    def sampler(self, vocab: Vocab) -> Sampler:
+        """A new sampler; InputError where the grammar is not valid."""
+        return Sampler(self.sampling, Grammar(self.grammar, vocab) if self.grammar else None)
 
 
 class Stream(Iterator[str]):
     """Yields pieces of text as they are final. Nothing is computed before the first is asked for."""
 
-    def __init__(self, lane: Lane, vocab: Vocab, request: Request, started_s: float) -> None:
+    def __init__(self, lane: Worker, vocab: Vocab, request: Request, started_s: float) -> None:
         self._lane = lane
         self._vocab = vocab
         self._request = request
@@ -100,17 +129,23 @@ class Stream(Iterator[str]):
         self._pieces.close()
 
     def _run(self) -> Generator[str, None, None]:
+        turn = self._lane.turn + 1
+        try:
+            yield from self._answering(turn)
+        finally:
+            self._lane.rest(turn)
+
+    def _answering(self, turn: int) -> Generator[str, None, None]:
         lane, vocab, request = self._lane, self._vocab, self._request
         out = TextOut(request.stop)
         ids: list[int] = []
         shown: list[str] = []
         reason: StopReason
-        kept = lane.begin(request.prompt, request.state, request.adapters)
-        turn = lane.turn
+        kept = lane.begin(request.prompt, request.sections())
         n_steps, first_s, waited_s = 0, 0.0, 0.0
-        with Sampler(request.sampling) as sampler:
+        with request.sampler(vocab) as sampler:
             while True:
-                token_id = sampler.sample(lane.context)
+                token_id = lane.sample(sampler)
                 first_s = first_s or time.perf_counter()
                 if vocab.is_end(token_id):
                     reason = "end"
@@ -157,3 +192,4 @@ class Stream(Iterator[str]):
         )
         if rest:
             yield rest
+        lane.flush()

@@ -50,6 +50,11 @@ class Vocab:
         """The tokenizer of a loaded `llama_model`, valid while the model lives."""
         return cls(lib().llama_model_get_vocab(model))
 
+    @property
+    def handle(self) -> Any:
+        """The `llama_vocab` pointer, for calls that have no method here."""
+        return self._vocab
+
     def close(self) -> None:
         """Frees the model that `open` loaded. Calling it twice does nothing."""
         if self._model is not None:

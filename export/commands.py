@@ -7,16 +7,20 @@ from ..edge.cli import Entry, LazyGroup
 COMMANDS: dict[str, Entry] = {
     "base": Entry("export.commands_base:base", "A checkpoint (or a GGUF) to a quantised GGUF base.", "export"),
     "lora": Entry("export.commands_lora:lora", "A PEFT adapter to a GGUF adapter for one base.", "export"),
+    "onnx": Entry("export.commands_onnx:onnx", "A checkpoint or GGUF base to ONNX graphs.", "export,onnx"),
+    "onnx-adapter": Entry("export.commands_onnx:onnx_adapter", "An adapter for a base's ONNX form.", "export,onnx"),
     "verify": Entry("export.commands_lora:verify", "Prove that exported files say what PEFT says.", "export"),
 }
 
 
 @click.group(cls=LazyGroup, entries=COMMANDS)
 def export() -> None:
-    """Turn checkpoints and PEFT adapters into GGUF files.
+    """Turn checkpoints and PEFT adapters into GGUF files and ONNX graphs.
 
     \b
     Example:
       slm-edge export base ./Llama-3.2-1B-Instruct -o base.gguf --type q4_k_m
       slm-edge export lora ./my-adapter --base base.gguf -o math.gguf
+      slm-edge export onnx base.gguf -o onnx-base
+      slm-edge export onnx-adapter math.gguf --base onnx-base -o math.onnx_adapter
     """

@@ -59,7 +59,7 @@ class ExportedLora:
 
 def export_lora(
     peft_dir: str | os.PathLike[str],
-    base: str | os.PathLike[str],
+    base: str | os.PathLike[str] | BaseInfo,
     output: str | os.PathLike[str],
     *,
     kind: LoraType = "auto",
@@ -70,6 +70,7 @@ def export_lora(
     """Converts the folder that PEFT saved into `output`, for the base GGUF `base`.
 
     Args:
+        base: the GGUF, or what is known of it where it is not here (`edge.onnx_folder.OnnxBase.stated`).
         kind: how matrices are stored; "auto" takes Q8_0 where rows allow it, else F16 (see `plan_tensors`).
         task: name of the task; None: what train.json says, else none is written.
         prompt_prefix: text that the adapter wants in front of prompts.
@@ -81,7 +82,7 @@ def export_lora(
         DamagedError: a file is cut short.
     """
     output = Path(output)
-    info = BaseInfo.open(base)
+    info = base if isinstance(base, BaseInfo) else BaseInfo.open(base)
     reasons = Reasons()
     with PeftFolder.open(peft_dir, reasons) as folder:
         _check_output(output, info, folder, force)

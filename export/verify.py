@@ -8,13 +8,13 @@ one pass of the reference tells whether it would have chosen the same words. lla
 without flash attention: what is left is the difference of the files, not of the cache.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from ..edge.adapter import AdapterInfo, check_adapter
 from ..edge.base_info import BaseInfo
@@ -22,6 +22,8 @@ from ..edge.engine import Adapter, Context, Model
 from ..edge.errors import InputError
 from ..edge.gguf_file import GgmlType, GgufFile
 from .reference import Reference
+from .verify_difference import Difference, Logits
+from .verify_onnx import OnnxResult, OnnxSide, failures_of
 from .verify_prompts import Prompt, Rendered, render
 
 # A logit may differ by this much where everything is F32: the noise of another order of summing (gguf.md 1).
@@ -31,43 +33,6 @@ MAX_KL: Final = 0.02
 MIN_TOP1: Final = 0.9
 # An adapter that moves no logit by more than this does nothing, and proves nothing.
 SMALLEST_EFFECT: Final = 1e-4
-
-Logits = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far llama.cpp's logits are from the reference's, over the tokens of one prompt and its answer.
-
-    Attributes:
-        max_logit_error: largest difference of a logit.
-        mean_kl: KL(reference || llama.cpp) in nats, mean over tokens.
-        top1: share of tokens where both like the same next token best.
-    """
-
-    max_logit_error: float
-    mean_kl: float
-    top1: float
-    n_tokens: int
-
-    @classmethod
-    def between(cls, reference: Logits, ours: Logits) -> "Difference":
-        """Compares two arrays of logits, (n_tokens, n_vocab) each."""
-        errors, kls, same = [], [], 0
-        # Row by row: with 150,000 words, float64 copies of all rows would be gigabytes.
-        for theirs_row, our_row in zip(reference, ours, strict=True):
-            errors.append(float(np.abs(theirs_row - our_row).max()))
-            log_p, log_q = _log_softmax(theirs_row), _log_softmax(our_row)
-            kls.append(max(0.0, float(np.sum(np.exp(log_p) * (log_p - log_q)))))
-            same += int(theirs_row.argmax() == our_row.argmax())
-        n = len(errors)
-        return cls(max(errors), sum(kls) / n, same / n, n)
-
-
-def _log_softmax(row: Logits) -> npt.NDArray[np.float64]:
-    shifted = row.astype(np.float64) - float(row.max())
-    logs: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
-    return logs
 
 
 @dataclass(frozen=True)
@@ -80,6 +45,7 @@ class PromptResult:
         effect: largest change of a logit that the adapter makes, in the reference.
         answer: llama.cpp's greedy text.
         greedy_equal: the reference would have chosen the same words.
+        onnx: the same on onnxruntime; None where it was not asked.
     """
 
     prompt: Prompt
@@ -90,6 +56,7 @@ class PromptResult:
     effect: float
     answer: str
     greedy_equal: bool
+    onnx: OnnxResult | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +111,7 @@ def verify(
     max_logit_error: float | None = None,
     max_kl: float | None = None,
     min_top1: float | None = None,
+    onnx: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
     on_prompt: Callable[[], object] = lambda: None,
 ) -> Report:
     """Runs the proof.
@@ -154,6 +122,7 @@ def verify(
         base_gguf: a GGUF whose dequantised weights are the reference's base.
         max_tokens: of each answer.
         max_logit_error, max_kl, min_top1: bounds; None: those of `default_bounds`.
+        onnx: the ONNX form of the base, and the adapter for it: they are proved too.
         on_prompt: called after each prompt.
 
     Raises:
@@ -165,17 +134,25 @@ def verify(
         raise InputError("there are no prompts")
     info = BaseInfo.open(base)
     adapter_info = check_adapter(lora, info)
+    side = None if onnx is None else OnnxSide(*onnx, threads=threads)
+    if side is not None and side.fingerprint != info.fingerprint:
+        raise InputError("the ONNX folder was made from another base", where=onnx[0] if onnx else None)
     reference = Reference.from_hf(hf, peft_dir) if hf is not None else Reference.from_gguf(str(base_gguf), peft_dir)
     with Model.load(base) as model:
         adapter = model.load_adapter(lora)
         results = []
         for prompt in prompts:
             rendered = render(prompt, info.file, model.vocab, reference.tokenizer, adapter_info.alora_tokens)
-            results.append(_prove(prompt, rendered, reference, adapter, adapter_info, max_tokens, threads))
+            results.append(_prove(prompt, rendered, reference, adapter, adapter_info, max_tokens, threads, side))
             on_prompt()
     exact = _is_f32(info.file) and _is_f32(GgufFile.open(lora))
     asked = {"max_logit_error": max_logit_error, "max_kl": max_kl, "min_top1": min_top1}
-    return _judge(tuple(results), exact, same_weights=base_gguf is not None, asked=asked)
+    report = _judge(tuple(results), exact, same_weights=base_gguf is not None, asked=asked)
+    if side is None:
+        return report
+    found = [result.onnx for result in results if result.onnx is not None]
+    failures = failures_of(found, exact and side.exact and not any(asked.values()), report.bounds)
+    return dataclasses.replace(report, failures=(*report.failures, *failures))
 
 
 def _is_f32(file: GgufFile) -> bool:
@@ -190,6 +167,7 @@ def _prove(
     info: AdapterInfo,
     max_tokens: int,
     threads: int | None,
+    side: OnnxSide | None,
 ) -> PromptResult:
     model, n_prompt = adapter.model, len(rendered.ids)
     batch = min(512, n_prompt + max_tokens)
@@ -218,6 +196,7 @@ def _prove(
         effect=float(np.abs(theirs - theirs_alone).max()),
         answer=model.vocab.decode(answer),
         greedy_equal=list(chosen) == list(answer),
+        onnx=None if side is None else side.compare(ids, n_prompt, theirs, theirs_alone),
     )
 
 

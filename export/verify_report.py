@@ -1,9 +1,19 @@
 """A proof's report as a table for people and as data for machines."""
 
 import math
+import tempfile
+from pathlib import Path
 from typing import Any
 
-from .verify import Difference, Report
+from ..edge.errors import InputError
+from ..edge.files import sha256_file, write_json
+from ..edge.onnx_pack import adapter_file
+from ..edge.pack import Pack
+from ..edge.pack_write import add_files
+from ..edge.shelf import find_adapter
+from .verify import Report
+from .verify_difference import Difference
+from .verify_onnx import OnnxResult
 
 
 def _number(value: float) -> float | None:
@@ -16,6 +26,14 @@ def _difference(found: Difference) -> dict[str, Any]:
         "mean_kl_nats": _number(found.mean_kl),
         "top1": found.top1,
         "n_tokens": found.n_tokens,
+    }
+
+
+def _onnx(found: OnnxResult) -> dict[str, Any]:
+    return {
+        "adapter": _difference(found.adapted),
+        "base_alone": _difference(found.base),
+        "greedy_equal": found.greedy_equal,
     }
 
 
@@ -43,6 +61,7 @@ def as_data(report: Report) -> dict[str, Any]:
                 "effect": _number(result.effect),
                 "greedy_equal": result.greedy_equal,
                 "answer": result.answer,
+                "onnx": None if result.onnx is None else _onnx(result.onnx),
             }
             for result in report.results
         ],
@@ -67,6 +86,7 @@ def as_text(report: Report) -> str:
             f"{set_cell_size(shown, 28)} {found.n_tokens:>7} {tokens[result.tokens_equal]:>7} "
             f"{found.max_logit_error:>11.2e} {found.mean_kl:>9.1e} {found.top1:>6.1%} {greedy:>7} {result.effect:>8.2g}"
         )
+    lines += _onnx_lines(report)
     equal = sum(result.greedy_equal for result in report.results)
     lines += [
         "",
@@ -78,3 +98,39 @@ def as_text(report: Report) -> str:
     ]
     lines += [f"FAILED: {failure}" for failure in report.failures] or ["passed"]
     return "\n".join(lines)
+
+
+def _onnx_lines(report: Report) -> list[str]:
+    """The ONNX column, below the GGUF's; nothing where it was not asked."""
+    rows = [result.onnx for result in report.results if result.onnx is not None]
+    if not rows:
+        return []
+    lines = ["", f"{'on onnxruntime':<44} {'max|dlogit|':>11} {'KL':>9} {'top-1':>6} {'greedy':>7} {'base |dl|':>9}"]
+    for number, found in enumerate(rows, 1):
+        ours = found.adapted
+        lines.append(
+            f"prompt {number:<20} {ours.n_tokens:>16} {ours.max_logit_error:>11.2e} {ours.mean_kl:>9.1e} "
+            f"{ours.top1:>6.1%} {'equal' if found.greedy_equal else 'differs':>7} {found.base.max_logit_error:>9.1e}"
+        )
+    return lines
+
+
+def keep_report(folder: Path, name: str, lora: Path, onnx_adapter: Path | None, data: dict[str, Any]) -> None:
+    """Writes a report into a pack, as parity/NAME.json.
+
+    Raises:
+        InputError: the pack has no such adapter, or the files proved are not the pack's.
+    """
+    pack = Pack.open(folder)
+    packed = find_adapter(pack.adapters, name)
+    proved = {"gguf": (lora, packed.sha256)}
+    if onnx_adapter is not None:
+        proved["onnx"] = (onnx_adapter, pack.manifest.files.get(adapter_file(name), ""))
+    stated = {kind: sha256_file(path) for kind, (path, _) in proved.items()}
+    other = [f"{path}" for kind, (path, sha256) in proved.items() if stated[kind] != sha256]
+    if other:
+        raise InputError(f"what was proved is not the pack's adapter {name!r}", where=folder, problems=other)
+    with tempfile.TemporaryDirectory(prefix="slm-edge-") as place:
+        path = Path(place) / "report.json"
+        write_json(path, {"adapter_sha256": stated, "base_fingerprint": pack.base.fingerprint, **data})
+        add_files(folder, {f"parity/{name}.json": path})

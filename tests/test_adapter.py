@@ -1,6 +1,7 @@
 """The adapter validator: good files pass and run in llama.cpp; every malformed file gets a clear error."""
 
 import ctypes
+import os
 import struct
 from pathlib import Path
 
@@ -375,7 +376,9 @@ def test_no_mutated_adapter_that_passes_kills_llama_cpp(tmp_path, base):
     good = tiny_adapter(tmp_path / "good.gguf", base, rank=2, targets=("attn_q", "attn_k"))
     info = BaseInfo.open(base)
     accepted = []
-    for i, data in enumerate(_mutations(good.read_bytes(), 600)):
+    # The long form: SLM_EDGE_MUTATIONS=20000
+    n = int(os.environ.get("SLM_EDGE_MUTATIONS", "600"))
+    for i, data in enumerate(_mutations(good.read_bytes(), n)):
         path = tmp_path / f"{i}.gguf"
         path.write_bytes(data)
         try:
@@ -384,6 +387,6 @@ def test_no_mutated_adapter_that_passes_kills_llama_cpp(tmp_path, base):
             path.unlink()
         else:
             accepted.append(path)
-    assert 30 < len(accepted) < 400
+    assert n / 20 < len(accepted) < n * 2 / 3
     fates = load_in_child(base, accepted)
     assert [path.name for path, fate in fates.items() if fate in ("died", "refused", "nan")] == []

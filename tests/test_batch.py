@@ -65,7 +65,7 @@ def test_limits(session):
         generate_batch(session, ["x"], adapter="a", n_parallel=0)
     with pytest.raises(InputError, match="no adapter"):
         generate_batch(session, ["x"], adapter="c")
-    with pytest.raises(DoesNotFitError, match="prompt 1 has"):
+    with pytest.raises(DoesNotFitError, match="prompt 1: the prompt has"):
         generate_batch(session, ["x", "y" * 3000], adapter="a")
     full = generate_batch(session, ["y" * 2000], adapter="a", max_tokens=100)[0]
     assert full.stop_reason in ("context", "end")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import time
 import pytest
 from build_gguf import tiny_adapter, tiny_base
 from slm_edge.benchmarks.answers import AnswerFile, Record
-from slm_edge.benchmarks.cells import adapters_of, plan
-from slm_edge.benchmarks.commands import session_generator
-from slm_edge.benchmarks.report import card_scores, complete_prefix, make_report, markdown
+from slm_edge.benchmarks.cells import Column, Wanted, columns_of, plan
+from slm_edge.benchmarks.generate import session_generator
+from slm_edge.benchmarks.report import about_pack, card_scores, complete_prefix, make_report
+from slm_edge.benchmarks.report_html import html
+from slm_edge.benchmarks.report_text import markdown
 from slm_edge.benchmarks.runner import run_cell
 from slm_edge.benchmarks.stats import paired_shares, share
 from slm_edge.benchmarks.tasks import task
@@ -112,7 +115,7 @@ def test_ctrl_c_reports_what_there_is(pack, data, tmp_path):
 
 def test_answers_are_those_of_the_session(pack, data, tmp_path):
     """Scores are of what users get: the batched answers equal `Session.ask`, adapter by adapter."""
-    cells = plan([task("gsm8k")], pack, adapters_of(pack, ("each",)), data, limit=6, max_tokens=12)
+    cells = plan([task("gsm8k")], pack, columns_of(pack, ("each",)), data, Wanted(limit=6, max_tokens=12))
     with Session.open(pack, threads=1) as session:
         for cell in cells:
             assert run_cell(cell, tmp_path, session_generator(session, 3)) == 6
@@ -126,8 +129,48 @@ def test_answers_are_those_of_the_session(pack, data, tmp_path):
     assert len(set(texts)) == 3
 
 
+def test_router_column_is_what_the_router_chooses(pack, data, tmp_path):
+    """Its answers are those of the adapters that it chose, taken over where these are measured already."""
+    from build_router import small_router
+    from slm_edge.edge.pack import Pack
+    from slm_edge.edge.pack_router import put_router
+
+    folder = tmp_path / "pack"
+    shutil.copytree(pack.folder, folder)
+    put_router(folder, small_router())
+    routed = Pack.open(folder)
+    columns = columns_of(routed, ("each", "auto"))
+    cells = plan([task("gsm8k")], routed, columns, data, Wanted(limit=12, max_tokens=6))
+    assert cells[-1].adapter_name == "auto"
+    single = {cell.adapter_name: cell for cell in cells[:-1]}
+
+    def known(_, name):
+        # What the adapter code said is not there: its answers are made anew
+        return AnswerFile(tmp_path, single[name].identity).records if name != "code" else {}
+
+    with Session.open(routed, threads=1) as session:
+        for cell in cells:
+            assert run_cell(cell, tmp_path, session_generator(session, 4, known)) == 12
+        chosen = {item.id: session.choose(item.messages[-1]["content"]).adapter for item in cells[0].items[:12]}
+    auto = AnswerFile(tmp_path, cells[-1].identity).records
+    for item_id, name in chosen.items():
+        assert auto[item_id].by == (name or "none")
+        assert auto[item_id].text == AnswerFile(tmp_path, single[name].identity).records[item_id].text
+    report = make_report(cells, tmp_path, about_pack(routed), made_at="2026", command="x")
+    assert sum(report["cells"][-1]["by"].values()) == 12
+    [row] = report["choice"]
+    assert (row["oracle"]["adapter"], row["router"]["n"], row["wrong"]["worst"]["adapter"]) == ("math", 12, "code")
+    assert {(one["adapter"], one["against"]) for one in report["comparisons"]} == {
+        ("math", None), ("code", None), ("auto", None), ("auto", "math")
+    }  # fmt: skip
+    assert "| choosing | base | router | oracle (own adapter) |" in markdown(report)
+    assert "What choosing right is worth" in html(report)
+    with pytest.raises(InputError, match="no router"):
+        columns_of(pack, ("auto",))
+
+
 def test_plan_takes_own_cells_first_and_names_what_is_wrong(pack, data):
-    cells = plan([task("gsm8k")], pack, adapters_of(pack, ()), data, limit=50, limit_others=20)
+    cells = plan([task("gsm8k")], pack, columns_of(pack, ()), data, Wanted(limit=50, limit_others=20))
     assert [(cell.adapter_name, cell.n, cell.is_own) for cell in cells] == [
         (None, 50, False),
         ("math", 50, True),
@@ -135,10 +178,10 @@ def test_plan_takes_own_cells_first_and_names_what_is_wrong(pack, data):
     ]
     assert len({json.dumps(cell.identity) for cell in cells}) == 3
     with pytest.raises(InputError, match="no adapter 'mth'") as caught:
-        adapters_of(pack, ("mth",))
+        columns_of(pack, ("mth",))
     assert "math" in caught.value.hint.split(",")[0]
     with pytest.raises(InputError) as caught:
-        plan([task("dolly"), task("svamp"), task("gsm8k")], pack, [None], data)
+        plan([task("dolly"), task("svamp"), task("gsm8k")], pack, [Column(None)], data)
     assert len(caught.value.problems) == 3
 
 
@@ -147,7 +190,7 @@ def record(item_id, strict, run=0, at_s=1.0):
 
 
 def test_report_counts_the_whole_beginning_and_pairs(pack, data, tmp_path):
-    cells = plan([task("gsm8k")], pack, adapters_of(pack, ("none", "math")), data, limit=40)
+    cells = plan([task("gsm8k")], pack, columns_of(pack, ("none", "math")), data, Wanted(limit=40))
     base, own = cells
     right = [1.0 if i % 3 == 0 else 0.0 for i in range(40)]
     with AnswerFile(tmp_path, base.identity, write=True) as answers:
@@ -159,7 +202,7 @@ def test_report_counts_the_whole_beginning_and_pairs(pack, data, tmp_path):
                 answers.add(record(item.id, right[i]))
                 answers.add(record(item.id, 1.0))
         assert len(complete_prefix(own, answers)) == 30
-    report = make_report(cells, tmp_path, pack, made_at="now", command="x")
+    report = make_report(cells, tmp_path, about_pack(pack), made_at="now", command="x")
     assert [(cell["n"], cell["n_wanted"]) for cell in report["cells"]] == [(40, 40), (30, 40)]
     assert report["cells"][0]["wall_s"] == 39
     assert report["cells"][1]["metrics"]["strict"]["value"] == pytest.approx(10 / 30)
@@ -176,8 +219,8 @@ def test_report_counts_the_whole_beginning_and_pairs(pack, data, tmp_path):
 
 
 def test_answer_files_are_kept_apart_and_checked(pack, data, tmp_path):
-    cell = plan([task("gsm8k")], pack, [None], data, limit=3)[0]
-    longer = plan([task("gsm8k")], pack, [None], data, limit=3, max_tokens=9)[0]
+    cell = plan([task("gsm8k")], pack, [Column(None)], data, Wanted(limit=3))[0]
+    longer = plan([task("gsm8k")], pack, [Column(None)], data, Wanted(limit=3, max_tokens=9))[0]
     with AnswerFile(tmp_path, cell.identity, write=True) as answers:
         answers.add(record("test-1", 1.0))
         path = answers.path

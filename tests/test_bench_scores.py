@@ -91,7 +91,39 @@ def test_rouge_published():
 
 def test_dolly_score():
     item = dolly.Item("x", [], {"answer": "one two"})
-    assert dolly.score(item, "one two three") == {"rouge1": pytest.approx(0.8), "words": 3}
+    assert dolly.score(item, "one two three") == {"rouge1": pytest.approx(0.8), "f1": pytest.approx(0.8), "words": 3}
+
+
+def test_token_f1_as_squad():
+    # SQuAD's normalisation: lower case, punctuation and articles away; 2 shared of 3 and 2 words
+    assert dolly.token_f1("The cat sat.", "a cat, sat down") == pytest.approx(2 * 2 / (2 + 3))
+    assert dolly.token_f1("Paris", "paris!") == 1
+    assert dolly.token_f1("Paris", "Rome") == 0
+    assert dolly.token_f1("the", "") == 1
+    assert dolly.token_f1("one one two", "one two two") == pytest.approx(2 / 3)
+
+
+def test_gsm8k_in_four_ways(tmp_path):
+    (tmp_path / "gsm8k").mkdir()
+    rows = [{"question": f"q{i}? ", "answer": f"<<{i}+0={i}>>{i}\n#### {i}"} for i in range(12)]
+    for name in ("test", "train"):
+        (tmp_path / "gsm8k" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    by_name = {name: {item.id: item for item in task(name).items(tmp_path)} for name in MODULES if "gsm8k" in name}
+    assert {item.truth["answer"] for item in by_name["gsm8k-8shot"].values()} == {str(i) for i in range(12)}
+    assert by_name["gsm8k"]["test-9"].messages == [{"role": "user", "content": "q9?"}]
+    assert by_name["gsm8k-raw"]["test-9"].raw == "Question: q9?\nAnswer:"
+    turns = by_name["gsm8k-8shot"]["test-9"].messages
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 8 + ["user"]
+    assert (turns[2]["content"], turns[3]["content"], turns[-1]["content"]) == ("q1?", "1\n#### 1", "q9?")
+    raw = by_name["gsm8k-8shot-raw"]["test-9"].raw
+    assert raw.startswith("Question: q0?\nAnswer: 0\n#### 0\n\nQuestion: q1?\nAnswer: 1\n#### 1\n\n")
+    assert raw.endswith("Question: q7?\nAnswer: 7\n#### 7\n\nQuestion: q9?\nAnswer:")
+    assert task("gsm8k-8shot-raw").stop == ("Question:",)
+    assert task("gsm8k-8shot").stop is None
+    assert len({items_sha256(list(items.values())) for items in by_name.values()}) == 4
+    (tmp_path / "gsm8k" / "train.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(InputError, match="8 are needed"):
+        task("gsm8k-8shot").items(tmp_path)
 
 
 def test_missing_data_names_every_file(tmp_path):

@@ -53,6 +53,22 @@ def test_prints_the_sessions_answer(pack, options, adapter):
     assert done.stdout.removesuffix("\n") == answer.text.removesuffix("\n")
 
 
+def test_several_adapters_and_a_prefix_cache(pack, tmp_path):
+    system = "Answer in the words of the sea, and be brief. " * 4
+    options = ["--adapter", "math:0.7+code:0.3", "--max-tokens", "12"]
+    done = run(pack, *options, "the world")
+    assert done.stdout.removesuffix("\n") == expected(
+        pack, {"math": 0.7, "code": 0.3}, "the world", max_tokens=12
+    ).text.removesuffix("\n")
+    cached = ["--prefix-cache", str(tmp_path / "kv"), "--system", system, "--max-tokens", "12", "--json"]
+    answers = [json.loads(run(pack, *cached, prompt).stdout) for prompt in ("the world", "the world", "hello")]
+    kept = [answer["n_kept_tokens"] for answer in answers]
+    assert kept[0] == 0
+    assert kept[1] == kept[2] > 32
+    assert answers[0]["text"] == answers[1]["text"]
+    assert run(pack, "--adapter", "math:x", "the world").returncode == 2
+
+
 @pytest.mark.parametrize("argument", [[], ["-"]])
 def test_reads_standard_input(pack, argument):
     given = run(pack, "--max-tokens", "12", "über\nthe world")

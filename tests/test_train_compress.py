@@ -5,10 +5,20 @@ import json
 import numpy as np
 import pytest
 import torch
+from build_gguf import tiny_base
 from build_hf import tiny_checkpoint
+from build_rows import gsm8k_row, write_jsonl
+from click.testing import CliRunner
 from peft import LoraConfig, PeftModel, get_peft_model
 from slm_edge.edge.errors import InputError, UnsupportedError
+from slm_edge.train.bases import open_base
+from slm_edge.train.commands import train as train_command
 from slm_edge.train.compress import compress, truncate
+from slm_edge.train.gguf_model import load_gguf_model
+from slm_edge.train.job import train
+from slm_edge.train.prepare import as_sources, prepare
+from slm_edge.train.recipe import Recipe
+from slm_edge.train.task import find_task
 from transformers import AutoModelForCausalLM
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -101,3 +111,46 @@ def test_the_record_says_so(checkpoint, tmp_path):
     record = json.loads((tmp_path / "b" / "train.json").read_text())
     assert record["compressed"]["rank"] == {"min": 2, "max": 2}
     assert record["recipe"] == {"task": "math"}
+
+
+def test_loss_and_kl_before_and_after_are_measured(tmp_path):
+    base = tiny_base(tmp_path / "tiny.gguf")
+    rows = write_jsonl(tmp_path / "rows.jsonl", [gsm8k_row(n) for n in range(24)])
+    recipe = Recipe(task="math", rank=8, batch=4, steps=6, held_out=4, lr=2e-2, forward_tokens=160)
+    record = train(recipe, base=base, data=[rows], output=tmp_path / "a", threads=1)
+    measured = {}
+    for rank in (8, 1):
+        args = ["compress", tmp_path / "a", "-o", tmp_path / f"r{rank}", "--rank", rank, "--base", base, "--data", rows]
+        result = CliRunner().invoke(train_command, [*map(str, args), "--json"], catch_exceptions=False)
+        measured[rank] = json.loads(result.stdout)["measured"]
+        written = json.loads((tmp_path / f"r{rank}" / "train.json").read_text())
+        assert written["compressed"]["measured"] == measured[rank]
+    losses = measured[8]["held_out_loss"]
+    assert losses["base"] == pytest.approx(record["held_out_loss"]["base"], rel=1e-4)
+    assert losses["before"] == pytest.approx(record["held_out_loss"]["adapter"], rel=1e-4)
+    assert losses["after"] == pytest.approx(losses["before"], rel=1e-4)
+    assert measured[8]["kl"]["mean"] == pytest.approx(0, abs=1e-5)
+    assert measured[1]["kl"]["mean"] > 1e-4
+    # the cut adapter's loss, by PEFT's own loading and transformers' own forward
+    plain = PeftModel.from_pretrained(load_gguf_model(base), tmp_path / "r1")
+    prepared = prepare(find_task("math"), recipe, open_base(base), as_sources([rows]))
+    total, n = 0.0, 0
+    for example in prepared.data.held_out:
+        with torch.no_grad():
+            logits = plain(input_ids=torch.tensor([example.ids])).logits[0, example.n_prompt - 1 : -1]
+        targets = torch.tensor(example.ids[example.n_prompt :])
+        total += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+        n += len(targets)
+    assert measured[1]["held_out_loss"]["after"] == pytest.approx(total / n, rel=1e-4)
+    assert measured[1]["completion_tokens"] == n
+
+
+def test_measuring_needs_the_record_of_the_training(checkpoint, tmp_path):
+    adapter(checkpoint, tmp_path / "a")
+    rows = write_jsonl(tmp_path / "rows.jsonl", [gsm8k_row(1)])
+    args = ["compress", tmp_path / "a", "-o", tmp_path / "b", "--rank", 2]
+    with pytest.raises(InputError, match="go together"):
+        CliRunner().invoke(train_command, [*map(str, args), "--data", str(rows)], catch_exceptions=False)
+    with pytest.raises(InputError, match=r"train\.json"):
+        more = ["--data", str(rows), "--base", str(checkpoint)]
+        CliRunner().invoke(train_command, [*map(str, args), *more], catch_exceptions=False)

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from build_gguf import tiny_base
+from build_hf import LLAMA3_SCALING, edit_config, tiny_checkpoint
 from peft import LoraConfig, PeftModel, get_peft_model
 from slm_edge.edge.engine import Context, Model
 from slm_edge.edge.errors import UnsupportedError
+from slm_edge.export.base import Options, export_base
+from slm_edge.export.quantize import TYPES
 from slm_edge.train import attention
 from slm_edge.train.batches import pack
 from slm_edge.train.examples import Example
@@ -18,7 +21,7 @@ from slm_edge.train.lora import add_lora, trainable
 from slm_edge.train.loss import completion_loss
 from slm_edge.train.recipe import Recipe
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,6 +49,22 @@ def test_logits_equal_llama_cpps(tmp_path, architecture, tied, n_kv_heads):
     theirs = llama_cpp_logits(base, ids)
     assert np.abs(ours - theirs).max() <= 2e-3
     assert np.abs(theirs).max() > 1
+
+
+def test_llama_3s_rope_scaling_is_read_from_the_factors_of_the_file(tmp_path):
+    scaling = {**LLAMA3_SCALING, "original_max_position_embeddings": 32}
+    folder = tiny_checkpoint(tmp_path / "hf", "llama", rope_scaling=scaling, n_embd=128, n_heads=4)
+    export_base(folder, tmp_path / "base.gguf", TYPES["f32"], Options(name="tiny"))
+    ids = torch.from_numpy(np.random.default_rng(0).integers(3, 380, (1, 200)))
+    with torch.no_grad():
+        ours = load_gguf_model(tmp_path / "base.gguf")(input_ids=ids).logits
+        blocks = load_gguf_model(tmp_path / "base.gguf", weights="gguf")(input_ids=ids).logits
+        theirs = AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits
+        edit_config(folder, rope_scaling=None)
+        unscaled = AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(blocks, theirs, rtol=1e-4, atol=1e-4)
+    assert (unscaled - theirs).abs().max() > 1e-2
 
 
 def test_what_has_no_entry_is_refused(tmp_path):

@@ -20,7 +20,8 @@ from slm_edge.edge.errors import InputError, UnsupportedError
 from slm_edge.edge.prompts import dolly_held_out
 from slm_edge.export.lora import export_lora
 from slm_edge.train.commands import train as train_command
-from slm_edge.train.job import NEVER_TRAINED_ON, train
+from slm_edge.train.job import train
+from slm_edge.train.prepare import NEVER_TRAINED_ON
 from slm_edge.train.recipe import Recipe
 from slm_edge.train.starter import STARTER, train_starter
 
@@ -55,8 +56,10 @@ def test_a_run_writes_a_peft_folder_that_says_what_it_is(base, rows, tmp_path):
     record = json.loads(result.stdout)
     assert record == json.loads((output / "train.json").read_text())
     assert sorted(path.name for path in output.iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "loss.svg",
         "train.json",
     ]
     config = PeftConfig.from_pretrained(str(output))

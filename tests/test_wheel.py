@@ -37,6 +37,8 @@ def test_every_module_and_data_file_is_in_the_wheel(wheel):
         for path in (ROOT / folder).rglob("*"):
             is_module = path.suffix == ".py"
             is_data = path.name == "py.typed" or (folder == "edge" and "starter" in path.parts)
+            is_data = is_data or "recipes" in path.parts
+            is_data = is_data or (folder == "devices" and path.suffix in (".toml", ".json"))
             if path.is_file() and "__pycache__" not in path.parts and (is_module or is_data):
                 name = f"slm_edge/{path.relative_to(ROOT).as_posix()}"
                 missing += [name] if name not in inside else []

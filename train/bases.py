@@ -15,6 +15,7 @@ from ..edge.errors import InputError, UnsupportedError
 from ..edge.files import sha256_file
 from ..edge.gguf_file import GgufFile
 from ..edge.vocab import Vocab
+from .recipe import Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,8 +46,8 @@ class Base(Protocol):
         """Whether a token ends a generation."""
         ...
 
-    def load_model(self, attention: str) -> "PreTrainedModel":
-        """The transformers model, f32, with that attention implementation."""
+    def load_model(self, attention: str, weights: Weights = "f32", device: str = "cpu") -> "PreTrainedModel":
+        """The transformers model with that attention implementation, its frozen matrices kept as `weights` says."""
         ...
 
     def identity(self) -> dict[str, Any]:
@@ -55,7 +56,7 @@ class Base(Protocol):
 
 
 class GgufBase:
-    """A GGUF base: dequantised weights, llama.cpp's own tokenizer."""
+    """A GGUF base: its own weights, llama.cpp's own tokenizer."""
 
     def __init__(self, path: Path) -> None:
         gguf = GgufFile.open(path)
@@ -74,11 +75,11 @@ class GgufBase:
         """Whether llama.cpp stops at the token."""
         return self._vocab.is_end(token_id)
 
-    def load_model(self, attention: str) -> "PreTrainedModel":
-        """The transformers model of the dequantised weights."""
+    def load_model(self, attention: str, weights: Weights = "f32", device: str = "cpu") -> "PreTrainedModel":
+        """The transformers model of the file's weights, dequantised or kept as blocks."""
         from .gguf_model import load_gguf_model
 
-        return load_gguf_model(self.path, attention=attention)
+        return load_gguf_model(self.path, attention=attention, weights=weights, device=device)
 
     def identity(self) -> dict[str, Any]:
         """File name, size, sha256 and fingerprint: the last ties the adapter to every quantisation of this base."""
@@ -92,9 +93,13 @@ class GgufBase:
 
 
 class HfBase:
-    """A Hugging Face folder: safetensors and tokenizer of transformers."""
+    """A Hugging Face folder: safetensors and tokenizer of transformers.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        name: its name on the hub, where it is from there.
+    """
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
         from transformers import AutoTokenizer
 
         try:
@@ -106,7 +111,7 @@ class HfBase:
             raise InputError("the tokenizer has no chat template", where=path, hint="add chat_template.jinja to it")
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         self.path = path
-        self.name = str(path)
+        self.name = name or str(path)
         self.template = ChatTemplate(source, self._tokenizer.bos_token or "", self._tokenizer.eos_token or "")
         self.n_context_tokens = int(config.get("max_position_embeddings", 2048))
         ends = self._generation_ends(path)
@@ -126,27 +131,46 @@ class HfBase:
         """Whether the token is an EOS of the tokenizer or of the generation config."""
         return token_id in self._ends
 
-    def load_model(self, attention: str) -> "PreTrainedModel":
-        """The transformers model in f32."""
+    def load_model(self, attention: str, weights: Weights = "f32", device: str = "cpu") -> "PreTrainedModel":
+        """The transformers model of the folder's weights.
+
+        Raises:
+            InputError: `weights` is "gguf": a folder has no blocks.
+        """
         import torch
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(
+        if weights == "gguf":
+            raise InputError(
+                'weights = "gguf" needs a GGUF base',
+                where=self.path,
+                hint='make one with `slm-edge export base`, or use weights = "nf4"',
+            )
+        dtypes: dict[str, Any] = {"f32": torch.float32, "bf16": torch.bfloat16, "nf4": "auto"}
+        model: Any = AutoModelForCausalLM.from_pretrained(
             self.path,
-            dtype=torch.float32,
+            dtype=dtypes[weights],
             attn_implementation=attention,
             local_files_only=True,
             use_safetensors=True,
         )
+        if weights == "nf4":
+            from .nf4 import to_nf4
+
+            to_nf4(model, device)
+        return model.to(device)  # type: ignore[no-any-return]
 
     def identity(self) -> dict[str, Any]:
         """Folder name and the sha256 of each weight file."""
         files = sorted(self.path.glob("*.safetensors"))
-        return {"kind": "hf", "name": self.path.name, "sha256": {file.name: sha256_file(file) for file in files}}
+        hashes = {file.name: sha256_file(file) for file in files}
+        if self.name != str(self.path):
+            return {"kind": "hf", "name": self.name, "hub": self.name, "sha256": hashes}
+        return {"kind": "hf", "name": self.path.name, "sha256": hashes}
 
 
-def open_base(path: str | Path) -> Base:
-    """Opens a GGUF file or a Hugging Face folder.
+def open_base(path: str | Path, name: str | None = None) -> Base:
+    """Opens a GGUF file or a Hugging Face folder, `name` being what a folder is called on the hub.
 
     Raises:
         InputError: neither of the two, or no chat template.
@@ -155,7 +179,7 @@ def open_base(path: str | Path) -> Base:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError("has no config.json: not a Hugging Face model folder", where=path)
-        return HfBase(path)
+        return HfBase(path, name)
     return GgufBase(path)
 
 

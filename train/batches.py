@@ -3,7 +3,8 @@
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class Packed:
         row_mask: see `Layout.mask`.
         at: (m,) places in `ids` whose next token is a completion token.
         targets: (m,) those next tokens.
+        active: (n, 1), 1 where an aLoRA acts; None: it acts everywhere.
     """
 
     ids: Tensor
@@ -31,6 +33,12 @@ class Packed:
     row_mask: Tensor
     at: Tensor
     targets: Tensor
+    active: Tensor | None = None
+
+    def to(self, device: str) -> "Packed":
+        """The same on another device."""
+        moved: Any = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
 
 def pack(examples: Sequence[Example], prefix_tokens: int) -> Packed:
@@ -38,6 +46,7 @@ def pack(examples: Sequence[Example], prefix_tokens: int) -> Packed:
     ids: list[int] = list(examples[0].ids[:prefix_tokens])
     at: list[int] = []
     targets: list[int] = []
+    active = [0.0] * prefix_tokens
     lengths = []
     for example in examples:
         start = len(ids) - prefix_tokens
@@ -46,20 +55,30 @@ def pack(examples: Sequence[Example], prefix_tokens: int) -> Packed:
         lengths.append(len(row))
         at.extend(start + place - 1 for place in range(example.n_prompt, len(example.ids)))
         targets.extend(example.ids[example.n_prompt :])
+        n_idle = max(0, example.n_before - prefix_tokens)
+        active += [0.0] * n_idle + [1.0] * (len(row) - n_idle)
     layout = Layout(prefix_tokens, tuple(lengths))
     return Packed(
-        torch.tensor([ids]), layout.positions(), layout, layout.mask(), torch.tensor(at), torch.tensor(targets)
+        torch.tensor([ids]),
+        layout.positions(),
+        layout,
+        layout.mask(),
+        torch.tensor(at),
+        torch.tensor(targets),
+        torch.tensor(active)[:, None] if any(example.n_before for example in examples) else None,
     )
 
 
-def split_by_tokens(examples: Sequence[Example], prefix_tokens: int, max_tokens: int) -> list[list[Example]]:
+def split_by_tokens(
+    examples: Sequence[Example], prefix_tokens: int, max_tokens: int, multiple: int = 2
+) -> list[list[Example]]:
     """Splits a step's rows into forward passes of about `max_tokens` tokens at most, all of about the same length.
 
-    Their number is even where there are rows enough, so that two or more cores share them evenly.
+    Their number is a multiple of `multiple` where there are rows enough, so that cores or processes share them evenly.
     """
     lengths = [len(example.ids) - prefix_tokens for example in examples]
     n_parts = math.ceil(sum(lengths) / max(1, max_tokens - prefix_tokens))
-    n_parts = min(len(examples), n_parts + n_parts % 2)
+    n_parts = min(len(examples), math.ceil(n_parts / multiple) * multiple)
     parts: list[list[Example]] = [[] for _ in range(n_parts)]
     filled = [0] * n_parts
     for at in sorted(range(len(examples)), key=lambda at: (-lengths[at], examples[at].ids)):

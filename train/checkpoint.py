@@ -7,7 +7,7 @@ or other data doesn't take them up.
 import hashlib
 import json
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,38 @@ class State:
     Attributes:
         curve: one entry per logged step.
         completion_tokens, tokens: trained on so far.
+        evaluations: step and held-out loss of each measurement.
+        best_step, best: the step of the lowest one, and the adapter then; kept where the recipe has patience.
+        stopped_early: nothing got better for as long as the recipe waits.
     """
 
     step: int
     tokens: int
     completion_tokens: int
     curve: list[dict[str, float]]
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    best_step: int = 0
+    best: dict[str, Tensor] | None = None
+    stopped_early: bool = False
+
+    def measured(self, loss: float, parameters: dict[str, nn.Parameter], patience: int) -> None:
+        """Takes a held-out loss down; with patience, the best adapter is kept and the end is decided."""
+        lowest = min((entry["loss"] for entry in self.evaluations), default=float("inf"))
+        self.evaluations.append({"step": self.step, "loss": loss})
+        if not patience:
+            return
+        if loss < lowest:
+            self.best_step = self.step
+            self.best = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        waited = sum(entry["step"] > self.best_step for entry in self.evaluations)
+        self.stopped_early = waited >= patience
+
+    def take_best(self, parameters: dict[str, nn.Parameter]) -> None:
+        """Puts the best adapter's numbers in place, where one was kept."""
+        if self.best is not None:
+            with torch.no_grad():
+                for name, parameter in parameters.items():
+                    parameter.copy_(self.best[name])
 
 
 def save(
@@ -74,7 +100,7 @@ def load(
     if not path.is_file():
         return None
     try:
-        content = torch.load(path, weights_only=True)
+        content = torch.load(path, weights_only=True, map_location="cpu")
         saved: dict[str, Tensor] = content["parameters"]
     except (RuntimeError, OSError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
         raise DamagedError(f"the checkpoint cannot be read ({error})", where=path, hint="use --fresh") from None

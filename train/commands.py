@@ -1,4 +1,4 @@
-"""`slm-edge train`: one command per task, its flags made from the recipe's fields, and `starter` for what ships."""
+"""`slm-edge train`: a recipe (a TOML file or one that ships), or a task; flags are made from the fields."""
 
 import dataclasses
 from pathlib import Path
@@ -7,47 +7,61 @@ from typing import Any
 import click
 
 from ..edge.console import emit, json_option
+from ..edge.errors import InputError
+from . import recipe_file
+from .commands_tools import TOOLS, summary
+from .ranks import is_first_process
 from .recipe import Recipe
+from .recipe_file import Inputs
 from .task import find_task, task_names
 
-_BASE = click.option(
-    "--base",
-    required=True,
-    type=click.Path(exists=True, path_type=Path),
-    help="What to train on: the GGUF that ships, or a Hugging Face folder.",
-)
-_THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads [default: all cores].")
+_NEEDED = ("base", "data", "output")
 
 
 def _flag(field: "dataclasses.Field[Any]", default: Any) -> Any:
-    """The option of one recipe field; None stands for "not given"."""
+    """The option of one field of a recipe file; None or () stands for "not given"."""
     name = "--" + field.name.replace("_", "-")
-    shown = ",".join(default) if isinstance(default, tuple) else default
-    doc = field.metadata["doc"]
-    text = f"{doc[0].upper()}{doc[1:]} [default: {'none' if shown is None else shown}]."
+    doc, many = field.metadata["doc"], field.type not in (str, int, float, bool, int | None)
+    many = many and field in dataclasses.fields(Inputs)
+    shown = ",".join(default) if isinstance(default, tuple | list) else default
+    nothing = shown in (None, "", dataclasses.MISSING)
+    required = nothing and field.name in _NEEDED
+    text = f"{doc[0].upper()}{doc[1:]}" + ("." if required else f" [default: {'none' if nothing else shown}].")
     if field.type is bool:
         return click.option(f"{name}/--no-{name[2:]}", field.name, default=None, help=text)
     kind: Any = float if field.type is float else int if field.type in (int, int | None) else str
-    return click.option(name, field.name, type=kind, default=None, help=text)
+    names = ["-o", name, field.name] if field.name == "output" else [name, field.name]
+    if many:
+        text += " May be given more than once."
+    return click.option(*names, type=kind, multiple=many, default=None, required=required, help=text)
 
 
-def _recipe(task: str, flags: dict[str, Any]) -> Recipe:
-    given: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    """What stands on the command line, as a recipe file would say it; paths begin where the user is."""
+    given = {key: value for key, value in flags.items() if value not in (None, ())}
     if "targets" in given:
         given["targets"] = [name.strip() for name in given["targets"].split(",") if name.strip()]
-    return Recipe.from_mapping({"task": task, **find_task(task).defaults, **given})
+    for key in ("base", "data", "replay_data", "benchmarks"):
+        if isinstance(given.get(key), str):
+            given[key] = _from_here(given[key])
+        elif key in given:
+            given[key] = [_from_here(text) for text in given[key]]
+    if "output" in given:
+        given["output"] = str(Path(given["output"]).absolute())
+    return given
 
 
-def summary(name: str, record: dict[str, Any], output: Path) -> str:
-    """The lines that are shown when an adapter is done."""
-    losses = record["held_out_loss"]
-    held_out = "" if losses["base"] is None else f"held-out loss {losses['base']:.3f} -> {losses['adapter']:.3f}; "
-    return f"{output}: {name}, {record['steps']} steps, {record['tokens']} tokens; {held_out}details in train.json"
+def _from_here(text: str) -> str:
+    return str(Path(text).absolute()) if Path(text).exists() else text
 
 
-def task_command(name: str) -> click.Command:
-    """The command that trains an adapter for one task."""
-    task = find_task(name)
+def training_command(name: str, values: dict[str, Any], folder: Path, about: str, example: str) -> click.Command:
+    """A command that trains.
+
+    Args:
+        values: a recipe file's table, as far as it is known before the flags.
+        folder: where the table's relative paths begin.
+    """
 
     @json_option
     @click.option("--finish", is_flag=True, help="Train no further: write what the last checkpoint holds.")
@@ -55,130 +69,103 @@ def task_command(name: str) -> click.Command:
     @click.option(
         "--save-every", type=click.FloatRange(0), default=60, show_default=True, help="Seconds between checkpoints."
     )
-    @_THREADS
-    @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The PEFT folder to write.")
     @click.option(
-        "--data",
-        required=True,
-        multiple=True,
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="JSONL or JSON file of rows; may be given more than once.",
+        "--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute [default: cuda if there is one]."
     )
-    @_BASE
+    @click.option("--threads", type=click.IntRange(1), help="CPU threads [default: all cores].")
     def command(
-        base: Path,
-        data: tuple[Path, ...],
-        output: Path,
         threads: int | None,
+        device: str | None,
         save_every: float,
         resume: bool,
         finish: bool,
         as_json: bool,
         **flags: Any,
     ) -> None:
-        recipe = _recipe(name, flags)
-        from .job import train as train_job
+        told = recipe_file.parse({**values, **_given(flags)}, folder)
+        if not told.inputs.output:
+            raise InputError("nothing says where the adapter goes", hint="-o FOLDER, or output in the recipe")
+        output = folder / told.inputs.output
+        from .job import Extras, best_device, train
+        from .sources import find_data
 
-        record = train_job(
-            recipe,
-            base=base,
-            data=data,
+        def sources(texts: tuple[str, ...]) -> list[Any]:
+            return [source for text in texts for source in find_data(text, folder)]
+
+        record = train(
+            told.recipe,
+            base=folder / told.inputs.base if (folder / told.inputs.base).exists() else told.inputs.base,
+            data=sources(told.inputs.data),
             output=output,
+            extras=Extras(sources(told.inputs.replay_data), [folder / place for place in told.inputs.benchmarks]),
             threads=threads,
+            device=device or best_device(),
             save_every_s=save_every,
             fresh=not resume,
             finish=finish,
         )
-        emit(record, as_json, summary(name, record, output))
+        if is_first_process():
+            emit(record, as_json, summary(told.recipe.task, record, output))
 
-    for field in reversed(dataclasses.fields(Recipe)):
+    fields = [*dataclasses.fields(Inputs), *dataclasses.fields(Recipe)]
+    for field in reversed(fields):
         if field.name != "task":
-            command = _flag(field, task.defaults.get(field.name, field.default))(command)
+            command = _flag(field, values.get(field.name, field.default))(command)
     return click.command(
         name=name,
-        short_help=task.about,
-        help=f"""Train an adapter: {task.about}.
+        short_help=about,
+        help=f"""Train an adapter: {about}.
 
         Writes a PEFT folder that `slm-edge export lora` takes as it is. A run that was cut off goes on where its last
         checkpoint stands (in OUTPUT.run), with the same result.
 
         \b
         Example:
-          slm-edge train {name} --base base.gguf --data train.jsonl -o peft/{name}
+          {example}
         """,
     )(command)
 
 
-@click.group()
+def task_command(name: str) -> click.Command:
+    """The command that trains an adapter for one task."""
+    task = find_task(name)
+    example = f"slm-edge train {name} --base base.gguf --data train.jsonl -o peft/{name}"
+    return training_command(name, {"task": name, **task.defaults}, Path(), task.about, example)
+
+
+class _Train(click.Group):
+    """The group of all tasks and tools, in which a recipe is a command too."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = super().get_command(ctx, cmd_name)
+        if found is None and cmd_name.endswith(".toml"):
+            path = Path(cmd_name)
+            values = recipe_file.read(path)
+            recipe_file.check_keys(values, path)
+            example = f"slm-edge train {cmd_name} -o peft/mine --rank 32"
+            return training_command(cmd_name, values, path.parent, f"the recipe {cmd_name}, flags before it", example)
+        if found is None and "/" in cmd_name:
+            values = recipe_file.shipped(cmd_name)
+            example = f"slm-edge train {cmd_name} --rank 64 -o peft/{values['task']}"
+            return training_command(cmd_name, values, Path(), f"the recipe {cmd_name} that ships", example)
+        return found
+
+
+@click.group(cls=_Train, subcommand_metavar="RECIPE.toml | TASK | COMMAND [ARGS]...")
 def train() -> None:
     """Train a task adapter (PEFT LoRA) on the very weights that ship.
 
+    What to train stands in a recipe: a TOML file of yours, one that ships (`slm-edge train recipes`), or flags.
+
     \b
-    Example:
+    Examples:
+      slm-edge train my.toml
+      slm-edge train math/llama-3.2-1b-instruct --rank 64 -o peft/math
       slm-edge train math --base SmolLM2-135M-Instruct.Q4_1.gguf --data gsm8k/train.jsonl -o peft/math
     """
 
 
-@train.command()
-@click.argument("adapter", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The PEFT folder to write.")
-@click.option("--rank", type=click.IntRange(1), help="Highest rank of any module.")
-@click.option("--energy", type=float, help="Share of the squared singular values that each module keeps, as 0.95.")
-@json_option
-def compress(adapter: Path, output: Path, rank: int | None, energy: float | None, as_json: bool) -> None:
-    """Make the trained ADAPTER (a PEFT folder) smaller: its B·A cut to the strongest directions.
-
-    Training at a high rank and cutting afterwards keeps more than training at the low rank.
-
-    \b
-    Examples:
-      slm-edge train compress peft/math -o peft/math-small --energy 0.95
-      slm-edge train compress peft/math -o peft/math-r8 --rank 8
-    """
-    from .compress import compress as compress_job
-
-    kept = compress_job(adapter, output, rank=rank, energy=energy).as_dict()
-    ranks, share = kept["rank"], kept["energy_kept"]
-    emit(
-        kept,
-        as_json,
-        f"{output}: rank {ranks['min']} to {ranks['max']}, energy kept {share['mean']:.2%} (least {share['min']:.2%})",
-    )
-
-
-@train.command()
-@_BASE
-@click.option(
-    "--data-dir",
-    required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder with gsm8k/, mbpp/ and dolly/.",
-)
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the PEFT folders.")
-@click.option("--only", multiple=True, help="Train only this one; may be given more than once.")
-@_THREADS
-@json_option
-def starter(
-    base: Path, data_dir: Path, output: Path, only: tuple[str, ...], threads: int | None, as_json: bool
-) -> None:
-    """Train the adapters that ship with slm-edge again, from public data.
-
-    Takes about 75 minutes on two cores. Adapters that lie in OUTPUT already are left as they are; one that was cut
-    off goes on from its checkpoint.
-
-    \b
-    Example:
-      slm-edge train starter --base SmolLM2-135M-Instruct.Q4_1.gguf --data-dir data -o peft
-    """
-    from .starter import STARTER, train_starter
-
-    for name in only:
-        if name not in STARTER:
-            raise click.BadParameter(f"{name!r}; there are {', '.join(STARTER)}", param_hint="--only")
-    records = train_starter(base, data_dir, output, names=only or tuple(STARTER), threads=threads)
-    text = "\n".join(summary(name, record, output / name) for name, record in records.items())
-    emit(records, as_json, text or "nothing to do")
-
-
 for _name in task_names():
     train.add_command(task_command(_name))
+for _tool in TOOLS:
+    train.add_command(_tool)

@@ -1,7 +1,9 @@
 """From rows to token ids: chat template, completion, end-of-turn token; duplicates and long rows are left out."""
 
+import gzip
 import hashlib
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +12,8 @@ from typing import Any
 
 from ..edge.chat import Message
 from ..edge.errors import InputError
+from ..edge.files import sha256_file
+from .alora import last_place
 from .bases import Base, completion_end
 
 Row = dict[str, Any]
@@ -30,10 +34,12 @@ class Example:
     Attributes:
         ids: prompt and completion.
         n_prompt: how many of `ids` are the prompt; the loss is on the others.
+        n_before: how many of `ids` an aLoRA leaves to the base; 0 for a plain LoRA.
     """
 
     ids: tuple[int, ...]
     n_prompt: int
+    n_before: int = 0
 
 
 @dataclass
@@ -50,14 +56,18 @@ class Counts:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The objects of a JSONL file, or of a JSON file that holds one list.
+    """The objects of a JSONL file (gzipped or not), of a JSON file that holds one list, or of a parquet file.
 
     Raises:
-        InputError: not there, not JSON, or not objects.
+        InputError: not there, not of these formats, or not objects.
     """
+    if path.name.endswith(".parquet"):
+        yield from _parquet_rows(path)
+        return
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.name.endswith(".gz") else data).decode("utf-8")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"cannot be read ({error})", where=path) from None
     try:
         if text.lstrip().startswith("["):
@@ -72,14 +82,31 @@ def read_rows(path: Path) -> Iterator[Row]:
         yield row
 
 
-def file_record(path: Path) -> dict[str, Any]:
+def _parquet_rows(path: Path) -> list[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows: list[Row] = parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"is not a parquet file: {error}", where=path) from None
+    return rows
+
+
+def file_record(path: Path, name: str | None = None) -> dict[str, Any]:
     """Name, size and sha256 of a data file, for train.json."""
-    data = path.read_bytes()
-    return {"name": path.name, "size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {"name": name or path.name, "size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
-def tokenize(base: Base, pairs: Iterable[Pair], max_tokens: int, counts: Counts) -> list[Example]:
-    """Token ids of every pair; exact duplicates and rows of more than `max_tokens` are dropped and counted."""
+def tokenize(
+    base: Base, pairs: Iterable[Pair], max_tokens: int, counts: Counts, invocation: Sequence[int] = ()
+) -> list[Example]:
+    """Token ids of every pair; exact duplicates and rows of more than `max_tokens` are dropped and counted.
+
+    Args:
+        invocation: tokens from which on an aLoRA acts; rows without them in the prompt, or with them in the answer, are
+            dropped too.
+    """
     end = completion_end(base)
     seen: set[tuple[int, ...]] = set()
     examples = []
@@ -90,6 +117,12 @@ def tokenize(base: Base, pairs: Iterable[Pair], max_tokens: int, counts: Counts)
             counts.dropped["duplicate"] += 1
         elif len(ids) > max_tokens:
             counts.dropped["too long"] += 1
+        elif invocation:
+            start = last_place(ids, invocation)
+            if start is None or start >= len(prompt):
+                counts.dropped["no invocation in the prompt, or one in the answer"] += 1
+            else:
+                examples.append(Example(ids, len(prompt), start))
         else:
             examples.append(Example(ids, len(prompt)))
         seen.add(ids)
@@ -104,6 +137,8 @@ def shared_prefix_tokens(examples: Sequence[Example]) -> int:
     first = min(examples, key=lambda example: example.ids)
     last = max(examples, key=lambda example: example.ids)
     limit = min(example.n_prompt for example in examples) - 1
+    if any(example.n_before for example in examples):
+        limit = min(limit, *(example.n_before for example in examples))
     for at, (a, b) in enumerate(zip(first.ids[:limit], last.ids[:limit], strict=False)):
         if a != b:
             return at

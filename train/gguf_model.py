@@ -1,6 +1,7 @@
-"""A transformers model made from a GGUF: its config from the file's keys, its weights dequantised to f32.
+"""A transformers model made from a GGUF: its config from the file's keys, its weights dequantised to f32 or kept.
 
     model = load_gguf_model("SmolLM2-135M-Instruct.Q4_1.gguf")      # LlamaForCausalLM, the weights that will ship
+    model = load_gguf_model("base.gguf", weights="gguf")            # the same, its matrices kept as the file's blocks
 
 A family is one entry of FAMILIES. The tokenizer is not made here: llama.cpp's own is used (`edge.vocab`).
 """
@@ -11,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..edge.errors import UnsupportedError
 from ..edge.gguf_file import GgufFile
+from .blocks import DECODERS
+from .frozen import BlockEmbedding, BlockLinear
+from .recipe import Weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -32,6 +36,8 @@ BLOCK_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# Divisors of the rotation speeds, (head size / 2,): llama.cpp's form of Llama 3's rope scaling.
+ROPE_FACTORS = "rope_freqs.weight"
 TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
@@ -132,8 +138,27 @@ def tensor_of(gguf: GgufFile, name: str) -> "np.ndarray[Any, Any]":
     return np.asarray(values, dtype=np.float32).reshape(info.shape[::-1])
 
 
-def state_of(gguf: GgufFile) -> dict[str, Tensor]:
-    """All weights under their transformers names, f32.
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of the file goes.
+
+    Attributes:
+        module: the module's name in transformers.
+        kind: "weight" or "bias".
+        n_heads: of q and k whose rows lie pair by pair and must be put back to halves; 0 elsewhere.
+    """
+
+    module: str
+    kind: str
+    n_heads: int = 0
+
+    def in_order(self, rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+        """Rows (numbers or blocks) in the order that transformers wants."""
+        return split_rope_halves(rows, self.n_heads) if self.n_heads else rows
+
+
+def places(gguf: GgufFile) -> dict[str, Place]:
+    """The place of every tensor but the rope's factors.
 
     Raises:
         UnsupportedError: a tensor that no name here covers.
@@ -141,10 +166,12 @@ def state_of(gguf: GgufFile) -> dict[str, Tensor]:
     family = family_of(gguf)
     arch = str(gguf.get("general.architecture"))
     heads = int(gguf.get(f"{arch}.attention.head_count"))
-    kv_heads = int(gguf.get(f"{arch}.attention.head_count_kv", heads))
-    state: dict[str, Tensor] = {}
+    rotated = {"attn_q": heads, "attn_k": int(gguf.get(f"{arch}.attention.head_count_kv", heads))}
+    found: dict[str, Place] = {}
     unknown = []
     for name in gguf.tensors:
+        if name == ROPE_FACTORS:
+            continue
         stem, _, kind = name.rpartition(".")
         layer, part = "", stem
         if stem.startswith("blk."):
@@ -153,27 +180,38 @@ def state_of(gguf: GgufFile) -> dict[str, Tensor]:
         if target is None or kind not in ("weight", "bias"):
             unknown.append(name)
             continue
-        values = tensor_of(gguf, name)
-        if family.interleaved_rope and part in ("attn_q", "attn_k"):
-            values = split_rope_halves(values, heads if part == "attn_q" else kv_heads)
         prefix = f"model.layers.{layer}." if layer else ""
-        state[f"{prefix}{target}.{kind}"] = torch.from_numpy(np.array(values, copy=True))
+        found[name] = Place(f"{prefix}{target}", kind, rotated.get(part, 0) if family.interleaved_rope else 0)
     if unknown:
         raise UnsupportedError(
             "tensors that the training model has no place for", where=gguf.path, problems=[f"{n}" for n in unknown]
         )
-    return state
+    return found
 
 
-def load_gguf_model(path: str | Path, *, attention: str = "sdpa") -> "PreTrainedModel":
-    """The model of a GGUF as transformers builds it, f32, in evaluation mode.
+def numbers_of(gguf: GgufFile, name: str, place: Place) -> Tensor:
+    """One tensor, f32, as transformers wants it."""
+    return torch.from_numpy(np.array(place.in_order(tensor_of(gguf, name)), copy=True))
+
+
+def blocks_of(gguf: GgufFile, name: str, place: Place) -> Tensor:
+    """One matrix as its blocks, uint8 (out, row_bytes), rows as transformers wants them."""
+    rows = np.asarray(gguf.raw(name)).reshape(gguf.tensors[name].shape[1], -1)
+    return torch.from_numpy(np.array(place.in_order(rows), copy=True))
+
+
+def load_gguf_model(
+    path: str | Path, *, attention: str = "sdpa", weights: Weights = "f32", device: str = "cpu"
+) -> "PreTrainedModel":
+    """The model of a GGUF as transformers builds it, in evaluation mode.
 
     Args:
         path: the GGUF file.
         attention: `attn_implementation` of transformers.
+        weights: what the frozen matrices are kept as; norms and biases are f32 but for "bf16".
 
     Raises:
-        UnsupportedError: architecture, rope scaling or tensors that are not covered.
+        UnsupportedError: architecture, rope scaling, tensors or tensor types that are not covered.
     """
     import transformers
 
@@ -183,12 +221,77 @@ def load_gguf_model(path: str | Path, *, attention: str = "sdpa") -> "PreTrained
     model_class = getattr(transformers, family_of(gguf).model_class)
     with torch.device("meta"):
         model = model_class(config)
-    state = state_of(gguf)
-    if config.tie_word_embeddings:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model.load_state_dict(state, strict=True, assign=True)
-    model.tie_weights()
+    _fill(model, gguf, weights, device)
     # the inverse frequencies are a buffer outside the state: made on meta above, so made again for real
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
+    if ROPE_FACTORS in gguf.tensors:
+        factors = torch.from_numpy(np.array(gguf.array(ROPE_FACTORS), copy=True))
+        model.model.rotary_emb.inv_freq /= factors
     model.eval()
-    return model  # type: ignore[no-any-return]
+    return model.to(device)  # type: ignore[no-any-return]
+
+
+def _fill(model: Any, gguf: GgufFile, weights: Weights, device: str) -> None:
+    """Puts the file's tensors into a model on the meta device, one at a time; pages read are given back."""
+    found = places(gguf)
+    _check_types(gguf, found, weights)
+    state: dict[str, Tensor] = {}
+    dtype = torch.bfloat16 if weights == "bf16" else torch.float32
+    for name, place in found.items():
+        if place.kind == "weight" and _is_matrix(gguf, name) and weights in ("gguf", "nf4"):
+            _replace(model, gguf, name, place, weights, device)
+        else:
+            state[f"{place.module}.{place.kind}"] = numbers_of(gguf, name, place).to(dtype)
+        gguf.release()
+    tied = model.config.tie_word_embeddings
+    if tied and weights in ("f32", "bf16"):
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    if weights in ("f32", "bf16"):
+        model.load_state_dict(state, strict=True, assign=True)
+        model.tie_weights()
+        return
+    if tied:
+        embedding = model.model.embed_tokens
+        model.lm_head = BlockLinear(embedding.weight, embedding.kind)
+        model.lm_head.weight = embedding.weight
+    model.load_state_dict(state, strict=False, assign=True)
+    for entry in model.parameters():
+        assert not entry.is_meta
+        entry.requires_grad_(False)
+
+
+def _check_types(gguf: GgufFile, found: dict[str, Place], weights: Weights) -> None:
+    """Raises UnsupportedError where a matrix is to stay as blocks that are not decoded here."""
+    kept = [name for name in found if _is_matrix(gguf, name) and weights in ("gguf", "nf4")]
+    if weights == "nf4":
+        kept = [name for name in kept if not name.startswith("blk.")]
+    others = [f"{name} is {gguf.tensors[name].type.name}" for name in kept if gguf.tensors[name].type not in DECODERS]
+    if others:
+        raise UnsupportedError(
+            f'tensor types that are not decoded here: weights = "{weights}" cannot be used',
+            where=gguf.path,
+            problems=others,
+            hint='weights = "f32" or "bf16" take every type',
+        )
+
+
+def _is_matrix(gguf: GgufFile, name: str) -> bool:
+    return len(gguf.tensors[name].shape) == 2
+
+
+def _replace(model: nn.Module, gguf: GgufFile, name: str, place: Place, weights: Weights, device: str) -> None:
+    """Puts a coded layer where the model has an ordinary one; a bias is loaded into it later."""
+    before = model.get_submodule(place.module)
+    new: nn.Module
+    if isinstance(before, nn.Embedding):
+        new = BlockEmbedding(blocks_of(gguf, name, place), gguf.tensors[name].type)
+    else:
+        assert isinstance(before, nn.Linear)
+        bias = None if before.bias is None else before.bias.detach()
+        if weights == "gguf" or place.module == "lm_head":
+            new = BlockLinear(blocks_of(gguf, name, place), gguf.tensors[name].type, bias)
+        else:
+            from .nf4 import Nf4Linear
+
+            new = Nf4Linear(numbers_of(gguf, name, place).to(device), bias)
+    model.set_submodule(place.module, new)

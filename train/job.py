@@ -16,64 +16,35 @@ from ..edge.console import note
 from ..edge.errors import InputError
 from ..edge.files import atomic_folder, make_folder, write_json
 from . import attention, checkpoint
-from .bases import Base, open_base
-from .examples import Counts, Row, file_record, read_rows, shared_prefix_tokens, split_held_out, tokenize
-from .loop import Data, held_out_loss, run
+from .bases import open_base
+from .curve_svg import curve_svg
+from .loop import Machine, held_out_loss, memory_advice, run
 from .lora import add_lora, trainable
+from .model_card import CURVE, model_card
+from .prepare import as_sources, lengths, prepare
+from .ranks import Ranks
 from .recipe import Recipe
-from .task import Task, find_task
-from .workers import Workers
+from .sources import Source, find_base
+from .task import find_task
+from .workers import Workers, available_cores
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 RECORD = "train.json"
 
-# test sets that are only ever scored on: sha256 of the files as published
-NEVER_TRAINED_ON = {
-    "GSM8K test": "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
-}
-
 
 @dataclass(frozen=True)
-class Prepared:
-    """Examples of a run, and what the record says of them."""
+class Extras:
+    """Files beside the data.
 
-    data: Data
-    counts: Counts
-    files: list[dict[str, Any]]
-
-
-def prepare(task: Task, recipe: Recipe, base: Base, files: Sequence[Path]) -> Prepared:
-    """Reads, tokenises, filters and splits the data.
-
-    Raises:
-        InputError: a file cannot be used, or no example is left.
+    Attributes:
+        replay: general rows; the recipe's `replay` says how many are drawn.
+        benchmarks: files or folders of test items that no training row may hold.
     """
-    counts = Counts()
-    rows: list[Row] = []
-    records = []
-    for file in files:
-        records.append(file_record(file))
-        for name, sha256 in NEVER_TRAINED_ON.items():
-            if records[-1]["sha256"] == sha256:
-                raise InputError(f"is {name}, which is only ever scored on", where=file)
-        rows.extend(read_rows(file))
-    if recipe.made_rows:
-        if task.made is None:
-            raise InputError(f"the task {task.name} makes no rows of its own", hint="leave made_rows at 0")
-        rows.extend(task.made(recipe.made_rows, recipe.seed))
-    counts.rows = len(rows)
-    pairs = task.pairs(rows, lambda reason: counts.dropped.update([reason]))
-    examples = tokenize(base, pairs, min(recipe.max_tokens, base.n_context_tokens), counts)
-    if len(examples) < 2:
-        raise InputError(
-            "no examples are left to train on",
-            where=", ".join(map(str, files)),
-            problems=[f"{n} x {reason}" for reason, n in counts.dropped.items()],
-        )
-    kept, held_out = split_held_out(examples, min(recipe.held_out, len(examples) // 2))
-    return Prepared(Data(kept, held_out, shared_prefix_tokens(examples)), counts, records)
+
+    replay: Sequence[Path | Source] = ()
+    benchmarks: Sequence[Path] = ()
 
 
 def versions() -> dict[str, str]:
@@ -82,13 +53,20 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
 
 
+def best_device() -> str:
+    """cuda where there is a GPU, else cpu."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def train(
     recipe: Recipe,
     *,
     base: str | Path,
-    data: Sequence[Path],
+    data: Sequence[Path | Source],
     output: Path,
+    extras: Extras | None = None,
     threads: int | None = None,
+    device: str = "cpu",
     fresh: bool = False,
     save_every_s: float = 60.0,
     finish: bool = False,
@@ -96,7 +74,9 @@ def train(
     """Trains and writes the PEFT folder `output`; takes up a checkpoint of the same run where there is one.
 
     Args:
+        base: a GGUF file, a Hugging Face folder, or a name on the hub.
         threads: passes that run at once, all cores by default; it doesn't change the result.
+        device: cpu or cuda; on cuda one pass runs at a time.
         save_every_s: seconds between checkpoints; 0 writes one after every step.
         fresh: begin anew, though there is a checkpoint.
         finish: train no further; write what the checkpoint holds.
@@ -110,59 +90,72 @@ def train(
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError("exists already", where=output, hint="choose another place, or remove it first")
-    make_folder(output.absolute().parent)
-    opened = open_base(base)
-    prepared = prepare(find_task(recipe.task), recipe, opened, data)
-    settings: dict[str, Any] = {
-        "recipe": recipe.as_dict(),
-        "base": opened.identity(),
-        "data": prepared.files,
-        "versions": versions(),
-    }
-    n_steps = recipe.steps_for(len(prepared.data.train))
-    counted = prepared.counts.as_dict()
-    note(f"{counted['kept']} of {counted['rows']} rows, dropped: {counted['dropped'] or 'none'}; {n_steps} steps")
-    torch.manual_seed(recipe.seed)
-    folder, hashed = checkpoint.run_folder(output), checkpoint.settings_hash(settings)
-    if fresh:
-        (folder / checkpoint.FILE).unlink(missing_ok=True)
-    stop_at = checkpoint.step_in(folder) if finish else None
-    with Workers(threads) as workers:
-        model = add_lora(opened.load_model(attention.register()), recipe, opened.name)
-        before = held_out_loss(model, prepared.data, recipe, workers)
-        state = run(model, prepared.data, recipe, folder, hashed, workers, save_every_s=save_every_s, stop_at=stop_at)
-        after = held_out_loss(model, prepared.data, recipe, workers)
-    record = {
-        **settings,
-        "counts": {**counted, "train": len(prepared.data.train), "held_out": len(prepared.data.held_out)},
-        "lengths_tokens": lengths(prepared.data),
-        "steps": state.step,
-        "steps_planned": n_steps,
-        "tokens": state.tokens,
-        "completion_tokens": state.completion_tokens,
-        "held_out_loss": {"base": before, "adapter": after},
-        "trained_parameters": sum(p.numel() for p in trainable(model).values()),
-        "curve": state.curve,
-    }
-    write_output(model, record, output)
+    extras = extras or Extras()
+    with Ranks(device) as ranks:
+        make_folder(output.absolute().parent)
+        source = find_base(str(base))
+        opened = open_base(source.path, source.name)
+        task = find_task(recipe.task)
+        prepared = prepare(task, recipe, opened, as_sources(data), as_sources(extras.replay), extras.benchmarks)
+        settings: dict[str, Any] = {
+            "recipe": recipe.as_dict(),
+            "base": opened.identity(),
+            "data": prepared.files,
+            "examples_sha256": prepared.digest(),
+            "versions": versions(),
+        }
+        n_steps = recipe.steps_for(len(prepared.data.train))
+        counted = prepared.counts.as_dict()
+        if ranks.index == 0:
+            note(
+                f"{counted['kept']} of {counted['rows']} rows, dropped: {counted['dropped'] or 'none'}; {n_steps} steps"
+            )
+            for line in prepared.found.lines() if prepared.found else ():
+                note(f"contamination: {line}")
+        torch.manual_seed(recipe.seed)
+        folder, hashed = checkpoint.run_folder(output), checkpoint.settings_hash(settings)
+        if fresh and ranks.index == 0:
+            (folder / checkpoint.FILE).unlink(missing_ok=True)
+        ranks.wait()
+        stop_at = checkpoint.step_in(folder) if finish else None
+        n_threads = threads or max(1, available_cores() // ranks.on_this_host)
+        with Workers(n_threads if device == "cpu" else 1) as workers, memory_advice(recipe):
+            machine = Machine(workers, ranks, ranks.device(device))
+            loaded = opened.load_model(attention.register(), recipe.weights, machine.device)
+            model = add_lora(loaded, recipe, opened.name, prepared.invocation)
+            before = held_out_loss(model, prepared.data, recipe, machine)
+            state = run(
+                model, prepared.data, recipe, folder, hashed, machine, save_every_s=save_every_s, stop_at=stop_at
+            )
+            after = held_out_loss(model, prepared.data, recipe, machine)
+        record = {
+            **settings,
+            "counts": {**counted, "train": len(prepared.data.train), "held_out": len(prepared.data.held_out)},
+            "contamination": prepared.found.as_dict() if prepared.found else None,
+            "lengths_tokens": lengths(prepared.data),
+            "steps": state.step,
+            "steps_planned": n_steps,
+            "stopped_early": state.stopped_early,
+            "best_step": state.best_step or state.step,
+            "tokens": state.tokens,
+            "completion_tokens": state.completion_tokens,
+            "held_out_loss": {"base": before, "adapter": after},
+            "trained_parameters": sum(p.numel() for p in trainable(model).values()),
+            "processes": ranks.n,
+            "device": device,
+            "curve": state.curve,
+            "evaluations": state.evaluations,
+        }
+        if ranks.index == 0:
+            write_output(model, record, output)
     return record
 
 
-def lengths(data: Data) -> dict[str, Any]:
-    """Length statistics of the training examples, in tokens."""
-    totals = sorted(len(example.ids) for example in data.train)
-    completions = sorted(len(example.ids) - example.n_prompt for example in data.train)
-
-    def spread(values: list[int]) -> dict[str, int]:
-        return {"min": values[0], "median": values[len(values) // 2], "max": values[-1], "sum": sum(values)}
-
-    return {"example": spread(totals), "completion": spread(completions), "shared_prefix": data.prefix_tokens}
-
-
 def write_output(model: "PeftModel", record: dict[str, Any], output: Path) -> None:
-    """Writes adapter_config.json, adapter_model.safetensors and train.json, whole or not at all."""
+    """Writes the PEFT files, the record, the model card and the loss curve, whole or not at all."""
     with atomic_folder(output) as aside:
         model.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False)
-        (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         (aside / "adapter_model.safetensors").chmod(0o644)  # safetensors makes it the owner's alone
+        (aside / "README.md").write_text(model_card(record), encoding="utf-8")  # in place of PEFT's empty one
+        (aside / CURVE).write_text(curve_svg(record), encoding="utf-8")
         write_json(aside / RECORD, record)

@@ -1,8 +1,9 @@
 """The training loop: steps, checkpoints, held-out loss, progress. What it trains on is made elsewhere."""
 
+import contextlib
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..edge.console import human_bytes, note, progress
+from ..edge.console import Advance, human_bytes, note, progress
 from ..edge.errors import DoesNotFitError
 from . import checkpoint
+from .alora import activated
 from .batches import Packed, pack, split_by_tokens, steps
 from .checkpoint import State
 from .examples import Example
 from .lora import trainable
 from .loss import completion_loss
+from .ranks import Ranks
 from .recipe import Recipe
 from .workers import Workers
 
@@ -34,6 +37,21 @@ class Data:
     prefix_tokens: int
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes with: this process's threads, its device, and the other processes of the run."""
+
+    workers: Workers
+    ranks: Ranks
+    device: str = "cpu"
+
+    def passes(self, rows: Sequence[Example], data: Data, recipe: Recipe) -> list[Packed]:
+        """This process's share of the forward passes over `rows`."""
+        multiple = self.ranks.n if self.ranks.n > 1 else 2
+        split = split_by_tokens(rows, data.prefix_tokens, recipe.forward_tokens, multiple)
+        return [pack(part, data.prefix_tokens).to(self.device) for part in self.ranks.mine(split)]
+
+
 def memory_bytes() -> int:
     """Resident memory of this process."""
     import psutil
@@ -44,33 +62,30 @@ def memory_bytes() -> int:
 def packed_loss(model: "PeftModel", batch: Packed) -> Tensor:
     """Summed cross-entropy (nats) of the completion tokens of one pass."""
     causal: Any = model.get_base_model()
-    out = causal.model(
-        input_ids=batch.ids,
-        position_ids=batch.positions,
-        use_cache=False,
-        layout=batch.layout,
-        row_mask=batch.row_mask,
-    )
-    return completion_loss(out.last_hidden_state[0, batch.at], causal.lm_head.weight, batch.targets)
+    with activated(batch.active):
+        out = causal.model(
+            input_ids=batch.ids,
+            position_ids=batch.positions,
+            use_cache=False,
+            layout=batch.layout,
+            row_mask=batch.row_mask,
+        )
+    return completion_loss(out.last_hidden_state[0, batch.at], causal.lm_head, batch.targets)
 
 
-def held_out_loss(model: "PeftModel", data: Data, recipe: Recipe, workers: Workers) -> float | None:
+def held_out_loss(model: "PeftModel", data: Data, recipe: Recipe, machine: Machine) -> float | None:
     """Mean cross-entropy (nats) per completion token of the held-out examples; None where there are none."""
     if not data.held_out:
         return None
     model.eval()
-    parts = _passes(data.held_out, data, recipe)
+    parts = machine.passes(data.held_out, data, recipe)
 
     @torch.no_grad()
     def one(part: Packed) -> float:
         return float(packed_loss(model, part))
 
-    return sum(workers.map(one, parts)) / sum(len(part.targets) for part in parts)
-
-
-def _passes(rows: Sequence[Example], data: Data, recipe: Recipe) -> list[Packed]:
-    split = split_by_tokens(rows, data.prefix_tokens, recipe.forward_tokens)
-    return [pack(part, data.prefix_tokens) for part in split]
+    total, n = machine.ranks.sum_([], [sum(machine.workers.map(one, parts)), sum(len(part.targets) for part in parts)])
+    return total / n
 
 
 def train_step(
@@ -80,32 +95,39 @@ def train_step(
     data: Data,
     recipe: Recipe,
     lr: float,
-    workers: Workers,
-) -> tuple[float, int, int]:
+    machine: Machine,
+    stop_asked: bool = False,
+) -> tuple[float, int, int, bool]:
     """One optimiser step on the mean loss per completion token of `rows`.
 
     Returns:
-        the loss (nats), the tokens run through the model, the completion tokens among them.
+        the loss (nats), the tokens run through the model, the completion tokens among them, and whether any process
+        was asked to stop.
     """
     model.train()
-    parts = _passes(rows, data, recipe)
-    n_completion = sum(len(part.targets) for part in parts)
+    parts = machine.passes(rows, data, recipe)
+    n_completion = sum(len(example.ids) - example.n_prompt for example in rows)
     parameters: list[nn.Parameter] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def one(part: Packed) -> tuple[float, tuple[Tensor, ...]]:
         mean = packed_loss(model, part) / n_completion
         return float(mean.detach()), torch.autograd.grad(mean, parameters)
 
-    results = workers.map(one, parts, in_order=recipe.dropout > 0)
+    results = machine.workers.map(one, parts, in_order=recipe.dropout > 0)
     for number, parameter in enumerate(parameters):
-        parameter.grad = sum((grads[number] for _, grads in results[1:]), start=results[0][1][number])
-    loss = sum(part_loss for part_loss, _ in results)
+        if results:
+            parameter.grad = sum((grads[number] for _, grads in results[1:]), start=results[0][1][number])
+        else:
+            parameter.grad = torch.zeros_like(parameter)
+    numbers = [sum(part_loss for part_loss, _ in results), sum(part.ids.shape[1] for part in parts), stop_asked]
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    loss, n_tokens, stops = machine.ranks.sum_(grads, numbers)
     torch.nn.utils.clip_grad_norm_(parameters, recipe.grad_clip)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss, sum(part.ids.shape[1] for part in parts), n_completion
+    return loss, int(n_tokens), n_completion, stops > 0
 
 
 class _Pace:
@@ -132,13 +154,15 @@ def run(
     recipe: Recipe,
     folder: Path,
     settings: str,
-    workers: Workers,
+    machine: Machine,
     *,
     save_every_s: float = 60.0,
     note_every: int = 10,
     stop_at: int | None = None,
 ) -> State:
     """Trains to the end of the recipe, from the checkpoint in `folder` where there is one.
+
+    With patience in the recipe the model holds the best adapter at the end, else the last.
 
     Args:
         settings: hash of all that decides the result; a checkpoint of another hash is refused.
@@ -150,21 +174,28 @@ def run(
         DoesNotFitError: memory ran out; the message says which knob to turn.
         KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
-    parameters = trainable(model)
+    parameters, first = trainable(model), machine.ranks.index == 0
     optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     state = checkpoint.load(folder, settings, parameters, optimizer) or State(0, 0, 0, [])
     n_steps = recipe.steps_for(len(data.train))
     last = min(n_steps, stop_at or n_steps)
-    if state.step:
+    if state.step and first:
         note(f"taken up at step {state.step} of {n_steps}")
     interrupted = _Interrupt()
     pace, saved_at = _Pace(state.step), time.monotonic()
-    with interrupted, progress(f"training {recipe.task}", total=last, unit="steps") as advance:
+    todo = [] if state.stopped_early else steps(data.train, recipe.batch, last, recipe.seed, start=state.step)
+    with interrupted, _shown(f"training {recipe.task}", last, first) as advance:
         advance(state.step)
-        for rows in steps(data.train, recipe.batch, last, recipe.seed, start=state.step):
+        for rows in todo:
             lr = recipe.lr_at(state.step, n_steps)
-            with _memory_advice(recipe):
-                loss, n_tokens, n_completion = train_step(model, optimizer, rows, data, recipe, lr, workers)
+            if recipe.dropout > 0 and (machine.ranks.n > 1 or machine.device != "cpu"):
+                # no generator's state is kept for these: each step and process draws from a seed of its own
+                torch.manual_seed((recipe.seed * 1_000_003 + state.step) * machine.ranks.n + machine.ranks.index)
+            with memory_advice(recipe):
+                loss, n_tokens, n_completion, stop = train_step(
+                    model, optimizer, rows, data, recipe, lr, machine, interrupted.asked
+                )
+            stop = stop or (interrupted.asked and machine.ranks.n == 1)
             state.step += 1
             state.tokens += n_tokens
             state.completion_tokens += n_completion
@@ -173,20 +204,39 @@ def run(
             advance(1, text=text)
             if state.step % note_every == 0 or state.step in (1, last):
                 state.curve.append({"step": state.step, "tokens": state.tokens, "loss": loss, "lr": lr})
-                _note_without_terminal(f"step {state.step}/{n_steps}  {text}")
-            if interrupted.asked or time.monotonic() - saved_at >= save_every_s:
+                _note_without_terminal(f"step {state.step}/{n_steps}  {text}", first)
+            if recipe.eval_every and (state.step % recipe.eval_every == 0 or state.step == last):
+                measured = held_out_loss(model, data, recipe, machine)
+                if measured is not None:
+                    state.measured(measured, parameters, recipe.patience)
+                    _note_without_terminal(f"step {state.step}/{n_steps}  held-out loss {measured:.4f}", first)
+            if first and (stop or time.monotonic() - saved_at >= save_every_s):
                 checkpoint.save(folder, settings, state, parameters, optimizer)
                 saved_at = time.monotonic()
-            if interrupted.asked:
+            if stop:
                 raise KeyboardInterrupt
-        checkpoint.save(folder, settings, state, parameters, optimizer)
+            if state.stopped_early:
+                break
+        if first:
+            checkpoint.save(folder, settings, state, parameters, optimizer)
+    state.take_best(parameters)
     return state
 
 
-def _note_without_terminal(text: str) -> None:
+@contextlib.contextmanager
+def _shown(description: str, total: int, shown: bool) -> Iterator[Advance]:
+    """A progress line of the one process that speaks."""
+    if shown:
+        with progress(description, total=total, unit="steps") as advance:
+            yield advance
+    else:
+        yield lambda n=1, /, *, text=None, total=None: None
+
+
+def _note_without_terminal(text: str, shown: bool) -> None:
     import sys
 
-    if not sys.stderr.isatty():
+    if shown and not sys.stderr.isatty():
         note(text)
 
 
@@ -213,8 +263,8 @@ class _Interrupt:
             signal.signal(number, handler)
 
 
-class _memory_advice:
-    """Turns running out of memory into advice."""
+class memory_advice:
+    """Turns running out of memory into advice: which knob of the recipe to turn, the cheapest first."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -224,8 +274,19 @@ class _memory_advice:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+            recipe = self._recipe
+            knobs = [
+                f"lower --forward-tokens (now {recipe.forward_tokens}): a pass's memory is nearly proportional to it, "
+                "the result the same but for rounding",
+                "run fewer passes at once: --threads 1; the result stays the same",
+                f"lower --max-tokens (now {recipe.max_tokens}): longer rows are then left out",
+            ]
+            if recipe.weights == "f32":
+                knobs.insert(2, "--weights gguf keeps the frozen weights as the GGUF's blocks, bf16 halves them")
+            elif recipe.weights == "bf16":
+                knobs.insert(2, "--weights gguf (of a GGUF base) or nf4 takes about a third of bf16")
             raise DoesNotFitError(
                 f"memory ran out in a training step ({human_bytes(memory_bytes())} resident)",
-                hint=f"lower --forward-tokens (now {self._recipe.forward_tokens}: memory is nearly proportional to it; "
-                f"the result stays the same), then --max-tokens (now {self._recipe.max_tokens})",
+                problems=knobs,
+                hint="--threads takes up the last checkpoint; the others begin anew (--fresh)",
             ) from error

@@ -1,10 +1,13 @@
 """The adapter on the model: PEFT's own LoRA, its forward and backward fused where that changes nothing but time."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from .alora import active_tokens
+from .frozen import dense_of
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -15,50 +18,83 @@ ADAPTER = "default"
 
 
 class _LoraLinear(torch.autograd.Function):
-    """y = x W^T (+ bias) + s (x A^T) B^T for a frozen W: no pass over y beyond the products, no gradient of W."""
+    """y = x W^T (+ bias) + s (x A^T) B^T for a frozen W: no pass over y beyond the products, no gradient of W.
+
+    The layer itself is kept for the backward pass, not its matrix: a coded one is made dense again there.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, layer: nn.Linear, a: Tensor, b: Tensor, scale: float, active: Tensor | None
+    ) -> Tensor:
+        weight = dense_of(layer)
         flat = x.reshape(-1, x.shape[-1])
-        out = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
-        low = flat @ a.t()
-        out.addmm_(low, b.t(), alpha=scale)
-        ctx.save_for_backward(flat, weight, a, b, low)
+        out = flat @ weight.t() if layer.bias is None else torch.addmm(layer.bias, flat, weight.t())
+        low = flat.to(a.dtype) @ a.t()
+        if active is not None:
+            low.mul_(active)
+        if out.dtype == b.dtype:
+            out.addmm_(low, b.t(), alpha=scale)
+        else:
+            out.add_(low @ b.t(), alpha=scale)
+        ctx.save_for_backward(flat, a, b, low, active)
+        ctx.layer = layer
         ctx.scale = scale
         ctx.shape = x.shape
         return out.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
-        flat, weight, a, b, low = ctx.saved_tensors
-        grad = grads[0].reshape(-1, weight.shape[0])
-        grad_low = (grad @ b).mul_(ctx.scale)
-        grad_a = grad_low.t() @ flat
-        grad_b = (grad.t() @ low).mul_(ctx.scale)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor, Tensor, None, None]:
+        flat, a, b, low, active = ctx.saved_tensors
+        grad = grads[0].reshape(-1, grads[0].shape[-1])
+        fine = grad.to(b.dtype)
+        grad_low = (fine @ b).mul_(ctx.scale)
+        if active is not None:
+            grad_low.mul_(active)
+        grad_a = grad_low.t() @ flat.to(a.dtype)
+        grad_b = (fine.t() @ low).mul_(ctx.scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(grad_low, a).view(ctx.shape)
-        return grad_x, None, None, grad_a, grad_b, None
+            grad_x = grad @ dense_of(ctx.layer)
+            if grad_x.dtype == a.dtype:
+                grad_x.addmm_(grad_low, a)
+            else:
+                grad_x.add_(grad_low @ a)
+            grad_x = grad_x.view(ctx.shape)
+        return grad_x, None, grad_a, grad_b, None, None
 
 
-def _fused_forward(layer: Any) -> Any:
-    base, scale = layer.get_base_layer(), layer.scaling[ADAPTER]
-    a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+def _fused_forward(layer: Any, adapter: str | None) -> Any:
+    base = layer.get_base_layer()
+    if adapter is None:
+        return lambda x, *_, **__: base(x)
+    scale, a, b = layer.scaling[adapter], layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
 
     def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
-        return _LoraLinear.apply(x, base.weight, base.bias, a, b, scale)  # type: ignore[no-any-return,no-untyped-call]
+        return _LoraLinear.apply(x, base, a, b, scale, active_tokens())  # type: ignore[no-any-return,no-untyped-call]
 
     return forward
 
 
-def add_lora(model: "PreTrainedModel", recipe: Recipe, base_name: str) -> "PeftModel":
+def fuse(model: nn.Module, adapter: str | None = ADAPTER) -> None:
+    """Gives every adapted layer the fused forward of one of its adapters; None: that of the base alone."""
+    from peft.tuners.lora import Linear as LoraLinear
+
+    for layer in model.modules():
+        if isinstance(layer, LoraLinear):
+            setattr(layer, "forward", _fused_forward(layer, adapter))  # noqa: B010 - mypy refuses the plain form
+
+
+def add_lora(model: "PreTrainedModel", recipe: Recipe, base_name: str, invocation: Sequence[int] = ()) -> "PeftModel":
     """Puts a fresh adapter on the model; A is drawn from torch's generator, B is zero, everything else is frozen.
+
+    Args:
+        invocation: the tokens of `recipe.alora_invocation`.
 
     Raises:
         UnsupportedError: the recipe's targets are not in the model (raised by Recipe's own check before).
     """
     from peft import LoraConfig, get_peft_model
-    from peft.tuners.lora import Linear as LoraLinear
 
     alpha: Any = int(recipe.alpha) if float(recipe.alpha).is_integer() else recipe.alpha
     config = LoraConfig(
@@ -69,13 +105,12 @@ def add_lora(model: "PreTrainedModel", recipe: Recipe, base_name: str) -> "PeftM
         target_modules=list(recipe.targets),
         bias="none",
         task_type="CAUSAL_LM",
+        alora_invocation_tokens=list(invocation) or None,
     )
     peft = get_peft_model(model, config)
     peft.peft_config[ADAPTER].base_model_name_or_path = base_name
     if recipe.dropout == 0:
-        for layer in peft.modules():
-            if isinstance(layer, LoraLinear):
-                setattr(layer, "forward", _fused_forward(layer))  # noqa: B010 - mypy refuses the plain form
+        fuse(peft)
     return peft
 
 

@@ -1,7 +1,9 @@
 """What a training run is told: one frozen, checked dataclass.
 
 recipe = Recipe(task="math", lr=1e-3, epochs=2)
-recipe = Recipe.from_mapping(tomllib.load(file))      # unknown keys are refused
+recipe = Recipe.from_mapping({"task": "math", "lr": 1e-3})      # unknown keys are refused
+
+What it is trained on (base, data, output) stands beside it in a TOML file: `recipe_file.py`.
 """
 
 import dataclasses
@@ -11,9 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
 from ..edge.errors import InputError, UnsupportedError
+from ..edge.names import did_you_mean
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 Schedule = Literal["cosine", "linear", "constant"]
+Weights = Literal["f32", "bf16", "gguf", "nf4"]
+Contamination = Literal["report", "drop", "refuse", "off"]
 
 # What llama.cpp's LoRA cannot hold, so what a recipe cannot ask for: reference gguf.md 1.4.
 CANNOT_SHIP = {
@@ -60,11 +65,40 @@ class Recipe:
     )
     held_out: int = field(default=64, metadata=_doc("examples kept out to measure the loss on"))
     made_rows: int = field(default=0, metadata=_doc("rows that the task makes itself, mixed with the data (math only)"))
+    weights: Weights = field(
+        default="f32",
+        metadata=_doc(
+            "what the frozen weights are kept as: f32; bf16; gguf (the blocks of the GGUF base, dequantised a layer at "
+            "a time); nf4 (bitsandbytes)"
+        ),
+    )
+    eval_every: int = field(default=0, metadata=_doc("steps between two measurements of the held-out loss; 0: none"))
+    patience: int = field(
+        default=0,
+        metadata=_doc("stop after so many measurements without a better one, and keep the best; 0: never stop early"),
+    )
+    replay: float = field(
+        default=0.0, metadata=_doc("share of the training rows that are drawn from replay_data, against forgetting")
+    )
+    contamination: Contamination = field(
+        default="report",
+        metadata=_doc(
+            "what to do with rows that share words with a benchmark's test items: report, drop, refuse (to train) or "
+            "off (don't look)"
+        ),
+    )
+    alora_invocation: str = field(
+        default="",
+        metadata=_doc(
+            "text from which on the adapter acts (aLoRA), as '<|im_start|>assistant\\n'; empty: a plain LoRA, "
+            "everywhere"
+        ),
+    )
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
         if problems:
-            raise InputError("the recipe is not valid", problems=problems, hint="slm-edge train --help says each field")
+            raise InputError("the recipe is not valid", problems=problems, hint=FIELDS_HINT)
 
     def _problems(self) -> list[str]:
         checks = [
@@ -85,6 +119,20 @@ class Recipe:
             (self.held_out >= 0, f"held_out is {self.held_out}; it must not be negative"),
             (self.made_rows >= 0, f"made_rows is {self.made_rows}; it must not be negative"),
             (bool(self.targets), "targets is empty"),
+            (self.weights in get_args(Weights), f"weights is {self.weights!r}; one of {get_args(Weights)}"),
+            (self.eval_every >= 0, f"eval_every is {self.eval_every}; it must not be negative"),
+            (self.patience >= 0, f"patience is {self.patience}; it must not be negative"),
+            (not self.patience or self.eval_every > 0, "patience needs eval_every: nothing is measured without it"),
+            (not self.patience or self.held_out > 0, "patience needs held_out: there is nothing to measure on"),
+            (0 <= self.replay < 1, f"replay is {self.replay}; it must be in [0, 1)"),
+            (
+                self.contamination in get_args(Contamination),
+                f"contamination is {self.contamination!r}; one of {get_args(Contamination)}",
+            ),
+            (
+                not (self.alora_invocation and self.dropout),
+                "alora_invocation and dropout together are not built; set dropout to 0",
+            ),
         ]
         unknown = [name for name in self.targets if name not in TARGETS]
         if unknown:
@@ -119,23 +167,44 @@ class Recipe:
         refused = [f"{key}: {CANNOT_SHIP[key]}" for key in values if key in CANNOT_SHIP]
         if refused:
             raise UnsupportedError("the recipe asks for what llama.cpp cannot hold", problems=refused)
-        fields = {entry.name: entry for entry in dataclasses.fields(cls)}
-        problems = [f"{key}: unknown; there are {', '.join(fields)}" for key in values if key not in fields]
-        if "task" not in values:
-            problems.append("task: missing")
-        taken: dict[str, Any] = {}
-        for key, value in values.items():
-            if key in fields:
-                kind = fields[key].type
-                taken[key] = converted = _as_type(value, kind)
-                if converted is _WRONG:
-                    problems.append(f"{key}: {value!r} is not a {getattr(kind, '__name__', kind)}")
+        taken, problems = checked_fields(cls, values)
         if problems:
-            raise InputError("the recipe is not valid", problems=problems)
+            raise InputError("the recipe is not valid", problems=problems, hint=FIELDS_HINT)
         return cls(**taken)
 
 
+FIELDS_HINT = "slm-edge train recipes --fields explains every field"
 _WRONG = object()
+
+
+def checked_fields(kind: Any, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Values for a dataclass's fields in their types, and what is wrong: unknown, missing, or of another type."""
+    fields = {entry.name: entry for entry in dataclasses.fields(kind)}
+    problems = []
+    for key in values:
+        if key not in fields:
+            problems.append(f"{key}: unknown; did you mean {did_you_mean(key, list(fields))[0]}?")
+    for name, entry in fields.items():
+        needed = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        if needed and name not in values:
+            problems.append(f"{name}: missing")
+    taken: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in fields:
+            taken[key] = converted = _as_type(value, fields[key].type)
+            if converted is _WRONG:
+                problems.append(f"{key}: {value!r} is not {_name_of(fields[key].type)}")
+    return taken, problems
+
+
+def _name_of(kind: Any) -> str:
+    """What a field's type is called in messages."""
+    if get_origin(kind) is tuple:
+        return "a list of strings"
+    if get_origin(kind) is Literal:
+        return " or ".join(get_args(kind))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+    return names.get(kind, "a whole number")
 
 
 def _as_type(value: Any, kind: Any) -> Any:

@@ -1,0 +1,194 @@
+"""`slm-edge bench perplexity`: perplexity of a pack on a text, and its KL divergence from a reference base."""
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..edge.console import emit, json_option, note, progress
+
+if TYPE_CHECKING:
+    from ..edge.engine import Context
+    from ..edge.model import Model
+    from ..edge.pack import Pack
+    from ..edge.session import Session
+    from .answers import AnswerFile
+    from .cells import Column
+
+
+@click.command()
+@click.argument("text_file", metavar="TEXT", type=click.Path(path_type=Path))
+@click.option("--pack", "pack_folder", type=click.Path(path_type=Path), help="Pack to measure.  [default: the starter]")
+@click.option(
+    "--adapter", "names", multiple=True, metavar="NAME|none|each", help="May be given again.  [default: none]"
+)
+@click.option(
+    "--against", type=click.Path(path_type=Path), help="GGUF of the reference, such as the base in F16: KL too."
+)
+@click.option("--ctx", "n_ctx", type=click.IntRange(8), default=512, show_default=True, help="Tokens of a chunk.")
+@click.option("--limit", type=click.IntRange(1), help="Chunks, from the beginning.  [default: all]")
+@click.option("--threads", type=click.IntRange(1, 512), help="CPU threads.  [default: one per physical core]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("bench"), show_default=True, help="Chunks and report."
+)
+@json_option
+def perplexity(
+    text_file: Path,
+    pack_folder: Path | None,
+    names: tuple[str, ...],
+    against: Path | None,
+    n_ctx: int,
+    limit: int | None,
+    threads: int | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Perplexity of TEXT under a pack's base or adapters, by the rules of llama.cpp's perplexity tool.
+
+    With --against also the KL divergence from that model and how often both hold the same token likeliest. Every chunk
+    is written as it comes; the same command again goes on where it stopped. --out gets perplexity.json.
+
+    \b
+    Example:
+      slm-edge bench perplexity DATA/wikitext2/test.txt --adapter none --adapter math --limit 100
+    """
+    from ..edge.errors import InputError
+    from ..edge.files import make_folder, sha256_file, write_json
+    from ..edge.pack import Pack
+    from ..edge.session import Session
+    from .answers import identity_sha256
+    from .cells import columns_of
+    from .perplexity import chunks_of, summary
+
+    pack = Pack.open(pack_folder)
+    columns = columns_of(pack, names or ("none",))
+    if any(column.is_auto for column in columns):
+        raise InputError("a text has no prompt that a router could choose by", hint="--adapter NAME, none or each")
+    try:
+        text = text_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read ({error})", where=text_file) from None
+    if against is not None and not against.is_file():
+        raise InputError("no such file", where=against)
+    reference_sha256 = sha256_file(against) if against is not None else None
+    pack.base_path(allow_pull=True)
+    rows: list[dict[str, Any]] = []
+    with Session.open(pack, threads=threads) as session, _reference(session, against, n_ctx) as reference:
+        chunks = chunks_of(session.model.vocab, text, n_ctx)[:limit]
+        for column in columns:
+            identity = _identity(text, pack, column, n_ctx, reference_sha256)
+            with _opened(make_folder(out / "answers"), identity) as answers:
+                _measure(session, column, chunks, reference, answers, n_ctx)
+                records = [answers.records[str(i)] for i in range(len(chunks))]
+                rows.append(
+                    {
+                        "adapter": column.name,
+                        "n_ctx_tokens": n_ctx,
+                        "n_tokens": sum(record.n_tokens for record in records),
+                        "wall_s": round(answers.wall_s(), 1),
+                        **summary(records),
+                        "identity": identity,
+                        "identity_sha256": identity_sha256(identity),
+                    }
+                )
+    data = {"schema": 1, "text": text_file.name, "text_sha256": hashlib.sha256(text.encode()).hexdigest(), "rows": rows}
+    write_json(out / "perplexity.json", data)
+    emit(data, as_json, "\n".join(_line(row) for row in rows))
+
+
+def _identity(text: str, pack: "Pack", column: "Column", n_ctx: int, reference_sha256: str | None) -> dict[str, Any]:
+    from importlib import metadata
+
+    return {
+        "schema": 1,
+        "task": "perplexity",
+        "adapter": column.name,
+        "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "n_ctx_tokens": n_ctx,
+        "base_sha256": pack.base.sha256,
+        "adapter_sha256": column.adapter.sha256 if column.adapter else None,
+        "scale": column.adapter.card.scale if column.adapter else None,
+        "reference_sha256": reference_sha256,
+        "llama_cpp_python": metadata.version("llama-cpp-python"),
+    }
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, identity: dict[str, Any]) -> "Iterator[AnswerFile]":
+    from ..edge.files import locked
+    from .answers import AnswerFile, answer_path
+
+    wait = locked(answer_path(folder, identity).with_suffix(".lock"), lambda: note("another process is at it; waiting"))
+    with wait, AnswerFile(folder, identity, write=True) as answers:
+        yield answers
+
+
+def _context(session: "Session", model: "Model", n_ctx: int) -> "Context":
+    from ..edge.engine import Context
+
+    half = -(-n_ctx // 2)
+    return Context(model, n_ctx_tokens=n_ctx, n_batch_tokens=half, n_outputs_max=half, threads=session.context.threads)
+
+
+@contextlib.contextmanager
+def _reference(session: "Session", path: Path | None, n_ctx: int) -> "Iterator[Context | None]":
+    from ..edge.base_info import BaseInfo
+    from ..edge.errors import InputError
+    from ..edge.model import Model
+
+    if path is None:
+        yield None
+        return
+    BaseInfo.open(path)
+    with Model.load(path) as model, _context(session, model, n_ctx) as context:
+        ours, theirs = session.model.vocab, model.vocab
+        probe = "The 3 rivers, été 1984.\n\n"
+        if ours.n_tokens != theirs.n_tokens or ours.encode(probe) != theirs.encode(probe):
+            raise InputError("has another tokenizer than the pack's base", where=path)
+        yield context
+
+
+def _measure(
+    session: "Session",
+    column: "Column",
+    chunks: list[list[int]],
+    reference: "Context | None",
+    answers: "AnswerFile",
+    n_ctx: int,
+) -> None:
+    from .answers import Record
+    from .perplexity import score_chunks
+
+    missing = [i for i in range(len(chunks)) if str(i) not in answers.records]
+    if not missing:
+        return
+    label = f"perplexity x {column.name or 'base'}"
+    choice = session.choice_of(column.name)
+    begun = time.monotonic()
+    with _context(session, session.model, n_ctx) as context, progress(label, len(chunks), "chunks") as advance:
+        context.set_adapters(session.sections(choice, chunks[0])[-1].adapters)
+        advance(len(chunks) - len(missing))
+        found = score_chunks(context, session.model.vocab, [chunks[i] for i in missing], reference)
+        for i, score in zip(missing, found, strict=True):
+            at_s = round(time.monotonic() - begun, 3)
+            answers.add(Record(str(i), score.text(), score.scores(), n_ctx, score.n_scored, "end", answers.run, at_s))
+            advance(1)
+
+
+def _line(row: dict[str, Any]) -> str:
+    found = row["perplexity"]
+    text = (
+        f"{row['adapter'] or 'base'}: perplexity {found['value']:.4f} [{found['low']:.4f}, {found['high']:.4f}], "
+        f"{row['n_chunks']} chunks of {row['n_ctx_tokens']}"
+    )
+    if "kl" in row:
+        kl, same = row["kl"], row["same_top"]
+        text += (
+            f"; KL {kl['value']:.5f} [{kl['low']:.5f}, {kl['high']:.5f}], 99 % {row['kl_percentiles']['99']:.4f}; "
+            f"same top {100 * same['value']:.2f} % [{100 * same['low']:.2f}, {100 * same['high']:.2f}]"
+        )
+    return text

@@ -1,0 +1,273 @@
+"""`slm-edge bench scores`: the score matrix, tasks x adapters, through the runtime that users run."""
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..edge.console import emit, json_option, note
+from .tasks import DEFAULT, MODULES, task
+
+if TYPE_CHECKING:
+    from ..edge.pack import Pack
+    from .answers import Record
+    from .cells import Cell
+    from .runner import Generate
+    from .task import Decoding, Task
+
+DEFAULT_PARALLEL = 16
+
+
+@click.command()
+@click.argument("tasks", nargs=-1, type=click.Choice(list(MODULES)), metavar="[TASK]...")
+@click.option("--pack", "pack_folder", type=click.Path(path_type=Path), help="Pack to measure.  [default: the starter]")
+@click.option(
+    "--adapter", "names", multiple=True, metavar="NAME|none|each|auto", help="May be given again.  [default: each]"
+)
+@click.option("--endpoint", metavar="URL", help="Measure a server with the OpenAI API instead of a pack.")
+@click.option(
+    "--model", "models", multiple=True, metavar="NAME", help="Its model; may be given again, one column each."
+)
+@click.option("--limit", type=click.IntRange(1), help="Items of each cell, a fixed random sample.  [default: all]")
+@click.option("--limit-others", type=click.IntRange(1), help="The same for adapters made for another task.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    envvar="SLM_EDGE_DATA",
+    show_envvar=True,
+    required=True,
+    help="Folder with gsm8k/, mbpp/, dolly/, svamp/ ... as benchmarks/README.md says.",
+)
+@click.option("--samples", type=click.IntRange(1), help="Answers to each problem of humaneval and mbpp.")
+@click.option("--temperature", type=click.FloatRange(0, 10), help="Of these answers; 0 is greedy.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Of these answers.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of these answers.")
+@click.option("--parallel", type=click.IntRange(1, 256), default=DEFAULT_PARALLEL, show_default=True, help="At once.")
+@click.option("--threads", type=click.IntRange(1, 512), help="CPU threads.  [default: one per physical core]")
+@click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: each task's own]")
+@click.option("--allow-unsafe", is_flag=True, help="Run the model's code even where this system cannot confine it.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("bench"), show_default=True, help="Answers and report."
+)
+@click.option("--report-only", is_flag=True, help="Ask nothing; report what the answers in --out say.")
+@json_option
+def scores(
+    tasks: tuple[str, ...],
+    pack_folder: Path | None,
+    names: tuple[str, ...],
+    endpoint: str | None,
+    models: tuple[str, ...],
+    limit: int | None,
+    limit_others: int | None,
+    data: Path,
+    samples: int | None,
+    temperature: float | None,
+    top_p: float | None,
+    seed: int,
+    parallel: int,
+    threads: int | None,
+    max_tokens: int | None,
+    allow_unsafe: bool,
+    out: Path,
+    report_only: bool,
+    as_json: bool,
+) -> None:
+    """Score a pack's adapters and its base on public test sets (default: gsm8k, mbpp, dolly, svamp).
+
+    Greedy and batched; humaneval draws 20 answers to each problem. Each score has its number of items and a 95 %
+    interval, each adapter is compared with the base on the same items, "auto" is what the pack's router chooses.
+    Every answer is written to --out as it comes: the same command again goes on where the last one stopped, killed or
+    not, and measures only what is new. humaneval and mbpp run what the model wrote, in a sandbox.
+    --out gets report.json, report.md, report.html, scores.json (for task cards), answers/ and samples/.
+
+    \b
+    Examples:
+      slm-edge bench --data DATA --out bench
+      slm-edge bench gsm8k svamp --adapter math --adapter none --limit 200 --data DATA
+      slm-edge bench humaneval --samples 1 --temperature 0 --adapter each --adapter auto --data DATA
+      slm-edge bench gsm8k --endpoint http://localhost:8000/v1 --model my-lora --data DATA
+    """
+    from ..edge.pack import Pack
+    from .cells import Wanted, plan
+
+    chosen = [task(name) for name in dict.fromkeys(tasks or DEFAULT)]
+    wanted = Wanted(limit, limit_others, max_tokens, _decoding(chosen, samples, temperature, top_p), seed)
+    pack = None if endpoint is not None else Pack.open(pack_folder)
+    cells = plan(chosen, pack, _columns(pack, pack_folder, names, endpoint, models, chosen), data, wanted)
+    command = _command(tasks, names, models, wanted, endpoint)
+
+    def report(path: Path) -> dict[str, Any]:
+        return _write_report(cells, path, _about(pack, endpoint, cells, path), command)
+
+    if not report_only:
+        _check_code(cells, allow_unsafe)
+        if pack is not None:
+            _measure_pack(cells, out, pack, parallel, threads, report)
+        else:
+            assert endpoint is not None
+            from .endpoint import Endpoint, endpoint_generator
+
+            server = Endpoint.of(endpoint, parallel)
+            note(f"{endpoint} serves {', '.join(server.models()) or 'no model that it names'}")
+            _measure(cells, out, endpoint_generator(server), report)
+    data_out = report(out)
+    from .report_text import markdown
+
+    emit(data_out, as_json, markdown(data_out))
+
+
+def _decoding(
+    tasks: "Sequence[Task]", samples: int | None, temperature: float | None, top_p: float | None
+) -> "Decoding | None":
+    """The user's way of drawing; what is left out is as the first task that takes samples has it."""
+    from .task import Decoding
+
+    if samples is None and temperature is None and top_p is None:
+        return None
+    own = next((task.decoding for task in tasks if task.takes_samples), Decoding())
+    if temperature is None:
+        temperature = own.temperature
+    if samples is None:
+        samples = own.samples if temperature else 1
+    return Decoding(samples, temperature, own.top_p if top_p is None else top_p)
+
+
+def _columns(
+    pack: "Pack | None",
+    pack_folder: Path | None,
+    names: Sequence[str],
+    endpoint: str | None,
+    models: Sequence[str],
+    tasks: "Sequence[Task]",
+) -> list[Any]:
+    from ..edge.errors import InputError, UnsupportedError
+    from .cells import Column, columns_of
+
+    if pack is not None:
+        if models:
+            raise InputError("--model names a model of --endpoint, which is not given")
+        return columns_of(pack, names)
+    if not models:
+        raise InputError(
+            "--endpoint needs the name of a model", hint="--model NAME; the server's /v1/models lists them"
+        )
+    if names or pack_folder is not None:
+        raise InputError(
+            "--pack and --adapter are for packs; an endpoint's adapters are its models", hint="--model NAME"
+        )
+    if unfit := [task.name for task in tasks if task.way != "answers"]:
+        raise UnsupportedError(
+            f"{', '.join(unfit)}: likelihoods of given endings are not in the OpenAI API; measure a pack"
+        )
+    return [Column(model, facts={"endpoint_model": model}) for model in dict.fromkeys(models)]
+
+
+def _about(pack: "Pack | None", endpoint: str | None, cells: "Sequence[Cell]", out: Path) -> dict[str, Any]:
+    from .answers import AnswerFile
+    from .report import about_pack
+
+    if pack is not None:
+        return about_pack(pack)
+    served: dict[str, None] = {}
+    for cell in cells:
+        with AnswerFile(out / "answers", cell.identity) as answers:
+            served |= {record.by: None for record in answers.records.values() if record.by is not None}
+    return {"endpoint": {"url": endpoint, "served_by": list(served)}}
+
+
+def _check_code(cells: "Sequence[Cell]", allow_unsafe: bool) -> None:
+    """Refuses before anything is asked where the model's code could not be confined.
+
+    Raises:
+        UnsupportedError: a layer of the sandbox is missing and `allow_unsafe` is not set.
+    """
+    if not any(cell.task.runs_code for cell in cells):
+        return
+    from . import code_sandbox
+
+    code_sandbox.allow_unsafe(allow_unsafe)
+    code_sandbox.run_program("", ["pass"])
+    if missing := code_sandbox.missing_layers():
+        note(f"warning: this system does not confine the code under test in: {', '.join(missing)}")
+
+
+def _measure_pack(
+    cells: "Sequence[Cell]",
+    out: Path,
+    pack: "Pack",
+    parallel: int,
+    threads: int | None,
+    report: Callable[[Path], object],
+) -> None:
+    from ..edge.session import Session
+    from .answers import AnswerFile
+    from .generate import session_generator
+
+    identities = {(cell.task.name, cell.adapter_name): cell.identity for cell in cells}
+
+    def known(task_name: str, adapter: str | None) -> "Mapping[str, Record]":
+        identity = identities.get((task_name, adapter))
+        return {} if identity is None else AnswerFile(out / "answers", identity).records
+
+    pack.base_path(allow_pull=True)
+    with Session.open(pack, threads=threads) as session:
+        _measure(cells, out, session_generator(session, parallel, known), report)
+
+
+def _measure(cells: "Sequence[Cell]", out: Path, generate: "Generate", report: Callable[[Path], object]) -> None:
+    """Measures all cells; the report is written after each, so that a stop leaves what there is."""
+    from ..edge.files import make_folder
+    from .runner import run_cell
+
+    make_folder(out / "answers")
+    try:
+        for cell in cells:
+            asked = run_cell(cell, out / "answers", generate)
+            report(out)
+            note(f"{cell.label}: {cell.n} answers, {asked} of them new")
+    except KeyboardInterrupt:
+        report(out)
+        note(f"stopped; {out} has what was measured, and the same command goes on from there")
+        raise
+
+
+def _command(
+    tasks: Sequence[str], names: Sequence[str], models: Sequence[str], wanted: Any, endpoint: str | None
+) -> str:
+    """What was measured, as a command; folders, which say nothing to others, are left out."""
+    words = ["slm-edge bench", *tasks, *(f"--adapter {name}" for name in names)]
+    if endpoint is not None:
+        words += ["--endpoint URL", *(f"--model {model}" for model in models)]
+    options = {
+        "--limit": wanted.limit,
+        "--limit-others": wanted.limit_others,
+        "--max-tokens": wanted.max_tokens,
+        "--seed": wanted.seed or None,
+    }
+    if wanted.decoding is not None:
+        drawn = wanted.decoding
+        options |= {"--samples": drawn.samples, "--temperature": drawn.temperature, "--top-p": drawn.top_p}
+    words += [f"{option} {value}" for option, value in options.items() if value is not None]
+    return " ".join(words)
+
+
+def _write_report(cells: "Sequence[Cell]", out: Path, about: dict[str, Any], command: str) -> dict[str, Any]:
+    from ..edge.files import atomic_file, make_folder, write_json
+    from .report import card_scores, make_report
+    from .report_html import html
+    from .report_text import markdown
+    from .samples_file import write_samples
+
+    made_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    data = make_report(cells, make_folder(out) / "answers", about, made_at=made_at, command=command)
+    write_json(out / "report.json", data)
+    write_json(out / "scores.json", card_scores(data))
+    for name, text in (("report.md", markdown(data)), ("report.html", html(data))):
+        with atomic_file(out / name) as aside:
+            aside.write_text(text, encoding="utf-8")
+    for cell in cells:
+        if cell.task.name.startswith("humaneval"):
+            write_samples(cell, out)
+    return data

@@ -1,0 +1,194 @@
+"""The memory plan against what a session really takes, model by model.
+
+    python -m slm_edge.benchmarks.memory_plan base.gguf other.gguf
+    python -m slm_edge.benchmarks.memory_plan --like Llama-3.2-1B.gguf --type q4_0 --type q8_0
+    python -m slm_edge.benchmarks.memory_plan base.gguf --ceiling
+
+Each row is a process of its own that opens a session and computes a prompt of two chunks and some tokens. Measured is
+the peak of its resident set as the kernel counts it (VmHWM), which is what the plan is about. With `--ceiling` the
+same is run in a control group of its own (root is needed), whose limit the kernel enforces by killing: once at the
+planned size, where it must end well, and once at 60 % of the least plan, where it must be refused with exit code 4.
+RLIMIT_DATA is no honest ceiling: it counts what is reserved and never touched.
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..edge.base_info import BaseInfo
+from ..edge.console import emit, human_bytes, json_option
+from ..edge.errors import DoesNotFitError
+from ..edge.ggml_type import GgmlType
+from ..edge.memory import CGROUP
+from ..edge.memory_choice import fit
+from ..edge.memory_plan import MemoryPlan, plan_memory
+from .random_base import make_base
+
+CHILD = """
+import json, sys
+from slm_edge.edge.errors import DoesNotFitError
+from slm_edge.edge.memory import peak_memory_bytes
+from slm_edge.edge.session import Session
+path, options = json.loads(sys.argv[1])
+try:
+    with Session.of_files(path, {}, **options) as session:
+        # More than one chunk; a longer one takes time and no more memory, the KV cache is cleared when it is made.
+        answer = session.ask(" hello" * 200, max_tokens=8, system="")
+        print(json.dumps({"peak_bytes": peak_memory_bytes(), "n_prompt_tokens": answer.n_prompt_tokens}))
+except DoesNotFitError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+SETUPS: tuple[dict[str, Any], ...] = (
+    {"mmap": True, "repack": True},
+    {"mmap": False, "repack": True},
+    {"mmap": True, "repack": False},
+    {"mmap": False, "repack": True, "kv_type": "q8_0", "n_ctx_tokens": 512},
+)
+
+
+def run(path: Path, options: dict[str, Any], limit_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
+    """The child process, in a control group of its own where a limit is given."""
+    command = [sys.executable, "-c", CHILD, json.dumps([str(path), options])]
+    if limit_bytes is None:
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    with control_group(limit_bytes) as group:
+        # The shell puts itself into the group and becomes the child.
+        enter = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group)]
+        return subprocess.run([*enter, *command], capture_output=True, encoding="utf-8", check=False)
+
+
+@contextlib.contextmanager
+def control_group(limit_bytes: int) -> Iterator[Path]:
+    """A new control group with a memory limit, of version 1 or 2; removed afterwards. OSError where it cannot be."""
+    first = (CGROUP / "memory" / "memory.limit_in_bytes").exists()
+    group = Path(tempfile.mkdtemp(prefix="slm-edge-", dir=CGROUP / "memory" if first else CGROUP))
+    try:
+        (group / ("memory.limit_in_bytes" if first else "memory.max")).write_text(str(limit_bytes))
+        yield group
+    finally:
+        group.rmdir()
+
+
+def can_make_groups() -> bool:
+    """Whether this user may make control groups with a memory limit."""
+    try:
+        with control_group(1 << 30):
+            return True
+    except OSError:
+        return False
+
+
+def compare(path: Path, setup: dict[str, Any], threads: int) -> dict[str, Any]:
+    """One row: the plan and what was measured."""
+    plan = plan_memory(BaseInfo.open(path), n_threads=threads, **setup)
+    done = run(path, {**vars(plan.choices), "threads": threads})
+    if done.returncode:
+        raise click.ClickException(f"{path}: the child failed\n{done.stderr}")
+    peak_bytes = json.loads(done.stdout)["peak_bytes"]
+    return {
+        "model": path.name,
+        "plan": plan.as_dict(),
+        "peak_bytes": peak_bytes,
+        "plan_over_peak": plan.total_bytes / peak_bytes,
+    }
+
+
+def ceiling(path: Path, threads: int) -> dict[str, Any]:
+    """Exit codes under a limit at the plan and at 60 % of the least plan that there is."""
+    base = BaseInfo.open(path)
+    plan = plan_memory(base, mmap=False, n_threads=threads)
+    least = _least(base, threads)
+    at_plan = run(path, {"mmap": False, "threads": threads}, plan.total_bytes)
+    below = run(path, {"threads": threads}, round(0.6 * least.total_bytes))
+    return {
+        "model": path.name,
+        "planned_bytes": plan.total_bytes,
+        "exit_at_plan": at_plan.returncode,
+        "least_bytes": least.total_bytes,
+        "exit_at_60_percent": below.returncode,
+        "refusal": below.stderr.strip(),
+    }
+
+
+def _least(base: BaseInfo, threads: int) -> MemoryPlan:
+    """The smallest plan that `fit` knows."""
+    low, high = 1 << 20, 1 << 40
+    while high - low > 1 << 20:
+        middle = (low + high) // 2
+        try:
+            fit(base, middle, n_threads=threads)
+            high = middle
+        except DoesNotFitError:
+            low = middle
+    return fit(base, high, n_threads=threads)
+
+
+def _models(bases: tuple[Path, ...], like: Path | None, types: tuple[str, ...]) -> Iterator[Path]:
+    yield from bases
+    if like is not None:
+        for name in types or ("q4_0", "q8_0"):
+            with tempfile.TemporaryDirectory(dir=like.parent) as folder:
+                kind = GgmlType[name.upper()]
+                # As llama.cpp's quantiser does for a head below 8 bits.
+                head = GgmlType.Q6_K if name in ("q4_0", "q4_k") else None
+                yield make_base(Path(folder) / f"{like.stem}-{name}.gguf", like=like, type=kind, head=head)
+
+
+@click.command()
+@click.argument("bases", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--like", type=click.Path(exists=True, path_type=Path), help="Random weights in the shape of this base.")
+@click.option("--type", "types", multiple=True, help="Type of the random weights.  [default: q4_0, q8_0]")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--ceiling", "with_ceiling", is_flag=True, help="Run in a limited control group instead.")
+@json_option
+def main(
+    bases: tuple[Path, ...],
+    like: Path | None,
+    types: tuple[str, ...],
+    threads: int,
+    with_ceiling: bool,
+    as_json: bool,
+) -> None:
+    """Compares plan and measurement for each base in four setups."""
+    rows: list[dict[str, Any]] = []
+    for path in _models(bases, like, types):
+        if with_ceiling:
+            rows.append(ceiling(path, threads))
+            emit(rows[-1], False, _ceiling_line(rows[-1])) if not as_json else None
+            continue
+        for setup in SETUPS:
+            rows.append(compare(path, setup, threads))
+            emit(rows[-1], False, _line(rows[-1])) if not as_json else None
+    if as_json:
+        emit(rows, True, "")
+    if with_ceiling and any(row["exit_at_plan"] != 0 or row["exit_at_60_percent"] != 4 for row in rows):
+        sys.exit(1)
+
+
+def _line(row: dict[str, Any]) -> str:
+    choices = row["plan"]["choices"]
+    setup = f"{'mmap' if choices['mmap'] else 'read'} {'repack' if choices['repack'] else 'plain '}"
+    return (
+        f"{row['model']:44} {setup} {choices['n_ctx_tokens']:5} {choices['kv_type']:4}  "
+        f"plan {human_bytes(row['plan']['total_bytes']):>10}  peak {human_bytes(row['peak_bytes']):>10}  "
+        f"{100 * (row['plan_over_peak'] - 1):+5.1f} %"
+    )
+
+
+def _ceiling_line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['model']:44} at {human_bytes(row['planned_bytes'])}: exit {row['exit_at_plan']};  "
+        f"at 60 % of {human_bytes(row['least_bytes'])}: exit {row['exit_at_60_percent']}"
+    )
+
+
+if __name__ == "__main__":
+    main()

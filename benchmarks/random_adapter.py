@@ -1,0 +1,41 @@
+"""Random adapters of a base's own shapes, for measurements of time and memory: what they say means nothing.
+
+write_random_adapter(BaseInfo.open("base.gguf"), Path("a.gguf"), rank=16, seed=1)
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from ..edge.adapter import ALPHA_KEY, FINGERPRINT_KEY, MATRICES, RANK_KEY
+from ..edge.base_info import BaseInfo
+
+
+def write_random_adapter(base: BaseInfo, path: Path, *, rank: int = 16, seed: int = 0, size: float = 0.1) -> int:
+    """Writes an F16 adapter on all linear layers; gives its size in bytes.
+
+    Args:
+        size: how far it moves the base's output, as a share of each layer's own scale, roughly.
+    """
+    import gguf
+
+    random = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, base.architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_string(FINGERPRINT_KEY, base.fingerprint)
+    writer.add_float32(ALPHA_KEY, float(rank))
+    writer.add_uint32(RANK_KEY, rank)
+    for name, shape in base.tensor_shapes.items():
+        if len(shape) != 2 or name.split(".")[-2] not in MATRICES:
+            continue
+        n_in, n_out = shape
+        down = random.standard_normal((rank, n_in), np.float32) / np.sqrt(n_in)
+        up = random.standard_normal((n_out, rank), np.float32) * (size / np.sqrt(rank * n_in))
+        writer.add_tensor(f"{name}.lora_a", down.astype(np.float16))
+        writer.add_tensor(f"{name}.lora_b", up.astype(np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.stat().st_size

@@ -1,0 +1,167 @@
+"""A report as Markdown: the matrix, what choosing right is worth, the comparisons, and the intervals as a chart."""
+
+from collections.abc import Mapping
+from typing import Any
+
+CHART_WIDTH = 50
+
+
+def number(value: float, binary: bool) -> str:
+    """A share in per cent, a real score as it is."""
+    return f"{100 * value:.1f}" if binary else f"{value:.3f}" if abs(value) < 10 else f"{value:.0f}"
+
+
+def p_text(value: float) -> str:
+    """A p value in two digits, or that it is below what is shown."""
+    return "< 0.0001" if value < 0.0001 else f"{value:.4f}" if value < 0.01 else f"{value:.2f}"
+
+
+def column_name(adapter: str | None) -> str:
+    """What a column is called."""
+    return "base" if adapter is None else "router" if adapter == "auto" else adapter
+
+
+def columns(report: Mapping[str, Any]) -> list[str | None]:
+    """The columns that have a cell: the base, the pack's adapters in its order, then the router or the models."""
+    found = list(dict.fromkeys(row["adapter"] for row in report["cells"]))
+    order: list[str | None] = [None, *(report["pack"]["adapters"] if "pack" in report else [])]
+    return sorted(found, key=lambda name: order.index(name) if name in order else len(order))
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The whole report. Shares are in per cent; own adapters' cells are bold."""
+    lines = [*_matrix(report), *_choice(report), *_comparisons(report), "", *_chart(report)]
+    lines += [f"- {about['title']}: {about['protocol']}" for about in report["tasks"].values()]
+    lines += [
+        "- Intervals: Wilson (shares), bootstrap (means); differences: Newcombe's paired interval, paired bootstrap.",
+        *_effort(report),
+        f"- {_measured(report)}, slm-edge {report['slm_edge']}, llama-cpp-python {report['llama_cpp_python']}, "
+        f"{report['made_at']}: `{report['command']}`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _matrix(report: Mapping[str, Any]) -> list[str]:
+    names = columns(report)
+    by_cell = {(row["task"], row["adapter"]): row for row in report["cells"]}
+    lines = ["| | " + " | ".join(map(column_name, names)) + " |", "|---" * (len(names) + 1) + "|"]
+    for task, about in report["tasks"].items():
+        for metric, facts in about["metrics"].items():
+            shown = []
+            for adapter in names:
+                row = by_cell.get((task, adapter))
+                if row is None or metric not in row["metrics"]:
+                    shown.append("")
+                    continue
+                binary, found = facts["binary"], row["metrics"][metric]
+                low, high = number(found["low"], binary), number(found["high"], binary)
+                text = number(found["value"], binary)
+                times = f"x{row['n_samples']}" if row["n_samples"] > 1 else ""
+                shown.append(f"{f'**{text}**' if row['own'] else text} [{low}, {high}] n={row['n']}{times}")
+            if any(shown):
+                unit = ", %" if facts["binary"] else ""
+                lines.append(f"| {about['title']}, {facts['title']}{unit} | " + " | ".join(shown) + " |")
+    return lines
+
+
+def _choice(report: Mapping[str, Any]) -> list[str]:
+    if not report["choice"]:
+        return []
+    lines = [
+        "",
+        "| choosing | base | router | oracle (own adapter) | wrong adapter, mean | worst |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report["choice"]:
+        about = report["tasks"][row["task"]]
+        binary = about["metrics"][row["metric"]]["binary"]
+        unit = ", %" if binary else ""
+        cells = ["" if row[key] is None else number(row[key]["value"], binary) for key in ("base", "router", "oracle")]
+        wrong = row["wrong"]
+        worst = "" if wrong is None else f"{number(wrong['worst']['value'], binary)} ({wrong['worst']['adapter']})"
+        cells += ["" if wrong is None else number(wrong["value"], binary), worst]
+        title = f"{about['title']}, {about['metrics'][row['metric']]['title']}{unit}"
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _comparisons(report: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for against in dict.fromkeys(row["against"] for row in report["comparisons"]):
+        head = "the base" if against is None else f"the adapter {against}"
+        lines += ["", f"| against {head}, same items | metric | difference [95 %] | n | p |", "|---|---|---|---|---|"]
+        for row in report["comparisons"]:
+            if row["against"] != against:
+                continue
+            about = report["tasks"][row["task"]]
+            facts = about["metrics"][row["metric"]]
+            difference, binary = row["difference"], facts["binary"]
+            value, low, high = (number(difference[key], binary) for key in ("value", "low", "high"))
+            unit = " points" if binary else ""
+            name = column_name(row["adapter"])
+            lines.append(
+                f"| {f'**{name}**' if row['own'] else name} on {about['title']} | {facts['title']} | "
+                f"{'' if value.startswith('-') else '+'}{value}{unit} "
+                f"[{low}, {high}] | {row['n']} | {p_text(row['p_value'])} ({row['test']}) |"
+            )
+    return lines
+
+
+def _chart(report: Mapping[str, Any]) -> list[str]:
+    """The intervals of shares, as text that any viewer shows: one scale from 0 to the largest bound of each task."""
+    lines = []
+    for task, about in report["tasks"].items():
+        metric = next((name for name, facts in about["metrics"].items() if facts["binary"]), None)
+        rows = [row for row in report["cells"] if row["task"] == task and metric in row["metrics"]]
+        if metric is None or len(rows) < 2:
+            continue
+        top = max(row["metrics"][metric]["high"] for row in rows) or 1.0
+        lines += ["```text", f"{about['title']}, {about['metrics'][metric]['title']}, 0 to {number(top, True)} %"]
+        for row in rows:
+            found = row["metrics"][metric]
+            low, at, high = (
+                min(CHART_WIDTH - 1, int(found[key] / top * CHART_WIDTH)) for key in ("low", "value", "high")
+            )
+            bar = [" "] * CHART_WIDTH
+            bar[low : high + 1] = "─" * (high + 1 - low)
+            bar[at] = "●"
+            lines.append(f"{column_name(row['adapter'])[:16]:16} {''.join(bar).rstrip()}")
+        lines += ["```", ""]
+    return lines
+
+
+def _effort(report: Mapping[str, Any]) -> list[str]:
+    tokens = sum(row["n_tokens"] for row in report["cells"])
+    prompts = sum(row["n_prompt_tokens"] for row in report["cells"])
+    seconds = sum(row["wall_s"] for row in report["cells"])
+    lines = [f"- {tokens:,} tokens generated after {prompts:,} of prompts in {seconds / 60:.1f} minutes."]
+    drawn = {
+        (
+            row["task"],
+            row["n_samples"],
+            row["decoding"]["temperature"],
+            row["decoding"]["top_p"],
+            row["decoding"]["seed"],
+        )
+        for row in report["cells"]
+        if row["decoding"]["temperature"]
+    }
+    lines += [
+        f"- {task}: {n} samples of each problem, temperature {temperature:g}, top-p {top_p:g}, seed {seed}."
+        for task, n, temperature, top_p, seed in sorted(drawn)
+    ]
+    return lines
+
+
+def _measured(report: Mapping[str, Any]) -> str:
+    if "pack" not in report:
+        endpoint = report["endpoint"]
+        return f"Endpoint `{endpoint['url']}`, which calls itself {', '.join(endpoint['served_by']) or 'nothing'}"
+    pack = report["pack"]
+    template = report.get("chat_template_sha256")
+    words = f", chat template sha256 `{template[:16]}`" if template else ""
+    adapters = ", ".join(f"`{name}` `{sha256[:12]}`" for name, sha256 in pack["adapters"].items())
+    return (
+        f"Base `{pack['base']['file']}` sha256 `{pack['base']['sha256'][:16]}`{words}, pack `{pack['name']}`"
+        f"{f' with {adapters}' if adapters else ''}"
+    )

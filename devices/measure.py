@@ -1,0 +1,252 @@
+"""Measures a session as llama-bench does: random tokens, warm-up, repeats, all samples kept, prefill and decode apart.
+
+with Session.open(pack) as session:
+    rows = measure_case(session, "math", Plan.quick())
+"""
+
+import itertools
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..edge.engine import Adapter, Model
+from ..edge.session import Session
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        prompt_tokens: lengths of the prompts.
+        depths: of the context where answers are decoded.
+        n_tokens: decoded in each repeat.
+        repeats: of everything, after one warm-up.
+    """
+
+    prompt_tokens: tuple[int, ...] = (32, 128, 512)
+    depths: tuple[int, ...] = (0, 512, 1024)
+    n_tokens: int = 64
+    repeats: int = 5
+
+    @classmethod
+    def quick(cls) -> "Plan":
+        """Under a minute on a laptop with the starter pack."""
+        return cls(prompt_tokens=(32, 256), depths=(0, 512), n_tokens=24, repeats=3)
+
+    def within(self, n_ctx_tokens: int) -> "Plan":
+        """Without what the context has no room for."""
+        return Plan(
+            tuple(n for n in self.prompt_tokens if n < n_ctx_tokens) or (max(n_ctx_tokens // 2, 1),),
+            tuple(n for n in self.depths if n + self.n_tokens < n_ctx_tokens) or (0,),
+            min(self.n_tokens, n_ctx_tokens - 1),
+            self.repeats,
+        )
+
+
+def stats(samples: Sequence[float]) -> dict[str, Any]:
+    """Median, mean, sd, least and most of samples, and the samples."""
+    return {
+        "median": statistics.median(samples),
+        "mean": statistics.fmean(samples),
+        "sd": statistics.stdev(samples) if len(samples) > 1 else 0.0,
+        "min": min(samples),
+        "max": max(samples),
+        "samples": list(samples),
+    }
+
+
+def load_times(path: Path, *, mmap: bool, repack: bool) -> dict[str, Any]:
+    """Seconds to load the base from storage and from the page cache.
+
+    "Cold" is after the kernel was asked to drop the file's pages (no rights needed); None where it cannot be asked.
+    """
+    cold_s = None
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        cold_s = _load_s(path, mmap, repack)
+    return {"cold_s": cold_s, "warm_s": _load_s(path, mmap, repack)}
+
+
+def _load_s(path: Path, mmap: bool, repack: bool) -> float:
+    start_s = time.perf_counter()
+    Model.load(path, mmap=mmap, repack=repack).close()
+    return time.perf_counter() - start_s
+
+
+def adapter_set(session: Session, name: str | None) -> list[tuple[Adapter, float]]:
+    """What the engine takes for an adapter of the session, loaded and tried where it is not yet."""
+    session.use(name)
+    if name is None:
+        return []
+    packed = session.adapters[name]
+    return [(adapter, packed.card.scale) for adapter in session.model.adapters.values() if adapter.path == packed.path]
+
+
+def measure_case(session: Session, adapter: str | None, plan: Plan, step: Callable[[], None]) -> dict[str, Any]:
+    """Prefill, decode and first-token times of the base (None) or one adapter.
+
+    Args:
+        step: called after each measurement.
+    """
+    start_s = time.perf_counter()
+    active = adapter_set(session, adapter)
+    load_s = time.perf_counter() - start_s if adapter is not None else None
+    context = session.context
+    context.set_adapters(active)
+    rng = np.random.default_rng(0)
+    n_vocab = context.n_vocab
+
+    def random_tokens(n: int) -> list[int]:
+        return [int(token) for token in rng.integers(0, n_vocab, n)]
+
+    prefill = []
+    for n in plan.prompt_tokens:
+        seconds = []
+        for repeat in range(plan.repeats + 1):
+            tokens = random_tokens(n)
+            context.clear()
+            start_s = time.perf_counter()
+            context.decode(tokens, 0)
+            context.logits_view()
+            if repeat:
+                seconds.append(time.perf_counter() - start_s)
+        prefill.append(
+            {"n_prompt_tokens": n, "first_token_s": stats(seconds), "tokens_per_s": stats([n / s for s in seconds])}
+        )
+        step()
+    decode = []
+    for depth in plan.depths:
+        context.clear()
+        if depth:
+            context.decode(random_tokens(depth), 0, outputs="none")
+        rates, gaps = [], []
+        for repeat in range(plan.repeats + 1):
+            n = plan.n_tokens if repeat else 1
+            tokens = random_tokens(n)
+            own = []
+            for i, token in enumerate(tokens):
+                start_s = time.perf_counter()
+                context.decode([token], depth + i)
+                context.logits_view()
+                own.append(time.perf_counter() - start_s)
+            context.remove(0, depth)
+            if repeat:
+                rates.append(n / sum(own))
+                gaps += own
+        p50, p95, p99 = (float(value) for value in np.percentile(gaps, (50, 95, 99)))
+        decode.append(
+            {
+                "depth_tokens": depth,
+                "n_tokens": plan.n_tokens,
+                "tokens_per_s": stats(rates),
+                "inter_token_s": {"p50": p50, "p95": p95, "p99": p99, "samples": gaps},
+            }
+        )
+        step()
+    context.clear()
+    packed = session.adapters.get(adapter) if adapter is not None else None
+    pairs = (active[0][0].n_tensors or 0) // 2 if active else 0
+    return {
+        "adapter": adapter,
+        "adapter_bytes": packed.size_bytes if packed else 0,
+        "adapter_sha256": packed.sha256 if packed else None,
+        "n_pairs": pairs,
+        "load_s": load_s,
+        "prefill": prefill,
+        "decode": decode,
+    }
+
+
+def measure_swaps(session: Session, names: Sequence[str], repeats: int) -> list[dict[str, Any]]:
+    """End-to-end requests that go from one adapter to another and back, through the session as users do.
+
+    Each row: seconds to the first token of a prompt that is new, and of the same prompt after coming back; tokens that
+    the session kept tell whether it was restored.
+    """
+    rows = []
+    for name, other in itertools.permutations([*names, None], 2):
+        if name is None:
+            continue
+        first, back, kept = [], [], 0
+        for repeat in range(repeats):
+            prompt = f"Swap {repeat}: {name} after {other}. " + "How many legs have three cats and two birds? " * 8
+            session.use(other).ask("Hello", max_tokens=1)
+            first.append(session.use(name).ask(prompt, max_tokens=2).first_token_s)
+            session.use(other).ask("Hello", max_tokens=1)
+            answer = session.use(name).ask(prompt, max_tokens=2)
+            back.append(answer.first_token_s)
+            kept = answer.n_kept_tokens
+        rows.append(
+            {
+                "from": other,
+                "to": name,
+                "first_token_s": stats(first),
+                "back_first_token_s": stats(back),
+                "back_kept_tokens": kept,
+            }
+        )
+        if len(rows) >= 4:
+            break
+    return rows
+
+
+def memory_now() -> dict[str, int | None]:
+    """RSS, PSS, USS and page faults of this process; None where the system does not tell."""
+    from ..edge.memory import peak_memory_bytes
+
+    names = ("peak_rss_bytes", "rss_bytes", "pss_bytes", "uss_bytes", "major_faults", "minor_faults")
+    found: dict[str, int | None] = dict.fromkeys(names)
+    found["peak_rss_bytes"] = peak_memory_bytes()
+    if sys.platform != "win32":
+        import resource
+
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        found["major_faults"], found["minor_faults"] = usage.ru_majflt, usage.ru_minflt
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        return found
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    found["rss_bytes"], found["pss_bytes"] = kib["Rss"] * 1024, kib["Pss"] * 1024
+    found["uss_bytes"] = (kib["Private_Clean"] + kib["Private_Dirty"]) * 1024
+    return found
+
+
+def sustain(
+    session: Session, adapter: str | None, seconds: float, step: Callable[[float], None]
+) -> list[dict[str, float]]:
+    """Decodes without pause for so long; tokens per second of each second or so.
+
+    Args:
+        step: told how many seconds have passed since the last call.
+    """
+    context = session.context
+    context.set_adapters(adapter_set(session, adapter))
+    context.clear()
+    room = min(session.n_ctx_tokens, 256)
+    rows: list[dict[str, float]] = []
+    start_s = mark_s = time.perf_counter()
+    n, at = 0, 0
+    while mark_s - start_s < seconds:
+        if at >= room:
+            context.clear()
+            at = 0
+        context.decode([n % context.n_vocab], at)
+        context.logits_view()
+        n, at = n + 1, at + 1
+        now_s = time.perf_counter()
+        if now_s - mark_s >= 1:
+            rows.append({"at_s": now_s - start_s, "tokens_per_s": n / (now_s - mark_s)})
+            step(now_s - mark_s)
+            mark_s, n = now_s, 0
+    context.clear()
+    return rows

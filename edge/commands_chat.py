@@ -1,0 +1,106 @@
+"""`slm-edge chat`: a conversation at the prompt, with adapters that change while it goes on."""
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .commands_options import grammar_options, grammar_text, ram_bytes_of, ram_option
+from .console import note
+
+PROMPT = "> "
+
+
+@click.command()
+@click.option("--pack", type=click.Path(path_type=Path), help="Folder of a pack.  [default: the starter pack]")
+@click.option(
+    "--adapter",
+    metavar="NAME|none|auto",
+    help="Which adapter begins; auto: the router chooses at each turn.  [default: the pack's default adapter]",
+)
+@click.option("--system", help="System message, in place of the adapter's own; '' for none.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: the adapter's card]")
+@click.option("--temperature", type=click.FloatRange(0, 100), help="0 is greedy.  [default: the adapter's card]")
+@click.option("--seed", type=click.IntRange(0, (1 << 32) - 2), help="Same seed, same answers.")
+@click.option("--threads", type=click.IntRange(1, 512), help="CPU threads.  [default: one per physical core]")
+@click.option(
+    "--context", "context_tokens", type=click.IntRange(1), help="Longest conversation, in tokens.  [default: 2048]"
+)
+@ram_option
+@grammar_options
+def chat(
+    pack: Path | None,
+    adapter: str | None,
+    system: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    seed: int | None,
+    threads: int | None,
+    context_tokens: int | None,
+    ram: str | None,
+    schema: Path | None,
+    grammar: Path | None,
+) -> None:
+    """Talk with the model; what was said before is kept. /help lists what can be typed, Ctrl-D ends.
+
+    When the context is full, the oldest questions are dropped with their answers, and it is said. Ctrl-C stops an
+    answer; what there is of it is kept. A pipe works too: each line of it is a turn.
+
+    \b
+    Examples:
+      slm-edge chat --adapter math
+      printf 'Hello\\n/adapter math\\nWhat is 3 times 4?\\n' | slm-edge chat
+    """
+    ram_bytes, gbnf = ram_bytes_of(ram), grammar_text(schema, grammar)
+    from .pack import Pack
+    from .session import Session
+    from .shelf import find_adapter
+    from .talk import Talk
+
+    opened = Pack.open(pack)
+    name = opened.default_adapter if adapter is None else adapter
+    if name not in (None, "none", "auto"):
+        find_adapter(opened.adapters, str(name))
+    opened.base_path(allow_pull=True)
+    with Session.open(opened, n_ctx_tokens=context_tokens, threads=threads, ram_bytes=ram_bytes) as session:
+        talk = Talk(
+            session,
+            opened,
+            system=system,
+            settings={"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "grammar": gbnf},
+        )
+        talk.use("none" if name is None else name)
+        if sys.stdin.isatty():
+            note(f"{session.base.name}, adapter {talk.adapter}; /help lists what can be typed, Ctrl-D ends")
+        _loop(talk)
+
+
+def _loop(talk: Any) -> None:
+    """Reads lines until the end of input."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        # Line editing and the history of this conversation come with the import alone.
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401
+    while True:
+        try:
+            line = input(PROMPT) if terminal else next(sys.stdin).rstrip("\r\n")
+        except (EOFError, StopIteration):
+            if terminal:
+                click.echo()
+            return
+        except UnicodeDecodeError:
+            note("that line is not UTF-8 text; it is left out")
+            continue
+        except KeyboardInterrupt:
+            if not terminal:
+                raise
+            # As in a shell: the line is dropped, the conversation goes on.
+            click.echo()
+            time.sleep(0.01)
+            continue
+        if line.strip() and not talk.turn(line):
+            return

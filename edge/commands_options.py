@@ -1,0 +1,50 @@
+"""Options that several commands share: how much memory, and what an answer keeps to."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def ram_option(command: Command) -> Command:
+    """Adds `--ram`, passed to the command as `ram`."""
+    return click.option(
+        "--ram",
+        metavar="SIZE",
+        help="Most memory to take, such as 900M or 1G: load mode, context and KV type are chosen to fit, or it is "
+        "refused with the numbers.  [default: the limit of the process, if any]",
+    )(command)
+
+
+def grammar_options(command: Command) -> Command:
+    """Adds `--schema` and `--grammar`, passed as paths."""
+    file = click.Path(path_type=Path)
+    command = click.option("--grammar", type=file, metavar="FILE", help="GBNF grammar that answers keep to.")(command)
+    return click.option("--schema", type=file, metavar="FILE", help="JSON schema that answers keep to.")(command)
+
+
+def ram_bytes_of(ram: str | None) -> int | None:
+    """The size of `--ram` in bytes; InputError where it is none."""
+    if ram is None:
+        return None
+    from .memory_size import parse_bytes
+
+    return parse_bytes(ram)
+
+
+def grammar_text(schema: Path | None, grammar: Path | None) -> str | None:
+    """The GBNF of `--schema` or `--grammar`; None: as the task card says.
+
+    Raises:
+        InputError: a file that cannot be read or used.
+    """
+    if schema is not None and grammar is not None:
+        raise click.UsageError("--schema and --grammar: one of them is possible.")
+    if schema is None and grammar is None:
+        return None
+    from .grammar import read_grammar, read_schema
+
+    return read_schema(schema) if schema is not None else read_grammar(grammar or Path())

@@ -1,0 +1,151 @@
+"""Fits a session into a memory budget: the best setup that stays within it, or a refusal with the numbers.
+
+What is given up, in this order: the faster layout of the weights, KV in F16, the size of batches, half the context
+again and again down to `LEAST_CTX_TOKENS`. What the user asked for by name is never given up.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, product
+from typing import Any, Final
+
+from .base_info import BaseInfo
+from .console import human_bytes
+from .cpu import default_threads
+from .errors import DoesNotFitError
+from .memory import memory_limit_bytes
+from .memory_plan import MemoryPlan, plan_memory
+from .prefix import CHUNK_TOKENS
+from .settings import EngineOptions
+
+DEFAULT_CTX_TOKENS: Final = 2048
+LEAST_CTX_TOKENS: Final = 512
+LEAST_BATCH_TOKENS: Final = 32
+
+
+def default_mmap(base: BaseInfo, repack: bool = True) -> bool:
+    """Whether a base is better mapped: not where copies of its weights would then stand beside the mapped ones."""
+    plan = plan_memory(base, repack=repack)
+    return plan.repacked_bytes < plan.weights_bytes // 10
+
+
+def plan_session(base: BaseInfo, options: EngineOptions, adapter_sizes_bytes: Sequence[int] = ()) -> MemoryPlan:
+    """The plan of a session as its options ask for it, within `ram_bytes` or else the process's own limit.
+
+    Raises:
+        DoesNotFitError: the base was not trained for so long a context, or there is not enough memory.
+    """
+    trained = base.n_ctx_train_tokens
+    n_ctx_tokens = options.get("n_ctx_tokens")
+    if n_ctx_tokens and n_ctx_tokens > trained:
+        raise DoesNotFitError(
+            f"a context of {n_ctx_tokens} tokens is asked of a base trained for {trained}", where=base.file.path
+        )
+    asked: dict[str, Any] = {
+        name: options.get(name) for name in ("mmap", "repack", "n_ctx_tokens", "kv_type", "n_batch_tokens")
+    }
+    budget_bytes = options.get("adapter_budget_bytes")
+    # As many as can be loaded at once.
+    together = list(accumulate(sorted(adapter_sizes_bytes)))
+    n_adapters = sum(budget_bytes is None or n_bytes <= budget_bytes for n_bytes in together)
+    sizes: dict[str, Any] = {
+        "adapters_bytes": sum(adapter_sizes_bytes)
+        if budget_bytes is None
+        else min(sum(adapter_sizes_bytes), budget_bytes),
+        "n_adapters": n_adapters,
+        "n_threads": options.get("threads") or default_threads(),
+        "flash_attention": options.get("flash_attention", "auto") != "off",
+    }
+    limit_bytes = options.get("ram_bytes") or memory_limit_bytes()
+    if limit_bytes is not None:
+        return fit(base, limit_bytes, **asked, **sizes)
+    defaults = {
+        "repack": True,
+        "n_ctx_tokens": min(DEFAULT_CTX_TOKENS, trained),
+        "kv_type": "f16",
+        "n_batch_tokens": CHUNK_TOKENS,
+    }
+    chosen: dict[str, Any] = {name: defaults.get(name) if value is None else value for name, value in asked.items()}
+    if chosen["mmap"] is None:
+        chosen["mmap"] = default_mmap(base, chosen["repack"])
+    return plan_memory(base, **chosen, **sizes)
+
+
+def fit(
+    base: BaseInfo,
+    ram_bytes: int,
+    *,
+    mmap: bool | None = None,
+    repack: bool | None = None,
+    n_ctx_tokens: int | None = None,
+    kv_type: Any = None,
+    n_batch_tokens: int | None = None,
+    **sizes: Any,
+) -> MemoryPlan:
+    """The best plan whose total is within `ram_bytes`.
+
+    Args:
+        mmap, repack, n_ctx_tokens, kv_type, n_batch_tokens: None leaves the choice open.
+        sizes: further arguments of `plan_memory`.
+
+    Raises:
+        DoesNotFitError: there is none; the message has the least that is needed and what it is made of.
+    """
+    ctx = [n_ctx_tokens] if n_ctx_tokens else _contexts(base.n_ctx_train_tokens)
+    batches = [n_batch_tokens] if n_batch_tokens else [CHUNK_TOKENS, LEAST_BATCH_TOKENS]
+    kv_types = [kv_type] if kv_type else ["f16"] + ["q8_0"] * (sizes.get("flash_attention", True) and _kv_q8(base))
+    repacks = [repack] if repack is not None else [True, False]
+    loads = [mmap] if mmap is not None else [False, True]
+    least: MemoryPlan | None = None
+    for n_ctx, n_batch, kv, packed in product(ctx, batches, kv_types, repacks):
+        plans = [
+            plan_memory(base, mmap=load, repack=packed, n_ctx_tokens=n_ctx, kv_type=kv, n_batch_tokens=n_batch, **sizes)
+            for load in loads
+        ]
+        # Equal but for a few pages: mapped, because other processes share it.
+        plan = min(plans, key=lambda plan: plan.total_bytes - (plan.total_bytes // 100 if plan.choices.mmap else 0))
+        if plan.total_bytes <= ram_bytes:
+            return plan
+        if least is None or plan.total_bytes < least.total_bytes:
+            least = plan
+    assert least is not None
+    raise _refusal(base, ram_bytes, least, n_ctx_tokens, sizes)
+
+
+def _contexts(trained: int) -> list[int]:
+    """2048, 1024, 512, as far as the base was trained for so much."""
+    return list(_halved(min(DEFAULT_CTX_TOKENS, trained)))
+
+
+def _halved(n_tokens: int) -> Iterator[int]:
+    yield n_tokens
+    while n_tokens // 2 >= LEAST_CTX_TOKENS:
+        n_tokens //= 2
+        yield n_tokens
+
+
+def _kv_q8(base: BaseInfo) -> bool:
+    """Whether rows of the KV cache can be cut into Q8_0's blocks of 32."""
+    shapes = base.tensor_shapes
+    heads = (shapes["blk.0.attn_k.weight"][1], shapes["blk.0.attn_v.weight"][1])
+    return all(n // base.n_kv_heads % 32 == 0 for n in heads)
+
+
+def _refusal(
+    base: BaseInfo, ram_bytes: int, least: MemoryPlan, n_ctx_tokens: int | None, sizes: dict[str, Any]
+) -> DoesNotFitError:
+    hints = [f"at least {human_bytes(least.total_bytes)} would do"]
+    if n_ctx_tokens and n_ctx_tokens > LEAST_CTX_TOKENS:
+        try:
+            shorter = fit(base, ram_bytes, **sizes)
+            hints.append(f"a context of {shorter.choices.n_ctx_tokens} tokens fits")
+        except DoesNotFitError:
+            pass
+    if least.adapters_bytes:
+        hints.append(f"the adapters take {human_bytes(least.adapters_bytes)}")
+    if least.evictable_bytes:
+        hints.append(f"{human_bytes(least.evictable_bytes)} of it is the mapped base, read again when dropped")
+    return DoesNotFitError(
+        f"does not fit into {human_bytes(ram_bytes)}: {least.describe()}",
+        where=base.file.path,
+        hint="; ".join(hints) + "; or take a smaller base or a stronger quantisation",
+    )

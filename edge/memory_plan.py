@@ -1,0 +1,256 @@
+"""How much memory a session will need, from the header of its base alone, before anything is loaded.
+
+    plan = plan_memory(BaseInfo.open("base.gguf"), n_ctx_tokens=2048)
+    plan.total_bytes, plan.kv_bytes, plan.choices.mmap
+
+What is planned is the peak of the resident set (VmHWM on Linux): private memory and the mapped pages of the base. It
+needs no sampling, and the page cache counts only where it is mapped. With `mmap` the base's pages can be dropped by
+the kernel and are shared with other processes: `evictable_bytes` says how much that is.
+
+The rules are those of llama.cpp's CPU backend as of 2026-10, its source read and its own figures compared: which
+weights are copied into a faster layout, what the loader stages, how large the graph's buffers are. The process's own
+part was measured (benchmarks/memory_plan.py).
+"""
+
+import functools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .base_info import BaseInfo
+from .console import human_bytes
+from .engine import KvType
+from .ggml_type import GgmlType
+from .gguf_file import GgufFile, TensorInfo
+from .prefix import CHUNK_TOKENS
+
+MIB: Final = 1 << 20
+# llama.cpp rounds the cells of a KV cache up to this.
+KV_PAD_TOKENS: Final = 256
+KV_VALUE_BYTES: Final[dict[str, float]] = {"f32": 4, "f16": 2, "q8_0": 34 / 32}
+# Weights that ggml-cpu/repack.cpp copies into another layout: type -> (CPU features, divisor of the rows), any of them.
+REPACKED: Final[dict[GgmlType, tuple[tuple[frozenset[str], int], ...]]] = {
+    GgmlType.Q4_0: ((frozenset({"AVX2"}), 8), (frozenset({"NEON", "DOTPROD"}), 4)),
+    GgmlType.Q4_K: ((frozenset({"AVX2"}), 8), (frozenset({"NEON", "DOTPROD"}), 8)),
+    GgmlType.IQ4_NL: ((frozenset({"AVX2"}), 8), (frozenset({"NEON", "DOTPROD"}), 4)),
+    GgmlType.MXFP4: ((frozenset({"AVX2"}), 8), (frozenset({"NEON", "DOTPROD"}), 4)),
+    GgmlType.Q2_K: ((frozenset({"AVX512"}), 8),),
+    GgmlType.Q5_K: ((frozenset({"NEON", "DOTPROD"}), 8),),
+    GgmlType.Q6_K: ((frozenset({"NEON", "DOTPROD"}), 8),),
+    GgmlType.Q8_0: ((frozenset({"NEON", "DOTPROD"}), 4),),
+}
+# ggml-cpu's tiled matrix products keep one such slot for each thread (ggml_tiled_ws_size).
+THREAD_WORK_BYTES: Final = 512 << 10
+# Measured on Linux x86-64 with CPython 3.11, two real vocabularies (49,152 and 151,936 tokens): Python with numpy,
+# jinja2, llama.cpp and our modules; then for each token and each merge of the vocabulary, here and in llama.cpp.
+PROCESS_BYTES: Final = 49 * MIB
+VOCABULARY_ENTRY_BYTES: Final = 245
+# Metadata of graphs that llama.cpp makes for each adapter that is loaded, for each of the base's matrices.
+ADAPTER_MATRIX_BYTES: Final = 16 << 10
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How a session would be set up; as in `settings.EngineOptions`."""
+
+    mmap: bool
+    repack: bool
+    n_ctx_tokens: int
+    kv_type: KvType
+    n_batch_tokens: int
+
+    def describe(self) -> str:
+        """ "mapped, repacked, context 2048, KV f16, batch 128" """
+        load = "mapped" if self.mmap else "read into memory"
+        layout = "repacked" if self.repack else "as stored"
+        return f"{load}, {layout}, context {self.n_ctx_tokens}, KV {self.kv_type}, batch {self.n_batch_tokens}"
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What would be resident, in bytes.
+
+    Attributes:
+        weights_bytes: the base's tensors as stored, mapped or read.
+        repacked_bytes: copies of them in this CPU's faster layout.
+        kv_bytes: keys and values.
+        compute_bytes: buffers of the graph and of its operations.
+        outputs_bytes: logits that are kept.
+        adapters_bytes: adapters with their graph metadata.
+        snapshots_bytes: kept prefixes, as given.
+        process_bytes: Python, libraries, the vocabulary.
+        loading_bytes: what is needed above weights and process while the base is loaded, and freed again.
+        choices: the setup that this holds for.
+    """
+
+    weights_bytes: int
+    repacked_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    outputs_bytes: int
+    adapters_bytes: int
+    snapshots_bytes: int
+    process_bytes: int
+    loading_bytes: int
+    choices: Choices
+
+    @property
+    def total_bytes(self) -> int:
+        """The peak: while loading or while running, whichever is more."""
+        running = self.kv_bytes + self.compute_bytes + self.outputs_bytes + self.adapters_bytes + self.snapshots_bytes
+        return self.weights_bytes + self.repacked_bytes + self.process_bytes + max(running, self.loading_bytes)
+
+    @property
+    def evictable_bytes(self) -> int:
+        """The part of the total that the kernel can drop and read again: the mapped base."""
+        return self.weights_bytes if self.choices.mmap else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        rows = {name: getattr(self, f"{name}_bytes") for name in (*_ROWS, "loading", "total", "evictable")}
+        return {f"{name}_bytes": value for name, value in rows.items()} | {"choices": vars(self.choices).copy()}
+
+    def describe(self) -> str:
+        """ "weights 93.8 MiB + KV 45.0 MiB + … = 215.3 MiB (mapped, …)" """
+        rows = [(name.replace("kv", "KV"), getattr(self, f"{name}_bytes")) for name in _ROWS]
+        parts = " + ".join(f"{name} {human_bytes(value)}" for name, value in rows if value)
+        return f"{parts} = {human_bytes(self.total_bytes)} ({self.choices.describe()})"
+
+
+_ROWS: Final = ("weights", "repacked", "kv", "compute", "outputs", "adapters", "snapshots", "process")
+
+
+@functools.cache
+def cpu_features() -> frozenset[str]:
+    """What the llama.cpp that is installed here uses of this CPU, such as {"AVX2", "FMA", "REPACK"}."""
+    from .llama import lib
+
+    text: str = lib().llama_print_system_info().decode()
+    return frozenset(name for name, value in re.findall(r"(\w+) = (\d+)", text) if value != "0")
+
+
+def repacked_tensors(file: GgufFile, features: Iterable[str]) -> list[TensorInfo]:
+    """The tensors that llama.cpp copies into a faster layout on a CPU with these features, the head among them."""
+    has = frozenset(features)
+
+    def repacked(info: TensorInfo) -> bool:
+        return any(needs <= has and info.shape[1] % divisor == 0 for needs, divisor in REPACKED.get(info.type, ()))
+
+    head = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
+    return [
+        info
+        for name, info in file.tensors.items()
+        # The embedding is looked up by rows and stays as it is; a tied head is a second tensor over it.
+        if len(info.shape) == 2 and (name != "token_embd.weight" or head == name) and repacked(info)
+    ]
+
+
+def plan_memory(
+    base: BaseInfo | GgufFile,
+    *,
+    n_ctx_tokens: int = 2048,
+    kv_type: KvType = "f16",
+    n_batch_tokens: int = CHUNK_TOKENS,
+    mmap: bool = True,
+    repack: bool = True,
+    adapters_bytes: int = 0,
+    n_adapters: int = 0,
+    snapshots_bytes: int = 0,
+    n_outputs: int = 1,
+    n_threads: int = 1,
+    flash_attention: bool = True,
+    features: Iterable[str] | None = None,
+) -> MemoryPlan:
+    """The memory of a session with one context over `base`.
+
+    Args:
+        n_ctx_tokens, kv_type, n_batch_tokens, mmap, repack: as in `settings.EngineOptions`.
+        adapters_bytes, n_adapters: files of the adapters that are loaded at once, and how many they are.
+        snapshots_bytes: budget of the prefixes kept in memory.
+        n_outputs: logit rows that one batch may give.
+        n_threads: threads of the computation.
+        features: of the CPU that it is to run on, as `cpu_features` names them; None: this one.
+    """
+    file = base.file if isinstance(base, BaseInfo) else base
+    tensors = file.tensors
+    embedding = tensors["token_embd.weight"]
+    n_embd, n_vocab = embedding.shape
+    n_layers = sum(name.endswith(".attn_norm.weight") for name in tensors)
+    n_ff = tensors["blk.0.ffn_gate.weight"].shape[1]
+    n_q = tensors["blk.0.attn_q.weight"].shape[1]
+    kv_row = tensors["blk.0.attn_k.weight"].shape[1] + tensors["blk.0.attn_v.weight"].shape[1]
+    n_heads = int(file.get(f"{file.get('general.architecture')}.attention.head_count"))
+
+    copies = repacked_tensors(file, cpu_features() if features is None else features) if repack else []
+    stored = sum(info.size_bytes for info in tensors.values())
+    repacked = sum(info.size_bytes for info in copies)
+    copied_alone = sum(info.size_bytes for info in copies if info.name != "token_embd.weight")
+    metadata = file.metadata
+    n_entries = sum(
+        metadata[key].n_values for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.merges") if key in metadata
+    )
+    if mmap:
+        weights = stored
+        # The header is mapped with the rest until the tensors stand, and the vocabulary is parsed twice.
+        loading = min(info.offset_bytes for info in tensors.values()) + 40 * n_entries
+    else:
+        weights = stored - copied_alone
+        # A copy is made from a buffer as large as its tensor, the largest first, before the others are read.
+        at, loading = stored - copied_alone + repacked, 0
+        done = 0
+        for info in sorted(copies, key=lambda info: -info.size_bytes):
+            done += info.size_bytes
+            loading = max(loading, done + info.size_bytes - at)
+    cells = -(-n_ctx_tokens // KV_PAD_TOKENS) * KV_PAD_TOKENS
+    return MemoryPlan(
+        weights_bytes=weights,
+        repacked_bytes=repacked,
+        kv_bytes=round(n_layers * cells * kv_row * KV_VALUE_BYTES[kv_type]),
+        compute_bytes=_compute_bytes(
+            min(n_batch_tokens, cells),
+            cells,
+            n_outputs,
+            n_embd,
+            n_q,
+            n_ff,
+            n_vocab,
+            n_heads,
+            n_threads,
+            flash_attention,
+        ),
+        outputs_bytes=4 * n_vocab * n_outputs,
+        adapters_bytes=adapters_bytes + n_adapters * ADAPTER_MATRIX_BYTES * 7 * n_layers,
+        snapshots_bytes=snapshots_bytes,
+        process_bytes=PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * n_entries,
+        loading_bytes=loading,
+        choices=Choices(mmap, repack, n_ctx_tokens, kv_type, n_batch_tokens),
+    )
+
+
+def _compute_bytes(
+    n_batch: int,
+    cells: int,
+    n_outputs: int,
+    n_embd: int,
+    n_q: int,
+    n_ff: int,
+    n_vocab: int,
+    n_heads: int,
+    n_threads: int,
+    flash_attention: bool,
+) -> int:
+    """The graph's buffer and the operations' work space, F32 values but for the mask.
+
+    The widest moments of a block, as its allocator lays them out: the feed-forward part with 3 rows of its inner width
+    and 4 of the model's; attention with its scores where they are not computed in tiles; the logits at the end.
+    """
+    n_batch = min(n_batch, cells)
+    mask = 2 * cells
+    feed_forward = mask + 4 * (3 * n_ff + 4 * n_embd)
+    attention = 0 if flash_attention else 4 * (n_heads * cells + cells) + 23 * max(n_embd, n_q)
+    head = n_outputs * 4 * n_vocab + n_batch * (mask + 6 * n_embd)
+    graph = max(n_batch * max(feed_forward, attention), head if n_outputs > 1 else 4 * n_vocab)
+    # Activations are quantised for a product: at most 292 bytes for 256 values (Q8_K), here those of ffn_down.
+    work = n_batch * n_ff * 292 // 256 + n_threads * THREAD_WORK_BYTES
+    return graph + work

@@ -1,0 +1,21 @@
+"""Sizes of memory as people write them."""
+
+import re
+from typing import Final
+
+from .errors import InputError
+
+_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def parse_bytes(text: str) -> int:
+    """ "1G", "900M", "1.5GiB", "700000000" as bytes; K, M and G are powers of 1024.
+
+    Raises:
+        InputError: it is no size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgG]?)(?:i?[bB])?\s*", text)
+    size = round(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
+    if size <= 0:
+        raise InputError(f"{text!r} is no size of memory", hint="such as 900M, 1G or 1.5G")
+    return size

@@ -1,0 +1,209 @@
+"""onnxruntime's sessions over one ONNX base: a KV cache in place, and LoRA pairs bound as inputs.
+
+    engine = OnnxEngine(OnnxBase.open("onnx-folder"), n_ctx_tokens=512, threads=1)
+    engine.decode([1, 2, 3], 0, pairs=adapter.arrays)
+    engine.row.argmax()
+
+Past and present of every layer are bound to the same memory, so a token costs no copy of the cache, and forgetting a
+tail is a smaller position. The numbers of an adapter are bound as ordinary inputs, as views: onnxruntime's own
+LoraAdapter is silently ignored by bound runs, and silently gone once its Python object is collected. Everything that a
+binding points to is kept here with it. The base alone runs on a graph without LoRA inputs, so that it pays nothing for
+them; each graph is opened when it is first needed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from .cpu import default_threads
+from .errors import DoesNotFitError, EngineError, InputError
+from .onnx_adapter import Array
+from .onnx_folder import BASE_FILE, FIRST_LOGIT, MODEL_FILE, OnnxBase
+
+HINT: Final = "pip install 'slm-edge[onnx]'"
+
+
+def runtime() -> Any:
+    """The onnxruntime module.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(f"onnxruntime does not load: {error}", hint=HINT) from None
+    return onnxruntime
+
+
+@dataclass
+class _Bound:
+    """One graph's inputs under one adapter; `alive` holds what they point to."""
+
+    session: Any
+    binding: Any
+    alive: list[Any]
+
+
+class OnnxEngine:
+    """Computes tokens of one sequence.
+
+    Args:
+        n_ctx_tokens: room of the KV cache; memory is taken as it fills.
+        threads: None: the fast physical cores.
+
+    Attributes:
+        row: the logits of the last token that was computed, float32, (n_vocab,): valid until the next decode.
+        rows: of all tokens of the last decode with `outputs="all"`, (n_tokens, n_vocab).
+
+    Raises:
+        DoesNotFitError: the graph has no positions for so long a context.
+        EngineError: onnxruntime is missing, or cannot load a graph.
+    """
+
+    def __init__(self, base: OnnxBase, *, n_ctx_tokens: int, threads: int | None = None) -> None:
+        if not 1 <= n_ctx_tokens <= base.max_length_tokens:
+            raise DoesNotFitError(
+                f"a context of {n_ctx_tokens} tokens is asked; the graph has positions for {base.max_length_tokens}",
+                where=base.folder,
+                hint="export it again with a larger --max-length",
+            )
+        self._ort = runtime()
+        self.base = base
+        self.threads = threads or default_threads()
+        self.n_ctx_tokens = n_ctx_tokens
+        self._dtype = np.dtype(np.float16 if base.dtype == "f16" else np.float32)
+        self._sessions: dict[str, Any] = {}
+        self._bound: dict[Any, _Bound] = {}
+        dims = (1, base.n_kv_heads, n_ctx_tokens, base.head_size)
+        # Zeroed pages are the kernel's until they are written.
+        self._cache = {
+            f"{layer}.{part}": np.zeros(dims, self._dtype)
+            for layer in range(base.n_layers)
+            for part in ("key", "value")
+        }
+        self._mask = np.ones((1, n_ctx_tokens), np.int64)
+        self._last = np.zeros((1, 1, base.n_vocab), self._dtype)
+        self.row: npt.NDArray[np.float32] = np.zeros(base.n_vocab, np.float32)
+        self.rows: npt.NDArray[np.float32] | None = None
+
+    def session(self, lora: bool) -> Any:
+        """One of the two graphs, opened on first use.
+
+        Raises:
+            EngineError: onnxruntime refuses it.
+        """
+        name = MODEL_FILE if lora else BASE_FILE
+        if name not in self._sessions:
+            options = self._ort.SessionOptions()
+            options.intra_op_num_threads = self.threads
+            options.inter_op_num_threads = 1
+            # Threads that spin take the cores from whoever else has work; on a busy machine that halves our own speed.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            # Every step has another length: patterns would be kept for each of them.
+            options.enable_mem_pattern = False
+            options.log_severity_level = 4
+            path = self.base.folder / name
+            try:
+                session = self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common type of their own
+                raise EngineError(
+                    "onnxruntime cannot load the graph", where=path, problems=[str(error)[:500]]
+                ) from None
+            self._sessions[name] = session
+        return self._sessions[name]
+
+    def decode(
+        self,
+        token_ids: Sequence[int],
+        position: int,
+        *,
+        key: Any = None,
+        pairs: Mapping[str, Array] | None = None,
+        all_rows: bool = False,
+    ) -> None:
+        """Computes tokens at `position`, `position + 1`, …; what the cache holds after them is forgotten.
+
+        Args:
+            key: name of the adapter's numbers, so that their binding is made once; None for the base alone.
+            pairs: LoRA input -> its numbers; they must not change while the engine lives.
+            all_rows: give logits of all tokens.
+
+        Raises:
+            InputError: no tokens.
+            DoesNotFitError: the cache has no room.
+            EngineError: onnxruntime fails.
+        """
+        n, total = len(token_ids), position + len(token_ids)
+        if n == 0:
+            raise InputError("there are no tokens to decode")
+        if total > self.n_ctx_tokens:
+            raise DoesNotFitError(f"the context of {self.n_ctx_tokens} tokens has no room for {total}")
+        bound = self._bind(key, pairs)
+        logits = np.zeros((1, n, self.base.n_vocab), self._dtype) if all_rows else self._last
+        inputs = {
+            "input_ids": np.asarray([token_ids], np.int64),
+            "attention_mask": self._mask[:, :total],
+            FIRST_LOGIT: np.array([0 if all_rows else n - 1], np.int64),
+        }
+        view = self._ort.OrtValue.ortvalue_from_numpy
+        for name, values in inputs.items():
+            bound.binding.bind_ortvalue_input(name, view(values))
+        bound.binding.bind_ortvalue_output("logits", view(logits))
+        try:
+            bound.session.run_with_iobinding(bound.binding)
+        except Exception as error:  # noqa: BLE001 - as above
+            raise EngineError("onnxruntime fails", where=self.base.folder, problems=[str(error)[:500]]) from None
+        self.rows = logits[0].astype(np.float32, copy=False) if all_rows else None
+        self.row = logits[0, -1].astype(np.float32, copy=False)
+
+    def _bind(self, key: Any, pairs: Mapping[str, Array] | None) -> _Bound:
+        if (key is None) != (pairs is None):
+            raise EngineError("numbers of an adapter without a name, or a name without numbers")
+        found = self._bound.get(key)
+        if found is None:
+            session = self.session(pairs is not None)
+            binding, alive = session.io_binding(), [pairs]
+            view = self._ort.OrtValue.ortvalue_from_numpy
+            for name, values in self._cache.items():
+                held = view(values)
+                alive.append(held)
+                binding.bind_ortvalue_input(f"past_key_values.{name}", held)
+                binding.bind_ortvalue_output(f"present.{name}", held)
+            for name, values in (pairs or {}).items():
+                held = view(values)
+                alive.append(held)
+                binding.bind_ortvalue_input(name, held)
+            found = self._bound[key] = _Bound(session, binding, alive)
+        return found
+
+    def forget(self, key: Any) -> None:
+        """Lets go of an adapter's binding."""
+        self._bound.pop(key, None)
+
+    def probe(self, token_ids: Sequence[int], pairs: Mapping[str, Array] | None = None) -> npt.NDArray[np.float32]:
+        """Logits after the last of a few tokens, computed apart from the cache: (n_vocab,)."""
+        base = self.base
+        empty = np.zeros((1, base.n_kv_heads, 0, base.head_size), self._dtype)
+        feeds: dict[str, Any] = {f"past_key_values.{name}": empty for name in self._cache}
+        feeds |= {
+            "input_ids": np.asarray([token_ids], np.int64),
+            "attention_mask": np.ones((1, len(token_ids)), np.int64),
+            FIRST_LOGIT: np.array([len(token_ids) - 1], np.int64),
+            **(pairs or {}),
+        }
+        try:
+            (logits,) = self.session(pairs is not None).run(["logits"], feeds)
+        except Exception as error:  # noqa: BLE001 - as above
+            raise EngineError("onnxruntime fails", where=base.folder, problems=[str(error)[:500]]) from None
+        row: npt.NDArray[np.float32] = logits[0, -1].astype(np.float32)
+        return row
+
+    def close(self) -> None:
+        """Frees sessions and cache. Calling it twice does nothing."""
+        self._bound.clear()
+        self._sessions.clear()
+        self._cache.clear()

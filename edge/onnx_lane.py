@@ -1,0 +1,65 @@
+"""One sequence on onnxruntime, with the book of what its KV cache holds: the twin of `lane.Lane`.
+
+Prompts are cut into the same chunks, and a chunk is kept only under the adapters that computed it (`prefix.py`).
+"""
+
+from collections.abc import Mapping, Sequence
+
+from .onnx_adapter import Array
+from .onnx_engine import OnnxEngine
+from .prefix import AdapterState, KvRecord, Section, chunks_of
+from .sampling import Sampler
+
+# Numbers by LoRA input, for each adapter state that a section may name.
+Pairs = dict[AdapterState, Mapping[str, Array]]
+
+
+class OnnxLane:
+    """Computes prompts and tokens, keeping of the cache what is the same bit for bit, and nothing else.
+
+    Attributes:
+        record: what is in the KV cache.
+        turn: number of prompts begun; tells an answer that was left behind that the cache is no longer its own.
+        pairs: what each adapter state binds; the base's, the empty one, binds nothing and is not in it.
+    """
+
+    def __init__(self, engine: OnnxEngine) -> None:
+        self.engine = engine
+        self.record = KvRecord()
+        self.turn = 0
+        self.pairs: Pairs = {}
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the cache; the next one's position."""
+        return len(self.record.tokens)
+
+    def begin(self, prompt: Sequence[int], sections: Sequence[Section]) -> int:
+        """Computes a prompt; gives how many of its tokens were kept from before."""
+        self.turn += 1
+        chunks = chunks_of(sections)
+        kept = self.record.reusable(prompt, chunks)
+        self.record.cut(kept)
+        for end, state in chunks:
+            if end > kept:
+                self._decode(prompt[self.n_tokens : end], state)
+        return kept
+
+    def step(self, token_id: int) -> None:
+        """Computes one more token."""
+        self._decode((token_id,), self.record.chunks[-1][1])
+
+    def _decode(self, token_ids: Sequence[int], state: AdapterState) -> None:
+        pairs = self.pairs[state] if state.adapters else None
+        self.engine.decode(token_ids, self.n_tokens, key=state if state.adapters else None, pairs=pairs)
+        self.record.add(token_ids, state)
+
+    def sample(self, sampler: Sampler) -> int:
+        """Chooses the next token from the last output."""
+        return sampler.sample_row(self.engine.row)
+
+    def rest(self, turn: int) -> None:
+        """Adapters here stay as long as the session: nothing to do."""
+
+    def flush(self) -> None:
+        """Nothing of it is kept on disk."""

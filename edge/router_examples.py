@@ -1,0 +1,183 @@
+"""Teaches a router one more adapter from some twenty prompts, at once and with numpy alone.
+
+    model = with_examples(model, "translate", ["Translate to French: I am tired.", ...])
+
+The new adapter gets weights of its own against everything else: a logistic regression of its examples against the
+prompts that the router's file carries, of every task and of none. No other weight changes. Some of those prompts may
+be of the new kind themselves ("Translate …" was "none of these" until now): the few that look most like the examples
+are set aside after a first fit, then it is fitted again. The threshold keeps what is left of them out.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+from .router_features import N_SLOTS, NAMES, Features, read_prompt
+from .router_file import ADDED_SLOTS, Background, RouterModel
+
+MIN_EXAMPLES: Final = 5
+MAX_EXAMPLES: Final = 2000
+# Most of one label's background that may be taken for the new adapter's
+_ASIDE: Final = 0.06
+_STEPS: Final = 300
+_PENALTY: Final = 0.004
+# Share of the background that the threshold may let through
+_TAKEN: Final = 0.004
+# The new adapter's prompts are taken to be this share of all
+_PRIOR: Final = 0.25
+# Examples kept in the file for adapters added later
+_KEPT: Final = 60
+
+Floats = NDArray[np.float32]
+
+
+def read_examples(path: Path) -> list[str]:
+    """Prompts from a file: JSON Lines of strings or of objects with "prompt", else one prompt a line.
+
+    Raises:
+        InputError: the file is not there, not UTF-8, or a line is no prompt.
+    """
+    import json
+
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read ({error})", where=path) from None
+    if path.suffix != ".jsonl":
+        return lines
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"line {number} is not JSON ({error})", where=path) from None
+        prompt = row.get("prompt") if isinstance(row, dict) else row
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError(f'line {number} is neither a text nor an object with a "prompt"', where=path)
+        found.append(prompt)
+    return found
+
+
+def with_examples(model: RouterModel, name: str, examples: Sequence[str]) -> RouterModel:
+    """The model with one more adapter, or with a new training of an added one.
+
+    Raises:
+        InputError: fewer than `MIN_EXAMPLES` different prompts, more than `MAX_EXAMPLES`, or `name` is a task that was
+            trained together with others.
+    """
+    texts = list(dict.fromkeys(text.strip() for text in examples if text.strip()))
+    if not MIN_EXAMPLES <= len(texts) <= MAX_EXAMPLES:
+        raise InputError(
+            f"{len(texts)} different examples for {name!r}; {MIN_EXAMPLES} to {MAX_EXAMPLES} are needed, 20 are good"
+        )
+    if name in model.tasks:
+        raise InputError(f"{name!r} is one of the router's own tasks", hint="slm-edge router train trains those")
+    model = without(model, name)
+    background = [row for row in model.prompts().prompts if row[0] not in texts]
+    positives, negatives = _read(texts), _read([text for text, _ in background])
+    columns = np.unique(np.concatenate([features.slots for features in positives]))
+    mine, others = _dense(positives, columns), _dense(negatives, columns)
+    weights, bias = _fit(mine, others)
+    keep = _not_aside(mine @ weights + bias, others @ weights + bias, [label for _, label in background])
+    others = others[keep]
+    weights, bias = _fit(mine, others)
+    hashed = weights[len(NAMES) :]
+    strongest = np.sort(np.argsort(-np.abs(hashed), kind="stable")[:ADDED_SLOTS])
+    slots, values = np.zeros(ADDED_SLOTS, dtype=np.int32), np.zeros(ADDED_SLOTS, dtype=np.float32)
+    slots[: len(strongest)], values[: len(strongest)] = columns[strongest], hashed[strongest]
+    dropped = np.ones(len(hashed), dtype=bool)
+    dropped[strongest] = False
+    weights[len(NAMES) :][dropped] = 0
+    bias += _shift(mine @ weights + bias, others @ weights + bias)
+    added = dataclasses.replace(
+        model,
+        thresholds={**model.thresholds, name: 0.5},
+        added=(*model.added, name),
+        added_bias=np.append(model.added_bias, np.float32(bias)),
+        added_named=np.concatenate([model.added_named, weights[None, : len(NAMES)]]),
+        added_slots=np.concatenate([model.added_slots, slots[None]]),
+        added_values=np.concatenate([model.added_values, values[None]]),
+    )
+    rest = [row for row, kept in zip(background, keep, strict=True) if kept or row[1] is not None]
+    return added.with_prompts(Background((*rest, *((text, name) for text in texts[:_KEPT]))))
+
+
+def without(model: RouterModel, name: str) -> RouterModel:
+    """The model without an added adapter; the same model where there is none of that name."""
+    if name not in model.added:
+        return model
+    rest = np.array([i for i, added in enumerate(model.added) if added != name], dtype=np.int64)
+    kept = tuple(row for row in model.prompts().prompts if row[1] != name)
+    smaller = dataclasses.replace(
+        model,
+        thresholds={key: value for key, value in model.thresholds.items() if key != name},
+        added=tuple(model.added[i] for i in rest),
+        added_bias=model.added_bias[rest],
+        added_named=model.added_named[rest],
+        added_slots=model.added_slots[rest],
+        added_values=model.added_values[rest],
+    )
+    return smaller.with_prompts(Background(kept))
+
+
+def _read(texts: Sequence[str]) -> list[Features]:
+    return [read_prompt(text) for text in texts]
+
+
+def _dense(read: Sequence[Features], columns: NDArray[np.int32]) -> Floats:
+    """[n, len(NAMES) + n_columns]: named features, and the hashed ones that the examples have."""
+    table = np.zeros((len(read), len(NAMES) + len(columns)), dtype=np.float32)
+    place = np.full(N_SLOTS, -1, dtype=np.int64)
+    place[columns] = np.arange(len(columns)) + len(NAMES)
+    for row, features in zip(table, read, strict=True):
+        row[: len(NAMES)] = features.named
+        at = place[features.slots]
+        row[at[at >= 0]] = features.values[at >= 0]
+    return table
+
+
+def _fit(mine: Floats, others: Floats) -> tuple[Floats, float]:
+    """Logistic regression with an L2 penalty, by Nesterov's accelerated gradient from zero: no chance in it."""
+    table = np.concatenate([mine, others])
+    target = np.concatenate([np.ones(len(mine)), np.zeros(len(others))]).astype(np.float32)
+    share = np.concatenate(
+        [np.full(len(mine), _PRIOR / len(mine)), np.full(len(others), (1 - _PRIOR) / max(len(others), 1))]
+    ).astype(np.float32)
+    weights = np.zeros(table.shape[1], dtype=np.float32)
+    ahead, bias, bias_ahead = weights, 0.0, 0.0
+    # Half the largest squared row bounds the curvature of the loss (its second derivative is at most 1/4).
+    step = 1 / (float((table**2).sum(axis=1).max() + 1) / 4 + _PENALTY)
+    for number in range(_STEPS):
+        off = share * (1 / (1 + np.exp(-(table @ ahead + bias_ahead))) - target)
+        new, new_bias = ahead - step * (off @ table + _PENALTY * ahead), bias_ahead - step * float(off.sum())
+        momentum = number / (number + 3)
+        ahead, bias_ahead = new + momentum * (new - weights), new_bias + momentum * (new_bias - bias)
+        weights, bias = new, new_bias
+    return weights, bias
+
+
+def _not_aside(mine: Floats, others: Floats, labels: Sequence[str | None]) -> NDArray[np.bool_]:
+    """False for the few prompts of the background that score as the examples' lower quarter does."""
+    least = float(np.quantile(mine, 0.25))
+    keep = np.ones(len(others), dtype=bool)
+    for label in set(labels):
+        of = np.array([one == label for one in labels])
+        most = int(_ASIDE * of.sum())
+        like = np.flatnonzero(of & (others >= least))
+        keep[like[np.argsort(-others[like], kind="stable")][:most]] = False
+    return keep
+
+
+def _shift(mine: Floats, others: Floats) -> float:
+    """Moves the bias so that even odds lie above nearly all of the background, on the way to the examples."""
+    if not len(others):
+        return 0.0
+    outside = float(np.quantile(others, 1 - _TAKEN))
+    inside = float(np.quantile(mine, 0.1))
+    middle = outside + 0.2 * (inside - outside) if inside > outside else outside
+    return -middle

@@ -1,0 +1,161 @@
+"""The catalogue and the prediction: facts have sources, answers have numbers, errors keep their bounds."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from slm_edge.devices.catalogue import devices, find_device, match_device, variants
+from slm_edge.devices.constants import Constants
+from slm_edge.devices.fitting import Target, Wish, judge
+from slm_edge.devices.measured_rows import read_rows
+from slm_edge.devices.predict import Calibration, Predictor
+from slm_edge.devices.shapes import find_shape
+from slm_edge.devices.workload import Workload
+from slm_edge.edge.errors import InputError
+
+
+def slm_edge(*args):
+    return subprocess.run([sys.executable, "-m", "slm_edge.edge", *args], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", devices())
+def test_every_device_predicts_and_every_fact_has_a_source(name):
+    device = devices()[name]
+    assert all(fact.source for fact in device.facts.values())
+    work = Workload.of_shape(find_shape("llama-3.2-1b"), "q4_0")
+    predictor = Predictor(device)
+    speed = predictor.decode(work, depth_tokens=100)
+    assert 0 < speed.low < speed.tokens_per_s < speed.high
+    # Not more bytes than the memory has, in the estimate itself.
+    assert speed.tokens_per_s * work.streamed_bytes / 1e9 < device.number("theoretical_gb_per_s")
+    assert predictor.prefill(work).tokens_per_s > speed.tokens_per_s
+    if device.like:
+        assert device.like in devices()
+
+
+def test_a_published_row_lies_in_the_interval():
+    """Qwen2.5-0.5B Q4_0 on a Pi 5: 34.22 tokens/s at 2 threads, 28.92 at 4; prompts of 128 326.5/s (836d571)."""
+    predictor = Predictor(find_device("raspberry-pi-5-2gb"))
+    work = Workload.of_shape(find_shape("qwen2.5-0.5b"), "q4_0")
+    for threads, measured in ((2, 34.22), (4, 28.92)):
+        speed = predictor.decode(work, threads=threads, depth_tokens=64)
+        assert speed.low < measured < speed.high
+    assert predictor.best_threads(work) == 2
+    prefill = predictor.prefill(work, n_prompt_tokens=128)
+    assert prefill.low < 326.5 < prefill.high
+
+
+def test_a_calibration_scales_and_narrows():
+    work = Workload.of_shape(find_shape("qwen2.5-1.5b"), "q4_k_m")
+    device = find_device("intel-n100-8gb")
+    before = Predictor(device).decode(work)
+    after = Predictor(device, calibration=Calibration(decode=0.5)).decode(work)
+    assert after.tokens_per_s == pytest.approx(0.5 * before.tokens_per_s, rel=1e-6)
+    assert after.high / after.low < before.high / before.low
+
+
+def test_depth_and_adapters_cost():
+    work = Workload.of_shape(find_shape("llama-3.2-1b"), "q4_0")
+    device = find_device("raspberry-pi-5-8gb")
+    plain = judge(device, Target.of_shape(find_shape("llama-3.2-1b"), "q4_0"), Wish())
+    tuned = judge(device, Target.of_shape(find_shape("llama-3.2-1b"), "q4_0"), Wish(adapter_rank=16))
+    # 11.27 million values at rank 16 (ExecuTorch's README: 1B, all seven linear matrices).
+    assert work.lora_weights(16) == pytest.approx(11.27e6, rel=0.001)
+    assert tuned.decode.tokens_per_s < plain.decode.tokens_per_s
+    assert tuned.prefill.tokens_per_s < plain.prefill.tokens_per_s
+    assert plain.decode_full.tokens_per_s < plain.decode.tokens_per_s
+    assert tuned.plan.total_bytes > plain.plan.total_bytes
+
+
+def test_ids_and_labels():
+    assert find_device("raspberry-pi-5-4gb").ram_bytes == 4 << 30
+    assert find_device("raspberry-pi-zero-2-w-512mb").ram_bytes == 512 << 20
+    assert match_device("Raspberry Pi 5 2GB").id == "raspberry-pi-5"
+    assert match_device("Apple M4 Max CPU (12P+4E)").id == "apple-m4-max"
+    assert match_device("Cray-1") is None
+    assert find_device("raspberry-pi-4").id == "raspberry-pi-4b"
+    assert find_device("raspberry-pi-4-2gb").id == "raspberry-pi-4b-2gb"
+    with pytest.raises(InputError, match="not sold with"):
+        find_device("raspberry-pi-5-3gb")
+    with pytest.raises(InputError, match="no device"):
+        find_device("raspberry-pi-6")
+    assert variants(devices()["raspberry-pi-4b"])[0].id == "raspberry-pi-4b-1gb"
+
+
+def test_fit_says_what_fits_and_exits_1_where_nothing_does():
+    small = ("devices", "fit", "--device", "raspberry-pi-3b-plus", "--model", "llama-3.2-3b", "--quant", "q8_0")
+    result = slm_edge(*small, "--json")
+    assert result.returncode == 1
+    answer = json.loads(result.stdout)
+    assert not answer["fits"] and answer["nearest"]["fits"]
+    assert answer["nearest"]["memory"]["total_bytes"] <= answer["usable_ram_bytes"] < answer["memory"]["total_bytes"]
+    result = slm_edge("devices", "fit", "--device", "raspberry-pi-5-4gb", "--model", "llama-3.2-1b", "--explain")
+    assert result.returncode == 0
+    assert "how it is computed" in result.stdout and "GB/s" in result.stdout
+    result = slm_edge("devices", "fit", "--all", "--model", "qwen2.5-0.5b", "--quant", "q4_0")
+    assert result.returncode == 0
+    assert "raspberry-pi-zero-2-w-512mb" in result.stdout
+    result = slm_edge("devices", "fit", "--device", "raspberry-pi-5", "--model", "llama-3.2-1b", "--quant", "q4_9")
+    assert result.returncode == 2
+    assert "q4_0" in result.stderr
+
+
+def test_rows_are_flagged(tmp_path):
+    table = tmp_path / "rows.csv"
+    table.write_text(
+        "device,model,params_b,quant,size_mib,threads,pp_tps,pp_n,tg_tps,tg_n,engine,version,doubtful,notes\n"
+        "Rock 5B (RK3588),cogito-v1-preview-llama-3B,3.6,Q4_0,,4,,,150,128,llama.cpp,,,\n"
+        "Raspberry Pi 5 8GB,OLMoE-1B-7B,,Q4_0,3744,4,50,512,13,128,llama.cpp,,,MoE\n"
+        "Raspberry Pi 5 8GB,qwen2.5:1.5b,1.5,Q4_K_M,940,,13,37,7.5,,ollama,,,\n"
+    )
+    impossible, experts, good = read_rows(table)
+    assert impossible.flag.startswith("impossible")
+    assert "dense" in experts.flag
+    assert good.flag is None
+    with pytest.raises(InputError, match="no table"):
+        (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+        read_rows(tmp_path / "x.csv")
+
+
+@pytest.mark.reference
+def test_the_bounds_hold_on_rows_that_were_left_out(shared_data):
+    result = slm_edge("devices", "evaluate", str(shared_data / "devices" / "measurements.csv"), "--json")
+    assert result.returncode == 0, result.stderr
+    kinds = json.loads(result.stdout)["kinds"]
+    assert kinds["decode_prior"]["median_error"] <= 0.20
+    assert kinds["decode_calibrated"]["median_error"] <= 0.10
+    assert kinds["prefill_calibrated"]["median_error"] <= 0.15
+    for kind in ("decode_prior", "decode_calibrated", "prefill_calibrated"):
+        assert kinds[kind]["inside_90_interval"] >= 0.90, kind
+
+
+def test_the_fitted_constants_are_sane():
+    from slm_edge.devices.constants import fitted
+
+    constants = fitted()
+    assert isinstance(constants, Constants)
+    assert 0.3 < constants.theory_part < constants.read_part < 1
+    assert set(constants.boards) <= set(devices())
+    assert constants.half("decode", "calibrated") < constants.half("decode", "prior")
+
+
+def test_the_probes_model_is_one(tmp_path):
+    """llama.cpp loads and computes it, and its table says what it weighs."""
+    from slm_edge.devices.probe import isa_class, this_device, write_model
+    from slm_edge.edge.engine import Context, Model
+    from slm_edge.edge.gguf_file import GgufFile
+
+    for label in ("q4_0", "q8_0"):
+        path = tmp_path / f"{label}.gguf"
+        write_model(path, label, n_layers=1)
+        work = Workload.of_file(GgufFile.open(path))
+        assert [kind.name.lower() for kind in work.weights_by_type] == [label]
+        with Model.load(path) as model, Context(model, n_ctx_tokens=256, threads=1) as context:
+            context.decode([1, 2, 3], 0)
+            logits = context.logits()
+            assert abs(logits).max() > 0 and (logits == logits).all()
+    device = this_device({1: 10.0})
+    assert device.n_cores >= 1 and device.cores.name == isa_class()
+    assert 0 < device.usable_bytes < device.ram_bytes
+    assert Predictor(device).decode(work).tokens_per_s > 0
