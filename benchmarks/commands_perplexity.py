@@ -174,7 +174,7 @@ def _measure(
         advance(len(chunks) - len(missing))
         found = score_chunks(context, session.model.vocab, [chunks[i] for i in missing], reference)
         for i, score in zip(missing, found, strict=True):
-            at_s = round(time.monotonic() - begun, 3)
+            at_s = round(time.monotonic() - begun, 6)
             answers.add(Record(str(i), score.text(), score.scores(), n_ctx, score.n_scored, "end", answers.run, at_s))
             advance(1)
 

@@ -118,7 +118,7 @@ def run_cell(cell: Cell, folder: Path, generate: Generate) -> int:
                     n_tokens=answer.n_tokens,
                     stop_reason=answer.stop_reason,
                     run=answers.run,
-                    at_s=round(at_s, 3),
+                    at_s=round(at_s, 6),
                     by=getattr(answer, "by", None),
                 )
                 answers.add(record)

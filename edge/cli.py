@@ -145,11 +145,11 @@ def main() -> None:
 
     Click's standalone mode is off, so that every error has one way out: one message, no traceback.
     """
-    # A service manager's SIGTERM cleans up as Ctrl-C does. Who starts us with Ctrl-C ignored (nohup) means it.
-    signal.signal(signal.SIGTERM, llama.interrupt)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, llama.interrupt)
     try:
+        # A service manager's SIGTERM cleans up as Ctrl-C does. Who starts us with Ctrl-C ignored (nohup) means it.
+        signal.signal(signal.SIGTERM, llama.interrupt)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, llama.interrupt)
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as leave:
         code = leave.exit_code

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -11,6 +12,7 @@ from slm_edge.edge.cli import main
 from slm_edge.edge.errors import DamagedError, InputError
 from slm_edge.edge.pack import Pack
 from slm_edge.edge.pack_router import open_router
+from slm_edge.edge.session import Session
 
 MATH = "A box has 12 eggs. Tom uses 5 of them for a cake. How many eggs are left?"
 
@@ -117,3 +119,38 @@ def test_eval_counts_by_hand(slm_edge, pack, tmp_path):
     (row,) = json.loads(out)["sets"]
     assert (row["n"], row["right"], row["captured"]) == (4, 0.5, 0.5)
     assert row["chosen"] == {"math": 2, "none": 2} and len(row["mistakes"]) == 2
+
+
+def test_chat_follows_the_router_turn_by_turn(pack):
+    """The starter's router on a pipe: a problem, then small talk, and an adapter that the user names is kept."""
+    told = [MATH, "Tell me how you feel today, my friend.", "/adapter math", "Write me a poem about the sea."]
+    command = [
+        sys.executable,
+        "-m",
+        "slm_edge.edge",
+        "chat",
+        "--pack",
+        str(pack),
+        "--threads",
+        "1",
+        "--max-tokens",
+        "4",
+    ]
+    lines = "".join(f"{line}\n" for line in told)
+    done = subprocess.run(
+        [*command, "--adapter", "auto"], input=lines, capture_output=True, encoding="utf-8", check=True
+    )
+    shown = [line for line in done.stderr.splitlines() if line.startswith("[adapter")]
+    # the first is what the pack begins with, so nothing is said of it
+    assert shown == ["[adapter none]", "[adapter math]"], done.stderr
+
+
+def test_a_session_chooses(pack):
+    with Session.open(pack, threads=1, n_ctx_tokens=128) as session:
+        decision = session.choose(MATH)
+        assert decision == open_router(Pack.open(pack)).choose(MATH, current=session.adapter)
+        assert session.use(decision.adapter).adapter == "math"
+        assert session.choose("Tell me how you feel today, my friend.").adapter is None
+    base = Pack.open(pack).base_path()
+    with Session.of_files(base, {}) as bare, pytest.raises(InputError, match="no router"):
+        bare.choose(MATH)

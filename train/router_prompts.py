@@ -26,9 +26,23 @@ FOLDER: Final = Path(__file__).parent / "router"
 TASKS: Final = ("math", "code", "summarize")
 TRAINED_CATEGORIES: Final = ("open_qa", "brainstorming", "creative_writing")
 PUBLIC: Final = ("gsm8k", "mbpp", "dolly")
+# Files of prompts, each a source of its own; the first word is the label
+WRITTEN: Final = (
+    "math",
+    "math_school",
+    "math_daily",
+    "math_languages",
+    "code",
+    "code_plain",
+    "code_languages",
+    "none",
+    "none_near",
+    "none_talk",
+    "none_languages",
+)
 _SLOT: Final = re.compile(r"\{(\w+)\}")
 # How often each pattern is filled in
-_FILLS: Final = {"math": 14, "code": 24, "knowledge": 14}
+_FILLS: Final = {"math": 14, "code": 24, "summarize": 16, "knowledge": 14, "none": 16}
 _PUBLIC_ROWS: Final = {
     "gsm8k": 1200,
     "mbpp": 464,
@@ -60,13 +74,15 @@ def own_prompts(seed: int) -> list[Prompt]:
     patterns = tomllib.loads((FOLDER / "templates.toml").read_text(encoding="utf-8"))
     lists = patterns["lists"]
     found: list[Prompt] = []
-    for name in ("math", "code", "none"):
-        label = None if name == "none" else name
+    for name in WRITTEN:
+        label = _label(name.partition("_")[0])
         found += [Prompt(text, label, f"written {name}") for text in written(name)]
-    for name, label in (("math", "math"), ("code", "code"), ("knowledge", None)):
-        for number, pattern in enumerate(patterns[name]):
-            texts = dict.fromkeys(_filled(pattern, lists, draw) for _ in range(_FILLS[name]))
-            found += [Prompt(text, label, f"patterns {name} {number % 4}") for text in texts]
+    contrast = tomllib.loads((FOLDER / "contrast.toml").read_text(encoding="utf-8"))
+    for title, lot in (("patterns", patterns), ("contrast", {**contrast, "lists": lists | contrast["lists"]})):
+        for name in ("math", "code", "summarize", "knowledge", "none"):
+            for number, pattern in enumerate(lot.get(name, ())):
+                texts = dict.fromkeys(_filled(pattern, lot["lists"], draw) for _ in range(_FILLS[name]))
+                found += [Prompt(text, _label(name), f"{title} {name} {number % 4}") for text in texts]
     for number in range(500):
         told = [*draw.sample(patterns["stories"], draw.randint(2, 6)), draw.choice(patterns["story_ends"])]
         found.append(Prompt(_filled(" ".join(told), lists, draw), "math", f"stories {number % 3}"))
@@ -87,6 +103,10 @@ def own_prompts(seed: int) -> list[Prompt]:
             found += [Prompt(about.replace("{it}", _filled(text, lists, draw)), None, "about others") for text in asked]
     found += _about_passages(patterns["summary"], draw)
     return found + list(_worn(found, draw))
+
+
+def _label(name: str) -> str | None:
+    return name if name in TASKS else None
 
 
 def written(name: str) -> list[str]:
@@ -176,7 +196,7 @@ def _about_passages(patterns: dict[str, list[str]], draw: random.Random) -> list
         source = f"passages {number % 5}"
         sentences = re.split(r"(?<=[.!?]) ", text)
         shorter = " ".join(sentences[: max(2, len(sentences) // 2)])
-        for order in draw.sample(patterns["orders"], 12):
+        for order in draw.sample(patterns["orders"], 14):
             body = draw.choice([text, text, shorter])
             found.append(Prompt(_laid_out(order, body, patterns["labels"], draw), "summarize", source))
         for body in (sentences[0], " ".join(sentences[:2]), " ".join(sentences[-2:])):
@@ -195,7 +215,7 @@ def _about_passages(patterns: dict[str, list[str]], draw: random.Random) -> list
                 asked = ask.replace("{q}", question)
                 found.append(Prompt(_laid_out(asked, text, patterns["labels"], draw), "summarize", source))
             found.append(Prompt(question if number % 2 else f"Question: {question}\nAnswer:", None, "questions alone"))
-        for order in draw.sample(patterns["others"], 9):
+        for order in draw.sample(patterns["others"], 12):
             body = draw.choice([text, text, shorter])
             found.append(Prompt(_laid_out(order, body, patterns["labels"], draw), None, f"other orders {number % 5}"))
         for n in range(1, len(sentences) + 1):
