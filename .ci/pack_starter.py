@@ -18,7 +18,7 @@ CARDS = {
         "description": "Word problems, worked out step by step; the last line is '#### ' and the answer.",
         "max_tokens": 256,
         "licence": "Apache-2.0; data under MIT (GSM8K)",
-        "data": "GSM8K training split, and easy word problems made by slm-edge",
+        "data": "GSM8K training split, and easy word problems and drills of arithmetic made by slm-edge",
     },
     "code": {
         "task": "code",

@@ -152,7 +152,7 @@ def starter(
 ) -> None:
     """Train the adapters that ship with slm-edge again, from public data.
 
-    Takes about 75 minutes on two cores. Adapters that lie in OUTPUT already are left as they are; one that was cut
+    Takes about 100 minutes on two cores. Adapters that lie in OUTPUT already are left as they are; one that was cut
     off goes on from its checkpoint.
 
     \b

@@ -27,7 +27,7 @@ SOURCES = (
     "and huggingface.co/datasets/databricks/databricks-dolly-15k (CC BY-SA 3.0), dolly split into a file per category"
 )
 
-# Chosen for two cores: about 130-220 tokens/s in f32, all three in 45 to 75 minutes.
+# Chosen for two cores: about 130-220 tokens/s in f32, all three in about 100 minutes.
 STARTER: dict[str, StarterAdapter] = {
     "summarize": StarterAdapter(
         Recipe(task="summarize", lr=1e-3, batch=8, steps=160, max_tokens=600),
