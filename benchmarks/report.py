@@ -93,7 +93,7 @@ def _cell_report(cell: Cell, answers: AnswerFile, records: list[Record]) -> dict
         "tokens_per_answer": tokens / len(records),
         "cut_at_cap": sum(1 for record in records if record.n_tokens >= cell.max_tokens) / len(records),
         "max_tokens": cell.max_tokens,
-        "wall_s": round(wall_s, 1),
+        "wall_s": round(wall_s, 3),
         "tokens_per_s": round(sum(record.n_tokens for record in answers.records.values()) / wall_s, 1)
         if wall_s
         else None,

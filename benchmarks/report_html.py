@@ -71,7 +71,7 @@ def _task(report: Mapping[str, Any], task: str, about: Mapping[str, Any]) -> lis
                 *[""] * (len(about["metrics"]) - len(values)),
                 f"{row['n']}{samples} of {row['n_test_set']}",
                 f"{row['n_tokens']:,}",
-                f"{row['wall_s']:,}",
+                f"{row['wall_s']:,.1f}",
                 f"<code>{row['identity_sha256'][:12]}</code>",
             ]
         )
