@@ -4,7 +4,7 @@ parse_choice("math")                    # {"math": None}: at its card's scale
 parse_choice("math:0.7+code:0.3")       # {"math": 0.7, "code": 0.3}
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,6 +59,28 @@ def check_scale(name: str, scale: float) -> float:
     if not -10 <= scale <= 10 or scale == 0:
         raise InputError(f"a scale of {scale} for the adapter {name!r}; -10 to 10 and not 0 are possible")
     return scale
+
+
+def choice_of(
+    name: str | Mapping[str, float | None] | None, scale: float | None, card_of: Callable[[str], TaskCard]
+) -> Choice:
+    """The choice that `use(name, scale=scale)` asks for; the first name's card says how answers are made.
+
+    Args:
+        card_of: an adapter's task card; raises InputError for a name that is not there.
+
+    Raises:
+        InputError: a name is not there, a scale is out of range, or is given beside several names or none.
+    """
+    given = {} if name is None else {name: scale} if isinstance(name, str) else dict(name)
+    if not isinstance(name, str) and scale is not None:
+        raise InputError("a scale is given beside a choice that has its own, or has none")
+    cards = {one: card_of(one) for one in given}
+    scales = [
+        (one, cards[one].scale if strength is None else check_scale(one, strength)) for one, strength in given.items()
+    ]
+    # In one order, because sums depend on it.
+    return Choice(tuple(sorted(scales)), next(iter(cards.values()), BASE_CARD))
 
 
 def swap_of(loaded: Sequence[Loaded], asked: Swap | None = None) -> Swap:

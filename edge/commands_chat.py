@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .commands_options import grammar_options, grammar_text, ram_bytes_of, ram_option
+from .commands_options import answer_options, grammar_options, grammar_text, ram_bytes_of, ram_option
 from .console import note
 
 PROMPT = "> "
@@ -22,10 +22,7 @@ PROMPT = "> "
     help="Which adapter begins; auto: the router chooses at each turn.  [default: the pack's default adapter]",
 )
 @click.option("--system", help="System message, in place of the adapter's own; '' for none.")
-@click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: the adapter's card]")
-@click.option("--temperature", type=click.FloatRange(0, 100), help="0 is greedy.  [default: the adapter's card]")
-@click.option("--seed", type=click.IntRange(0, (1 << 32) - 2), help="Same seed, same answers.")
-@click.option("--threads", type=click.IntRange(1, 512), help="CPU threads.  [default: one per physical core]")
+@answer_options
 @click.option(
     "--context", "context_tokens", type=click.IntRange(1), help="Longest conversation, in tokens.  [default: 2048]"
 )
@@ -68,7 +65,6 @@ def chat(
     with Session.open(opened, n_ctx_tokens=context_tokens, threads=threads, ram_bytes=ram_bytes) as session:
         talk = Talk(
             session,
-            opened,
             system=system,
             settings={"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "grammar": gbnf},
         )

@@ -1,4 +1,4 @@
-"""Options that several commands share: how much memory, and what an answer keeps to."""
+"""Options that several commands share: how an answer is made, how much memory, and what it keeps to."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +7,21 @@ from typing import Any, TypeVar
 import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def answer_options(command: Command) -> Command:
+    """Adds `--max-tokens`, `--temperature`, `--seed` and `--threads`."""
+    options = (
+        click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: the adapter's card]"),
+        click.option(
+            "--temperature", type=click.FloatRange(0, 100), help="0 is greedy.  [default: the adapter's card]"
+        ),
+        click.option("--seed", type=click.IntRange(0, (1 << 32) - 2), help="Same seed, same answer."),
+        click.option("--threads", type=click.IntRange(1, 512), help="CPU threads.  [default: one per physical core]"),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def ram_option(command: Command) -> Command:

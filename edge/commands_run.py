@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .commands_options import grammar_options, grammar_text, ram_bytes_of, ram_option
+from .commands_options import answer_options, grammar_options, grammar_text, ram_bytes_of, ram_option
 from .console import emit, human_bytes, json_option, note
 from .errors import InputError
 
@@ -33,10 +33,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 )
 @click.option("--explain", is_flag=True, help="With --adapter auto: say on stderr what decided, feature by feature.")
 @click.option("--system", help="System message, in place of the adapter's own; '' for none.")
-@click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: the adapter's card]")
-@click.option("--temperature", type=click.FloatRange(0, 100), help="0 is greedy.  [default: the adapter's card]")
-@click.option("--seed", type=click.IntRange(0, (1 << 32) - 2), help="Same seed, same answer.")
-@click.option("--threads", type=click.IntRange(1, 512), help="CPU threads.  [default: one per physical core]")
+@answer_options
 @click.option(
     "--context", "context_tokens", type=click.IntRange(1), help="Longest prompt and answer, in tokens.  [default: 2048]"
 )

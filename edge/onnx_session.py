@@ -23,8 +23,8 @@ import numpy.typing as npt
 from .canary import CANARY
 from .card import TaskCard
 from .chat import ChatTemplate, Message, messages_of
-from .choice import BASE_CARD, Choice, Swap, check_scale
-from .errors import DamagedError, DoesNotFitError, EngineError, InputError, UnsupportedError
+from .choice import Choice, Swap, choice_of
+from .errors import DamagedError, DoesNotFitError, EngineError, UnsupportedError
 from .onnx_adapter import Array, OnnxAdapter
 from .onnx_engine import OnnxEngine
 from .onnx_folder import OnnxBase
@@ -150,16 +150,10 @@ class OnnxSession:
         """
         if swap == "activated":
             raise UnsupportedError("ONNX graphs apply an adapter to all tokens; there are no activated LoRAs")
-        given = {} if name is None else {name: scale} if isinstance(name, str) else dict(name)
-        if not isinstance(name, str) and scale is not None:
-            raise InputError("a scale is given beside a choice that has its own, or has none")
-        scales = []
-        for one, strength in given.items():
-            own = find_adapter(self.adapters, one).card.scale
-            scales.append((one, own if strength is None else check_scale(one, strength)))
+        choice = choice_of(name, scale, lambda one: find_adapter(self.adapters, one).card)
+        for one, _ in choice.scales:
             self._load(one)
-        card = self.adapters[scales[0][0]].card if scales else BASE_CARD
-        self._choice = Choice(tuple(sorted(scales)), card)
+        self._choice = choice
         return self
 
     def _load(self, name: str) -> OnnxAdapter:

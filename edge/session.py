@@ -17,14 +17,14 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from .base_info import BaseInfo
 from .batcher import Batcher, Pending
 from .canary import Canary
 from .card import TaskCard
 from .chat import ChatTemplate, Message, messages_of
-from .choice import BASE_CARD, Choice, Swap, check_scale, sections_of, swap_of
+from .choice import Choice, Swap, choice_of, sections_of, swap_of
 from .engine import Adapter, Context, Model
 from .errors import DamagedError, DoesNotFitError, InputError
 from .file_watch import FileWatch
@@ -32,14 +32,15 @@ from .files import sha256_file
 from .lane import Lane
 from .memory_choice import plan_session
 from .pack import Pack, PackedAdapter
-from .pack_router import open_router
 from .prefix import Section
 from .prefix_cache import open_prefix_cache
-from .router import Decision, Router
 from .settings import EngineOptions, Settings, grammar_of, max_tokens_of, sampling_of, stop_of
 from .shelf import Shelf
 from .stream import Answer, Request, Stream
 from .system_prefix import SystemPrefix
+
+if TYPE_CHECKING:
+    from .router import Decision, Router
 
 __all__ = ["Answer", "Session", "Stream"]
 
@@ -185,7 +186,7 @@ class Session:
         self._choice = self.choice_of(name, scale=scale, swap=swap)
         return self
 
-    def choose(self, prompt: str | Sequence[Message]) -> Decision:
+    def choose(self, prompt: str | Sequence[Message]) -> "Decision":
         """Which adapter the pack's router would give a prompt to; `use` takes it up.
 
         In a conversation with answers the adapter in use is kept unless another one is clearly likelier.
@@ -194,29 +195,29 @@ class Session:
             InputError: the session is not of a pack, or the pack has no router.
             SlmEdgeError: as `pack_router.open_router`.
         """
+        return self.router.choose(prompt, current=self.adapter)
+
+    @property
+    def router(self) -> "Router":
+        """The pack's router, opened when it is first asked for; errors as `choose`."""
         if self._router is None:
             if self._pack is None:
                 raise InputError("a session over loose files has no router", hint="open a pack")
+            # A prompt whose adapter is named must not wait for it.
+            from .pack_router import open_router
+
             self._router = open_router(self._pack)
-        return self._router.choose(prompt, current=self.adapter)
+        return self._router
 
     def choice_of(
         self, name: str | Mapping[str, float | None] | None, *, scale: float | None = None, swap: Swap | None = None
     ) -> Choice:
         """What `use` would choose, loaded and tried; arguments and errors as there."""
-        given = {} if name is None else {name: scale} if isinstance(name, str) else dict(name)
-        if not isinstance(name, str) and scale is not None:
-            raise InputError("a scale is given beside a choice that has its own, or has none")
-        scales = []
-        for one, strength in given.items():
-            own = self._shelf.packed(one).card.scale
-            scales.append((one, own if strength is None else check_scale(one, strength)))
-        loaded = self._shelf.load(list(given))
+        choice = choice_of(name, scale, lambda one: self._shelf.packed(one).card)
+        loaded = self._shelf.load([] if name is None else [name] if isinstance(name, str) else list(name))
         if loaded:
             swap_of(loaded, swap)
-        card = self._shelf.packed(scales[0][0]).card if scales else BASE_CARD
-        # In one order, because sums depend on it.
-        return Choice(tuple(sorted(scales)), card)
+        return choice
 
     @property
     def swap(self) -> Swap:

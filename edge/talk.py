@@ -1,6 +1,6 @@
 """A conversation over a session: its messages, its commands, and what happens when the context is full.
 
-    talk = Talk(session, pack)
+    talk = Talk(session)
     talk.turn("How many legs have 3 cats?")       # streams the answer to stdout
     talk.turn("/adapter code")
 
@@ -21,7 +21,6 @@ from .errors import DoesNotFitError, InputError, SlmEdgeError
 from .files import atomic_file
 from .memory import peak_memory_bytes
 from .names import did_you_mean
-from .pack import Pack
 from .session import Session
 from .settings import Settings, max_tokens_of
 from .stream import Answer
@@ -42,7 +41,6 @@ class Talk:
 
     Args:
         session: is used as it comes, and left with whatever adapter was used last.
-        pack: for its router.
         system: None: the adapter's own.
         settings: for all answers.
 
@@ -51,11 +49,8 @@ class Talk:
         adapter: a name, "none" or "auto".
     """
 
-    def __init__(
-        self, session: Session, pack: Pack | None = None, *, system: str | None = None, settings: Settings | None = None
-    ) -> None:
+    def __init__(self, session: Session, *, system: str | None = None, settings: Settings | None = None) -> None:
         self.session = session
-        self.pack = pack
         self.system = system
         self.settings: Settings = settings or {}
         self.messages: list[Message] = []
@@ -90,14 +85,11 @@ class Talk:
         """Answers with that adapter from now on: a name, "none" or "auto".
 
         Raises:
-            SlmEdgeError: as `Session.use`; "auto" as `pack_router.open_router`.
+            SlmEdgeError: as `Session.use`; "auto" as `Session.router`.
         """
         if name == "auto":
-            if self.pack is None:
-                raise InputError("there is no pack, so there is no router")
-            from .pack_router import open_router
-
-            self._router = open_router(self.pack)
+            # A pack without a router is told now, not at the next question.
+            _ = self.session.router
         else:
             self.session.use(None if name == "none" else name)
         self.adapter = name
@@ -105,7 +97,7 @@ class Talk:
     def _ask(self, text: str) -> None:
         messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
         if self.adapter == "auto":
-            decision = self._router.choose(messages, current=self.session.adapter if self.messages else None)
+            decision = self.session.choose(messages)
             if decision.adapter != self.session.adapter:
                 self.session.use(decision.adapter)
                 note(f"[adapter {decision.adapter or 'none'}]")

@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 
+from ..edge.activated import activation_start
 from ..edge.adapter import AdapterInfo, check_adapter
 from ..edge.base_info import BaseInfo
 from ..edge.engine import Adapter, Context, Model
@@ -209,7 +210,7 @@ def _greedy(
     context: Context, adapter: Adapter, ids: list[int], info: AdapterInfo, max_tokens: int
 ) -> tuple[Logits, list[int]]:
     """Logits after each token of the prompt and the answer but its last, and the answer's ids."""
-    start = last_match(ids, info.alora_tokens) if info.alora_tokens else 0
+    start = (activation_start(ids, info.alora_tokens) if info.alora_tokens else None) or 0
     rows = []
     # An activated LoRA acts from its invocation's first token on; before it, the base alone fills the cache.
     if start:
@@ -221,12 +222,6 @@ def _greedy(
         rows.append(_rows(context, answer[-1:], len(ids) + len(answer) - 1))
         answer.append(int(rows[-1][-1].argmax()))
     return np.concatenate(rows), answer
-
-
-def last_match(ids: Sequence[int], wanted: Sequence[int]) -> int:
-    """Where the last occurrence of `wanted` in `ids` begins; -1 when there is none."""
-    n = len(wanted)
-    return next((at for at in range(len(ids) - n, -1, -1) if list(ids[at : at + n]) == list(wanted)), -1)
 
 
 def _judge(

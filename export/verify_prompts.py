@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from ..edge.activated import activation_start
 from ..edge.chat import ChatTemplate, Message
 from ..edge.errors import InputError
 from ..edge.gguf_file import GgufFile
@@ -98,7 +99,6 @@ def render(prompt: Prompt, base: GgufFile, vocab: Vocab, tokenizer: Any, alora_t
         if has_template:
             theirs = tokenizer.apply_chat_template(prompt.messages(), add_generation_prompt=True, tokenize=False)
         equal = ids == list(tokenizer(theirs, add_special_tokens=not has_template)["input_ids"])
-    wanted = list(alora_tokens)
-    if wanted and not any(ids[at : at + len(wanted)] == wanted for at in range(len(ids))):
-        ids = [*ids, *wanted]
+    if alora_tokens and activation_start(ids, alora_tokens) is None:
+        ids = [*ids, *alora_tokens]
     return Rendered(ids, equal)

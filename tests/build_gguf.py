@@ -237,3 +237,16 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def tiny_pack(folder: Path) -> Path:
+    """A pack of a tiny base with a long context and the adapters math (the default) and code."""
+    from slm_edge.edge.pack_write import NewAdapter, build_pack
+
+    base = tiny_base(folder / "base.gguf", n_ctx_train_tokens=32768)
+    adapters = [
+        NewAdapter(name, tiny_adapter(folder / f"{name}.gguf", base, seed=seed))
+        for seed, name in enumerate(("math", "code"), 1)
+    ]
+    build_pack(folder / "pack", base=base, adapters=adapters, default_adapter="math")
+    return folder / "pack"

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
+from slm_edge.edge.cli import main
 from slm_edge.edge.files import base_cache_path
 
 ROOT = Path(__file__).parent.parent
@@ -55,3 +57,20 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def slm_edge(monkeypatch, capsys):
+    """Runs a command line in this process: exit code, stdout, stderr."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["slm-edge", *map(str, args)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return ended.value.code, out, err
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)

@@ -10,8 +10,7 @@ import sys
 import time
 
 import pytest
-from build_gguf import tiny_adapter, tiny_base
-from slm_edge.edge.pack_write import NewAdapter, build_pack
+from build_gguf import tiny_pack
 from slm_edge.edge.session import Session
 
 COMMAND = [sys.executable, "-m", "slm_edge.edge", "chat", "--threads", "1"]
@@ -19,14 +18,7 @@ COMMAND = [sys.executable, "-m", "slm_edge.edge", "chat", "--threads", "1"]
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("chat")
-    base = tiny_base(folder / "base.gguf", n_ctx_train_tokens=32768)
-    adapters = [
-        NewAdapter(name, tiny_adapter(folder / f"{name}.gguf", base, seed=seed))
-        for seed, name in enumerate(("math", "code"), 1)
-    ]
-    build_pack(folder / "pack", base=base, adapters=adapters, default_adapter="math")
-    return folder / "pack"
+    return tiny_pack(tmp_path_factory.mktemp("chat"))
 
 
 def chat(pack, lines, *arguments):

@@ -8,6 +8,7 @@ import torch
 from build_hf import LLAMA3_SCALING, tiny_checkpoint
 from build_peft import pair, real_adapter, written_adapter
 from click.testing import CliRunner
+from slm_edge.edge.activated import activation_start
 from slm_edge.edge.errors import InputError, UnsupportedError
 from slm_edge.edge.gguf_file import GgufFile
 from slm_edge.export.base import Options, export_base
@@ -16,7 +17,7 @@ from slm_edge.export.gguf_writer import NewTensor, float32, keys_of, text, write
 from slm_edge.export.lora import export_lora
 from slm_edge.export.quantize import TYPES
 from slm_edge.export.reference import Reference
-from slm_edge.export.verify import Difference, last_match, verify
+from slm_edge.export.verify import Difference, verify
 from slm_edge.export.verify_prompts import BUILT_IN, Prompt, read_prompts
 
 SHORT = (Prompt("How many are left?"), Prompt("Grüße 🙂", "You are brief."))
@@ -63,7 +64,7 @@ def test_difference_is_the_textbooks():
     assert Difference.between(p, p) == Difference(0.0, 0.0, 1.0, 5)
 
 
-def test_last_match_is_where_peft_activates():
+def test_the_last_match_is_where_peft_activates():
     from peft.tuners.lora.variants import calculate_alora_offsets
 
     class Config:
@@ -79,8 +80,8 @@ def test_last_match_is_where_peft_activates():
         ([9, 9], [1, 2]),
     ):
         offsets = calculate_alora_offsets({"a": Config(wanted)}, "a", torch.tensor([ids]))
-        start = -1 if offsets[0] is None else len(ids) - offsets[0]
-        assert last_match(ids, wanted) == start, (ids, wanted)
+        start = None if offsets[0] is None else len(ids) - offsets[0]
+        assert activation_start(ids, wanted) == start, (ids, wanted)
 
 
 def test_an_exact_export_passes(exact):

@@ -9,24 +9,6 @@ import time
 
 import pytest
 from build_gguf import tiny_adapter, tiny_base
-from slm_edge.edge.cli import main
-
-
-@pytest.fixture
-def slm_edge(monkeypatch, capsys):
-    """Runs a command line in this process: exit code, stdout, stderr."""
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["slm-edge", *map(str, args)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return ended.value.code, out, err
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture

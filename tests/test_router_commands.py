@@ -1,37 +1,18 @@
 """`slm-edge router`, `pack add --examples` and `run --adapter auto` as they are typed, on a tiny base."""
 
 import json
-import signal
 import subprocess
 import sys
 
 import pytest
 from build_gguf import tiny_adapter, tiny_base
 from build_router import EXAMPLES
-from slm_edge.edge.cli import main
 from slm_edge.edge.errors import DamagedError, InputError
 from slm_edge.edge.pack import Pack
 from slm_edge.edge.pack_router import open_router
 from slm_edge.edge.session import Session
 
 MATH = "A box has 12 eggs. Tom uses 5 of them for a cake. How many eggs are left?"
-
-
-@pytest.fixture
-def slm_edge(monkeypatch, capsys):
-    """Runs a command line in this process: exit code, stdout, stderr."""
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["slm-edge", *map(str, args)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return ended.value.code, out, err
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture

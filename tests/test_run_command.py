@@ -9,8 +9,7 @@ import sys
 import time
 
 import pytest
-from build_gguf import tiny_adapter, tiny_base
-from slm_edge.edge.pack_write import NewAdapter, build_pack
+from build_gguf import tiny_pack
 from slm_edge.edge.session import Session
 
 COMMAND = [sys.executable, "-m", "slm_edge.edge"]
@@ -18,14 +17,7 @@ COMMAND = [sys.executable, "-m", "slm_edge.edge"]
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    base = tiny_base(folder / "base.gguf", n_ctx_train_tokens=32768)
-    adapters = [
-        NewAdapter(name, tiny_adapter(folder / f"{name}.gguf", base, seed=seed))
-        for seed, name in enumerate(("math", "code"), 1)
-    ]
-    build_pack(folder / "pack", base=base, adapters=adapters, default_adapter="math")
-    return folder / "pack"
+    return tiny_pack(tmp_path_factory.mktemp("run"))
 
 
 def run(pack, *arguments, stdin="", **how):
