@@ -19,8 +19,8 @@ from .predict import Kernel, Predictor
 
 Key = TypeVar("Key")
 LAYER_GRID_S = tuple(n * 1e-5 for n in range(0, 11))
-# Of the residuals that an interval is made from; above 0.9 because few boards make it.
-QUANTILE = 0.92
+# Student's t that leaves 5 % on one side, by degrees of freedom from 1; the last one for all above.
+T_95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812, 1.796, 1.782, 1.771, 1.761, 1.753)
 
 
 @dataclass(frozen=True)
@@ -183,15 +183,15 @@ def evaluate(rows: Sequence[Row]) -> Evaluation:
         "prefill_calibrated": _calibrated(prefill_rows(rows), prefill_error, without, lambda row: row.prefill_group),
     }
     constants = fit(rows)
-    half_width = {kind: _half(residuals) for kind, residuals in found.items() if residuals}
+    widths = {kind: half_width(residuals) for kind, residuals in found.items() if residuals}
     # Each board's coverage is judged with a width that its own rows did not make.
     for kind, residuals in found.items():
         halves = {
-            board: _half([other for other in residuals if other.row.board != board]) or half_width[kind]
+            board: half_width([other for other in residuals if other.row.board != board]) or widths[kind]
             for board in {residual.row.board for residual in residuals}
         }
         found[kind] = [replace(residual, half=halves[residual.row.board]) for residual in residuals]
-    return Evaluation(replace(constants, half_width=half_width), found)
+    return Evaluation(replace(constants, half_width=widths), found)
 
 
 def _residual(row: Row, error_of: Callable[[Row, Constants], tuple[float, float]], constants: Constants) -> Residual:
@@ -242,16 +242,19 @@ def _calibrated(
     return residuals
 
 
-def _half(residuals: Sequence[Residual]) -> float:
-    """The half-width that holds `QUANTILE` of the errors, every board counting alike; 0 without any."""
-    boards = _by_board(residuals)
-    weighted = sorted((abs(r.error), 1 / len(own)) for own in boards.values() for r in own)
-    total, reached = sum(weight for _, weight in weighted), 0.0
-    for error, weight in weighted:
-        reached += weight
-        if reached >= QUANTILE * total:
-            return error
-    return weighted[-1][0] if weighted else 0.0
+def half_width(residuals: Sequence[Residual]) -> float:
+    """The log half-width of the 90 % interval for a row of a board that made none of the residuals; 0 without any.
+
+    Student's interval for one more of K boards, t(0.95, K) s sqrt(1 + 1 / K), s² the mean of the boards' mean squares:
+    rows of a board err together, so a board is one observation, and with so few of them a quantile of the errors is
+    too narrow. One board tells nothing of others; its largest error is taken.
+    """
+    boards = [[residual.error for residual in own] for own in _by_board(residuals).values()]
+    if len(boards) < 2:
+        return max((abs(error) for own in boards for error in own), default=0.0)
+    n = len(boards)
+    variance = statistics.fmean(statistics.fmean(error**2 for error in own) for own in boards)
+    return T_95[min(n, len(T_95)) - 1] * math.sqrt(variance * (1 + 1 / n))
 
 
 def _by_board(residuals: Sequence[Residual]) -> dict[str, list[Residual]]:
