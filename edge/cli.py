@@ -17,7 +17,8 @@ from typing import Any
 import click
 
 from . import llama
-from .errors import SlmEdgeError
+from .aside import is_full
+from .errors import DoesNotFitError, SlmEdgeError
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,14 @@ def cli() -> None:
     """
 
 
+def _show(error: SlmEdgeError) -> int:
+    """Tells the error; its exit code."""
+    if "--json" in sys.argv:
+        click.echo(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
+    click.echo(f"slm-edge: {error}", err=True)
+    return error.exit_code
+
+
 def main() -> None:
     """Runs the command line and ends the process with the exit codes of `edge.errors`.
 
@@ -160,19 +169,19 @@ def main() -> None:
         error.show()
         code = error.exit_code
     except SlmEdgeError as error:
-        if "--json" in sys.argv:
-            click.echo(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
-        click.echo(f"slm-edge: {error}", err=True)
-        code = error.exit_code
+        code = _show(error)
     except BrokenPipeError:
         # The reader (`| head`) has what it wanted; the interpreter must not complain when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except Exception:
-        if not llama.stop_asked:
+    except Exception as error:
+        if llama.stop_asked:
+            click.echo("stopped", err=True)
+            code = 130
+        elif isinstance(error, OSError) and is_full(error):
+            code = _show(DoesNotFitError(f"a file cannot be written ({error.strerror})", where=error.filename))
+        else:
             raise
-        click.echo("stopped", err=True)
-        code = 130
     if llama.stop_asked and code:
         code = 130
     sys.exit(code if isinstance(code, int) else 0)

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from .aside import full_disk, is_full
 from .console import Advance
 from .errors import DamagedError, EngineError
 from .files import CHUNK_BYTES
@@ -34,6 +35,11 @@ def hub_token() -> str | None:
     return os.environ.get("HF_TOKEN") or None
 
 
+def part_of(dest: Path) -> Path:
+    """Where the part of `dest` that has come so far is kept."""
+    return dest.with_name(dest.name + ".part")
+
+
 def download(url: str, dest: Path, *, size_bytes: int, sha256: str, advance: Advance, token: str | None = None) -> None:
     """Downloads `url` to `dest`.
 
@@ -45,9 +51,10 @@ def download(url: str, dest: Path, *, size_bytes: int, sha256: str, advance: Adv
 
     Raises:
         DownloadError: the server cannot be reached or refuses.
+        DoesNotFitError: the disk is full.
         DamagedError: the bytes are not the expected ones; they are removed.
     """
-    part = dest.with_name(dest.name + ".part")
+    part = part_of(dest)
     if part.exists() and part.stat().st_size > size_bytes:
         part.unlink()
     shown_bytes = 0
@@ -64,6 +71,8 @@ def download(url: str, dest: Path, *, size_bytes: int, sha256: str, advance: Adv
                 raise DownloadError(f"the server answers {error.code} {error.reason}", where=url) from None
             problem = f"{error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, OSError) and is_full(error):
+                raise full_disk(error, dest, kept=part) from None
             problem = str(getattr(error, "reason", error)) or type(error).__name__
         else:
             problem = "the connection ended early"

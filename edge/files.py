@@ -2,6 +2,8 @@
 
 with atomic_file("out.gguf") as aside:
     aside.write_bytes(b"...")       # `out.gguf` appears whole when the block ends, or not at all
+
+A killed process leaves `.out.gguf.XXXXXXXX.aside/`; the next one that writes `out.gguf` removes it (`aside.py`).
 """
 
 import contextlib
@@ -10,11 +12,11 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .aside import REPLACED, exchange, folder_beside
 from .errors import InputError
 
 CHUNK_BYTES = 1 << 20
@@ -69,13 +71,14 @@ def atomic_file(dest: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         InputError: the folder of `dest` does not exist or cannot be written to, or `dest` is a folder.
+        DoesNotFitError: the disk is full.
     """
     dest = Path(dest)
     parent = _parent_of(dest)
     if dest.is_dir():
         raise InputError("is a folder; a file is to be written there", where=dest)
-    with tempfile.TemporaryDirectory(prefix=f".{dest.name}.", dir=parent) as folder:
-        aside = Path(folder) / dest.name
+    with folder_beside(dest) as folder:
+        aside = folder / dest.name
         yield aside
         if not aside.exists():
             return
@@ -90,25 +93,27 @@ def atomic_folder(dest: str | os.PathLike[str], *, replace: bool = False) -> Ite
 
     Args:
         dest: the folder to make.
-        replace: an existing `dest` is replaced (it is moved away first and removed last).
+        replace: an existing `dest` is replaced, in one step where the file system can.
 
     Raises:
         InputError: `dest` exists and `replace` is not set, or its parent cannot be written to.
+        DoesNotFitError: the disk is full.
     """
     dest = Path(dest)
     parent = _parent_of(dest)
-    if dest.exists() and not replace and (not dest.is_dir() or any(dest.iterdir())):
-        raise InputError("exists already", where=dest, hint="choose another place, or remove it first")
-    with tempfile.TemporaryDirectory(prefix=f".{dest.name}.", dir=parent) as folder:
-        aside = Path(folder) / dest.name
+    with folder_beside(dest) as folder:
+        if dest.exists() and not replace and (not dest.is_dir() or any(dest.iterdir())):
+            raise InputError("exists already", where=dest, hint="choose another place, or remove it first")
+        aside = folder / dest.name
         aside.mkdir()
         yield aside
         for path in sorted(aside.rglob("*")):
             if path.is_file():
                 _sync_file(path)
-        if dest.exists():
-            os.rename(dest, Path(folder) / "replaced")
-        os.rename(aside, dest)
+        if not (dest.exists() and exchange(aside, dest)):
+            if dest.exists():
+                os.rename(dest, folder / REPLACED)
+            os.rename(aside, dest)
         _sync_folder(parent)
 
 

