@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..edge.commands_options import threads_option
 from ..edge.console import emit, json_option, note, progress
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 )
 @click.option("--ctx", "n_ctx", type=click.IntRange(8), default=512, show_default=True, help="Tokens of a chunk.")
 @click.option("--limit", type=click.IntRange(1), help="Chunks, from the beginning.  [default: all]")
-@click.option("--threads", type=click.IntRange(1, 512), help="CPU threads.  [default: one per physical core]")
+@threads_option
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("bench"), show_default=True, help="Chunks and report."
 )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from ..edge.commands_options import data_option, threads_option
 from ..edge.console import emit, json_option, note
 
 
@@ -11,20 +12,13 @@ from ..edge.console import emit, json_option, note
 @click.option("--base", type=click.Path(path_type=Path), required=True, help="A GGUF, or a Hugging Face folder.")
 @click.option("--base-type", default="q4_k_m", show_default=True, help="Type that a folder is exported as.")
 @click.option("--rank", "ranks", type=click.IntRange(1), multiple=True, help="May be given again.  [default: 128]")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    envvar="SLM_EDGE_DATA",
-    show_envvar=True,
-    required=True,
-    help="Folder with gsm8k/, mbpp/, dolly/, humaneval/.",
-)
+@data_option("Folder with gsm8k/, mbpp/, dolly/, humaneval/.", required=True)
 @click.option("--steps", type=click.IntRange(1), help="Of training.  [default: one pass over the data]")
 @click.option("--limit", type=click.IntRange(1), help="Items of each benchmark.  [default: all]")
 @click.option("--samples", type=click.IntRange(1), default=20, show_default=True, help="Of each HumanEval problem.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: each task's own]")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of training.")
-@click.option("--threads", type=click.IntRange(1, 512), help="CPU threads.  [default: one per physical core]")
+@threads_option
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for all that is made.")
 @json_option
 def reproduce(

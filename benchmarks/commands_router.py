@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..edge.commands_options import data_option
 from ..edge.console import emit, json_option
 
 if TYPE_CHECKING:
@@ -20,9 +21,7 @@ _WORST = 5
 @click.command()
 @click.option("--pack", type=PATH, help="Pack whose router is measured.  [default: the starter pack]")
 @click.option("--router", "file", type=PATH, help="A router's file, in place of a pack's.")
-@click.option(
-    "--data", type=PATH, envvar="SLM_EDGE_DATA", show_envvar=True, help="Folder with the public sets, as for bench."
-)
+@data_option("Folder with the public sets, as for bench.")
 @click.option("--sets", type=PATH, multiple=True, help="Files of lines SET | ADAPTER | PROMPT.  [default: ours]")
 @click.option("--prompts", type=PATH, multiple=True, help='JSON Lines with "prompt" and "adapter" or null.')
 @click.option("--mistakes", is_flag=True, help="Show the surest mistakes of each set.")

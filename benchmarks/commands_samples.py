@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from ..edge.commands_options import data_option
 from ..edge.console import emit, json_option, progress
 
 
@@ -14,7 +15,7 @@ from ..edge.console import emit, json_option, progress
     type=click.Path(path_type=Path),
     help="HumanEval.jsonl or .jsonl.gz.  [default: humaneval/HumanEval.jsonl.gz in --data]",
 )
-@click.option("--data", type=click.Path(path_type=Path), envvar="SLM_EDGE_DATA", show_envvar=True, help="Data folder.")
+@data_option("Data folder.")
 @click.option(
     "--k", "ks", type=click.IntRange(1), multiple=True, help="pass@k; may be given again.  [default: 1 10 100]"
 )

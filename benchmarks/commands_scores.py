@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..edge.commands_options import data_option, threads_option
 from ..edge.console import emit, json_option, note
 from .tasks import DEFAULT, MODULES, task
 
@@ -32,20 +33,13 @@ DEFAULT_PARALLEL = 16
 )
 @click.option("--limit", type=click.IntRange(1), help="Items of each cell, a fixed random sample.  [default: all]")
 @click.option("--limit-others", type=click.IntRange(1), help="The same for adapters made for another task.")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    envvar="SLM_EDGE_DATA",
-    show_envvar=True,
-    required=True,
-    help="Folder with gsm8k/, mbpp/, dolly/, svamp/ ... as benchmarks/README.md says.",
-)
+@data_option("Folder with gsm8k/, mbpp/, dolly/, svamp/ ... as benchmarks/README.md says.", required=True)
 @click.option("--samples", type=click.IntRange(1), help="Answers to each problem of humaneval and mbpp.")
 @click.option("--temperature", type=click.FloatRange(0, 10), help="Of these answers; 0 is greedy.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Of these answers.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of these answers.")
 @click.option("--parallel", type=click.IntRange(1, 256), default=DEFAULT_PARALLEL, show_default=True, help="At once.")
-@click.option("--threads", type=click.IntRange(1, 512), help="CPU threads.  [default: one per physical core]")
+@threads_option
 @click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: each task's own]")
 @click.option("--allow-unsafe", is_flag=True, help="Run the model's code even where this system cannot confine it.")
 @click.option(

@@ -17,11 +17,23 @@ def answer_options(command: Command) -> Command:
             "--temperature", type=click.FloatRange(0, 100), help="0 is greedy.  [default: the adapter's card]"
         ),
         click.option("--seed", type=click.IntRange(0, (1 << 32) - 2), help="Same seed, same answer."),
-        click.option("--threads", type=click.IntRange(1, 512), help="CPU threads.  [default: one per physical core]"),
+        threads_option,
     )
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def threads_option(command: Command) -> Command:
+    """Adds `--threads`, passed as a number or None."""
+    help = "CPU threads.  [default: one per physical core]"
+    return click.option("--threads", type=click.IntRange(1, 512), help=help)(command)
+
+
+def data_option(help: str, *, required: bool = False) -> Callable[[Command], Command]:
+    """Adds `--data`, the folder of the public data sets, which the environment may name; passed as a path or None."""
+    kind = click.Path(path_type=Path)
+    return click.option("--data", type=kind, envvar="SLM_EDGE_DATA", show_envvar=True, required=required, help=help)
 
 
 def ram_option(command: Command) -> Command:

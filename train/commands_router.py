@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from ..edge.commands_options import data_option
 from ..edge.console import emit, human_bytes, json_option, note
 from ..edge.errors import InputError
 
@@ -13,13 +14,7 @@ PATH = click.Path(path_type=Path)
 @click.command()
 @click.option("-o", "--output", type=PATH, help="Router file to write.")
 @click.option("--pack", type=PATH, help="Pack to put the router into.")
-@click.option(
-    "--data",
-    type=PATH,
-    envvar="SLM_EDGE_DATA",
-    show_envvar=True,
-    help="Folder with gsm8k/, mbpp/ and dolly/; without it our own prompts alone are used.",
-)
+@data_option("Folder with gsm8k/, mbpp/ and dolly/; without it our own prompts alone are used.")
 @click.option(
     "--prompts", type=PATH, multiple=True, help='More prompts: JSON Lines with "prompt" and "adapter" or null.'
 )
