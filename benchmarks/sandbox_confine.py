@@ -18,10 +18,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from .sandbox_syscalls import ARCHITECTURES, number_of, packed, seccomp_program
+
 NOBODY = 65534
 # Linux, include/uapi/linux/{sched,mount,prctl}.h
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
-_CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET, _CLONE_THREAD = 0x10000000, 0x20000000, 0x40000000, 0x00010000
+_CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT = 1, 2, 4, 32
 _MS_BIND, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 4096, 16384, 1 << 18, 2
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 1, 4, 38, 22
@@ -29,22 +31,6 @@ _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _FS_WRITE_FILE, _FS_READ_FILE, _FS_READ_DIR = 1 << 1, 1 << 2, 1 << 3
 # Landlock's file rights known to each ABI: Linux Documentation/userspace-api/landlock.rst
 _FS_RIGHTS = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF, 5: 0xFFFF}
-
-# Of each architecture: arch word of seccomp_data, pivot_root, the syscall of plain threads, clone3, and what is refused
-# (asm/unistd.h): new processes and programs, sockets, signals to others, leaving the session, prctl, tracing, other
-# processes' memory, namespaces, mounts, raised limits, memory that no limit counts (memfd, SysV, queues), keys, bpf.
-_SYSCALLS: dict[str, tuple[int, int, int, int, tuple[int, ...]]] = {
-    "x86_64": (
-        0xC000003E, 155, 56, 435,
-        (57, 58, 59, 322, 41, 53, 62, 200, 234, 129, 297, 424, 434, 109, 112, 157, 101, 310, 311, 272, 308, 165, 166,
-         155, 161, 428, 429, 430, 432, 442, 321, 425, 298, 323, 160, 302, 319, 29, 64, 68, 240, 248, 249, 250),
-    ),
-    "aarch64": (
-        0xC00000B7, 41, 220, 435,
-        (221, 281, 198, 199, 129, 130, 131, 138, 240, 424, 434, 154, 157, 167, 117, 270, 271, 97, 268, 40, 39,
-         41, 51, 428, 429, 430, 432, 442, 280, 425, 241, 282, 164, 261, 279, 194, 190, 186, 180, 217, 218, 219),
-    ),
-}  # fmt: skip
 
 
 def libc() -> Any:
@@ -102,9 +88,9 @@ def private_root(c: Any, folder: str, disk_bytes: int) -> bool:
     Returns:
         Whether this process now lives in it, with /tmp as its working folder.
     """
-    known = _SYSCALLS.get(platform.machine())
-    if known is None:
+    if platform.machine() not in ARCHITECTURES:
         return False
+    pivot_root = number_of("pivot_root", platform.machine())
     try:
         _mount(c, None, "/", None, _MS_REC | _MS_PRIVATE)
         _mount(c, "tmpfs", folder, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
@@ -117,7 +103,7 @@ def private_root(c: Any, folder: str, disk_bytes: int) -> bool:
         _mount(c, None, folder, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
         os.chdir(folder)
         # The old root ends up over the new one and is then let go: pivot_root(2), "pivot_root(".", ".")"
-        if c.syscall(known[1], b".", b".") != 0 or c.umount2(b".", _MNT_DETACH) != 0:
+        if c.syscall(pivot_root, b".", b".") != 0 or c.umount2(b".", _MNT_DETACH) != 0:
             return False
         os.chdir("/tmp")
     except OSError:
@@ -190,22 +176,12 @@ def _landlock(c: Any, folder: str | None) -> bool:
 
 
 def _seccomp(c: Any) -> bool:
-    """Refuses the system calls of `_SYSCALLS` (EPERM). clone3 "does not exist": threads use clone then."""
-    known = _SYSCALLS.get(platform.machine())
-    if known is None or struct.calcsize("P") != 8:
+    """Refuses system calls, see `sandbox_syscalls`."""
+    steps = seccomp_program(platform.machine())
+    if steps is None or struct.calcsize("P") != 8:
         return False
-    arch, _, clone, clone3, refused = known
-    load, equal, any_bit, at_least, give = 0x20, 0x15, 0x45, 0x35, 0x06
-    kill, allow, denied, missing = 0x80000000, 0x7FFF0000, 0x00050001, 0x00050026
-    program = [(load, 0, 0, 4), (equal, 1, 0, arch), (give, 0, 0, kill), (load, 0, 0, 0)]
-    program += [(at_least, 0, 1, 0x40000000), (give, 0, 0, denied)]
-    for number in refused:
-        program += [(equal, 0, 1, number), (give, 0, 0, denied)]
-    program += [(equal, 0, 1, clone3), (give, 0, 0, missing)]
-    program += [(equal, 0, 3, clone), (load, 0, 0, 16), (any_bit, 1, 0, _CLONE_THREAD), (give, 0, 0, denied)]
-    program += [(give, 0, 0, allow)]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
-    header = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(code)))
+    code = ctypes.create_string_buffer(packed(steps))
+    header = ctypes.create_string_buffer(struct.pack("@HP", len(steps), ctypes.addressof(code)))
     return bool(c.prctl(_PR_SET_SECCOMP, 2, ctypes.byref(header), 0, 0) == 0)
 
 

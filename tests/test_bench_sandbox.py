@@ -13,6 +13,7 @@ import psutil
 import pytest
 from slm_edge.benchmarks import sandbox_child
 from slm_edge.benchmarks.code_sandbox import Limits, missing_layers, run_program
+from slm_edge.benchmarks.sandbox_syscalls import number_of
 from slm_edge.edge.errors import UnsupportedError
 
 RIGHT = "def f(x):\n    return x + 1\n"
@@ -32,6 +33,15 @@ def confined():
         with pytest.raises(UnsupportedError):
             verdict(RIGHT)
         pytest.skip(f"this system confines no code ({', '.join(missing)}); refused, as it must be")
+
+
+@pytest.fixture(autouse=True)
+def own_folder(request, confined):
+    """Without a mount namespace no place could be bounded, so a program may write nowhere."""
+    program = request.node.callspec.params.get("program", "") if hasattr(request.node, "callspec") else ""
+    if "open('own.txt', 'w')" in program and "root" not in run_program("", ["pass"]).layers:
+        assert "PermissionError" in verdict(program + RIGHT).reason
+        pytest.skip("no mount namespace here: programs write nowhere")
 
 
 def test_right_program_passes():
@@ -81,8 +91,8 @@ def test_what_honest_programs_do_is_possible(program):
         ("import time\ntime.sleep(60)\n", "wall clock"),
         ("a = bytearray(1 << 30)\n" + RIGHT, "MemoryError"),
         ("a = []\nwhile True:\n    a.append(' ' * (1 << 20))\n", "MemoryError"),
-        ("open('big', 'wb').write(bytes(1 << 20))\n" + RIGHT, "File too large"),
-        ("files = [open(f'f{i}', 'w') for i in range(100)]\n" + RIGHT, "Too many open files"),
+        ("open('own.txt', 'w').write(' ' * (1 << 20))\n" + RIGHT, "File too large"),
+        ("files = [open('own.txt', 'w') for i in range(100)]\n" + RIGHT, "Too many open files"),
     ],
 )  # fmt: skip
 def test_wrong_programs_fail(program, reason):
@@ -152,6 +162,18 @@ HARM = [
     "import os\nos.chroot('/tmp')\n",
     "open('/proc/self/environ').read()\n",
     "open('/proc/1/mem', 'wb')\n",
+    # What Landlock does not ask about
+    "import os\nos.chmod('OUTSIDE', 0)\n",
+    "import os\nos.utime('OUTSIDE/kept', (0, 0))\n",
+    "import os\nos.setxattr('OUTSIDE/kept', 'user.x', b'x')\n",
+    "import os\nos.truncate('OUTSIDE/kept', 0)\n",
+    "import os\nos.open('/dev/null', os.O_RDONLY | os.O_TRUNC)\n",
+    # A file may send any signal to any process of the same user
+    "import fcntl\nfcntl.fcntl(0, fcntl.F_SETOWN, 1)\n",
+    "import fcntl, signal\nfcntl.fcntl(0, 10, signal.SIGKILL)\n",
+    "import os\nos.setpriority(os.PRIO_PROCESS, 0, 19)\n",
+    "import ctypes\nc = ctypes.CDLL(None, use_errno=True)\n"
+    "c.shmget(0, 4096, 1023)\nraise OSError(ctypes.get_errno(), 'x')\n",
 ]
 
 
@@ -163,13 +185,27 @@ def with_places(program, tmp_path, port):
 REFUSED = ("PermissionError", "FileNotFoundError", "Read-only file system", "URLError")
 
 
+@pytest.fixture
+def outside(tmp_path):
+    """A folder that no program may change; looked at afterwards."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    kept = folder / "kept"
+    kept.write_text("kept")
+    before = folder.stat().st_mode, kept.stat().st_mtime_ns
+    yield folder
+    assert [path.name for path in folder.iterdir()] == ["kept"]
+    assert (folder.stat().st_mode, kept.stat().st_mtime_ns) == before
+    assert kept.read_text() == "kept"
+    assert os.listxattr(kept) == []
+
+
 @pytest.mark.parametrize("program", HARM)
-def test_reaching_out_fails(program, tmp_path):
+def test_reaching_out_fails(program, outside):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        found = verdict(with_places(program, tmp_path, server.getsockname()[1]) + RIGHT)
+        found = verdict(with_places(program, outside, server.getsockname()[1]) + RIGHT)
     assert not found.passed
     assert any(word in found.reason for word in REFUSED), found.reason
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -241,30 +277,45 @@ code_sandbox.allow_unsafe()
 found.append(code_sandbox.run_program(programs[0], ["assert f(1) == 2"], limits=limits).passed)
 print(json.dumps(found))
 """
-UNSHARE, LANDLOCK = {"x86_64": (272, 444)}.get(os.uname().machine, (97, 444))
+LANDLOCK = 444
 
 
-def in_container(refused, programs):
+def in_container(also_refused, programs):
+    refused = [number_of("unshare", os.uname().machine), *also_refused]
     command = [sys.executable, "-c", IN_CONTAINER, json.dumps(refused), json.dumps(programs)]
     return json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
 
-def test_without_namespaces_every_attack_still_fails(tmp_path):
+def test_without_namespaces_every_attack_still_fails(outside):
     """As in a container that refuses them: Landlock and seccomp alone."""
-    programs = [RIGHT, *(with_places(program, tmp_path, 9) + RIGHT for program in HARM)]
+    programs = [RIGHT, *(with_places(program, outside, 9) + RIGHT for program in HARM)]
     programs.append("open('x', 'w')\n" + RIGHT)
-    *found, unsafe = in_container([UNSHARE], programs)
+    *found, unsafe = in_container([], programs)
     assert found[0][:2] == [True, ""], found[0]
     assert "root" not in found[0][2]
     for program, (passed, reason, _) in zip(programs[1:], found[1:], strict=True):
         assert passed is False, program
         assert any(word in reason for word in REFUSED), (program, reason)
     assert unsafe is True
-    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("steps", ["fcntl.fcntl(r, 10, 9)\nfcntl.fcntl(r, 8, PID)\n", "fcntl.fcntl(r, 8, PID)\n"])
+def test_no_signal_by_way_of_a_file(steps):
+    """A pipe that may signal its owner was a way to kill any process of the user, where none is hidden."""
+    victim = subprocess.Popen(["sleep", "60"])
+    program = f"import fcntl, os\nr, w = os.pipe()\n{steps.replace('PID', str(victim.pid))}"
+    program += "fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)\nos.write(w, b'x')\n"
+    try:
+        [[passed, reason, _], _] = in_container([], [program + RIGHT])
+        assert (passed, "PermissionError" in reason) == (False, True), reason
+        assert victim.poll() is None
+    finally:
+        victim.kill()
+        victim.wait()
 
 
 def test_where_files_stay_open_nothing_is_run(tmp_path):
-    *found, unsafe = in_container([UNSHARE, LANDLOCK], [RIGHT, f"open({str(tmp_path / 'x')!r}, 'w')\n" + RIGHT])
+    *found, unsafe = in_container([LANDLOCK], [RIGHT, f"open({str(tmp_path / 'x')!r}, 'w')\n" + RIGHT])
     for passed, message, _ in found:
         assert passed is None
         assert "not confined: files" in message
