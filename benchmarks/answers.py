@@ -2,19 +2,22 @@
 
 The first line says what was measured (the identity); a file of another identity has another name, so answers of a
 changed adapter, prompt or cap are never mixed. A line cut short by kill -9 is dropped and its item run again.
+Nothing of the data is in it but item ids, and what the model repeated of its prompt. Where a file isn't there, its
+archive NAME.jsonl.xz is read (`bench pack-answers` writes it), and a run that goes on unpacks it first.
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from ..edge.errors import DamagedError
+from ..edge.files import atomic_file
 
 Identity = Mapping[str, Any]
 
@@ -39,6 +42,10 @@ class Record:
     at_s: float
     by: str | None = None
 
+    def as_row(self) -> dict[str, Any]:
+        """As it stands in the file: what is not known is left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
 
 def identity_sha256(identity: Identity) -> str:
     """The hash that names a cell's file."""
@@ -52,6 +59,57 @@ def answer_path(folder: Path, identity: Identity) -> Path:
     return folder / f"{identity['task']}.{name}.{identity_sha256(identity)[:12]}.jsonl"
 
 
+def archive_path(path: Path) -> Path:
+    """Where the archive of an answer file lies."""
+    return path.with_name(f"{path.name}.xz")
+
+
+def packed(data: bytes) -> bytes:
+    """An answer file's whole lines as its archive (xz); the same bytes each time."""
+    import lzma
+
+    whole = data[: data.rfind(b"\n") + 1]
+    return lzma.compress(whole, preset=9 | lzma.PRESET_EXTREME)
+
+
+def _unpacked(archive: Path) -> bytes:
+    import lzma
+
+    try:
+        return lzma.decompress(archive.read_bytes())
+    except (lzma.LZMAError, EOFError) as error:
+        raise DamagedError(f"is not a whole xz file ({error})", where=archive) from None
+
+
+def parsed(data: bytes, where: Path, of: Identity | None = None) -> tuple[Identity | None, list[Record], int]:
+    """An answer file's identity, its records, and how many bytes are whole lines. None: not even one line is whole.
+
+    Raises:
+        DamagedError: a line is not a record, or the identity is not `of`.
+    """
+    whole = data.rfind(b"\n") + 1
+    identity: Identity | None = None
+    records: list[Record] = []
+    for number, line in enumerate(data[:whole].splitlines(), 1):
+        try:
+            row = json.loads(line)
+            if number == 1:
+                identity = dict(row["identity"])
+                if of is not None and identity != json.loads(json.dumps(of)):
+                    raise DamagedError("holds the answers of something else", where=where)
+            else:
+                records.append(Record(**row))
+        except (ValueError, TypeError, KeyError) as error:
+            raise DamagedError(
+                f"line {number} is not an answer ({error})", where=where, hint="remove it to measure this again"
+            ) from None
+    return identity, records, whole
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+
+
 class AnswerFile:
     """The answers of a cell, opened to read what is there and to add to it. Hold `files.locked` around it to write.
 
@@ -60,16 +118,20 @@ class AnswerFile:
         run: number of this run.
 
     Raises:
-        DamagedError: a line is not a record, or the file is of another cell.
+        DamagedError: a line is not a record, the file is of another cell, or its archive is damaged.
     """
 
     def __init__(self, folder: Path, identity: Identity, *, write: bool = False) -> None:
+        self.identity = identity
         self.path = answer_path(folder, identity)
         self.records: dict[str, Record] = {}
         self._stream: BinaryIO | None = None
         whole = self._read(identity)
         self.run = 1 + max((record.run for record in self.records.values()), default=-1)
         if write:
+            if not self.path.exists() and archive_path(self.path).exists():
+                with atomic_file(self.path) as aside:
+                    aside.write_bytes(_unpacked(archive_path(self.path)))
             self._stream = self.path.open("ab", buffering=0)
             os.ftruncate(self._stream.fileno(), whole)
             if whole == 0:
@@ -77,38 +139,33 @@ class AnswerFile:
 
     def _read(self, identity: Identity) -> int:
         """Fills `records`; returns how many bytes are whole lines."""
-        if not self.path.exists():
+        place = self.path if self.path.exists() else archive_path(self.path)
+        if not place.exists():
             return 0
-        data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        for number, line in enumerate(data[:whole].splitlines(), 1):
-            try:
-                row = json.loads(line)
-                if number == 1:
-                    if row["identity"] != json.loads(json.dumps(identity)):
-                        raise DamagedError("holds the answers of something else", where=self.path)
-                    continue
-                record = Record(**row)
-            except (ValueError, TypeError, KeyError) as error:
-                raise DamagedError(
-                    f"line {number} is not an answer ({error})", where=self.path, hint="remove it to measure this again"
-                ) from None
+        data = place.read_bytes() if place == self.path else _unpacked(place)
+        _, records, whole = parsed(data, place, identity)
+        for record in records:
             self.records.setdefault(record.id, record)
         return whole
 
     def _write(self, row: Mapping[str, Any]) -> None:
         assert self._stream is not None
         # One unbuffered write of one whole line: what was written survives the process
-        self._stream.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+        self._stream.write(_line(row))
 
     def add(self, record: Record) -> None:
         """Writes one answer. An item that has one already is left as it is."""
         if record.id not in self.records:
-            row = asdict(record)
-            if record.by is None:
-                del row["by"]
-            self._write(row)
+            self._write(record.as_row())
             self.records[record.id] = record
+
+    def replace(self, records: Iterable[Record]) -> None:
+        """Writes the file anew with these records, in one step; for files that are not open to be added to."""
+        assert self._stream is None
+        self.records = {record.id: record for record in records}
+        lines = [_line({"identity": self.identity}), *(_line(record.as_row()) for record in self.records.values())]
+        with atomic_file(self.path) as aside:
+            aside.write_bytes(b"".join(lines))
 
     def wall_s(self) -> float:
         """Seconds over all runs: each until its last answer."""

@@ -46,6 +46,7 @@ DEFAULT_PARALLEL = 16
     "--out", type=click.Path(path_type=Path), default=Path("bench"), show_default=True, help="Answers and report."
 )
 @click.option("--report-only", is_flag=True, help="Ask nothing; report what the answers in --out say.")
+@click.option("--rescore", is_flag=True, help="Score the answers in --out again first.")
 @json_option
 def scores(
     tasks: tuple[str, ...],
@@ -66,6 +67,7 @@ def scores(
     allow_unsafe: bool,
     out: Path,
     report_only: bool,
+    rescore: bool,
     as_json: bool,
 ) -> None:
     """Score a pack's adapters and its base on public test sets (default: gsm8k, mbpp, dolly, svamp).
@@ -73,7 +75,8 @@ def scores(
     Greedy and batched; humaneval draws 20 answers to each problem. Each score has its number of items and a 95 %
     interval, each adapter is compared with the base on the same items, "auto" is what the pack's router chooses.
     Every answer is written to --out as it comes: the same command again goes on where the last one stopped, killed or
-    not, and measures only what is new. humaneval and mbpp run what the model wrote, in a sandbox.
+    not, and measures only what is new; answers may lie there packed (`bench pack-answers`). humaneval and mbpp run what
+    the model wrote, in a sandbox.
     --out gets report.json, report.md, report.html, scores.json (for task cards), answers/ and samples/.
 
     \b
@@ -95,8 +98,11 @@ def scores(
     def report(path: Path) -> dict[str, Any]:
         return _write_report(cells, path, _about(pack, endpoint, cells, path), command)
 
-    if not report_only:
+    if not report_only or rescore:
         _check_code(cells, allow_unsafe)
+    if rescore:
+        _rescore(cells, out)
+    if not report_only:
         if pack is not None:
             _measure_pack(cells, out, pack, parallel, threads, report)
         else:
@@ -185,6 +191,13 @@ def _check_code(cells: "Sequence[Cell]", allow_unsafe: bool) -> None:
     code_sandbox.run_program("", ["pass"])
     if missing := code_sandbox.missing_layers():
         note(f"warning: this system does not confine the code under test in: {', '.join(missing)}")
+
+
+def _rescore(cells: "Sequence[Cell]", out: Path) -> None:
+    from .runner import rescore_cell
+
+    for cell in cells:
+        note(f"{cell.label}: {rescore_cell(cell, out / 'answers')} answers have other scores now")
 
 
 def _measure_pack(

@@ -83,6 +83,26 @@ def with_all_scores(cell: Cell, item: Item, record: Record) -> Record:
     return dataclasses.replace(record, scores=cell.task.score(item, record.text) | record.scores)
 
 
+def rescore_cell(cell: Cell, folder: Path) -> int:
+    """Scores the answers of `cell` that are there by the task's rules of today; the number whose scores changed."""
+    path = answer_path(folder, cell.identity)
+    items = {item.id: item for item in cell.items}
+    wait = locked(path.with_suffix(".lock"), lambda: note(f"{cell.label}: another process is at it; waiting"))
+    with wait, AnswerFile(folder, cell.identity) as answers:
+        before = list(answers.records.values())
+        after = []
+        with progress(f"scoring {cell.label}", total=len(before), unit="answers") as advance:
+            for record in before:
+                # A run of fewer samples doesn't know the others' items
+                item = items.get(record.id)
+                scores = record.scores if item is None else cell.task.score(item, record.text)
+                after.append(dataclasses.replace(record, scores=scores))
+                advance(1)
+        if after != before:
+            answers.replace(after)
+        return sum(new != old for new, old in zip(after, before, strict=True))
+
+
 def run_cell(cell: Cell, folder: Path, generate: Generate) -> int:
     """Measures what is missing of `cell`; the number of items that were asked now.
 

@@ -1,6 +1,7 @@
 """The command on a tiny pack: answers of the runtime, resumed after SIGKILL, counted once, reported."""
 
 import json
+import lzma
 import os
 import shutil
 import signal
@@ -234,3 +235,50 @@ def test_answer_files_are_kept_apart_and_checked(pack, data, tmp_path):
     os.replace(path, AnswerFile(tmp_path, longer.identity).path)
     with pytest.raises(DamagedError, match="something else"):
         AnswerFile(tmp_path, longer.identity)
+
+
+def test_packed_answers_are_gone_on_from(pack, data, tmp_path, slm_edge):
+    """Archives stand for the files: reported as they are, unpacked by a run that adds to them, never asked again."""
+    more = ["--pack", pack.folder, "--data", data, "--threads", 1, "--max-tokens", 6, "--adapter", "math", "--json"]
+    first, kept = tmp_path / "first", tmp_path / "kept"
+    code, out, _ = slm_edge("bench", "gsm8k", *more, "--out", first, "--limit", 5)
+    assert code == 0
+    cell = json.loads(out)["cells"][0]
+    [plain] = (first / "answers").glob("*.jsonl")
+    with plain.open("ab") as stream:
+        stream.write(b'{"id": "cut sh')
+    assert slm_edge("bench", "pack-answers", first, "-o", kept)[0] == 0
+    [archive] = (kept / "answers").iterdir()
+    assert archive.name == plain.name + ".xz"
+    assert lzma.decompress(archive.read_bytes()) + b'{"id": "cut sh' == plain.read_bytes()
+    code, out, _ = slm_edge("bench", "gsm8k", *more, "--out", kept, "--limit", 5, "--report-only")
+    assert code == 0
+    assert json.loads(out)["cells"][0] == cell
+    code, out, err = slm_edge("bench", "gsm8k", *more, "--out", kept, "--limit", 8)
+    assert code == 0
+    assert "8 answers, 3 of them new" in err
+    unpacked = kept / "answers" / plain.name
+    assert unpacked.read_bytes().startswith(lzma.decompress(archive.read_bytes()))
+    assert len(rows_of(unpacked)) == 9
+    unpacked.unlink()
+    archive.write_bytes(archive.read_bytes()[:-9])
+    code, _, err = slm_edge("bench", "gsm8k", *more, "--out", kept, "--limit", 8)
+    assert (code, "not a whole xz file" in err) == (5, True)
+    code, _, err = slm_edge("bench", "pack-answers", tmp_path)
+    assert (code, "no answers" in err) == (2, True)
+
+
+def test_answers_are_scored_again_by_todays_rules(pack, data, tmp_path, slm_edge):
+    cell = plan([task("gsm8k")], pack, columns_of(pack, ("math",)), data, Wanted(limit=3, max_tokens=6))[0]
+    right = cell.items[1]
+    (tmp_path / "answers").mkdir()
+    with AnswerFile(tmp_path / "answers", cell.identity, write=True) as answers:
+        for item in cell.items[:3]:
+            text = f"#### {item.truth['answer'] if item is right else 'x'}"
+            answers.add(Record(item.id, text, {"strict": 0.0, "flexible": 0.0}, 10, 5, "end", 0, 1.0))
+    command = ["bench", "gsm8k", "--pack", pack.folder, "--data", data, "--adapter", "math", "--max-tokens", 6]
+    code, out, err = slm_edge(*command, "--limit", 3, "--out", tmp_path, "--rescore", "--report-only", "--json")
+    assert code == 0
+    assert "1 answers have other scores now" in err
+    assert json.loads(out)["cells"][0]["metrics"]["strict"]["value"] == pytest.approx(1 / 3)
+    assert AnswerFile(tmp_path / "answers", cell.identity).records[right.id].scores == {"strict": 1, "flexible": 1}
