@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..edge.engine import Adapter, Model
+from ..edge.prefix import CHUNK_TOKENS
 from ..edge.session import Session
 
 
@@ -167,36 +168,48 @@ def measure_case(session: Session, adapter: str | None, plan: Plan, step: Callab
 
 
 def measure_swaps(session: Session, names: Sequence[str], repeats: int) -> list[dict[str, Any]]:
-    """End-to-end requests that go from one adapter to another and back, through the session as users do.
+    """End-to-end requests that go from one adapter to the next and back, through the session as users do.
 
-    Each row: seconds to the first token of a prompt that is new, and of the same prompt after coming back; tokens that
-    the session kept tell whether it was restored.
+    Each row: seconds to the first token of a prompt that is new, and of the same prompt after coming back; of how many
+    tokens it is, and how many of them the session had kept, the least of the repeats. The prompt has two whole chunks
+    beyond what other prompts begin with, where the context has room: less is not kept.
     """
     rows = []
-    for name, other in itertools.permutations([*names, None], 2):
-        if name is None:
-            continue
-        first, back, kept = [], [], 0
+    for other, name in itertools.islice(itertools.pairwise([None, *names]), 4):
+        assert name is not None
+        first, back = [], []
         for repeat in range(repeats):
-            prompt = f"Swap {repeat}: {name} after {other}. " + "How many legs have three cats and two birds? " * 8
+            session.use(name)
+            prompt, n_prompt_tokens = _long_prompt(session, f"Swap {repeat}: {name} after {other or 'the base'}. ")
             session.use(other).ask("Hello", max_tokens=1)
-            first.append(session.use(name).ask(prompt, max_tokens=2).first_token_s)
+            first.append(session.use(name).ask(prompt, max_tokens=1))
             session.use(other).ask("Hello", max_tokens=1)
-            answer = session.use(name).ask(prompt, max_tokens=2)
-            back.append(answer.first_token_s)
-            kept = answer.n_kept_tokens
+            back.append(session.use(name).ask(prompt, max_tokens=1))
         rows.append(
             {
                 "from": other,
                 "to": name,
-                "first_token_s": stats(first),
-                "back_first_token_s": stats(back),
-                "back_kept_tokens": kept,
+                "n_prompt_tokens": n_prompt_tokens,
+                "first_token_s": stats([answer.first_token_s for answer in first]),
+                "first_kept_tokens": min(answer.n_kept_tokens for answer in first),
+                "back_first_token_s": stats([answer.first_token_s for answer in back]),
+                "back_kept_tokens": min(answer.n_kept_tokens for answer in back),
             }
         )
-        if len(rows) >= 4:
-            break
     return rows
+
+
+def _long_prompt(session: Session, head: str) -> tuple[str, int]:
+    """A prompt under the adapter in use, and of how many tokens it is; as short as it may be."""
+    prompt, n_tokens = head, 0
+    while True:
+        longer = prompt + "How many legs have three cats and two birds? "
+        ids, n_shared = session.rendered(longer, None, session.choice)
+        if n_tokens and len(ids) >= session.n_ctx_tokens:
+            return prompt, n_tokens
+        prompt, n_tokens = longer, len(ids)
+        if n_tokens > n_shared + 2 * CHUNK_TOKENS:
+            return prompt, n_tokens
 
 
 def memory_now() -> dict[str, int | None]:
@@ -218,6 +231,8 @@ def memory_now() -> dict[str, int | None]:
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
     found["rss_bytes"], found["pss_bytes"] = kib["Rss"] * 1024, kib["Pss"] * 1024
     found["uss_bytes"] = (kib["Private_Clean"] + kib["Private_Dirty"]) * 1024
+    # The kernel's own peak lags by a few pages.
+    found["peak_rss_bytes"] = max(found["peak_rss_bytes"] or 0, kib["Rss"] * 1024)
     return found
 
 
@@ -228,6 +243,9 @@ def sustain(
 
     Args:
         step: told how many seconds have passed since the last call.
+
+    Returns:
+        Rows of "at_s" (since the beginning), "n_tokens" and "tokens_per_s", each since the row before.
     """
     context = session.context
     context.set_adapters(adapter_set(session, adapter))
@@ -245,7 +263,7 @@ def sustain(
         n, at = n + 1, at + 1
         now_s = time.perf_counter()
         if now_s - mark_s >= 1:
-            rows.append({"at_s": now_s - start_s, "tokens_per_s": n / (now_s - mark_s)})
+            rows.append({"at_s": now_s - start_s, "n_tokens": n, "tokens_per_s": n / (now_s - mark_s)})
             step(now_s - mark_s)
             mark_s, n = now_s, 0
     context.clear()

@@ -12,6 +12,7 @@ from ..edge.pack import Pack, PackedAdapter
 from ..edge.session import Session
 from ..edge.shelf import find_adapter
 from .calibration import work_dict
+from .energy import Meter
 from .machine import machine_record
 from .measure import Plan, load_times, measure_case, measure_swaps, memory_now, sustain
 from .sensors import Sensors, energy_between, sampled
@@ -42,15 +43,18 @@ class Request:
     ram_bytes: int | None = None
 
 
-def run_profile(request: Request) -> dict[str, Any]:
+def run_profile(request: Request, sensors: Sensors | None = None) -> dict[str, Any]:
     """Measures and gives the document of `profile_schema.json`.
+
+    Args:
+        sensors: None: this machine's.
 
     Raises:
         SlmEdgeError: as `Pack.open` and `Session` do; an adapter that is not there is answered with those that are.
     """
     base_path, adapters = _files(request)
     names = _names(request, adapters)
-    sensors = Sensors()
+    sensors = sensors or Sensors()
     before, energy_before = sensors.read(), sensors.energy_counters()
     machine = machine_record(sensors)
     notes = _notes(request, machine)
@@ -77,8 +81,10 @@ def run_profile(request: Request) -> dict[str, Any]:
         if request.sustain_s:
             with progress("sustaining", request.sustain_s, "s") as advance:
                 last = names[0] if names else None
+                meter = Meter(sensors, samples)
                 rows = sustain(session, last, request.sustain_s, lambda seconds: advance(seconds))
-            sustained = {"seconds": request.sustain_s, "adapter": last, "rows": rows}
+                energy = meter.rows(rows[-1]["at_s"], sum(int(row["n_tokens"]) for row in rows)) if rows else []
+            sustained = {"seconds": request.sustain_s, "adapter": last, "rows": rows, "energy": energy or None}
         memory = {**memory_now(), "planned": session.plan.as_dict()}
         work = Workload.of_file(session.base.file, session.base.name)
         setup = {

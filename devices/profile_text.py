@@ -100,8 +100,9 @@ def table(profile: Mapping[str, Any]) -> str:
             )
     for row in profile["swaps"]:
         lines.append(
-            f"  swap {row['from'] or 'base'} -> {row['to']}: first token {row['first_token_s']['median']:.3f} s, back "
-            f"{row['back_first_token_s']['median']:.3f} s ({row['back_kept_tokens']} tokens restored)"
+            f"  swap {row['from'] or 'base'} -> {row['to']}: first token {row['first_token_s']['median']:.3f} s, "
+            f"back {row['back_first_token_s']['median']:.3f} s "
+            f"({row['back_kept_tokens']} of {row['n_prompt_tokens']} tokens restored)"
         )
 
     def shown(key: str) -> str:
@@ -123,6 +124,9 @@ def table(profile: Mapping[str, Any]) -> str:
         lines.append(
             f"  sustained   {rates[0]:.1f} tokens/s at first, {rates[-1]:.1f} at the end, least {min(rates):.1f}"
         )
+        used = profile["sustained"]["energy"] or ()
+        lines += [f"    {row['joules_per_token']:.3g} J/token, {row['sensor']}: {row['includes']}" for row in used]
+        lines += [] if used else ["    J/token not available"]
     lines += [f"  note: {text}" for text in profile["notes"]]
     return "\n".join(lines)
 

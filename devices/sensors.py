@@ -2,7 +2,7 @@
 
     sensors = Sensors()
     sensors.read()             # {"temperature_c": {"thermal_zone0 cpu-thermal": 54.3}, "throttled": 0, …}
-    joules = sensors.energy_j()
+    joules = energy_between(before, sensors.energy_counters())
 
 Places read (root of the file system can be another folder):
 

@@ -16,7 +16,9 @@ from slm_edge.devices.catalogue import find_device
 from slm_edge.devices.commands_profile import load_schema, parse_seconds
 from slm_edge.devices.predict import Adapter, Calibration, Predictor
 from slm_edge.devices.profile_compare import check_comparable, compare
-from slm_edge.devices.profile_text import failed_assertions, jsonl, metrics
+from slm_edge.devices.profile_run import Request, run_profile
+from slm_edge.devices.profile_text import failed_assertions, jsonl, metrics, table
+from slm_edge.devices.sensors import Sensors
 from slm_edge.devices.shapes import find_shape
 from slm_edge.devices.workload import Workload
 from slm_edge.edge.errors import InputError, UnsupportedError
@@ -78,12 +80,14 @@ def test_it_measured_the_base_and_the_adapter(profile, pack):
             gaps = row["inter_token_s"]
             assert len(gaps["samples"]) == 3 * row["n_tokens"]
             assert gaps["p50"] <= gaps["p95"] <= gaps["p99"]
-    assert {(row["from"], row["to"]) for row in profile["swaps"]} == {(None, "math")}
+    (swap,) = profile["swaps"]
+    assert (swap["from"], swap["to"]) == (None, "math")
+    assert swap["first_kept_tokens"] < 128 < 256 <= swap["back_kept_tokens"] < swap["n_prompt_tokens"]
     memory = profile["memory"]
     assert 0 < memory["uss_bytes"] <= memory["pss_bytes"] <= memory["rss_bytes"] <= memory["peak_rss_bytes"]
     assert profile["load"]["warm_s"] > 0
     assert profile["sustained"]["rows"] and profile["setup"]["threads"] == 1
-    assert "energy_j" in profile["sensors"]
+    assert "energy_j" in profile["sensors"] and "energy" in profile["sustained"]
     table = GgufFile.open(next(pack.glob("*.gguf"))).tensors
     assert work_of(profile["model"]["work"]).n_weights == sum(t.n_values for t in table.values() if len(t.shape) == 2)
 
@@ -210,6 +214,40 @@ def test_emulation_limits_and_says_what_it_does_not(pack):
     assert "Speed is NOT emulated" in result.stderr
     result = slm_edge("profile", "--pack", str(pack), "--emulate", "raspberry-pi-9")
     assert result.returncode == 2
+
+
+def test_joules_per_token_come_from_the_machines_sensors(pack, tmp_path):
+    """A profile over a tree as the kernel's: a chip of 6 W, and a RAPL counter that moves 10 J at a time."""
+    chip, zone = tmp_path / "sys/class/hwmon/hwmon0", tmp_path / "sys/class/powercap/intel-rapl:0"
+    files = {chip / "name": "ina3221", chip / "in1_label": "VDD_IN", chip / "in1_input": "5000"}
+    files |= {chip / "curr1_input": "1200", zone / "name": "package-0", zone / "max_energy_range_uj": "262143328850"}
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    reads = 0
+
+    class Moving(Sensors):
+        def energy_counters(self):
+            nonlocal reads
+            reads += 1
+            (zone / "energy_uj").write_text(str(262_140_000_000 + reads * 10_000_000 % 262_143_328_850))
+            return super().energy_counters()
+
+    request = Request(pack=pack, adapters=("none",), quick=True, threads=1, n_ctx_tokens=128, sustain_s=2)
+    profile = run_profile(request, Moving(tmp_path, lambda words: None))
+    sustained = profile["sustained"]
+    n_tokens, seconds = sum(row["n_tokens"] for row in sustained["rows"]), sustained["rows"][-1]["at_s"]
+    used = {row["sensor"]: row["joules_per_token"] for row in sustained["energy"]}
+    assert used == {
+        "RAPL package-0": pytest.approx(10 / n_tokens),
+        "ina3221 VDD_IN": pytest.approx(6 * seconds / n_tokens),
+    }
+    assert "J/token, RAPL package-0: the processor's package" in table(profile)
+    jsonschema.validate(profile, load_schema())
+    # Set before, before and after the sustained load, after.
+    assert profile["sensors"]["energy_j"] == {"RAPL package-0": pytest.approx(30)}
+    silent = {**sustained, "energy": None}
+    assert "J/token not available" in table({**profile, "sustained": silent})
 
 
 def test_times():
