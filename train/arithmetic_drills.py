@@ -43,6 +43,37 @@ def _multiply(rng: random.Random) -> Sum:
     return str(a), "*", str(b), str(a * b)
 
 
+def _multiply_round(rng: random.Random) -> Sum:
+    a, b = (
+        rng.randint(2, rng.choice((9, 12, 30))),
+        rng.randint(2, rng.choice((9, 9, 12))) * rng.choice((10, 10, 100, 1000)),
+    )
+    if rng.random() < 0.3:
+        a *= 10
+    if rng.random() < 0.5:
+        a, b = b, a
+    return str(a), "*", str(b), str(a * b)
+
+
+def _subtract_round(rng: random.Random) -> Sum:
+    unit = rng.choice((5, 10, 10, 50, 100))
+    b, rest = rng.randint(1, 40) * unit, rng.randint(1, 40) * unit
+    return str(b + rest), "-", str(b), str(rest)
+
+
+def _halve(rng: random.Random) -> Sum:
+    b, tenths = rng.choice((2, 2, 4, 5, 10)), rng.randint(1, 200)
+    whole = tenths * b
+    return f"{whole / 10:g}", "/", str(b), f"{tenths / 10:g}"
+
+
+def _money(rng: random.Random) -> Sum:
+    cents = rng.choice((25, 50, 50, 75, 10, 20)) + 100 * rng.randint(0, 20)
+    n = rng.randint(2, 12)
+    total = cents * n
+    return f"{cents / 100:.2f}", "*", str(n), f"{total / 100:.2f}" if total % 100 else str(total // 100)
+
+
 def _divide(rng: random.Random) -> Sum:
     b, result = rng.randint(2, rng.choice((10, 10, 12, 20))), rng.randint(2, rng.choice((12, 12, 40, 100)))
     return str(b * result), "/", str(b), str(result)
@@ -55,6 +86,7 @@ def _percent(rng: random.Random) -> Sum:
 
 _KINDS: tuple[tuple[Callable[[random.Random], Sum], int], ...] = (
     (_add, 4), (_subtract, 4), (_multiply, 3), (_divide, 3), (_percent, 1),
+    (_multiply_round, 2), (_subtract_round, 2), (_halve, 1), (_money, 1),
 )  # fmt: skip
 
 

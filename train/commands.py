@@ -46,8 +46,9 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
             given[key] = _from_here(given[key])
         elif key in given:
             given[key] = [_from_here(text) for text in given[key]]
-    if "output" in given:
-        given["output"] = str(Path(given["output"]).absolute())
+    for key in ("output", "start"):
+        if key in given:
+            given[key] = str(Path(given[key]).absolute())
     return given
 
 
@@ -97,7 +98,11 @@ def training_command(name: str, values: dict[str, Any], folder: Path, about: str
             base=folder / told.inputs.base if (folder / told.inputs.base).exists() else told.inputs.base,
             data=sources(told.inputs.data),
             output=output,
-            extras=Extras(sources(told.inputs.replay_data), [folder / place for place in told.inputs.benchmarks]),
+            extras=Extras(
+                sources(told.inputs.replay_data),
+                [folder / place for place in told.inputs.benchmarks],
+                folder / told.inputs.start if told.inputs.start else None,
+            ),
             threads=threads,
             device=device or best_device(),
             save_every_s=save_every,

@@ -104,7 +104,7 @@ def compress(
     if energy is not None and not 0 < energy <= 1:
         raise InputError(f"energy is {energy}; above 0 and up to 1 are possible")
     config = read_json(source / CONFIG)
-    weights = _weights(source)
+    weights = read_weights(source)
     modules = _modules(source, config, weights)
     new: dict[str, Matrix] = {}
     ranks: dict[str, int] = {}
@@ -128,7 +128,8 @@ def compress(
     return result
 
 
-def _weights(source: Path) -> dict[str, Matrix]:
+def read_weights(source: Path) -> dict[str, Matrix]:
+    """The matrices of a PEFT folder by name, as F32; raises InputError where there are none."""
     path = source / WEIGHTS
     if not path.is_file():
         raise InputError("no such file; a PEFT folder has it", where=path)

@@ -25,6 +25,7 @@ from .prepare import as_sources, lengths, prepare
 from .ranks import Ranks
 from .recipe import Recipe
 from .sources import Source, find_base
+from .start import load_start, start_identity
 from .task import find_task
 from .workers import Workers, available_cores
 
@@ -41,10 +42,12 @@ class Extras:
     Attributes:
         replay: general rows; the recipe's `replay` says how many are drawn.
         benchmarks: files or folders of test items that no training row may hold.
+        start: a PEFT folder whose adapter the training goes on from.
     """
 
     replay: Sequence[Path | Source] = ()
     benchmarks: Sequence[Path] = ()
+    start: Path | None = None
 
 
 def versions() -> dict[str, str]:
@@ -85,12 +88,13 @@ def train(
         The record, as in train.json.
 
     Raises:
-        InputError: data or base cannot be used, or `output` exists.
+        InputError: data, base or the adapter to start from cannot be used, or `output` exists.
         DoesNotFitError: memory ran out.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError("exists already", where=output, hint="choose another place, or remove it first")
     extras = extras or Extras()
+    start = {"start": start_identity(extras.start, recipe)} if extras.start else {}
     with Ranks(device) as ranks:
         make_folder(output.absolute().parent)
         source = find_base(str(base))
@@ -103,6 +107,7 @@ def train(
             "data": prepared.files,
             "examples_sha256": prepared.digest(),
             "versions": versions(),
+            **start,
         }
         n_steps = recipe.steps_for(len(prepared.data.train))
         counted = prepared.counts.as_dict()
@@ -123,11 +128,14 @@ def train(
             machine = Machine(workers, ranks, ranks.device(device))
             loaded = opened.load_model(attention.register(), recipe.weights, machine.device)
             model = add_lora(loaded, recipe, opened.name, prepared.invocation)
-            before = held_out_loss(model, prepared.data, recipe, machine)
+            losses = {"base": held_out_loss(model, prepared.data, recipe, machine)}  # B is zero: still the base
+            if extras.start:
+                load_start(model, extras.start)
+                losses["start"] = held_out_loss(model, prepared.data, recipe, machine)
             state = run(
                 model, prepared.data, recipe, folder, hashed, machine, save_every_s=save_every_s, stop_at=stop_at
             )
-            after = held_out_loss(model, prepared.data, recipe, machine)
+            losses["adapter"] = held_out_loss(model, prepared.data, recipe, machine)
         record = {
             **settings,
             "counts": {**counted, "train": len(prepared.data.train), "held_out": len(prepared.data.held_out)},
@@ -139,7 +147,7 @@ def train(
             "best_step": state.best_step or state.step,
             "tokens": state.tokens,
             "completion_tokens": state.completion_tokens,
-            "held_out_loss": {"base": before, "adapter": after},
+            "held_out_loss": losses,
             "trained_parameters": sum(p.numel() for p in trainable(model).values()),
             "processes": ranks.n,
             "device": device,

@@ -41,6 +41,9 @@ class Inputs:
         metadata=_doc("files of rows (JSONL, JSON, parquet), or names on the hub (organisation/data-set:PATTERN)")
     )
     output: str = field(default="", metadata=_doc("the PEFT folder to write"))
+    start: str = field(
+        default="", metadata=_doc("a PEFT folder to go on from; rank, alpha and targets must be the recipe's own")
+    )
     replay_data: tuple[str, ...] = field(
         default=(), metadata=_doc("files of rows that show what must not be forgotten; replay says how many are used")
     )

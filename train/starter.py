@@ -10,16 +10,24 @@ from typing import Any
 
 from ..edge.console import note
 from ..edge.errors import InputError
-from .job import train
+from .compress import compress
+from .job import Extras, train
 from .recipe import Recipe
 
 
 @dataclass(frozen=True)
 class StarterAdapter:
-    """One adapter that ships: its recipe, and its data files below the data folder."""
+    """One adapter that ships.
+
+    Attributes:
+        recipe: of its training.
+        files: its data, below the data folder.
+        further: a second training that goes on from the first one, cut to the rank that this recipe has.
+    """
 
     recipe: Recipe
     files: tuple[str, ...]
+    further: Recipe | None = None
 
 
 SOURCES = (
@@ -27,7 +35,7 @@ SOURCES = (
     "and huggingface.co/datasets/databricks/databricks-dolly-15k (CC BY-SA 3.0), dolly split into a file per category"
 )
 
-# Chosen for two cores: about 130-220 tokens/s in f32, all three in about 100 minutes.
+# Chosen for two cores: about 130-220 tokens/s in f32, all three in about 150 minutes.
 STARTER: dict[str, StarterAdapter] = {
     "summarize": StarterAdapter(
         Recipe(task="summarize", lr=1e-3, batch=8, steps=160, max_tokens=600),
@@ -36,6 +44,7 @@ STARTER: dict[str, StarterAdapter] = {
     "math": StarterAdapter(
         Recipe(task="math", lr=1.5e-3, batch=8, epochs=1, max_tokens=160, made_rows=2700),
         ("gsm8k/train.jsonl",),
+        Recipe(task="math", rank=14, alpha=28, lr=8e-4, batch=8, steps=480, seed=2, max_tokens=200, made_rows=3000),
     ),
     "code": StarterAdapter(
         Recipe(task="code", lr=5e-4, batch=8, epochs=2, max_tokens=240, held_out=24),
@@ -71,5 +80,16 @@ def train_starter(
             note(f"{name}: there already")
             continue
         files = [data_dir / file for file in adapter.files]
-        records[name] = train(adapter.recipe, base=base, data=files, output=output / name, threads=threads)
+        if adapter.further is None:
+            records[name] = train(adapter.recipe, base=base, data=files, output=output / name, threads=threads)
+        else:
+            first, cut = output / f"{name}-first", output / f"{name}-first-cut"
+            if not first.is_dir():
+                train(adapter.recipe, base=base, data=files, output=first, threads=threads)
+            if not cut.is_dir():
+                compress(first, cut, rank=adapter.further.rank)
+            extras = Extras(start=cut)
+            records[name] = train(
+                adapter.further, base=base, data=files, output=output / name, extras=extras, threads=threads
+            )
     return records
