@@ -75,6 +75,7 @@ class _Slot:
     sampler: Sampler
     started_s: float
     n_kept_tokens: int = 0
+    prefill_s: float = 0.0
     first_s: float = 0.0
     text: list[str] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
@@ -210,9 +211,11 @@ class Batcher:
         slot = _Slot(pending, self._free.pop(0), TextOut(request.stop), sampler, started_s)
         self._active[slot.sequence] = slot
         assert self._context is not None
+        before_s = time.perf_counter()
         slot.n_kept_tokens = self._cache.prefill(
             self._context, KvRecord(), request.prompt, sections, sequence=slot.sequence, keep=True
         )
+        slot.prefill_s = time.perf_counter() - before_s
         self._choose(slot, -1)
 
     def _step(self) -> None:
@@ -281,6 +284,7 @@ class Batcher:
             stop_reason="stop" if slot.out.stopped else reason,
             adapter=slot.pending.choice.name,
             n_kept_tokens=slot.n_kept_tokens,
+            prefill_s=slot.prefill_s,
             seed=slot.sampler.seed,
             token_ids=tuple(slot.ids),
         )

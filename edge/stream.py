@@ -59,6 +59,7 @@ class Answer:
         stop_reason: "end" (the model's own end token), "stop" (a stop text), "max_tokens", or "context" (it is full).
         adapter: its name; None for the base alone.
         n_kept_tokens: of the prompt, found in the KV cache.
+        prefill_s: seconds that the other tokens of the prompt took.
         seed: of the sampling; None when greedy.
         token_ids: what was generated.
     """
@@ -71,6 +72,7 @@ class Answer:
     stop_reason: StopReason
     adapter: str | None
     n_kept_tokens: int = 0
+    prefill_s: float = 0.0
     seed: int | None = None
     token_ids: tuple[int, ...] = ()
 
@@ -141,7 +143,10 @@ class Stream(Iterator[str]):
         ids: list[int] = []
         shown: list[str] = []
         reason: StopReason
-        kept = lane.begin(request.prompt, request.sections())
+        sections = request.sections()
+        before_s = time.perf_counter()
+        kept = lane.begin(request.prompt, sections)
+        prefill_s = time.perf_counter() - before_s
         n_steps, first_s, waited_s = 0, 0.0, 0.0
         with request.sampler(vocab) as sampler:
             while True:
@@ -187,6 +192,7 @@ class Stream(Iterator[str]):
             stop_reason=reason,
             adapter=request.adapter,
             n_kept_tokens=kept,
+            prefill_s=prefill_s,
             seed=seed,
             token_ids=tuple(ids),
         )

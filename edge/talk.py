@@ -10,7 +10,8 @@ system message stays.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +37,23 @@ HELP: Final = """/adapter NAME|none|auto   answer with another adapter from now 
 Ctrl-C stops an answer. A line that begins with // is sent with one slash."""
 
 
+@dataclass(frozen=True)
+class Recompute:
+    """What a change of adapter cost a conversation: keys and values are the adapter's, so what was said is read again.
+
+    Attributes:
+        n_tokens: of the conversation before the new question, that had to be computed again.
+        seconds: their share, by number, of the time that the prompt took.
+    """
+
+    n_tokens: int
+    seconds: float
+
+    def text(self) -> str:
+        """For people."""
+        return f"{self.n_tokens} tokens of the conversation computed again, {self.seconds:.2f} s"
+
+
 class Talk:
     """One conversation.
 
@@ -47,6 +65,8 @@ class Talk:
     Attributes:
         messages: what was said, without the system message.
         adapter: a name, "none" or "auto".
+        answer: the last one that was read to its end.
+        recompute: what a change of adapter before it cost; None where there was none.
     """
 
     def __init__(self, session: Session, *, system: str | None = None, settings: Settings | None = None) -> None:
@@ -56,6 +76,8 @@ class Talk:
         self.messages: list[Message] = []
         self.adapter = "none"
         self.answer: Answer | None = None
+        self.recompute: Recompute | None = None
+        self._answered_by: str | None = None
         self._commands: dict[str, Callable[[str], bool | None]] = {
             "/adapter": self._adapter,
             "/system": self._system,
@@ -111,10 +133,24 @@ class Talk:
             note("[stopped]")
         else:
             self.answer = stream.answer
+            self.recompute = self._recomputed(messages, stream.answer)
+            if self.recompute is not None:
+                note(f"[{self.recompute.text()}]")
             if stream.answer.stop_reason == "context":
                 note("[the context is full; the answer ends here]")
         if shown:
             self.messages = [*messages, {"role": "assistant", "content": "".join(shown)}]
+            self._answered_by = self.session.adapter
+
+    def _recomputed(self, messages: Sequence[Message], answer: Answer) -> Recompute | None:
+        """What the change of adapter since the last answer cost; None without a change or a conversation before."""
+        if len(messages) < 2 or answer.adapter == self._answered_by:
+            return None
+        ends: list[Message] = [{"role": "user", "content": text} for text in ("a", "b")]
+        one, other = (self.session.prompt_tokens([*messages[:-1], end], system=self.system) for end in ends)
+        n_before = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
+        n_again = max(n_before - answer.n_kept_tokens, 0)
+        return Recompute(n_again, answer.prefill_s * n_again / (answer.n_prompt_tokens - answer.n_kept_tokens))
 
     def _fitting(self, messages: list[Message]) -> list[Message]:
         """The conversation without its oldest turns, as many as must go.
@@ -160,8 +196,11 @@ class Talk:
             rate = f" at {answer.decode_tokens_per_s:.1f} tokens/s" if answer.decode_tokens_per_s else ""
             note(
                 f"last answer: first token after {answer.first_token_s:.2f} s, {answer.n_tokens} tokens{rate}; "
-                f"{answer.n_kept_tokens} of {answer.n_prompt_tokens} prompt tokens kept; ended by {answer.stop_reason}"
+                f"{answer.n_kept_tokens} of {answer.n_prompt_tokens} prompt tokens kept, the others computed in "
+                f"{answer.prefill_s:.2f} s; ended by {answer.stop_reason}"
             )
+        if self.recompute is not None:
+            note(f"change of adapter: {self.recompute.text()}")
         note(f"adapter {self.adapter}; context {n_tokens} of {self.session.n_ctx_tokens} tokens")
         note(f"memory: peak {human_bytes(peak_memory_bytes())}; planned {self.session.plan.describe()}")
 
@@ -183,5 +222,5 @@ class Talk:
 
     def _clear(self, _: str) -> None:
         self.messages = []
-        self.answer = None
+        self.answer = self.recompute = None
         note("[a new conversation]")

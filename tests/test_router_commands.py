@@ -11,6 +11,7 @@ from slm_edge.edge.errors import DamagedError, InputError
 from slm_edge.edge.pack import Pack
 from slm_edge.edge.pack_router import open_router
 from slm_edge.edge.session import Session
+from slm_edge.edge.talk import Talk
 
 MATH = "A box has 12 eggs. Tom uses 5 of them for a cake. How many eggs are left?"
 
@@ -124,6 +125,30 @@ def test_chat_follows_the_router_turn_by_turn(pack):
     shown = [line for line in done.stderr.splitlines() if line.startswith("[adapter")]
     # the first is what the pack begins with, so nothing is said of it
     assert shown == ["[adapter none]", "[adapter math]"], done.stderr
+
+
+def test_a_change_of_adapter_tells_what_it_computes_again(pack, capsys):
+    """Against the tokens of all that stands before the new question; what is restored from before is not counted."""
+    joke = "Tell me how you feel today, my friend. " * 8
+    with Session.open(pack, threads=1, n_ctx_tokens=1024) as session:
+        talk = Talk(session, settings={"max_tokens": 4})
+        talk.use("auto")
+        talk.turn(MATH)
+        assert talk.recompute is None and "computed again" not in capsys.readouterr().err
+        for question, adapter in ((joke, None), (MATH, "math"), (joke, None)):
+            talk.turn(question)
+            assert (session.adapter, talk.answer.adapter) == (adapter, adapter)
+            text = session.template.render(talk.messages[:-1])
+            before = session.model.vocab.encode(text[: text.rindex(question)])
+            assert talk.recompute.n_tokens == len(before) - talk.answer.n_kept_tokens > 0
+            assert 0 < talk.recompute.seconds < talk.answer.prefill_s < talk.answer.first_token_s
+            again = f"{talk.recompute.n_tokens} tokens of the conversation computed again"
+            assert again in capsys.readouterr().err
+        assert talk.answer.n_kept_tokens > 0
+        talk.turn("/stats")
+        assert again in capsys.readouterr().err
+        talk.turn(joke)
+        assert talk.recompute is None
 
 
 def test_a_session_chooses(pack):
