@@ -99,7 +99,12 @@ def run(
     if adapter == "auto":
         from .pack_router import open_router
 
-        decision = open_router(opened).choose(text, explain=explain)
+        able = None
+        if engine == "onnx":
+            from .onnx_pack import onnx_adapters
+
+            able = onnx_adapters(opened)
+        decision = open_router(opened, able).choose(text, explain=explain)
         name = decision.adapter
         if explain and not as_json:
             note(decision.text())

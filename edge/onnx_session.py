@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, Self, Unpack
+from typing import TYPE_CHECKING, Final, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,9 @@ from .settings import EngineOptions, Settings, grammar_of, max_tokens_of, sampli
 from .shelf import find_adapter
 from .stream import Answer, Request, Stream
 from .vocab import Vocab
+
+if TYPE_CHECKING:
+    from .router import Decision, Router
 
 __all__ = ["Answer", "OnnxSession", "Stream"]
 
@@ -82,6 +85,8 @@ class OnnxSession:
         self.adapters: dict[str, PackedAdapter] = dict(adapters)
         self._loaded: dict[str, OnnxAdapter] = {}
         self._base_row: npt.NDArray[np.float32] | None = None
+        self._router: Router | None = None
+        self._pack: Pack | None = None
         with contextlib.ExitStack() as stack:
             self.engine = OnnxEngine(base, n_ctx_tokens=self.n_ctx_tokens, threads=options.get("threads"))
             stack.callback(self.engine.close)
@@ -110,7 +115,9 @@ class OnnxSession:
             raise DamagedError("its ONNX form was made from another base than its GGUF adapters", where=pack.folder)
         adapters = onnx_adapters(pack)
         default = pack.default_adapter if pack.default_adapter in adapters else None
-        return cls(base, adapters, default_adapter=default, **options)
+        session = cls(base, adapters, default_adapter=default, **options)
+        session._pack = pack
+        return session
 
     @classmethod
     def of_files(
@@ -155,6 +162,24 @@ class OnnxSession:
             self._load(one)
         self._choice = choice
         return self
+
+    def choose(self, prompt: str | Sequence[Message]) -> "Decision":
+        """Which adapter the pack's router would give a prompt to, of those that have an ONNX form; `use` takes it up.
+
+        Raises:
+            InputError: the session is not of a pack, the pack has no router, or it knows none of the adapters.
+            SlmEdgeError: as `pack_router.open_router`.
+        """
+        return self.router.choose(prompt, current=self.adapter)
+
+    @property
+    def router(self) -> "Router":
+        """The pack's router, opened when it is first asked for; errors as `choose`."""
+        if self._router is None:
+            from .pack_router import open_router
+
+            self._router = open_router(self._pack, self.adapters)
+        return self._router
 
     def _load(self, name: str) -> OnnxAdapter:
         """The adapter, checked and tried on first use."""

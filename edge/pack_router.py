@@ -21,16 +21,22 @@ from .router_file import RouterModel, read_router, write_router
 _HINT = "slm-edge router train --pack PACK, or slm-edge router put PACK, gives it one"
 
 
-def open_router(pack: Pack) -> Router:
+def open_router(pack: Pack | None, adapters: Mapping[str, PackedAdapter] | None = None) -> Router:
     """The pack's router, its bytes checked.
 
+    Args:
+        pack: None where there is none, a session over loose files.
+        adapters: those that it may choose; None: all of the pack.
+
     Raises:
-        InputError: the pack has none, or none of its adapters is known to it.
+        InputError: there is no pack, it has no router, or none of the adapters is known to it.
         DamagedError: its bytes changed.
         UnsupportedError: as `router_file.read_router`.
     """
+    if pack is None:
+        raise InputError("a session over loose files has no router", hint="open a pack")
     model = read_pack_router(pack)
-    names = adapters_of(model, pack.adapters)
+    names = adapters_of(model, pack.adapters if adapters is None else adapters)
     if not names:
         known = ", ".join((*model.tasks, *model.added))
         raise InputError(

@@ -201,8 +201,6 @@ class Session:
     def router(self) -> "Router":
         """The pack's router, opened when it is first asked for; errors as `choose`."""
         if self._router is None:
-            if self._pack is None:
-                raise InputError("a session over loose files has no router", hint="open a pack")
             # A prompt whose adapter is named must not wait for it.
             from .pack_router import open_router
 

@@ -14,6 +14,7 @@ from slm_edge.edge.onnx_folder import OnnxBase
 from slm_edge.edge.onnx_pack import add_onnx_adapter, add_onnx_base, has_onnx, onnx_adapters
 from slm_edge.edge.onnx_session import OnnxSession
 from slm_edge.edge.pack import Pack, verify_folder
+from slm_edge.edge.pack_router import open_router, put_router, starter_router
 from slm_edge.edge.pack_write import NewAdapter, build_pack, remove_adapter
 from slm_edge.edge.session import Session
 from slm_edge.export.onnx_adapter import export_onnx_adapter
@@ -21,6 +22,7 @@ from slm_edge.export.onnx_base import export_onnx
 
 LONG = "the world and the rest of it, again and again. " * 8
 SEEDS = {"a": 1, "b": 2}
+PROBLEM = "A box has 12 eggs. Tom uses 5 of them for a cake. How many eggs are left?"
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["pairs", "packed"])
@@ -179,6 +181,29 @@ def test_a_pack_runs_without_its_gguf_base(pack, made):
     )
     assert result.exit_code == 0, result.output
     assert "adapter none, loaded in" in result.stderr
+
+
+def test_auto_chooses_among_the_adapters_with_an_onnx_form(made, tmp_path):
+    folder, ours, theirs = made
+    adapters = [NewAdapter("math", theirs["a"][0]), NewAdapter("code", theirs["b"][0])]
+    build_pack(tmp_path / "pack", base=folder / "base.gguf", adapters=adapters, copy_base=False)
+    put_router(tmp_path / "pack", starter_router())
+    add_onnx_base(tmp_path / "pack", folder / "onnx")
+    add_onnx_adapter(tmp_path / "pack", "math", ours["a"][0])
+    for prompt, adapter in ((PROBLEM, "math"), ("Write a Python function that reverses a list.", None)):
+        with OnnxSession.open(tmp_path / "pack", threads=1) as session:
+            decision = session.choose(prompt)
+            answer = session.use(decision.adapter).ask(prompt, max_tokens=4)
+        assert decision.adapter == answer.adapter == adapter
+        arguments = ["--engine", "onnx", "--adapter", "auto", "--threads", "1", "--max-tokens", "4", "--json"]
+        result = CliRunner().invoke(run, ["--pack", str(tmp_path / "pack"), *arguments, prompt])
+        assert result.exit_code == 0, result.output
+        numbers = json.loads(result.stdout)
+        assert (numbers["text"], numbers["adapter"]) == (answer.text, adapter)
+        assert numbers["router"] == decision.as_dict()
+    assert open_router(Pack.open(tmp_path / "pack")).choose(prompt).adapter == "code"
+    with opened(made) as session, pytest.raises(InputError, match="no router"):
+        session.choose(PROBLEM)
 
 
 def test_packs_refuse_what_does_not_belong(pack, made, tmp_path):
