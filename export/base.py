@@ -149,14 +149,14 @@ def _from_checkpoint(source: Path, aside: Path, type: QuantType, options: Option
             notes.append("the model has no chat template; `slm-edge run` needs one: --chat-template FILE")
         float_file = aside.with_name("float.gguf") if between else aside
         float_bytes = file_size_bytes(keys, tensors)
-        _check_disk(aside, float_bytes + (int(_n_parameters(tensors) * type.bits / 8) if between else 0))
+        check_disk(aside, float_bytes + (int(_n_parameters(tensors) * type.bits / 8) if between else 0))
         keys |= _missing_ends(float_file, keys, end_ids(source, config.raw), notes)
         with progress(f"writing {_FLOAT_NAMES.get(direct, type.name)}", float_bytes, "bytes") as advance:
             write_gguf(float_file, keys, tensors, advance)
         checkpoint.raise_faults()
         if between:
-            _quantize(float_file, aside, type, options, notes)
-        result = _result(aside, type.name, notes)
+            quantize_file(float_file, aside, type, options, notes)
+        result = result_of(aside, type.name, notes)
         result.intermediate = between
         result.pre_tokenizer = found.name
         result.n_texts_compared = found.n_texts - len(found.differences)
@@ -176,17 +176,17 @@ def _from_gguf(source: Path, aside: Path, type: QuantType | None, options: Optio
     keys = base.keys(changes)
     size_bytes = file_size_bytes(keys, tensors)
     if type is None:
-        _check_disk(aside, size_bytes)
+        check_disk(aside, size_bytes)
         with progress("writing", size_bytes, "bytes") as advance:
             write_gguf(aside, keys, tensors, advance)
     else:
         result_bytes = int(_n_parameters(tensors) * type.bits / 8)
-        _check_disk(aside, result_bytes + (size_bytes if rewritten else 0))
+        check_disk(aside, result_bytes + (size_bytes if rewritten else 0))
         given = aside.with_name("changed.gguf") if rewritten else source
         if rewritten:
             write_gguf(given, keys, tensors)
-        _quantize(given, aside, type, options, notes)
-    return _result(aside, type.name if type else "keep", notes)
+        quantize_file(given, aside, type, options, notes)
+    return result_of(aside, type.name if type else "keep", notes)
 
 
 def _general_keys(source: Path, options: Options, architecture: str, tensors: list[NewTensor]) -> dict[str, Value]:
@@ -234,7 +234,8 @@ def _missing_ends(path: Path, keys: dict[str, Value], ends: list[int], notes: li
     return {slot: uint32(index) for slot, index in zip(slots, missing, strict=False)}
 
 
-def _check_disk(aside: Path, needed_bytes: int) -> None:
+def check_disk(aside: Path, needed_bytes: int) -> None:
+    """Raises DoesNotFitError where the disk has less room than that."""
     free_bytes = shutil.disk_usage(aside.parent).free
     if needed_bytes > free_bytes:
         raise DoesNotFitError(
@@ -243,7 +244,8 @@ def _check_disk(aside: Path, needed_bytes: int) -> None:
         )
 
 
-def _quantize(given: Path, dest: Path, type: QuantType, options: Options, notes: list[str]) -> None:
+def quantize_file(given: Path, dest: Path, type: QuantType, options: Options, notes: list[str]) -> None:
+    """Quantises one GGUF into another by llama.cpp, with progress; what the user should know is added to `notes`."""
     file = GgufFile.open(given)
     if options.imatrix is not None:
         silent = check_imatrix(read_imatrix(options.imatrix), file.tensors)
@@ -270,7 +272,8 @@ def _quantize(given: Path, dest: Path, type: QuantType, options: Options, notes:
         )
 
 
-def _result(aside: Path, type_name: str, notes: list[str]) -> Result:
+def result_of(aside: Path, type_name: str, notes: list[str]) -> Result:
+    """What the file that was written holds; its path and time are the caller's to set."""
     file = GgufFile.open(aside)
     types = Counter(info.type.name for info in file.tensors.values())
     return Result(

@@ -7,6 +7,7 @@ from ..edge.cli import Entry, LazyGroup
 COMMANDS: dict[str, Entry] = {
     "base": Entry("export.commands_base:base", "A checkpoint (or a GGUF) to a quantised GGUF base.", "export"),
     "lora": Entry("export.commands_lora:lora", "A PEFT adapter to a GGUF adapter for one base.", "export"),
+    "merge": Entry("export.commands_merge:merge", "An adapter added into its base, as one GGUF.", "export"),
     "onnx": Entry("export.commands_onnx:onnx", "A checkpoint or GGUF base to ONNX graphs.", "export,onnx"),
     "onnx-adapter": Entry("export.commands_onnx:onnx_adapter", "An adapter for a base's ONNX form.", "export,onnx"),
     "verify": Entry("export.commands_lora:verify", "Prove that exported files say what PEFT says.", "export"),

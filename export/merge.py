@@ -1,0 +1,110 @@
+"""An adapter added into its base: one GGUF without adapters, for who ships a single task.
+
+    merge(Path("base.gguf"), Path("math.gguf"), Path("base-math.gguf"), TYPES["q4_0"])
+
+W' = W + scale · alpha / rank · B·A on the base's dequantised values, in F32 (as llama.cpp applies it beside
+W, src/llama-adapter.cpp there), then quantised as a whole. What was quantised is quantised again: an adapter that stays
+beside its base loses nothing of either.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..edge.adapter import AdapterInfo, check_adapter
+from ..edge.base_info import BaseInfo
+from ..edge.console import progress
+from ..edge.errors import InputError, UnsupportedError
+from ..edge.files import atomic_file
+from ..edge.ggml_type import GgmlType
+from ..edge.gguf_file import GgufFile
+from .base import Options, Result, check_disk, quantize_file, result_of
+from .gguf_source import EMBEDDING, HEAD, GgufSource
+from .gguf_writer import NewTensor, file_size_bytes, text, write_gguf
+from .quantize import QuantType
+
+Matrix = npt.NDArray[np.float32]
+# Rows of a matrix that are held as floats at once.
+PIECE_ROWS = 1024
+
+
+def decoded(file: GgufFile, name: str, first: int = 0, n_rows: int | None = None) -> Matrix:
+    """Rows of a tensor of two dimensions as F32, shape (n_rows, row length), whatever type it has.
+
+    Args:
+        n_rows: from row `first`; None: to the end.
+    """
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    info = file.tensors[name]
+    length, total = (*info.shape, 1)[:2]
+    raw = file.raw(name).reshape(total, -1)
+    part = raw[first : total if n_rows is None else first + n_rows]
+    values = dequantize(np.ascontiguousarray(part), GGMLQuantizationType(int(info.type)))
+    return np.asarray(values, np.float32).reshape(len(part), length)
+
+
+def merge(base: Path, adapter: Path, dest: Path, type: QuantType, scale: float = 1.0, *, force: bool = False) -> Result:
+    """Writes the base with the adapter added in. Memory: the base's largest matrix in pieces, and one pair.
+
+    Args:
+        scale: on top of the adapter's own.
+
+    Raises:
+        InputError: the adapter is not of this base, or `dest` exists.
+        UnsupportedError: it is activated by tokens, or changes the embedding or the head.
+        DoesNotFitError: the disk is too full.
+    """
+    began = time.monotonic()
+    if dest.exists() and not force:
+        raise InputError("exists already", where=dest, hint="choose another name, or replace it with --force")
+    if dest.exists() and any(dest.samefile(source) for source in (base, adapter)):
+        raise InputError("is one of the sources itself", where=dest, hint="write to another file")
+    if type.needs_imatrix:
+        raise InputError(f"{type.name} needs an importance matrix", hint="merge to f16, then slm-edge export base")
+    source = GgufSource.open(base)
+    info = check_adapter(adapter, BaseInfo.open(base))
+    if info.alora_tokens:
+        raise UnsupportedError(
+            "is an activated LoRA (aLoRA): it acts from its invocation on, not always", where=adapter
+        )
+    outside = [name for name in info.targets if name in (EMBEDDING, HEAD)]
+    if outside:
+        raise UnsupportedError(
+            "changes the embedding or the head, which is not merged here", where=adapter, problems=outside
+        )
+    pairs = GgufFile.open(adapter)
+    tensors = [
+        _merged(source.file, pairs, info, one, scale) if one.name in info.targets else one
+        for one in source.tensors(output_weight=False)
+    ]
+    name = f"{source.file.get('general.name', base.stem)} + {info.task_name or adapter.stem}"
+    keys = source.keys({"general.name": text(name)})
+    notes = source.check_type(type, allow_requantize=True)
+    size_bytes = file_size_bytes(keys, tensors)
+    with atomic_file(dest) as aside:
+        check_disk(aside, size_bytes + int(sum(np.prod(one.shape) for one in tensors) * type.bits / 8))
+        floats = aside.with_name("merged.gguf")
+        with progress("merging", size_bytes, "bytes") as advance:
+            write_gguf(floats, keys, tensors, advance)
+        quantize_file(floats, aside, type, Options(), notes)
+        result = result_of(aside, type.name, notes)
+    result.path = str(dest)
+    result.seconds_s = round(time.monotonic() - began, 2)
+    return result
+
+
+def _merged(base: GgufFile, pairs: GgufFile, info: AdapterInfo, one: NewTensor, scale: float) -> NewTensor:
+    def chunks() -> Iterator[npt.NDArray[np.uint8]]:
+        a, b = decoded(pairs, f"{one.name}.lora_a"), decoded(pairs, f"{one.name}.lora_b")
+        strength = scale * info.alpha / len(a)
+        for first in range(0, one.shape[1], PIECE_ROWS):
+            rows = decoded(base, one.name, first, PIECE_ROWS)
+            rows = rows + strength * (b[first : first + len(rows)] @ a)
+            yield np.ascontiguousarray(rows, np.float32).view(np.uint8).reshape(-1)
+
+    return NewTensor(one.name, one.shape, GgmlType.F32, chunks)
