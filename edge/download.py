@@ -99,12 +99,14 @@ def _append(url: str, part: Path, have_bytes: int, size_bytes: int, advance: Adv
             moved -= have_bytes
             have_bytes = 0
         with part.open("ab" if resumed else "wb") as stream:
-            while chunk := answer.read(CHUNK_BYTES):
+            while chunk := answer.read1(CHUNK_BYTES):
                 if have_bytes + len(chunk) > size_bytes:
                     stream.close()
                     part.unlink()
                     raise DamagedError(f"the server sends more than the expected {size_bytes} bytes", where=url)
                 stream.write(chunk)
+                # What a killed process had in its buffers would be lost.
+                stream.flush()
                 have_bytes += len(chunk)
                 moved += len(chunk)
                 advance(len(chunk))

@@ -8,7 +8,6 @@ is proved there, its fingerprint is that of the GGUF base, and both engines get 
 
 import contextlib
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from ..edge.aside import folder_beside
 from ..edge.base_info import BaseInfo
 from ..edge.console import progress
 from ..edge.errors import InputError, UnsupportedError
@@ -142,8 +142,8 @@ def _as_gguf(source: Path, dest: Path) -> Iterator[tuple[Path, list[str]]]:
     parent = dest.absolute().parent
     if not parent.is_dir():
         raise InputError("the folder to write into does not exist", where=parent, hint=f"mkdir -p {parent}")
-    with tempfile.TemporaryDirectory(prefix=f".{dest.name}.gguf.", dir=parent) as folder:
-        path = Path(folder) / f"{source.resolve().name}.gguf"
+    with folder_beside(dest) as folder:
+        path = folder / f"{source.resolve().name}.gguf"
         result = export_base(source, path, TYPES[own_type])
         yield path, list(result.notes)
 

@@ -123,3 +123,47 @@ def test_a_lock_holds_between_processes(tmp_path):
         assert process.stdout.readline() == "left\n"
     assert len(waited) == 1
     process.wait(timeout=10)
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    code = (
+        "import sys, time\n"
+        "from slm_edge.edge.files import atomic_file\n"
+        "with atomic_file(sys.argv[1]) as aside:\n"
+        "    aside.write_bytes(b'half'); print('ready', flush=True); time.sleep(60)\n"
+    )
+    dest = tmp_path / "a.gguf"
+    command = [sys.executable, "-c", code, str(dest)]
+    dead, alive = (subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2))
+    try:
+        assert dead.stdout.readline() == alive.stdout.readline() == b"ready\n"
+        dead.kill()
+        dead.wait()
+        others = [".a.gguf.old", ".a.gguf.k3j2h1g0", ".b.gguf.k3j2h1g0.aside", "a.gguf.k3j2h1g0.aside"]
+        for name in others:
+            (tmp_path / name).mkdir()
+        with atomic_file(dest) as aside:
+            aside.write_bytes(b"whole")
+        left = [name for name in names_in(tmp_path) if name not in others]
+        assert len(left) == 2, left
+        assert (tmp_path / left[0] / "a.gguf").read_bytes() == b"half"
+    finally:
+        alive.terminate()
+        alive.wait()
+        dead.stdout.close()
+        alive.stdout.close()
+    # Ended by a signal that nobody handled: a dead one's now.
+    write_json(dest, {})
+    assert names_in(tmp_path) == sorted([*others, "a.gguf"])
+
+
+def test_a_folder_that_was_about_to_be_replaced_is_put_back(tmp_path):
+    """Where a file system cannot exchange folders, a kill may come between the two renames."""
+    aside = tmp_path / ".pack.k3j2h1g0.aside"
+    (aside / "replaced").mkdir(parents=True)
+    (aside / "replaced" / "f").write_text("old")
+    (aside / "pack").mkdir()
+    with pytest.raises(InputError, match="exists already"), atomic_folder(tmp_path / "pack"):
+        pass
+    assert (tmp_path / "pack" / "f").read_text() == "old"
+    assert names_in(tmp_path) == ["pack"]
