@@ -45,12 +45,13 @@ def work_of(data: Mapping[str, Any]) -> Workload:
         raise InputError(f"the profile's table of its model is not readable ({error})") from None
 
 
-def calibrate(profile: Mapping[str, Any], device: Device) -> Calibration:
+def calibrate(profile: Mapping[str, Any], device: Device, probed: Calibration | None = None) -> Calibration:
     """What a profile says of the unit that it was made on.
 
     Args:
         profile: a document of the kind "slm-edge-profile".
         device: its catalogue entry, or the probed one.
+        probed: of a probe of the same unit; speaks for the kernels that the profiled model does not meet.
 
     Raises:
         InputError: no profile, or one without decode rates of the base.
@@ -78,9 +79,11 @@ def calibrate(profile: Mapping[str, Any], device: Device) -> Calibration:
         for row in base["prefill"]
         if row["n_prompt_tokens"] >= 64
     ]
+    prefill = dict(probed.prefill or {}) if probed else {}
+    prefill |= {kernel: statistics.median(scales)} if scales else {}
     return dataclasses.replace(
         calibration,
-        prefill={kernel: statistics.median(scales)} if scales else None,
+        prefill=prefill or None,
         pair_s=_pair_s(profile, work, device, calibration, threads),
         source=f"{profile['model']['name']} on {profile['created']}",
     )

@@ -210,10 +210,12 @@ def calibrate(profile_file: Path, device_name: str, as_json: bool) -> None:
     from ..edge.files import read_json
     from .calibration import calibrate as calibrated
     from .calibration import save_calibration
+    from .probe import kept_probe
 
     profile = read_json(profile_file)
     device, _ = _device(device_name)
-    calibration = calibrated(profile, device)
+    kept = kept_probe() if device_name == "this" else None
+    calibration = calibrated(profile, device, kept.calibration if kept else None)
     path = save_calibration(device_name, calibration)
     data = {"device": device_name, "decode": calibration.decode, "prefill": calibration.prefill}
     data |= {"kv_part": calibration.kv_part, "pair_s": calibration.pair_s, "file": str(path)}

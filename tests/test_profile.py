@@ -202,10 +202,28 @@ def test_a_profile_calibrates(profile):
         there = unit.decode(other, threads=4, depth_tokens=depth)
         here = Predictor(device, calibration=found).decode(other, threads=4, depth_tokens=depth)
         assert here.tokens_per_s == pytest.approx(there.tokens_per_s, rel=0.05)
+    # What this model's kernel does not tell, a probe of the unit does.
+    both = calibrate(known, device, Calibration(prefill={"repack": 9.0, "plain": 0.6}))
+    assert both.prefill == {"repack": found.prefill["repack"], "plain": 0.6}
     save_calibration("raspberry-pi-5-8gb", found)
     assert load_calibration("raspberry-pi-5-8gb") == found
     with pytest.raises(InputError, match="no profile"):
         calibrate({"kind": "else"}, device)
+
+
+def test_calibrated_on_one_model_another_is_predicted_and_measured(pack):
+    """The benchmark's command on tiny bases: every rate of the base and the adapter, with what was made of it."""
+    base = str(pack.parent / "base.gguf")
+    command = [sys.executable, "-m", "slm_edge.benchmarks.calibration", base, base, "--threads", "1", "--repeats", "2"]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert [row["adapter"] for row in data["rows"]] == [None] * 4 + ["rank 16"] * 4
+    for row in data["rows"]:
+        assert row["error"] == pytest.approx(row["predicted_per_s"] / row["measured_per_s"] - 1)
+        assert row["inside"] == (row["low"] <= row["measured_per_s"] <= row["high"])
+    assert data["summary"]["decode"]["n"] == data["summary"]["prompt"]["n"] == 4
+    assert set(data["calibration"]["prefill"]) == {"repack", "plain"}
 
 
 def test_emulation_limits_and_says_what_it_does_not(pack):
