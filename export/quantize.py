@@ -7,6 +7,7 @@ llama_model_quantize. It runs in a child process because it cannot be interrupte
 and says how far it is only in its log.
 """
 
+import errno
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ..edge.aside import full_disk
 from ..edge.errors import EngineError, InputError
 from ..edge.ggml_type import GgmlType
 
@@ -95,6 +97,7 @@ def quantize(
 
     Raises:
         InputError: the type needs an importance matrix.
+        DoesNotFitError: the disk is full.
         EngineError: llama.cpp failed; its last words are in the message.
     """
     order = {
@@ -139,6 +142,9 @@ def quantize(
         return
     if any("imatrix" in line or "importance matrix" in line for line in said):
         raise InputError(f"{type.name} needs an importance matrix for this model", hint="give one: --imatrix FILE")
+    if any("iostream error" in line for line in said):
+        # The source was read before: it is the writing that fails.
+        raise full_disk(OSError(errno.ENOSPC, "llama.cpp could not write all of it"), dest)
     how = f"it was ended by signal {-code}" if code < 0 else "it failed"
     raise EngineError(f"llama.cpp cannot quantise to {type.name}: {how}", where=source, problems=said[-5:])
 
