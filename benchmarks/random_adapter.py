@@ -11,10 +11,13 @@ from ..edge.adapter import ALPHA_KEY, FINGERPRINT_KEY, MATRICES, RANK_KEY
 from ..edge.base_info import BaseInfo
 
 
-def write_random_adapter(base: BaseInfo, path: Path, *, rank: int = 16, seed: int = 0, size: float = 0.1) -> int:
-    """Writes an F16 adapter on all linear layers; gives its size in bytes.
+def write_random_adapter(
+    base: BaseInfo, path: Path, *, rank: int = 16, seed: int = 0, size: float = 0.1, dtype: str = "f16"
+) -> int:
+    """Writes an adapter on all linear layers; gives its size in bytes.
 
     Args:
+        dtype: "f16" or "q8_0"; as in our exports a matrix whose rows are no whole blocks of 32 stays F16.
         size: how far it moves the base's output, as a share of each layer's own scale, roughly.
     """
     import gguf
@@ -32,8 +35,11 @@ def write_random_adapter(base: BaseInfo, path: Path, *, rank: int = 16, seed: in
         n_in, n_out = shape
         down = random.standard_normal((rank, n_in), np.float32) / np.sqrt(n_in)
         up = random.standard_normal((n_out, rank), np.float32) * (size / np.sqrt(rank * n_in))
-        writer.add_tensor(f"{name}.lora_a", down.astype(np.float16))
-        writer.add_tensor(f"{name}.lora_b", up.astype(np.float16))
+        for suffix, matrix in (("lora_a", down), ("lora_b", up)):
+            kind = gguf.GGMLQuantizationType.F16
+            if dtype == "q8_0" and matrix.shape[1] % 32 == 0:
+                kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(f"{name}.{suffix}", gguf.quantize(matrix, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
