@@ -2,16 +2,19 @@
 
     python -m slm_edge.benchmarks.memory_plan base.gguf other.gguf
     python -m slm_edge.benchmarks.memory_plan --like Llama-3.2-1B.gguf --type q4_0 --type q8_0
+    python -m slm_edge.benchmarks.memory_plan --shape llama-3.2-1b --shape llama-3.2-3b --quick
     python -m slm_edge.benchmarks.memory_plan base.gguf --ceiling
 
 Each row is a process of its own that opens a session and computes a prompt of two chunks and some tokens. Measured is
-the peak of its resident set as the kernel counts it (VmHWM), which is what the plan is about. With `--ceiling` the
+the peak of its resident set as the kernel counts it (VmHWM), which is what the plan is about. For a published shape
+the plan is that of `slm-edge devices fit --model`, which sees no file. With `--ceiling` the
 same is run in a control group of its own (root is needed), whose limit the kernel enforces by killing: once at the
 planned size, where it must end well, and once at 60 % of the least plan, where it must be refused with exit code 4.
 RLIMIT_DATA is no honest ceiling: it counts what is reserved and never touched.
 """
 
 import contextlib
+import itertools
 import json
 import subprocess
 import sys
@@ -22,14 +25,17 @@ from typing import Any
 
 import click
 
+from ..devices.shapes import find_shape
+from ..devices.table_view import table_of
 from ..edge.base_info import BaseInfo
 from ..edge.console import emit, human_bytes, json_option
 from ..edge.errors import DoesNotFitError
 from ..edge.ggml_type import GgmlType
+from ..edge.gguf_file import GgufFile
 from ..edge.memory import CGROUP
 from ..edge.memory_choice import fit
 from ..edge.memory_plan import MemoryPlan, plan_memory
-from .random_base import make_base
+from .random_base import make_base, make_shape
 
 CHILD = """
 import json, sys
@@ -40,7 +46,7 @@ path, options = json.loads(sys.argv[1])
 try:
     with Session.of_files(path, {}, **options) as session:
         # More than one chunk; a longer one takes time and no more memory, the KV cache is cleared when it is made.
-        answer = session.ask(" hello" * 200, max_tokens=8, system="")
+        answer = session.ask(" hello" * 130, max_tokens=8, system="")
         print(json.dumps({"peak_bytes": peak_memory_bytes(), "n_prompt_tokens": answer.n_prompt_tokens}))
 except DoesNotFitError as error:
     print(error, file=sys.stderr)
@@ -86,9 +92,9 @@ def can_make_groups() -> bool:
         return False
 
 
-def compare(path: Path, setup: dict[str, Any], threads: int) -> dict[str, Any]:
-    """One row: the plan and what was measured."""
-    plan = plan_memory(BaseInfo.open(path), n_threads=threads, **setup)
+def compare(path: Path, setup: dict[str, Any], threads: int, table: GgufFile | None = None) -> dict[str, Any]:
+    """One row: the plan, of `table` where one is given, and what was measured."""
+    plan = plan_memory(table or BaseInfo.open(path), n_threads=threads, **setup)
     done = run(path, {**vars(plan.choices), "threads": threads})
     if done.returncode:
         raise click.ClickException(f"{path}: the child failed\n{done.stderr}")
@@ -131,41 +137,54 @@ def _least(base: BaseInfo, threads: int) -> MemoryPlan:
     return fit(base, high, n_threads=threads)
 
 
-def _models(bases: tuple[Path, ...], like: Path | None, types: tuple[str, ...]) -> Iterator[Path]:
-    yield from bases
+Models = Iterator[tuple[Path, GgufFile | None]]
+
+
+def _models(bases: tuple[Path, ...], like: Path | None, shapes: tuple[str, ...], types: tuple[str, ...]) -> Models:
+    """Files, made where they are not there, with the table to plan from where that is not the file's own."""
+    yield from ((base, None) for base in bases)
     if like is not None:
         for name in types or ("q4_0", "q8_0"):
             with tempfile.TemporaryDirectory(dir=like.parent) as folder:
                 kind = GgmlType[name.upper()]
                 # As llama.cpp's quantiser does for a head below 8 bits.
                 head = GgmlType.Q6_K if name in ("q4_0", "q4_k") else None
-                yield make_base(Path(folder) / f"{like.stem}-{name}.gguf", like=like, type=kind, head=head)
+                yield make_base(Path(folder) / f"{like.stem}-{name}.gguf", like=like, type=kind, head=head), None
+    for shape, name in itertools.product(map(find_shape, shapes), types or ("q4_0", "q4_k_m", "q8_0")):
+        with tempfile.TemporaryDirectory(prefix="slm-edge-") as folder:
+            yield make_shape(Path(folder) / f"{shape.name}-{name}.gguf", shape, name), table_of(shape, name)
 
 
 @click.command()
 @click.argument("bases", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--like", type=click.Path(exists=True, path_type=Path), help="Random weights in the shape of this base.")
-@click.option("--type", "types", multiple=True, help="Type of the random weights.  [default: q4_0, q8_0]")
+@click.option("--shape", "shapes", multiple=True, help="Random weights in the shape of this published model.")
+@click.option(
+    "--type", "types", multiple=True, help="Of the random weights.  [default: q4_0, q8_0; q4_k_m with --shape]"
+)
+@click.option("--quick", is_flag=True, help="Repacked weights, mapped and read; no others.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--ceiling", "with_ceiling", is_flag=True, help="Run in a limited control group instead.")
 @json_option
 def main(
     bases: tuple[Path, ...],
     like: Path | None,
+    shapes: tuple[str, ...],
     types: tuple[str, ...],
+    quick: bool,
     threads: int,
     with_ceiling: bool,
     as_json: bool,
 ) -> None:
     """Compares plan and measurement for each base in four setups."""
     rows: list[dict[str, Any]] = []
-    for path in _models(bases, like, types):
+    for path, table in _models(bases, like, shapes, types):
         if with_ceiling:
             rows.append(ceiling(path, threads))
             emit(rows[-1], False, _ceiling_line(rows[-1])) if not as_json else None
             continue
-        for setup in SETUPS:
-            rows.append(compare(path, setup, threads))
+        for setup in SETUPS[:2] if quick else SETUPS:
+            rows.append(compare(path, setup, threads, table))
             emit(rows[-1], False, _line(rows[-1])) if not as_json else None
     if as_json:
         emit(rows, True, "")

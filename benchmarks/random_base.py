@@ -1,6 +1,7 @@
 """A base of the shape and with the tokenizer of another one, with random weights of a given type.
 
     make_base(Path("1b-q4_0.gguf"), like=Path("Llama-3.2-1B.gguf"), type=GgmlType.Q4_0)
+    make_shape(Path("3b-q4_k_m.gguf"), find_shape("llama-3.2-3b"), "q4_k_m")      # of a published configuration
 
 What memory and time a model takes depends on shapes and types alone; so these can be measured where a model itself may
 not be fetched. Its answers are noise.
@@ -12,6 +13,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from ..devices.shapes import ModelShape
+from ..devices.table_view import table_of
 from ..edge.files import atomic_file
 from ..edge.ggml_type import GgmlType
 from ..edge.gguf_file import GgufFile, ValueType
@@ -28,6 +31,8 @@ SCALES_AT: Final[dict[GgmlType, tuple[int, ...]]] = {
 SCALE: Final = 0.002
 # For a source that has none; a session needs one.
 TEMPLATE: Final = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
+# The one word that the benchmarks ask with, a token of its own.
+MERGES: Final = ("Ġ h", "Ġh e", "Ġhe l", "Ġhel l", "Ġhell o")
 # Distinct random blocks; longer tensors repeat them.
 N_BLOCKS: Final = 1 << 15
 
@@ -74,13 +79,77 @@ def make_base(path: Path, *, like: Path, type: GgmlType, head: GgmlType | None =
                 writer.add_tensor(name, source.array(name))
                 continue
             kind = head if head and name in ("token_embd.weight", "output.weight") else type
-            values, n_bytes = kind.block
-            row_bytes = info.shape[0] // values * n_bytes
-            n = info.shape[1] * row_bytes // n_bytes
-            raw = np.resize(blocks[kind], (n, n_bytes)).reshape(info.shape[1], row_bytes)
-            writer.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType(kind))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+            _add_matrix(writer, name, info.shape, kind, blocks[kind])
+        _finish(writer)
     return path
+
+
+def make_shape(path: Path, shape: ModelShape, label: str) -> Path:
+    """Writes a Llama of a published shape, quantised to a label of `devices.quant_mix.LABELS`.
+
+    Its vocabulary is made up, as large as the published one with as many merges.
+    """
+    import gguf
+
+    table = table_of(shape, label)
+    rng = np.random.default_rng(0)
+    blocks = {info.type: random_blocks(info.type, rng) for info in table.tensors.values() if len(info.shape) == 2}
+    with atomic_file(path) as part:
+        writer = gguf.GGUFWriter(part, "llama")
+        writer.add_context_length(shape.n_ctx_train_tokens)
+        writer.add_embedding_length(shape.n_embd)
+        writer.add_feed_forward_length(shape.n_ff)
+        writer.add_block_count(shape.n_layers)
+        writer.add_head_count(shape.n_heads)
+        writer.add_head_count_kv(shape.n_kv_heads)
+        writer.add_key_length(shape.head_dim)
+        writer.add_value_length(shape.head_dim)
+        writer.add_rope_dimension_count(shape.head_dim)
+        writer.add_layer_norm_rms_eps(1e-5)
+        _add_vocabulary(writer, *(table.metadata[f"tokenizer.ggml.{key}"].n_values for key in ("tokens", "merges")))
+        writer.add_chat_template(TEMPLATE)
+        for name, info in table.tensors.items():
+            if len(info.shape) == 1:
+                writer.add_tensor(name, np.ones(info.shape, np.float32))
+            else:
+                _add_matrix(writer, name, info.shape, info.type, blocks[info.type])
+        _finish(writer)
+    return path
+
+
+def _add_vocabulary(writer: Any, n_tokens: int, n_merges: int) -> None:
+    """Byte tokens, the word that is asked with, and made-up words."""
+    import gguf
+
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
+    words = [*letters, *(merge.replace(" ", "") for merge in MERGES), "<|end|>"]
+    n_known = len(words)
+    words += [f"Ġword{i:x}" for i in range(n_tokens - n_known)]
+    made = words[n_known:]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list(words)
+    normal, control = int(gguf.TokenType.NORMAL), int(gguf.TokenType.CONTROL)
+    writer.add_token_types([control if word == "<|end|>" else normal for word in words])
+    writer.add_token_merges([*MERGES, *(f"{made[i % len(made)]} {i:x}" for i in range(n_merges - len(MERGES)))])
+    writer.add_bos_token_id(n_known - 1)
+    writer.add_eos_token_id(n_known - 1)
+
+
+def _add_matrix(writer: Any, name: str, dims: tuple[int, ...], kind: GgmlType, blocks: npt.NDArray[np.uint8]) -> None:
+    import gguf
+
+    values, n_bytes = kind.block
+    row_bytes = dims[0] // values * n_bytes
+    n = dims[1] * row_bytes // n_bytes
+    raw = np.resize(blocks, (n, n_bytes)).reshape(dims[1], row_bytes)
+    writer.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType(kind))
+
+
+def _finish(writer: Any) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
