@@ -13,6 +13,7 @@ COMMANDS: dict[str, Entry] = {
     "perplexity": Entry(
         "benchmarks.commands_perplexity:perplexity", "Perplexity and KL divergence on a text.", "bench"
     ),
+    "loss": Entry("benchmarks.commands_loss:loss", "Likelihood of a task's reference answers.", "bench"),
     "pack-answers": Entry("benchmarks.commands_answers:pack_answers", "Compress the answers of a run.", "bench"),
     "reproduce": Entry(
         "benchmarks.commands_reproduce:reproduce", "Train, export, pack and score, base by base.", "bench"

@@ -80,24 +80,29 @@ def log_softmax(logits: Floats) -> Floats:
     return rows
 
 
-def _second_half(context: Context, ids: Sequence[int]) -> Floats:
-    """Log-probabilities after each token of the second half but the last: (n_ctx - 1 - n_ctx // 2, vocabulary)."""
-    first = len(ids) // 2
+def _after(context: Context, ids: Sequence[int], first: int) -> Floats:
+    """Log-probabilities after each token from `first` on but the last: (len(ids) - 1 - first, vocabulary)."""
     context.clear()
     context.decode(ids[:first], 0, outputs="none")
     context.decode(ids[first:], first, outputs="all")
     return log_softmax(np.stack([context.logits_view(i) for i in range(len(ids) - 1 - first)]))
 
 
-def score_chunk(context: Context, ids: Sequence[int], reference: Context | None = None) -> ChunkScore:
-    """Scores one chunk; both contexts are made with `n_outputs_max` of half a chunk at least."""
-    first = len(ids) // 2
-    ours = _second_half(context, ids)
+def score_chunk(
+    context: Context, ids: Sequence[int], reference: Context | None = None, first: int | None = None
+) -> ChunkScore:
+    """Scores one chunk; both contexts are made with room for its scored tokens (`n_outputs_max`).
+
+    Args:
+        first: place of the token after which scoring begins, 1 or more; None: the middle.
+    """
+    first = len(ids) // 2 if first is None else first
+    ours = _after(context, ids, first)
     targets = np.asarray(ids[first + 1 :])
     nll = float(-ours[np.arange(len(targets)), targets].mean(dtype=np.float64))
     if reference is None:
         return ChunkScore(len(targets), nll)
-    theirs = _second_half(reference, ids)
+    theirs = _after(reference, ids, first)
     kl = (np.exp(theirs) * (theirs - ours)).sum(axis=1, dtype=np.float64)
     same = ours.argmax(axis=1) == theirs.argmax(axis=1)
     return ChunkScore(len(targets), nll, tuple(float(value) for value in kl), float(same.mean()))

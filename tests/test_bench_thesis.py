@@ -1,0 +1,98 @@
+"""`bench loss` against PEFT in torch, and the whole keep-or-merge experiment on a tiny base."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from build_gguf import tiny_base
+from build_hf import tiny_checkpoint
+from build_peft import real_adapter
+from build_rows import dolly_row, write_jsonl
+from peft import PeftModel
+from slm_edge.benchmarks.answer_loss import Side, measure, summary
+from slm_edge.benchmarks.dolly import load
+from slm_edge.edge.pack import Pack
+from slm_edge.edge.session import Session
+from slm_edge.export.base import export_base
+from slm_edge.export.lora import export_lora
+from slm_edge.export.quantize import TYPES
+from transformers import AutoModelForCausalLM
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "dolly").mkdir()
+    rows = [dolly_row(n) for n in range(200)]
+    write_jsonl(folder / "dolly" / "closed_qa.jsonl", rows[:100])
+    write_jsonl(folder / "dolly" / "summarization.jsonl", rows[100:])
+    return folder
+
+
+def slm_edge(*words):
+    run = subprocess.run([sys.executable, "-m", "slm_edge.edge", *map(str, words)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_the_loss_is_that_of_peft_on_the_same_tokens(tmp_path, data):
+    hf = tiny_checkpoint(tmp_path / "hf")
+    export_base(hf, tmp_path / "base.gguf", TYPES["f32"])
+    peft = real_adapter(tmp_path / "peft", hf, r=4)
+    export_lora(peft, tmp_path / "base.gguf", tmp_path / "a.gguf", kind="f32")
+    slm_edge(
+        "pack", "build", "-o", tmp_path / "p", "--base", tmp_path / "base.gguf", "--adapter", f"a={tmp_path / 'a.gguf'}"
+    )
+    items = load(data)[:3]
+    pack = Pack.open(tmp_path / "p")
+    found = measure(Side(pack, "a"), items, Side(pack, None), threads=1)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32), str(peft)).eval()
+    with Session.open(pack, threads=1) as session:
+        for item in items:
+            prompt = session.prompt_tokens(item.messages)
+            answer = [
+                *session.model.vocab.encode(item.truth["answer"].strip(), special=False),
+                session.model.vocab.eos_id,
+            ]
+            ids = torch.tensor([prompt + answer])
+            with torch.no_grad():
+                ours = torch.log_softmax(model(ids).logits[0, len(prompt) - 1 : -1].double(), -1)
+                with model.disable_adapter():
+                    base = torch.log_softmax(model(ids).logits[0, len(prompt) - 1 : -1].double(), -1)
+            expected = -ours[range(len(answer)), answer].mean().item()
+            assert found[item.id]["nll"] == pytest.approx(expected, abs=2e-3)
+            assert found[item.id]["kl"] == pytest.approx((base.exp() * (base - ours)).sum(-1).mean().item(), abs=2e-3)
+            assert found[item.id]["n_tokens"] == len(answer)
+    assert summary(found)["kl"].value > 0.01
+
+
+def test_the_whole_experiment_runs_and_again_does_nothing(tmp_path, data):
+    base = tiny_base(tmp_path / "tiny.gguf")
+    command = [sys.executable, "-m", "slm_edge.benchmarks.thesis", base, "--type", "shipped"]
+    command += [
+        "--seed",
+        1,
+        "--recipe",
+        "--steps 2 --batch 2 --rank 2",
+        "--n-loss",
+        3,
+        "--n-answers",
+        2,
+        "--threads",
+        1,
+    ]
+    command += ["--data", data, "-o", tmp_path / "out"]
+    first = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    rows = json.loads((tmp_path / "out" / "thesis.json").read_text())["rows"]
+    assert [(row["type"], row["way"]) for row in rows] == [("f16", "kept, float")] + [
+        ("shipped", way) for way in ("base", "kept, float", "kept, own", "merged")
+    ]
+    assert all(len(row["nll"]) == 3 and len(row["rouge1"]) == 2 for row in rows)
+    assert all(abs(value) < 1e-6 for value in rows[0]["kl"].values())
+    assert first.stdout.count("\n| shipped |") == 4
+    again = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert again.stdout == first.stdout
+    assert "training" not in again.stderr
