@@ -52,8 +52,13 @@ def _opened(side: Side | None, threads: int | None) -> Iterator[_Opened | None]:
         yield None
         return
     with Session.open(side.pack, threads=threads) as session:
-        sizes = {"n_ctx_tokens": MOST_TOKENS, "n_batch_tokens": MOST_TOKENS, "n_outputs_max": MOST_TOKENS}
-        with Context(session.model, threads=session.context.threads, **sizes) as context:
+        with Context(
+            session.model,
+            n_ctx_tokens=MOST_TOKENS,
+            n_batch_tokens=MOST_TOKENS,
+            n_outputs_max=MOST_TOKENS,
+            threads=session.context.threads,
+        ) as context:
             yield _Opened(session, side.adapter, context)
 
 

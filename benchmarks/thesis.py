@@ -188,9 +188,8 @@ def _values(rows: list[dict[str, Any]], key: str) -> list[float]:
 
 def _difference(mine: list[dict[str, Any]], other: list[dict[str, Any]]) -> str:
     """Mean paired difference of the loss with its 95 % interval."""
-    found = paired_means(_values(other, "nll"), _values(mine, "nll")).as_dict()
-    difference: Any = found["difference"]
-    return f"{difference['value']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}]"
+    found = paired_means(_values(other, "nll"), _values(mine, "nll")).difference
+    return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
 
 
 @click.command()
