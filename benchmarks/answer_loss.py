@@ -51,15 +51,17 @@ def _opened(side: Side | None, threads: int | None) -> Iterator[_Opened | None]:
     if side is None:
         yield None
         return
-    with Session.open(side.pack, threads=threads) as session:
-        with Context(
+    with (
+        Session.open(side.pack, threads=threads) as session,
+        Context(
             session.model,
             n_ctx_tokens=MOST_TOKENS,
             n_batch_tokens=MOST_TOKENS,
             n_outputs_max=MOST_TOKENS,
             threads=session.context.threads,
-        ) as context:
-            yield _Opened(session, side.adapter, context)
+        ) as context,
+    ):
+        yield _Opened(session, side.adapter, context)
 
 
 def measure(
