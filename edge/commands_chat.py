@@ -4,12 +4,22 @@ import contextlib
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .commands_options import answer_options, grammar_options, grammar_text, ram_bytes_of, ram_option
+from .commands_options import (
+    adapter_budget_option,
+    answer_options,
+    grammar_options,
+    grammar_text,
+    ram_option,
+    size_bytes_of,
+)
 from .console import note
+
+if TYPE_CHECKING:
+    from .settings import EngineOptions
 
 PROMPT = "> "
 
@@ -27,6 +37,8 @@ PROMPT = "> "
     "--context", "context_tokens", type=click.IntRange(1), help="Longest conversation, in tokens.  [default: 2048]"
 )
 @ram_option
+@adapter_budget_option
+@click.option("--pin", "pinned", metavar="NAME", multiple=True, help="An adapter that stays once loaded; repeatable.")
 @grammar_options
 def chat(
     pack: Path | None,
@@ -38,20 +50,30 @@ def chat(
     threads: int | None,
     context_tokens: int | None,
     ram: str | None,
+    adapter_budget: str | None,
+    pinned: tuple[str, ...],
     schema: Path | None,
     grammar: Path | None,
 ) -> None:
     """Talk with the model; what was said before is kept. /help lists what can be typed, Ctrl-D ends.
 
     When the context is full, the oldest questions are dropped with their answers, and it is said. Ctrl-C stops an
-    answer; what there is of it is kept. A pipe works too: each line of it is a turn.
+    answer; what there is of it is kept. A pipe works too: each line of it is a turn. Adapters are loaded when they
+    are first used and stay; with --adapter-budget the one used longest ago goes, unless it is pinned.
 
     \b
     Examples:
       slm-edge chat --adapter math
       printf 'Hello\\n/adapter math\\nWhat is 3 times 4?\\n' | slm-edge chat
     """
-    ram_bytes, gbnf = ram_bytes_of(ram), grammar_text(schema, grammar)
+    gbnf = grammar_text(schema, grammar)
+    options: EngineOptions = {
+        "n_ctx_tokens": context_tokens,
+        "threads": threads,
+        "ram_bytes": size_bytes_of(ram),
+        "adapter_budget_bytes": size_bytes_of(adapter_budget),
+        "pinned": pinned,
+    }
     from .pack import Pack
     from .session import Session
     from .shelf import find_adapter
@@ -62,7 +84,7 @@ def chat(
     if name not in (None, "none", "auto"):
         find_adapter(opened.adapters, str(name))
     opened.base_path(allow_pull=True)
-    with Session.open(opened, n_ctx_tokens=context_tokens, threads=threads, ram_bytes=ram_bytes) as session:
+    with Session.open(opened, **options) as session:
         talk = Talk(
             session,
             system=system,

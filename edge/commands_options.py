@@ -46,6 +46,16 @@ def ram_option(command: Command) -> Command:
     )(command)
 
 
+def adapter_budget_option(command: Command) -> Command:
+    """Adds `--adapter-budget`, passed to the command as `adapter_budget`."""
+    return click.option(
+        "--adapter-budget",
+        metavar="SIZE",
+        help="Most that loaded adapters may hold, counted as their files, such as 40M; the one used longest ago goes.  "
+        "[default: no limit but --ram]",
+    )(command)
+
+
 def grammar_options(command: Command) -> Command:
     """Adds `--schema` and `--grammar`, passed as paths."""
     file = click.Path(path_type=Path)
@@ -53,13 +63,13 @@ def grammar_options(command: Command) -> Command:
     return click.option("--schema", type=file, metavar="FILE", help="JSON schema that answers keep to.")(command)
 
 
-def ram_bytes_of(ram: str | None) -> int | None:
-    """The size of `--ram` in bytes; InputError where it is none."""
-    if ram is None:
+def size_bytes_of(size: str | None) -> int | None:
+    """The size of `--ram` or `--adapter-budget` in bytes; InputError where it is none."""
+    if size is None:
         return None
     from .memory_size import parse_bytes
 
-    return parse_bytes(ram)
+    return parse_bytes(size)
 
 
 def grammar_text(schema: Path | None, grammar: Path | None) -> str | None:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .commands_options import answer_options, grammar_options, grammar_text, ram_bytes_of, ram_option
+from .commands_options import (
+    adapter_budget_option,
+    answer_options,
+    grammar_options,
+    grammar_text,
+    ram_option,
+    size_bytes_of,
+)
 from .console import emit, human_bytes, json_option, note
 from .errors import InputError
 
@@ -45,6 +52,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
     help="llama.cpp, or onnxruntime with the pack's ONNX form.",
 )
 @ram_option
+@adapter_budget_option
 @click.option(
     "--prefix-cache",
     type=click.Path(file_okay=False, path_type=Path),
@@ -66,6 +74,7 @@ def run(
     context_tokens: int | None,
     engine: str,
     ram: str | None,
+    adapter_budget: str | None,
     prefix_cache: Path | None,
     schema: Path | None,
     grammar: Path | None,
@@ -91,7 +100,8 @@ def run(
     from .session import Session
     from .shelf import find_adapter
 
-    ram_bytes, gbnf = ram_bytes_of(ram), grammar_text(schema, grammar)
+    ram_bytes, budget_bytes = size_bytes_of(ram), size_bytes_of(adapter_budget)
+    gbnf = grammar_text(schema, grammar)
     opened = Pack.open(pack)
     name = opened.default_adapter if adapter is None else None if adapter == "none" else adapter
     chosen: dict[str, float | None] = {}
@@ -125,10 +135,11 @@ def run(
     options: EngineOptions = {"n_ctx_tokens": context_tokens, "threads": threads, "ram_bytes": ram_bytes}
     if engine == "llama":
         # What was chosen is loaded, whatever else is in the pack.
-        options["adapter_budget_bytes"] = sum(opened.adapters[one].size_bytes for one in chosen)
+        needed_bytes = sum(opened.adapters[one].size_bytes for one in chosen)
+        options["adapter_budget_bytes"] = needed_bytes if budget_bytes is None else min(needed_bytes, budget_bytes)
         options["prefix_cache"] = prefix_cache
-    elif prefix_cache is not None or ram_bytes is not None:
-        raise click.UsageError("--prefix-cache and --ram need --engine llama.")
+    elif prefix_cache is not None or ram_bytes is not None or budget_bytes is not None:
+        raise click.UsageError("--prefix-cache, --ram and --adapter-budget need --engine llama.")
     with kind.open(opened, **options) as session:
         session.use(chosen or None)
         load_s = time.perf_counter() - start_s

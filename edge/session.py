@@ -25,6 +25,7 @@ from .canary import Canary
 from .card import TaskCard
 from .chat import ChatTemplate, Message, messages_of
 from .choice import Choice, Swap, choice_of, sections_of, swap_of
+from .drafting import Drafting, outputs_of
 from .engine import Adapter, Context, Model
 from .errors import DamagedError, DoesNotFitError, InputError
 from .file_watch import FileWatch
@@ -82,7 +83,10 @@ class Session:
     ) -> None:
         self.base = BaseInfo.open(base_path)
         self.template = ChatTemplate.of(self.base.file)
-        self.plan = plan_session(self.base, options, [packed.size_bytes for packed in adapters.values()])
+        speculate = options.get("speculate")
+        n_outputs = outputs_of(speculate, [packed.card for packed in adapters.values()])
+        sizes_bytes = [packed.size_bytes for packed in adapters.values()]
+        self.plan = plan_session(self.base, options, sizes_bytes, n_outputs)
         chosen = self.plan.choices
         self.n_ctx_tokens = chosen.n_ctx_tokens
         options |= vars(chosen)  # type: ignore[typeddict-item]
@@ -98,6 +102,7 @@ class Session:
                 self.model,
                 n_ctx_tokens=self.n_ctx_tokens,
                 n_batch_tokens=chosen.n_batch_tokens,
+                n_outputs_max=min(n_outputs, chosen.n_batch_tokens),
                 threads=options.get("threads"),
                 kv_type=chosen.kv_type,
                 flash_attention=options.get("flash_attention", "auto"),
@@ -105,6 +110,7 @@ class Session:
             self._watch = stack.enter_context(FileWatch(base_path))
             self.prefixes = open_prefix_cache(self.base, self.context, options)
             self._lane = Lane(self.context, self.prefixes)
+            self._drafting = Drafting(self.context, speculate)
             self._shelf = Shelf(
                 self.model,
                 self.base,
@@ -162,6 +168,11 @@ class Session:
     def adapters(self) -> dict[str, PackedAdapter]:
         """The adapters by name."""
         return self._shelf.adapters
+
+    @property
+    def loaded_adapters(self) -> dict[str, int]:
+        """Bytes of those in memory by name, the one used last at the end."""
+        return self._shelf.loaded
 
     @property
     def adapter(self) -> str | None:
@@ -274,7 +285,8 @@ class Session:
         """
         started_s = time.perf_counter()
         request = self.request(prompt, self._choice, system, settings)
-        return Stream(self._lane, self.model.vocab, request, started_s)
+        worker = self._drafting.worker(self._lane, self._choice.card, request.room_tokens)
+        return Stream(worker, self.model.vocab, request, started_s)
 
     def request(
         self,

@@ -201,6 +201,8 @@ class Talk:
             )
         if self.recompute is not None:
             note(f"change of adapter: {self.recompute.text()}")
+        loaded = ", ".join(f"{name} {human_bytes(size)}" for name, size in self.session.loaded_adapters.items())
+        note(f"adapters in memory: {loaded or 'none'}")
         note(f"adapter {self.adapter}; context {n_tokens} of {self.session.n_ctx_tokens} tokens")
         note(f"memory: peak {human_bytes(peak_memory_bytes())}; planned {self.session.plan.describe()}")
 

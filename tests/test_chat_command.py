@@ -65,6 +65,22 @@ def test_commands_and_mistakes(pack, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_adapters_within_a_budget(pack):
+    budget = str(int(1.5 * (pack / "adapters" / "math.gguf").stat().st_size))
+    lines = ["hello", "/stats", "/adapter code", "the world", "/stats"]
+    done = chat(pack, lines, "--max-tokens", "2", "--adapter-budget", budget)
+    loaded = [line for line in done.stderr.splitlines() if line.startswith("adapters in memory")]
+    assert ["math" in line for line in loaded] == [True, False]
+    assert ["code" in line for line in loaded] == [False, True]
+    done = chat(pack, lines, "--max-tokens", "2", "--adapter-budget", budget, "--pin", "math")
+    assert "must stay; the budget for adapters is" in done.stderr
+    assert len(done.stdout.splitlines()) >= 2
+    command = [sys.executable, "-m", "slm_edge.edge", "run", "--pack", str(pack), "--adapter-budget", "100", "hello"]
+    refused = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    assert refused.returncode == 4
+    assert "the adapter 'math' needs" in refused.stderr
+
+
 def test_a_full_context_drops_the_oldest_turns_and_says_so(pack, tmp_path):
     file = tmp_path / "talk.json"
     lines = [f"question {i} the world and the rest" for i in range(12)]
