@@ -84,7 +84,7 @@ def main(base: Path, ranks: tuple[int, ...], dtypes: tuple[str, ...], n_prompt: 
     results: list[dict[str, Any]] = []
     for (rank, dtype), size_bytes in sizes.items():
         pairs = list(zip(taken[None], taken[rank, dtype], strict=True))
-        row = {
+        row: dict[str, Any] = {
             "rank": rank,
             "dtype": dtype,
             "adapter_bytes": size_bytes,

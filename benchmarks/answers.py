@@ -29,6 +29,7 @@ class Record:
     Attributes:
         run: 0 for the first run of this cell, 1 for the one that resumed it, ...
         at_s: seconds of that run's clock when the answer was there.
+        energy_j: joules of that run when the answer was there, by sensor; None without sensors.
         by: what gave the answer where the cell doesn't say: the adapter that the router chose, the endpoint's model.
     """
 
@@ -41,6 +42,7 @@ class Record:
     run: int
     at_s: float
     by: str | None = None
+    energy_j: dict[str, float] | None = None
 
     def as_row(self) -> dict[str, Any]:
         """As it stands in the file: what is not known is left out."""

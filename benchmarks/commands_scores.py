@@ -208,8 +208,10 @@ def _measure_pack(
     threads: int | None,
     report: Callable[[Path], object],
 ) -> None:
+    from ..devices.sensors import Sensors
     from ..edge.session import Session
     from .answers import AnswerFile
+    from .energy import Joules
     from .generate import session_generator
 
     identities = {(cell.task.name, cell.adapter_name): cell.identity for cell in cells}
@@ -219,11 +221,17 @@ def _measure_pack(
         return {} if identity is None else AnswerFile(out / "answers", identity).records
 
     pack.base_path(allow_pull=True)
-    with Session.open(pack, threads=threads) as session:
-        _measure(cells, out, session_generator(session, parallel, known), report)
+    with Session.open(pack, threads=threads) as session, Joules(Sensors()) as joules:
+        _measure(cells, out, session_generator(session, parallel, known), report, joules.totals)
 
 
-def _measure(cells: "Sequence[Cell]", out: Path, generate: "Generate", report: Callable[[Path], object]) -> None:
+def _measure(
+    cells: "Sequence[Cell]",
+    out: Path,
+    generate: "Generate",
+    report: Callable[[Path], object],
+    joules: Callable[[], "Mapping[str, float]"] = dict,
+) -> None:
     """Measures all cells; the report is written after each, so that a stop leaves what there is."""
     from ..edge.files import make_folder
     from .runner import run_cell
@@ -231,7 +239,7 @@ def _measure(cells: "Sequence[Cell]", out: Path, generate: "Generate", report: C
     make_folder(out / "answers")
     try:
         for cell in cells:
-            asked = run_cell(cell, out / "answers", generate)
+            asked = run_cell(cell, out / "answers", generate, joules)
             report(out)
             note(f"{cell.label}: {cell.n} answers, {asked} of them new")
     except KeyboardInterrupt:

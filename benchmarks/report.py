@@ -16,6 +16,7 @@ from ..edge.errors import SlmEdgeError
 from ..edge.pack import Pack
 from .answers import AnswerFile, Record, identity_sha256
 from .cells import AUTO, Cell
+from .energy import energy_rows
 from .pass_at_k import problem_value
 from .runner import with_all_scores
 from .stats import Interval, Paired, mean, paired_means, paired_shares, share
@@ -70,7 +71,7 @@ def _cell_report(cell: Cell, answers: AnswerFile, records: list[Record]) -> dict
     for record in records:
         if record.by is not None:
             by[record.by] = by.get(record.by, 0) + 1
-    row = {
+    row: dict[str, Any] = {
         "task": cell.task.name,
         "adapter": cell.adapter_name,
         "own": cell.is_own,
@@ -101,6 +102,9 @@ def _cell_report(cell: Cell, answers: AnswerFile, records: list[Record]) -> dict
         "identity_sha256": identity_sha256(cell.identity),
         "answers": answers.path.name,
     }
+    # The router's column takes over answers, which costs nothing; an endpoint's machine is not this one
+    is_of_a_pack = cell.identity["base_sha256"] is not None and not cell.column.is_auto
+    row["energy"] = energy_rows(answers.records.values(), cell.task.metrics[0]) if is_of_a_pack else []
     if by:
         row["by"] = by
     if cell.task.way != "answers":

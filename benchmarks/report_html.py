@@ -4,7 +4,7 @@ import html as escape_html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .report_text import column_name, columns, number, p_text
+from .report_text import column_name, columns, joules_text, number, p_text
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1a1d21;background:#fff}
@@ -72,11 +72,16 @@ def _task(report: Mapping[str, Any], task: str, about: Mapping[str, Any]) -> lis
                 f"{row['n']}{samples} of {row['n_test_set']}",
                 f"{row['n_tokens']:,}",
                 f"{row['wall_s']:,.1f}",
+                "<br>".join(
+                    f"{joules_text(found['joules_per_correct'])} <small>{_e(found['sensor'])}</small>"
+                    for found in row.get("energy", [])
+                )
+                or "<small>not available</small>",
                 f"<code>{row['identity_sha256'][:12]}</code>",
             ]
         )
     titles = [_e(facts["title"]) for facts in about["metrics"].values()]
-    return [*parts, _table(["", *titles, "n", "tokens", "seconds", "cell"], table)]
+    return [*parts, _table(["", *titles, "n", "tokens", "seconds", "J per correct answer", "cell"], table)]
 
 
 def _chart(title: str, metric: str, binary: bool, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -150,7 +150,27 @@ def _effort(report: Mapping[str, Any]) -> list[str]:
         f"- {task}: {n} samples of each problem, temperature {temperature:g}, top-p {top_p:g}, seed {seed}."
         for task, n, temperature, top_p, seed in sorted(drawn)
     ]
-    return lines
+    return [*lines, *_energy(report)]
+
+
+def joules_text(joules: float | None) -> str:
+    """Joules in three digits; a dash where there are none."""
+    return "-" if joules is None else f"{joules:,.0f}" if joules >= 100 else f"{joules:.3g}"
+
+
+def _energy(report: Mapping[str, Any]) -> list[str]:
+    by_sensor: dict[tuple[str, str], list[str]] = {}
+    for row in report["cells"]:
+        for found in row.get("energy", []):
+            text = f"{row['task']} x {column_name(row['adapter'])} {joules_text(found['joules_per_correct'])}"
+            text += f" ({joules_text(found['joules_per_answer'])} an answer)"
+            by_sensor.setdefault((found["sensor"], found["includes"]), []).append(text)
+    if not by_sensor:
+        return ["- Joules per correct answer: not available, no sensor of power or energy was read."]
+    return [
+        f"- Joules per correct answer, {sensor} ({what}): {', '.join(texts)}."
+        for (sensor, what), texts in by_sensor.items()
+    ]
 
 
 def _measured(report: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import concurrent.futures
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,12 +103,13 @@ def rescore_cell(cell: Cell, folder: Path) -> int:
         return sum(new != old for new, old in zip(after, before, strict=True))
 
 
-def run_cell(cell: Cell, folder: Path, generate: Generate) -> int:
+def run_cell(cell: Cell, folder: Path, generate: Generate, joules: Callable[[], Mapping[str, float]] = dict) -> int:
     """Measures what is missing of `cell`; the number of items that were asked now.
 
     Args:
         folder: where answer files lie; made where missing. A second process on the same cell waits for the first.
         generate: makes the answers; it may give them in any order.
+        joules: totals of energy by sensor, from any beginning on.
     """
     make_folder(folder)
     path = answer_path(folder, cell.identity)
@@ -121,7 +122,7 @@ def run_cell(cell: Cell, folder: Path, generate: Generate) -> int:
         before = [
             with_all_scores(cell, item, answers.records[item.id]) for item in wanted if item.id in answers.records
         ]
-        begun = time.monotonic()
+        begun, begun_j = time.monotonic(), joules()
         with (
             progress(cell.label, total=cell.n, unit="answers") as advance,
             concurrent.futures.ThreadPoolExecutor(1, "score") as scorer,
@@ -129,7 +130,7 @@ def run_cell(cell: Cell, folder: Path, generate: Generate) -> int:
             tally = _Tally(cell, advance, before)
             pending: list[concurrent.futures.Future[None]] = []
 
-            def keep(item: Item, answer: Generated, at_s: float) -> None:
+            def keep(item: Item, answer: Generated, at_s: float, energy_j: Mapping[str, float]) -> None:
                 record = Record(
                     id=item.id,
                     text=answer.text,
@@ -140,12 +141,14 @@ def run_cell(cell: Cell, folder: Path, generate: Generate) -> int:
                     run=answers.run,
                     at_s=round(at_s, 6),
                     by=getattr(answer, "by", None),
+                    energy_j={name: round(value, 3) for name, value in energy_j.items()} or None,
                 )
                 answers.add(record)
                 tally.add(record)
 
             def on_done(index: int, answer: Generated) -> None:
-                pending.append(scorer.submit(keep, missing[index], answer, time.monotonic() - begun))
+                spent = {name: value - begun_j.get(name, 0.0) for name, value in joules().items()}
+                pending.append(scorer.submit(keep, missing[index], answer, time.monotonic() - begun, spent))
 
             try:
                 generate(cell, missing, on_done)
