@@ -9,6 +9,9 @@ import sys
 import pytest
 from build_gguf import tiny_adapter, tiny_base
 from slm_edge.benchmarks.memory_plan import can_make_groups, ceiling, compare
+from slm_edge.benchmarks.random_base import make_shape
+from slm_edge.devices.shapes import find_shape
+from slm_edge.devices.table_view import table_of
 from slm_edge.edge.base_info import BaseInfo
 from slm_edge.edge.engine import Context, Model
 from slm_edge.edge.errors import DoesNotFitError, InputError
@@ -81,6 +84,13 @@ def test_the_plan_is_within_5_percent_of_a_process(base_path, starter_base):
     for path in (base_path, starter_base):
         row = compare(path, {"mmap": True, "repack": True}, threads=1)
         assert row["plan_over_peak"] == pytest.approx(1, abs=0.05), row
+
+
+def test_so_is_the_plan_of_a_published_shape_that_no_file_was_read_for(tmp_path):
+    shape = find_shape("smollm2-135m")
+    path = make_shape(tmp_path / "shape.gguf", shape, "q4_0")
+    row = compare(path, {"mmap": False, "repack": True}, threads=1, table=table_of(shape, "q4_0"))
+    assert row["plan_over_peak"] == pytest.approx(1, abs=0.05), row
 
 
 def test_a_run_at_the_planned_ceiling_ends_well_and_below_it_is_refused(starter_base):
