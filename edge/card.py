@@ -23,12 +23,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 from .errors import InputError
 from .names import did_you_mean
 
 MAX_CARD_BYTES: Final = 1 << 20
+# Whether guessed tokens are computed along with the next one, see `drafting.py`.
+Speculate = Literal["off", "exact", "fast"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class TaskCard:
         grammar: GBNF that answers keep to; None for none.
         schema: JSON schema that answers keep to; not beside a grammar.
         scale: strength of the adapter, 1.0 as it was trained.
+        speculate: "exact" guesses tokens from the prompt where that cannot change a bit of the answer, "fast" also
+            where near ties may fall the other way, "off" never. For tasks that copy: summaries, edits.
         scores: what was measured with it, as the benchmark wrote it.
         licence, data: under which terms the adapter stands, and what it was trained on.
     """
@@ -64,6 +68,7 @@ class TaskCard:
     grammar: str | None = None
     schema: Mapping[str, Any] | None = None
     scale: float = 1.0
+    speculate: Speculate = "off"
     scores: Mapping[str, Any] = field(default_factory=dict)
     licence: str = ""
     data: str = ""
@@ -175,6 +180,8 @@ def _faults(card: TaskCard) -> list[str]:
     faults += [number("temperature", 0, 10), number("top_p", 0, 1), number("min_p", 0, 1), number("scale", -10, 10)]
     if _is_number(card.scale) and card.scale == 0:
         faults.append("scale is 0, with which the adapter does nothing")
+    if card.speculate not in get_args(Speculate):
+        faults.append(f"speculate is {card.speculate!r}; {', '.join(get_args(Speculate))} are possible")
     if not _is_count(card.top_k, 0, 1 << 30):
         faults.append(f"top_k is {card.top_k!r}; a whole number from 0")
     if not _is_count(card.max_tokens, 1, 1 << 20):

@@ -21,7 +21,11 @@ class Lane:
         record: what is in its KV cache.
         turn: number of prompts begun; tells an answer that was left behind that the cache is no longer its own.
         busy: whether an answer is being made, so that its adapters must stay.
+        n_drafted_tokens, n_accepted_tokens: none are guessed here; `drafting.DraftingLane` does.
     """
+
+    n_drafted_tokens = 0
+    n_accepted_tokens = 0
 
     def __init__(self, context: Context, cache: PrefixCache) -> None:
         self.context = context
@@ -53,7 +57,7 @@ class Lane:
         """Computes one more token."""
         chunk = (token_id,)
         self.context.decode(chunk, self.n_tokens)
-        self.record.add(chunk, self.record.chunks[-1][1])
+        self.record.add_answer(chunk)
 
     def sample(self, sampler: Sampler) -> int:
         """Chooses the next token from the last output."""

@@ -28,8 +28,13 @@ def default_mmap(base: BaseInfo, repack: bool = True) -> bool:
     return plan.repacked_bytes < plan.weights_bytes // 10
 
 
-def plan_session(base: BaseInfo, options: EngineOptions, adapter_sizes_bytes: Sequence[int] = ()) -> MemoryPlan:
+def plan_session(
+    base: BaseInfo, options: EngineOptions, adapter_sizes_bytes: Sequence[int] = (), n_outputs: int = 1
+) -> MemoryPlan:
     """The plan of a session as its options ask for it, within `ram_bytes` or else the process's own limit.
+
+    Args:
+        n_outputs: logit rows of one batch, as `drafting.outputs_of` says.
 
     Raises:
         DoesNotFitError: the base was not trained for so long a context, or there is not enough memory.
@@ -52,6 +57,7 @@ def plan_session(base: BaseInfo, options: EngineOptions, adapter_sizes_bytes: Se
         if budget_bytes is None
         else min(sum(adapter_sizes_bytes), budget_bytes),
         "n_adapters": n_adapters,
+        "n_outputs": n_outputs,
         "n_threads": options.get("threads") or default_threads(),
         "flash_attention": options.get("flash_attention", "auto") != "off",
     }

@@ -21,7 +21,11 @@ class OnnxLane:
         record: what is in the KV cache.
         turn: number of prompts begun; tells an answer that was left behind that the cache is no longer its own.
         pairs: what each adapter state binds; the base's, the empty one, binds nothing and is not in it.
+        n_drafted_tokens, n_accepted_tokens: none are guessed here.
     """
+
+    n_drafted_tokens = 0
+    n_accepted_tokens = 0
 
     def __init__(self, engine: OnnxEngine) -> None:
         self.engine = engine

@@ -90,7 +90,7 @@ class KvRecord:
 
     Attributes:
         tokens: token ids by position.
-        chunks: in which they were computed; generated tokens are chunks of one.
+        chunks: in which they were computed; tokens of an answer, computed one by one or several at once, are in none.
         n_stable_tokens: how many of them a later prompt can have use for: whole chunks before the prompt's last.
     """
 
@@ -112,3 +112,7 @@ class KvRecord:
         """Takes in a chunk that has been computed."""
         self.tokens += token_ids
         self.chunks.append((len(self.tokens), state))
+
+    def add_answer(self, token_ids: Sequence[int]) -> None:
+        """Takes in tokens of an answer: no prompt is computed in such pieces, so none can keep them."""
+        self.tokens += token_ids

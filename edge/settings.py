@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
-from .card import TaskCard
+from .card import Speculate, TaskCard
 from .engine import FlashAttention, KvType
 from .errors import InputError
 from .sampling import Sampling
@@ -24,6 +24,8 @@ class EngineOptions(TypedDict, total=False):
     prefix_cache, prefix_cache_bytes: a folder where system prefixes last from one process to the next, and what it
         may hold, 512 MiB by default.
     adapter_budget_bytes, pinned: as in `shelf.Shelf`.
+    speculate: guess tokens from the prompt and compute them along with the next one: "off", "exact" or "fast" for all
+        answers, see `drafting.py`; None: as each task card says.
     n_parallel: requests of `Session.submit` computed at once at most, 8 by default.
     """
 
@@ -40,6 +42,7 @@ class EngineOptions(TypedDict, total=False):
     prefix_cache_bytes: int
     adapter_budget_bytes: int | None
     pinned: Sequence[str]
+    speculate: Speculate | None
     n_parallel: int
 
 

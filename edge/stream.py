@@ -24,7 +24,12 @@ StopReason = Literal["end", "stop", "max_tokens", "context"]
 class Worker(Protocol):
     """Computes prompts and tokens for one answer at a time: `lane.Lane` on llama.cpp, `onnx_lane.OnnxLane`."""
 
-    turn: int
+    n_drafted_tokens: int
+    n_accepted_tokens: int
+
+    @property
+    def turn(self) -> int:
+        """Number of prompts begun."""
 
     @property
     def n_tokens(self) -> int:
@@ -62,6 +67,7 @@ class Answer:
         prefill_s: seconds that the other tokens of the prompt took.
         seed: of the sampling; None when greedy.
         token_ids: what was generated.
+        n_drafted_tokens, n_accepted_tokens: guessed and computed along with others, and how many of them were right.
     """
 
     text: str
@@ -75,6 +81,8 @@ class Answer:
     prefill_s: float = 0.0
     seed: int | None = None
     token_ids: tuple[int, ...] = ()
+    n_drafted_tokens: int = 0
+    n_accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -195,6 +203,8 @@ class Stream(Iterator[str]):
             prefill_s=prefill_s,
             seed=seed,
             token_ids=tuple(ids),
+            n_drafted_tokens=lane.n_drafted_tokens,
+            n_accepted_tokens=lane.n_accepted_tokens,
         )
         if rest:
             yield rest
