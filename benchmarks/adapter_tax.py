@@ -10,7 +10,6 @@ for each adapter, then one JSON document.
 """
 
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import click
 from ..edge.base_info import BaseInfo
 from ..edge.engine import Adapter, Context, Model
 from .random_adapter import write_random_adapter
+from .stats import spread
 
 Seconds = tuple[float, float]
 
@@ -44,12 +44,6 @@ def measure(context: Context, adapters: list[tuple[Adapter, float]], n_prompt: i
     decode_s = clock() - began
     context.clear()
     return prompt_s, decode_s
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, smallest and largest."""
-    found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return {name: round(value, 4) for name, value in found.items()}
 
 
 @click.command()

@@ -10,7 +10,7 @@ Same scores and seed, same numbers.
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
+from statistics import NormalDist, median
 
 import numpy as np
 
@@ -166,6 +166,12 @@ def share(scores: Sequence[float]) -> Interval:
     """The mean of 0/1 scores with Wilson's interval."""
     right = sum(1 for score in scores if score == 1)
     return Interval(right / len(scores) if scores else 0.0, *wilson(right, len(scores)), method="Wilson")
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, smallest and largest of a few measurements, to four places."""
+    found = {"median": median(values), "min": min(values), "max": max(values)}
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def mean(scores: Sequence[float], *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = 0.95) -> Interval:

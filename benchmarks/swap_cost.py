@@ -4,7 +4,8 @@
 
 One context: the adapter set is replaced and one token computed; llama.cpp rebuilds its scheduler at that decode. One
 context for each adapter (two are made): the other context computes the token, nothing is rebuilt. Both are compared
-with a token without a swap, in turns; the difference of medians is the cost. Memory is what a second context adds.
+with a token without a swap, in turns; the difference of medians is the cost, the ratio is that of each turn. Memory is
+what a second context adds.
 Adapters are random, rank 16 on all linear layers, copies of one file. Prints one JSON document.
 """
 
@@ -21,6 +22,7 @@ import psutil
 from ..edge.base_info import BaseInfo
 from ..edge.engine import Context, Model
 from .random_adapter import write_random_adapter
+from .stats import spread
 
 N_CTX_TOKENS = 512
 
@@ -61,12 +63,14 @@ def measure(model: Model, file: Path, n_loaded: int, runs: int, threads: int | N
                 set_s = time.perf_counter() - began_s
                 swapped.append(set_s + token_s(first, 16))
     token, switch, swap = (statistics.median(times) * 1000 for times in (still, other, swapped))
-    spread = [round(1000 * value, 2) for value in (min(swapped), max(swapped))]
     return {
         "n_loaded": n_loaded,
         "token_ms": round(token, 3),
         "one_context_swap_ms": round(swap - token, 3),
-        "swap_and_token_ms_min_max": spread,
+        "swap_and_token_ms_min_max": [round(1000 * value, 2) for value in (min(swapped), max(swapped))],
+        "swap_and_token_to_token": spread(
+            [with_swap / without for with_swap, without in zip(swapped, still, strict=True)]
+        ),
         "context_each_swap_ms": round(switch - token, 3),
         "context_each_bytes": context_bytes,
     }
