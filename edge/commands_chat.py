@@ -15,10 +15,12 @@ from .commands_options import (
     grammar_text,
     ram_option,
     size_bytes_of,
+    speculate_option,
 )
 from .console import note
 
 if TYPE_CHECKING:
+    from .card import Speculate
     from .settings import EngineOptions
 
 PROMPT = "> "
@@ -36,6 +38,7 @@ PROMPT = "> "
 @click.option(
     "--context", "context_tokens", type=click.IntRange(1), help="Longest conversation, in tokens.  [default: 2048]"
 )
+@speculate_option
 @ram_option
 @adapter_budget_option
 @click.option("--pin", "pinned", metavar="NAME", multiple=True, help="An adapter that stays once loaded; repeatable.")
@@ -49,6 +52,7 @@ def chat(
     seed: int | None,
     threads: int | None,
     context_tokens: int | None,
+    speculate: "Speculate | None",
     ram: str | None,
     adapter_budget: str | None,
     pinned: tuple[str, ...],
@@ -73,6 +77,7 @@ def chat(
         "ram_bytes": size_bytes_of(ram),
         "adapter_budget_bytes": size_bytes_of(adapter_budget),
         "pinned": pinned,
+        "speculate": speculate,
     }
     from .pack import Pack
     from .session import Session

@@ -56,6 +56,16 @@ def adapter_budget_option(command: Command) -> Command:
     )(command)
 
 
+def speculate_option(command: Command) -> Command:
+    """Adds `--speculate`, passed to the command as `speculate`."""
+    return click.option(
+        "--speculate",
+        type=click.Choice(["off", "exact", "fast"]),
+        help="Guess tokens that repeat the prompt and compute several at once: exact only where that gives the same "
+        "bits, fast also where near ties may fall the other way.  [default: the adapter's card]",
+    )(command)
+
+
 def grammar_options(command: Command) -> Command:
     """Adds `--schema` and `--grammar`, passed as paths."""
     file = click.Path(path_type=Path)

@@ -17,11 +17,13 @@ from .commands_options import (
     grammar_text,
     ram_option,
     size_bytes_of,
+    speculate_option,
 )
 from .console import emit, human_bytes, json_option, note
 from .errors import InputError
 
 if TYPE_CHECKING:
+    from .card import Speculate
     from .onnx_session import OnnxSession
     from .session import Answer, Stream
     from .settings import EngineOptions
@@ -51,6 +53,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
     show_default=True,
     help="llama.cpp, or onnxruntime with the pack's ONNX form.",
 )
+@speculate_option
 @ram_option
 @adapter_budget_option
 @click.option(
@@ -73,6 +76,7 @@ def run(
     threads: int | None,
     context_tokens: int | None,
     engine: str,
+    speculate: "Speculate | None",
     ram: str | None,
     adapter_budget: str | None,
     prefix_cache: Path | None,
@@ -138,8 +142,9 @@ def run(
         needed_bytes = sum(opened.adapters[one].size_bytes for one in chosen)
         options["adapter_budget_bytes"] = needed_bytes if budget_bytes is None else min(needed_bytes, budget_bytes)
         options["prefix_cache"] = prefix_cache
-    elif prefix_cache is not None or ram_bytes is not None or budget_bytes is not None:
-        raise click.UsageError("--prefix-cache, --ram and --adapter-budget need --engine llama.")
+        options["speculate"] = speculate
+    elif any(value is not None for value in (prefix_cache, ram_bytes, budget_bytes, speculate)):
+        raise click.UsageError("--prefix-cache, --ram, --adapter-budget and --speculate need --engine llama.")
     with kind.open(opened, **options) as session:
         session.use(chosen or None)
         load_s = time.perf_counter() - start_s
@@ -204,11 +209,14 @@ def _numbers(answer: "Answer", load_s: float) -> dict[str, Any]:
 
 def _stats_line(numbers: dict[str, Any]) -> str:
     rate = numbers["decode_tokens_per_s"]
+    drafted = numbers["n_drafted_tokens"]
+    guessed = [f"{numbers['n_accepted_tokens']} of {drafted} guessed tokens right"] if drafted else []
     parts = [
         f"adapter {numbers['adapter'] or 'none'}",
         f"loaded in {numbers['load_s']:.2f} s",
         f"first token after {numbers['first_token_s']:.2f} s ({numbers['n_prompt_tokens']} prompt tokens)",
         f"{numbers['n_tokens']} tokens" + (f" at {rate:.1f} tokens/s" if rate else ""),
+        *guessed,
         f"peak memory {human_bytes(numbers['peak_memory_bytes'])}",
         f"ended by {numbers['stop_reason']}",
     ]

@@ -199,6 +199,8 @@ class Talk:
                 f"{answer.n_kept_tokens} of {answer.n_prompt_tokens} prompt tokens kept, the others computed in "
                 f"{answer.prefill_s:.2f} s; ended by {answer.stop_reason}"
             )
+            if answer.n_drafted_tokens:
+                note(f"{answer.n_accepted_tokens} of {answer.n_drafted_tokens} guessed tokens were right")
         if self.recompute is not None:
             note(f"change of adapter: {self.recompute.text()}")
         loaded = ", ".join(f"{name} {human_bytes(size)}" for name, size in self.session.loaded_adapters.items())
