@@ -37,15 +37,20 @@ from .stream import Worker
 
 # Tokens computed at once, the guessed ones and the one before them, and how many must agree with what stood before.
 # Kernels work on four rows at a time, so sizes between cost as much as the next one.
-SIZES: Final = ((8, 6), (4, 3))
+SIZES: Final = ((8, 6), (4, 4))
 MOST_AT_ONCE: Final = 8
-# So many rows of logits, equal bit for bit, show that the kernels agree: which are taken follows from shapes alone.
-PROOF_ROWS: Final = 8
+# So many rows of logits, equal bit for bit, show that the kernels agree: which are taken follows from shapes alone, and
+# is the same for 4 rows as for 8. By chance one row in 16 was equal where they do not.
+PROOF_ROWS: Final = 4
+PROOF_AT_ONCE: Final = 4
 # From so many tokens in the cache on, llama.cpp splits attention among the threads.
 SPLIT_TOKENS: Final = 256
 # Where memory is no bottleneck a further token costs about half of the first one (measured, 1 thread: 0.45 to 0.55).
 FURTHER_TOKEN_COST: Final = 0.5
-# Speculation rests for so many tokens after a loss, twice as many after each further one.
+# Once wrong guesses have cost so much more than right ones gained, in tokens' time, speculation rests: for so many
+# tokens, and twice as many each time until the debt is paid.
+MOST_DEBT: Final = 4.0
+DEBT_AFTER_REST: Final = 2.0
 FIRST_REST_TOKENS: Final = 8
 LONGEST_REST_TOKENS: Final = 128
 
@@ -114,7 +119,7 @@ class DraftingLane:
         self._row = -1
         # Rows that were computed at once, to be compared with those computed one by one.
         self._proof: list[tuple[int, npt.NDArray[np.float32]]] = []
-        self._balance = 0.0
+        self._debt = 0.0
         self._rest_tokens = 0
         self._next_rest_tokens = FIRST_REST_TOKENS
 
@@ -152,7 +157,7 @@ class DraftingLane:
         if guess and self._exact:
             verdict = self._drafting.verdict(self._kernels())
             if verdict is None:
-                self._begin_proof((token_id, *guess))
+                self._begin_proof((token_id, *guess)[:PROOF_AT_ONCE])
             guess = guess if verdict else []
         if not guess:
             self._lane.step(token_id)
@@ -182,11 +187,11 @@ class DraftingLane:
             return
         if n_right + 1 < n_batch:
             self._context.remove(0, self.n_tokens)
-        gain = n_right - FURTHER_TOKEN_COST * (n_batch - 1)
-        self._balance = min(self._balance, 0) + gain
-        if self._balance >= 0:
+        self._debt = max(0.0, self._debt + FURTHER_TOKEN_COST * (n_batch - 1) - n_right)
+        if not self._debt:
             self._next_rest_tokens = FIRST_REST_TOKENS
-        else:
+        elif self._debt >= MOST_DEBT:
+            self._debt = DEBT_AFTER_REST
             self._rest_tokens = self._next_rest_tokens
             self._next_rest_tokens = min(2 * self._next_rest_tokens, LONGEST_REST_TOKENS)
 
