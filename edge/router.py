@@ -125,8 +125,9 @@ class Router:
         """
         talk = not isinstance(prompt, str) and any(message["role"] == "assistant" for message in prompt)
         features = read_prompt(prompt if isinstance(prompt, str) else _last_user_text(prompt))
-        shares = self._shares(features)
-        choice, stayed = self._pick(shares, current if talk else None, talk)
+        trained, odds = self._trained(features), self._odds(features)
+        shares = self._joined(trained, odds)
+        choice, stayed = self._pick(trained, odds, shares, current if talk else None, talk)
         others = {name: share for name, share in shares.items() if name != choice}
         runner_up = max(others, key=lambda name: others[name]) if others else None
         reasons = self._reasons(features, choice, runner_up) if explain else ()
@@ -138,17 +139,32 @@ class Router:
 
     def shares(self, prompt: str) -> dict[str | None, float]:
         """The probability of each adapter, and of none of them under None; together 1."""
-        return self._shares(read_prompt(prompt))
+        features = read_prompt(prompt)
+        return self._joined(self._trained(features), self._odds(features))
 
-    def _pick(self, shares: dict[str | None, float], current: str | None, talk: bool) -> tuple[str | None, bool]:
-        best = max(shares, key=lambda name: shares[name])
-        if best is not None and shares[best] < self._least.get(best, 0.5):
-            best = None
+    def _pick(
+        self,
+        trained: dict[str | None, float],
+        odds: NDArray[np.float64],
+        shares: dict[str | None, float],
+        current: str | None,
+        talk: bool,
+    ) -> tuple[str | None, bool]:
+        # An added adapter takes a prompt or leaves it: one that it leaves is decided as if it were not there.
+        at = int(odds.argmax()) if len(odds) else 0
+        best: str | None
+        if len(odds) and odds[at] / (1 + odds[at]) >= self._least.get(self._added_names[at], 0.5):
+            best = self._added_names[at]
+        else:
+            best = max(trained, key=lambda name: trained[name])
+            if best is not None and trained[best] < self._least.get(best, 0.5):
+                best = None
         if talk and current in shares and current != best and shares[best] < STAY_ODDS * shares[current]:
             return current, True
         return best, False
 
-    def _shares(self, features: Features) -> dict[str | None, float]:
+    def _trained(self, features: Features) -> dict[str | None, float]:
+        """Probabilities of the adapters of the tasks that were trained together, and of none; together 1."""
         model = self.model
         logits = model.bias + model.named @ features.named + features.values @ model.slots[features.slots]
         logits = np.exp((logits - logits.max()) / model.temperature)
@@ -156,20 +172,26 @@ class Router:
         shares: dict[str | None, float] = {None: 0.0}
         for name, part in zip(self._names, parts.tolist(), strict=True):
             shares[name] = shares.get(name, 0.0) + part
-        if self._added_names:
-            # Each added adapter has odds against all that was there before; together with it they share 1.
-            odds = np.exp(np.clip(self._added_logits(features), -30, 30))
-            whole = 1 + float(odds.sum())
-            shares = {name: part / whole for name, part in shares.items()}
-            shares |= dict(zip(self._added_names, (odds / whole).tolist(), strict=True))
         return shares
 
-    def _added_logits(self, features: Features) -> NDArray[np.float32]:
+    def _joined(self, trained: dict[str | None, float], odds: NDArray[np.float64]) -> dict[str | None, float]:
+        """Probabilities with the added adapters: each has odds against all that was there before; together 1."""
+        if not len(odds):
+            return trained
+        whole = 1 + float(odds.sum())
+        shares = {name: part / whole for name, part in trained.items()}
+        return shares | dict(zip(self._added_names, (odds / whole).tolist(), strict=True))
+
+    def _odds(self, features: Features) -> NDArray[np.float64]:
+        """Each added adapter's odds against all that was there before, [n_added]."""
+        if not self._added_names:
+            return np.zeros(0)
         dense = np.zeros(len(self.model.slots), dtype=np.float32)
         dense[features.slots] = features.values
         hashed = np.einsum("am,am->a", dense[self._added_slots], self._added_values)
-        logits: NDArray[np.float32] = self._added_bias + self._added_named @ features.named + hashed
-        return logits
+        logits = self._added_bias + self._added_named @ features.named + hashed
+        odds: NDArray[np.float64] = np.exp(np.clip(logits.astype(np.float64), -30, 30))
+        return odds
 
     def _weights(self, name: str | None, features: Features) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """A class's part by named feature and by hashed place."""

@@ -3,9 +3,11 @@
     model = with_examples(model, "translate", ["Translate to French: I am tired.", ...])
 
 The new adapter gets weights of its own against everything else: a logistic regression of its examples against the
-prompts that the router's file carries, of every task and of none. No other weight changes. Some of those prompts may
-be of the new kind themselves ("Translate …" was "none of these" until now): the few that look most like the examples
-are set aside after a first fit, then it is fitted again. The threshold keeps what is left of them out.
+prompts that the router's file carries, of every task and of none. No other weight changes. Words that many prompts
+have count for little (inverse document frequency), and words for more than structure: twenty examples must not claim
+all that is built as they are. Some of the file's prompts may be of the new kind themselves ("Translate …" was "none of
+these" until now), so none of them moves the threshold: it lies a third of the way from the mean of the others to the
+mean of the examples. Measured with translation, sentiment and SQL (a part of `code`'s own): benchmarks/README.md.
 """
 
 import dataclasses
@@ -22,12 +24,17 @@ from .router_file import ADDED_SLOTS, Background, RouterModel
 
 MIN_EXAMPLES: Final = 5
 MAX_EXAMPLES: Final = 2000
-# Most of one label's background that may be taken for the new adapter's
-_ASIDE: Final = 0.06
 _STEPS: Final = 300
 _PENALTY: Final = 0.004
-# Share of the background that the threshold may let through
-_TAKEN: Final = 0.004
+# Scale of the named and of the hashed features in the fit: the larger, the less the penalty holds them back
+_NAMED_SCALE: Final = 0.3
+_HASHED_SCALE: Final = 3.0
+# Prompts with a word at which its weight in the fit is as it is
+_USUAL: Final = 10
+# Where even odds lie between the background's mean (0) and the examples' (1)
+_MIDDLE: Final = 0.33
+# Log-odds at the examples' mean
+_SURE: Final = 6.0
 # The new adapter's prompts are taken to be this share of all
 _PRIOR: Final = 0.25
 # Examples kept in the file for adapters added later
@@ -82,10 +89,9 @@ def with_examples(model: RouterModel, name: str, examples: Sequence[str]) -> Rou
     positives, negatives = _read(texts), _read([text for text, _ in background])
     columns = np.unique(np.concatenate([features.slots for features in positives]))
     mine, others = _dense(positives, columns), _dense(negatives, columns)
-    weights, bias = _fit(mine, others)
-    keep = _not_aside(mine @ weights + bias, others @ weights + bias, [label for _, label in background])
-    others = others[keep]
-    weights, bias = _fit(mine, others)
+    scale = _scale(mine, others)
+    weights = _fit(mine * scale, others * scale)
+    weights *= scale
     hashed = weights[len(NAMES) :]
     strongest = np.sort(np.argsort(-np.abs(hashed), kind="stable")[:ADDED_SLOTS])
     slots, values = np.zeros(ADDED_SLOTS, dtype=np.int32), np.zeros(ADDED_SLOTS, dtype=np.float32)
@@ -93,18 +99,19 @@ def with_examples(model: RouterModel, name: str, examples: Sequence[str]) -> Rou
     dropped = np.ones(len(hashed), dtype=bool)
     dropped[strongest] = False
     weights[len(NAMES) :][dropped] = 0
-    bias += _shift(mine @ weights + bias, others @ weights + bias)
+    middle, sharper = _between(mine @ weights, others @ weights)
+    weights *= np.float32(sharper)
+    values *= np.float32(sharper)
     added = dataclasses.replace(
         model,
         thresholds={**model.thresholds, name: 0.5},
         added=(*model.added, name),
-        added_bias=np.append(model.added_bias, np.float32(bias)),
+        added_bias=np.append(model.added_bias, np.float32(-middle * sharper)),
         added_named=np.concatenate([model.added_named, weights[None, : len(NAMES)]]),
         added_slots=np.concatenate([model.added_slots, slots[None]]),
         added_values=np.concatenate([model.added_values, values[None]]),
     )
-    rest = [row for row, kept in zip(background, keep, strict=True) if kept or row[1] is not None]
-    return added.with_prompts(Background((*rest, *((text, name) for text in texts[:_KEPT]))))
+    return added.with_prompts(Background((*background, *((text, name) for text in texts[:_KEPT]))))
 
 
 def without(model: RouterModel, name: str) -> RouterModel:
@@ -141,8 +148,8 @@ def _dense(read: Sequence[Features], columns: NDArray[np.int32]) -> Floats:
     return table
 
 
-def _fit(mine: Floats, others: Floats) -> tuple[Floats, float]:
-    """Logistic regression with an L2 penalty, by Nesterov's accelerated gradient from zero: no chance in it."""
+def _fit(mine: Floats, others: Floats) -> Floats:
+    """Weights without the bias. Logistic regression with an L2 penalty, by Nesterov's accelerated gradient from zero: no chance in it."""
     table = np.concatenate([mine, others])
     target = np.concatenate([np.ones(len(mine)), np.zeros(len(others))]).astype(np.float32)
     share = np.concatenate(
@@ -158,26 +165,20 @@ def _fit(mine: Floats, others: Floats) -> tuple[Floats, float]:
         momentum = number / (number + 3)
         ahead, bias_ahead = new + momentum * (new - weights), new_bias + momentum * (new_bias - bias)
         weights, bias = new, new_bias
-    return weights, bias
+    return weights
 
 
-def _not_aside(mine: Floats, others: Floats, labels: Sequence[str | None]) -> NDArray[np.bool_]:
-    """False for the few prompts of the background that score as the examples' lower quarter does."""
-    least = float(np.quantile(mine, 0.25))
-    keep = np.ones(len(others), dtype=bool)
-    for label in set(labels):
-        of = np.array([one == label for one in labels])
-        most = int(_ASIDE * of.sum())
-        like = np.flatnonzero(of & (others >= least))
-        keep[like[np.argsort(-others[like], kind="stable")][:most]] = False
-    return keep
+def _scale(mine: Floats, others: Floats) -> Floats:
+    """What each column is multiplied by in the fit, [len(NAMES) + n_columns]."""
+    n_with = (mine[:, len(NAMES) :] != 0).sum(axis=0) + (others[:, len(NAMES) :] != 0).sum(axis=0)
+    n_all = len(mine) + len(others) + 1
+    rare = np.log(n_all / (n_with + 1)) / max(np.log(n_all / (_USUAL + 1)), 1.0)
+    return np.concatenate([np.full(len(NAMES), _NAMED_SCALE), _HASHED_SCALE * rare]).astype(np.float32)
 
 
-def _shift(mine: Floats, others: Floats) -> float:
-    """Moves the bias so that even odds lie above nearly all of the background, on the way to the examples."""
-    if not len(others):
-        return 0.0
-    outside = float(np.quantile(others, 1 - _TAKEN))
-    inside = float(np.quantile(mine, 0.1))
-    middle = outside + 0.2 * (inside - outside) if inside > outside else outside
-    return -middle
+def _between(mine: Floats, others: Floats) -> tuple[float, float]:
+    """The score at which odds are even, and what scores are multiplied by for `_SURE` at the examples' mean."""
+    inside = float(mine.mean())
+    outside = float(others.mean()) if len(others) else 0.0
+    middle = outside + _MIDDLE * (inside - outside)
+    return middle, _SURE / max(inside - middle, 1e-3)
