@@ -149,7 +149,10 @@ def _dense(read: Sequence[Features], columns: NDArray[np.int32]) -> Floats:
 
 
 def _fit(mine: Floats, others: Floats) -> Floats:
-    """Weights without the bias. Logistic regression with an L2 penalty, by Nesterov's accelerated gradient from zero: no chance in it."""
+    """Weights, without the bias, of a logistic regression with an L2 penalty.
+
+    By Nesterov's accelerated gradient from zero: no chance in it.
+    """
     table = np.concatenate([mine, others])
     target = np.concatenate([np.ones(len(mine)), np.zeros(len(others))]).astype(np.float32)
     share = np.concatenate(
