@@ -133,9 +133,8 @@ class Bench:
 
     def parting(self, messages: Sequence[Message], plain: Sequence[int], other: Sequence[int]) -> dict[str, Any]:
         """Where two answers part, and by how much the plain run preferred its own token, in logits."""
-        at = next(
-            (i for i, (a, b) in enumerate(zip(plain, other, strict=False)) if a != b), min(map(len, (plain, other)))
-        )
+        shorter = min(len(plain), len(other))
+        at = next((i for i in range(shorter) if plain[i] != other[i]), shorter)
         session = self.session
         ids, n_shared = session.rendered(messages, None, session.choice)
         lane = session._lane
@@ -151,18 +150,16 @@ def report(prompts: Sequence[Prompt], partings: Sequence[Mapping[str, Any]]) -> 
     """The figures of one task."""
     guessed = [prompt.guessed[-1].answer for prompt in prompts]
 
+    def seconds(prompt: Prompt, clock: str) -> tuple[float, float]:
+        plain, with_it = (sum(getattr(run, clock) for run in runs) for runs in (prompt.plain, prompt.guessed))
+        return plain, with_it
+
     def ratios(clock: str) -> list[float]:
-        return [
-            sum(getattr(run, clock) for run in prompt.plain) / sum(getattr(run, clock) for run in prompt.guessed)
-            for prompt in prompts
-        ]
+        return [plain / with_it for plain, with_it in (seconds(prompt, clock) for prompt in prompts)]
 
     def total(clock: str) -> float:
-        plain, with_it = (
-            sum(getattr(run, clock) for prompt in prompts for run in runs(prompt))
-            for runs in (lambda prompt: prompt.plain, lambda prompt: prompt.guessed)
-        )
-        return float(plain / with_it)
+        plain, with_it = (sum(column) for column in zip(*(seconds(one, clock) for one in prompts), strict=True))
+        return round(plain / with_it, 3)
 
     interval = mean(ratios("decode_s"))
     return {
@@ -170,8 +167,8 @@ def report(prompts: Sequence[Prompt], partings: Sequence[Mapping[str, Any]]) -> 
         "tokens": sum(answer.n_tokens for answer in guessed),
         "drafted_tokens": sum(answer.n_drafted_tokens for answer in guessed),
         "accepted_tokens": sum(answer.n_accepted_tokens for answer in guessed),
-        "decode_ratio": round(total("decode_s"), 3),
-        "decode_ratio_of_cpu_time": round(total("decode_cpu_s"), 3),
+        "decode_ratio": total("decode_s"),
+        "decode_ratio_of_cpu_time": total("decode_cpu_s"),
         "decode_ratio_by_prompt": spread(ratios("decode_s")),
         "mean_ratio_95": [round(interval.low, 3), round(interval.high, 3)],
         "cpu_ratio_by_prompt": spread(ratios("decode_cpu_s")),
