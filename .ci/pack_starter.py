@@ -1,7 +1,7 @@
 """Packs the starter: exported adapters, their cards with the measured scores, training records and licences.
 
 usage: python .ci/pack_starter.py BASE.gguf OUT STARTER
-OUT holds NAME.gguf, peft/NAME/train.json and, once measured, scores/scores.json; STARTER is edge/starter.
+OUT holds NAME.gguf, peft/NAME/train.json (peft/NAME-first too where it was trained twice) and, once measured, scores/scores.json; STARTER is edge/starter.
 The router is OUT/router.npz where there is one (slm-edge router train -o), else the one that STARTER has.
 """
 
@@ -59,7 +59,8 @@ def main(base: Path, out: Path, starter: Path) -> None:
         for name, card in CARDS.items():
             path = aside / f"{name}.json"
             path.write_text(json.dumps({**card, "scores": scores_of(scores, name)}), encoding="utf-8")
-            shutil.copy(out / "peft" / name / "train.json", training / f"{name}.json")
+            for record in sorted((out / "peft").glob(f"{name}*/train.json")):  # math-first is math's first training
+                shutil.copy(record, training / f"{record.parent.name}.json")
             command += ["--adapter", f"{name}={out / f'{name}.gguf'}", "--card", f"{name}={path}"]
         command += ["--include", str(aside / "licenses"), "--include", str(training)]
         router = next((path for path in (out / "router.npz", starter / "router.npz") if path.is_file()), None)
