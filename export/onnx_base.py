@@ -35,8 +35,9 @@ from .base import export_base
 from .checkpoint import Checkpoint
 from .gguf_writer import keys_of, write_gguf
 from .onnx_data import DataFile
-from .onnx_decoder import Parts, build, head_size_of, store
+from .onnx_decoder import Parts, build, store
 from .onnx_others import write_configs
+from .onnx_rope import head_size_of
 from .onnx_weights import OnnxType, Weights
 from .quantize import TYPES
 

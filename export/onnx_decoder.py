@@ -7,6 +7,7 @@
 Inputs and outputs have the names that Hugging Face's optimum and onnxruntime-genai look for. Two are ours: the LoRA
 pairs, and `first_logit` (default 0), the first token that gets logits: a runtime that wants the last one's alone
 saves the head's work on all others. Positions follow from attention_mask, so batches are padded on the right only.
+Between attentions rows of all sequences lie below each other, (tokens, width): Gemm takes two sides only.
 """
 
 from collections.abc import Sequence
@@ -14,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from ..edge.base_info import BaseInfo
 from .onnx_data import DataFile
 from .onnx_graph import MS, Graph
+from .onnx_rope import head_size_of, rope_tables
 from .onnx_weights import Matrix, Weights
 
 # Module of a layer -> GGUF name; grouped as they share their input.
@@ -89,24 +90,6 @@ class Parts:
         return [linear for layer in self.layers for linear in layer.values()]
 
 
-def head_size_of(info: BaseInfo) -> int:
-    """Width of one attention head."""
-    return info.tensor_shapes["blk.0.attn_q.weight"][1] // info.n_heads
-
-
-def rope_tables(info: BaseInfo, n_tokens: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """cos and sin of every position's angles, (n_tokens, head_size / 2), computed in F32 as transformers does."""
-    file, arch, size = info.file, info.architecture, head_size_of(info)
-    theta = np.float32(file.get(f"{arch}.rope.freq_base", 10000.0))
-    speeds = np.float32(1) / theta ** (np.arange(0, size, 2, dtype=np.float32) / np.float32(size))
-    if "rope_freqs.weight" in file.tensors:
-        speeds = speeds / file.array("rope_freqs.weight")
-    if file.get(f"{arch}.rope.scaling.type") == "linear":
-        speeds = speeds / np.float32(file.get(f"{arch}.rope.scaling.factor", 1.0))
-    angles = np.arange(n_tokens, dtype=np.float32)[:, None] * speeds.astype(np.float32)[None]
-    return np.cos(angles), np.sin(angles)
-
-
 def store(info: BaseInfo, weights: Weights, data: DataFile, *, packed: bool, max_length_tokens: int) -> Parts:
     """Puts every tensor into the data file.
 
@@ -166,6 +149,7 @@ class _Decoder:
         self.info, self.parts, self.graph, self.lora = info, parts, graph, lora
         self.eps = float(info.file.get(f"{info.architecture}.attention.layer_norm_rms_epsilon"))
         self.cache_dims: tuple[int | str, ...] = ("batch_size", info.n_kv_heads)
+        self.shapes: set[str] = set()
 
     def build(self) -> None:
         g, info, parts = self.graph, self.info, self.parts
@@ -178,7 +162,8 @@ class _Decoder:
         first = g.input("first_logit", np.int64, [1])
         g.small("first_logit", np.array([0], np.int64))
         self.lengths = self._lengths(mask)
-        residual = g.embedding(parts.embedding, ids)
+        self.shape = g.node("Shape", [ids])
+        residual = self._rows(g.embedding(parts.embedding, ids), info.n_embd)
         x = self._norm(residual, "model.layers.0.input_layernorm")
         for layer, linears in enumerate(parts.layers):
             where = f"model.layers.{layer}"
@@ -188,7 +173,7 @@ class _Decoder:
             last = layer == info.n_layers - 1
             if not last:
                 x, residual = self._skip_norm(residual, fed, f"model.layers.{layer + 1}.input_layernorm")
-        residual, fed = self._from(residual, first), self._from(fed, first)
+        residual, fed = (self._from(self._batched(y, info.n_embd), first) for y in (residual, fed))
         x, _ = self._skip_norm(residual, fed, "model.norm")
         g.head(parts.head, x, "logits")
         g.output("logits", ["batch_size", "logits_length", info.n_vocab])
@@ -205,6 +190,18 @@ class _Decoder:
         last = g.node("Cast", [g.node("Sub", [row, one])], to=int32)
         total = g.node("Gather", [g.node("Shape", [mask]), one], axis=0)
         return last, g.node("Cast", [total], to=int32)
+
+    def _rows(self, x: str, width: int) -> str:
+        """(batch, tokens, width) as (tokens of all, width)."""
+        return self.graph.node("Reshape", [x, self.graph.small(f"rows_{width}", np.array([-1, width]))])
+
+    def _batched(self, x: str, width: int) -> str:
+        """(tokens of all, …) as (batch, tokens, width)."""
+        g, name = self.graph, f"batched_{width}"
+        if name not in self.shapes:
+            self.shapes.add(name)
+            g.node("Concat", [self.shape, g.small(f"width_{width}", np.array([width]))], out=name, axis=0)
+        return g.node("Reshape", [x, name])
 
     def _from(self, x: str, first: str) -> str:
         g = self.graph
@@ -231,13 +228,13 @@ class _Decoder:
             y = g.node("Add", [y, g.stored(linear.bias)])
         return g.lora(linear.pair, linear.n_in, linear.n_out, x, y) if self.lora else y
 
-    def _head_norm(self, x: str, module: str, n_heads: int) -> str:
-        if module not in self.parts.norms:
-            return x
+    def _heads(self, x: str, module: str, n_heads: int) -> str:
+        """q or k as attention takes it, normed by head where the family does so."""
         g, size = self.graph, self.parts.head_size
-        heads = g.node("Reshape", [x, g.small(f"heads_{n_heads}", np.array([0, 0, n_heads, size]))])
-        flat = g.small(f"flat_{n_heads}", np.array([0, 0, n_heads * size]))
-        return g.node("Reshape", [self._norm(heads, module), flat])
+        if module in self.parts.norms:
+            heads = g.node("Reshape", [x, g.small(f"heads_{n_heads}", np.array([-1, n_heads, size]))])
+            x = self._norm(heads, module)
+        return self._batched(x, n_heads * size)
 
     def _attention(self, layer: int, linears: dict[str, Linear], x: str) -> str:
         g, info = self.graph, self.info
@@ -249,23 +246,28 @@ class _Decoder:
             q, k, v = self._apply(packed, x), "", ""
             if f"{where}.q_norm" in self.parts.norms:
                 q, k, v = self._split(packed, q)
+        size = self.parts.head_size
         if k:
-            q = self._head_norm(q, f"{where}.q_norm", info.n_heads)
-            k = self._head_norm(k, f"{where}.k_norm", info.n_kv_heads)
+            q = self._heads(q, f"{where}.q_norm", info.n_heads)
+            k = self._heads(k, f"{where}.k_norm", info.n_kv_heads)
+            v = self._batched(v, info.n_kv_heads * size)
+        else:
+            q = self._batched(q, (info.n_heads + 2 * info.n_kv_heads) * size)
         past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
         outputs = ["", f"present.{layer}.key", f"present.{layer}.value"]
         tables = [g.stored("rope_cos"), g.stored("rope_sin")]
-        return g.node(
+        attended = g.node(
             "GroupQueryAttention",
             [q, k, v, *past, *self.lengths, *tables],
             out=outputs,
             domain=MS,
             num_heads=info.n_heads,
             kv_num_heads=info.n_kv_heads,
-            scale=float(self.parts.head_size**-0.5),
+            scale=float(size**-0.5),
             do_rotary=1,
             rotary_interleaved=0,
         )
+        return self._rows(attended, info.n_heads * size)
 
     def _mlp(self, linears: dict[str, Linear], x: str) -> str:
         g = self.graph

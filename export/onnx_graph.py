@@ -98,28 +98,36 @@ class Graph:
         self.nodes.append(node)
         return outputs[0]
 
-    def linear(self, matrix: Matrix, x: str, bias: str | None = None) -> str:
-        """x W^T (+ bias) for x of (batch, tokens, n_in)."""
+    def linear(self, matrix: Matrix, x: str) -> str:
+        """x W^T for x of (tokens, n_in)."""
         if matrix.held is None:
-            y = self.node("MatMul", [x, self.stored(matrix.weight)])
-        else:
-            y = self._blocks(matrix, matrix.held, x)
-        return y if bias is None else self.node("Add", [y, self.stored(bias)])
+            return self.node("MatMul", [x, self.stored(matrix.weight)])
+        y = self._blocks(matrix, matrix.held, x)
+        if matrix.offsets is None:
+            return y
+        return self.node("Gemm", [self._block_sums(matrix, x, [-1]), self.stored(matrix.offsets), y])
 
     def head(self, matrix: Matrix, x: str, out: str) -> None:
-        """The output matrix, whose floats are not transposed because the embedding may be the same tensor."""
+        """The output matrix for x of (batch, tokens, n_in): giving the logits their shape afterwards would copy them.
+
+        Its floats are not transposed because the embedding may be the same tensor.
+        """
         if matrix.held is None:
             self.node("FusedMatMul", [x, self.stored(matrix.weight)], out=out, domain=MS, transA=0, transB=1, alpha=1.0)
-        else:
+        elif matrix.offsets is None:
             self._blocks(matrix, matrix.held, x, out)
+        else:
+            sums = self._block_sums(matrix, x, [0, 0])
+            added = self.node("MatMul", [sums, self.stored(matrix.offsets)])
+            self.node("Add", [self._blocks(matrix, matrix.held, x), added], out=out)
 
     def _blocks(self, matrix: Matrix, held: GgmlType, x: str, out: str = "") -> str:
         carrier = CARRIERS[held]
         assert matrix.scales is not None
-        y = self.node(
+        return self.node(
             "MatMulNBits",
             [x, self.stored(matrix.weight), self.stored(matrix.scales)],
-            out=out if matrix.offsets is None else "",
+            out=out,
             domain=MS,
             K=matrix.n_in,
             N=matrix.n_out,
@@ -127,23 +135,27 @@ class Graph:
             block_size=carrier.block_values,
             accuracy_level=self._accuracy_level,
         )
-        if matrix.offsets is None:
-            return y
-        sums = self._block_sums(x, matrix.n_in, carrier.block_values)
-        return self.node("Add", [y, self.node("MatMul", [sums, self.stored(matrix.offsets)])], out=out)
 
-    def _block_sums(self, x: str, n_in: int, block_values: int) -> str:
-        """Sums of x over each block, (batch, tokens, n_blocks): what a block's offset is multiplied by."""
+    def _block_sums(self, matrix: Matrix, x: str, outer: list[int]) -> str:
+        """Sums of x over each block, (…, n_blocks): what a block's offset is multiplied by; `outer` as in Reshape."""
+        assert matrix.held is not None
+        block_values = CARRIERS[matrix.held].block_values
         key = (x, block_values)
         if key not in self._sums:
-            shape = self.small(f"blocks_{n_in}_{block_values}", np.array([0, 0, n_in // block_values, block_values]))
+            n_blocks = matrix.n_in // block_values
+            shape = self.small(
+                f"blocks_{len(outer)}_{n_blocks}_{block_values}", np.array([*outer, n_blocks, block_values])
+            )
             last = self.small("axis_last", np.array([-1], np.int64))
             blocks = self.node("Reshape", [x, shape])
             self._sums[key] = self.node("ReduceSum", [blocks, last], keepdims=0)
         return self._sums[key]
 
     def lora(self, pair: tuple[str, str], n_in: int, n_out: int, x: str, y: str) -> str:
-        """y + (x A) B, A (n_in, rank) and B (rank, n_out) being inputs of the graph that are empty by default."""
+        """y + (x A) B for x of (tokens, n_in): A (n_in, rank) and B (rank, n_out) are inputs, empty by default.
+
+        Gemm adds y itself, which saves a node and a pass over it; a matrix of no columns gives zeros there too.
+        """
         a, b = pair
         # One symbol for each pair: with a shared one onnxruntime reuses buffers across ranks that differ.
         rank = f"rank_{a.removesuffix('.lora_A.weight')}"
@@ -151,7 +163,7 @@ class Graph:
         self.input(b, self.dtype, [rank, n_out])
         self.small(a, np.zeros((n_in, 0), self.dtype))
         self.small(b, np.zeros((0, n_out), self.dtype))
-        return self.node("Add", [y, self.node("MatMul", [self.node("MatMul", [x, a]), b])])
+        return self.node("Gemm", [self.node("Gemm", [x, a]), b, y])
 
     def embedding(self, matrix: Matrix, ids: str) -> str:
         """Rows of the embedding, (batch, tokens, n_embd)."""

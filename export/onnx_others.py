@@ -9,7 +9,7 @@ import numpy as np
 from ..edge.base_info import BaseInfo
 from ..edge.files import read_json, write_json
 from ..edge.onnx_folder import MODEL_FILE
-from .onnx_decoder import head_size_of
+from .onnx_rope import head_size_of
 
 # Files of a checkpoint that say how it wants to be used.
 COPIED: Final = (
