@@ -9,8 +9,11 @@ tail is a smaller position. The numbers of an adapter are bound as ordinary inpu
 LoraAdapter is silently ignored by bound runs, and silently gone once its Python object is collected. Everything that a
 binding points to is kept here with it. The base alone runs on a graph without LoRA inputs, so that it pays nothing for
 them; each graph is opened when it is first needed.
+
+A thread moves the weights to huge pages once an answer is long enough to gain by it (`huge_pages.py`).
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,10 +23,13 @@ import numpy.typing as npt
 
 from .cpu import default_threads
 from .errors import DoesNotFitError, EngineError, InputError
+from .huge_pages import to_huge_pages
 from .onnx_adapter import Array
 from .onnx_folder import BASE_FILE, FIRST_LOGIT, MODEL_FILE, OnnxBase
 
 HINT: Final = "pip install 'slm-edge[onnx]'"
+# Moving costs as much as some hundred tokens gain: who asks for a word does not pay, who talks on soon has it back.
+MOVE_AFTER_STEPS: Final = 32
 
 
 def runtime() -> Any:
@@ -85,6 +91,9 @@ class OnnxEngine:
             for layer in range(base.n_layers)
             for part in ("key", "value")
         }
+        self._steps = 0
+        self._mover: threading.Thread | None = None
+        self._closed = threading.Event()
         self._mask = np.ones((1, n_ctx_tokens), np.int64)
         self._last = np.zeros((1, 1, base.n_vocab), self._dtype)
         self.row: npt.NDArray[np.float32] = np.zeros(base.n_vocab, np.float32)
@@ -159,6 +168,15 @@ class OnnxEngine:
             raise EngineError("onnxruntime fails", where=self.base.folder, problems=[str(error)[:500]]) from None
         self.rows = logits[0].astype(np.float32, copy=False) if all_rows else None
         self.row = logits[0, -1].astype(np.float32, copy=False)
+        self._steps += n == 1
+        if self._steps == MOVE_AFTER_STEPS and self._mover is None:
+            self._mover = threading.Thread(target=to_huge_pages, args=(self._closed.is_set,), daemon=True)
+            self._mover.start()
+
+    def settle(self) -> None:
+        """Waits until nothing is done beside decoding, for measurements."""
+        if self._mover is not None:
+            self._mover.join()
 
     def _bind(self, key: Any, pairs: Mapping[str, Array] | None) -> _Bound:
         if (key is None) != (pairs is None):
@@ -204,6 +222,8 @@ class OnnxEngine:
 
     def close(self) -> None:
         """Frees sessions and cache. Calling it twice does nothing."""
+        self._closed.set()
+        self.settle()
         self._bound.clear()
         self._sessions.clear()
         self._cache.clear()

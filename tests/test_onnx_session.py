@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from slm_edge.edge.cli import cli
 from slm_edge.edge.commands_run import run
 from slm_edge.edge.errors import DamagedError, DoesNotFitError, EngineError, InputError, UnsupportedError
+from slm_edge.edge.onnx_engine import MOVE_AFTER_STEPS
 from slm_edge.edge.onnx_folder import OnnxBase
 from slm_edge.edge.onnx_pack import add_onnx_adapter, add_onnx_base, has_onnx, onnx_adapters
 from slm_edge.edge.onnx_session import OnnxSession
@@ -122,6 +123,21 @@ def test_the_base_alone_is_the_graph_without_lora(made):
         spinning = session.engine.session(False).get_session_options()
         assert spinning.get_session_config_entry("session.intra_op.allow_spinning") == "0"
         assert spinning.intra_op_num_threads == 1
+
+
+def test_only_long_answers_move_the_weights_and_the_numbers_stay(made):
+    with opened(made) as session:
+        engine, adapter = session.engine, session._load("a")
+        engine.decode([3, 4, 5], 0, key="a", pairs=adapter.arrays)
+        rows = []
+        for step in range(MOVE_AFTER_STEPS + 2):
+            assert (engine._mover is not None) == (step >= MOVE_AFTER_STEPS)
+            engine.decode([6], 3, key="a", pairs=adapter.arrays)
+            rows.append(engine.row.copy())
+        engine.settle()
+        engine.decode([6], 3, key="a", pairs=adapter.arrays)
+        for row in rows:
+            np.testing.assert_array_equal(row, engine.row)
 
 
 def test_adapters_that_do_nothing_or_overflow(made, tmp_path):
