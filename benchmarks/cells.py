@@ -90,7 +90,7 @@ class Wanted:
 
     Attributes:
         limit: items of each cell; None: all.
-        limit_others: the same for adapters made for another task; None: as `limit`.
+        limit_others: the same for adapters made for another task; 0: none; None: as `limit`.
         max_tokens: cap of an answer in place of the task's own.
         decoding: in place of the own one of tasks that take several samples.
         seed: of drawn answers.
@@ -209,7 +209,8 @@ def plan(
             is_other = column.adapter is not None and not cell.is_own
             limit = wanted.limit_others if is_other and wanted.limit_others is not None else wanted.limit
             n = len(items) if limit is None else min(limit * per_item, len(items))
-            cells.append(Cell(task, column, items, n, cap, identity, decoding, wanted.seed))
+            if n:
+                cells.append(Cell(task, column, items, n, cap, identity, decoding, wanted.seed))
     if problems:
         raise InputError("data of the tasks is missing or damaged", where=data, problems=problems, hint="--data DIR")
     return sorted(

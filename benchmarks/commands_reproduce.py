@@ -17,6 +17,9 @@ from ..edge.console import emit, json_option, note
 @click.option("--limit", type=click.IntRange(1), help="Items of each benchmark.  [default: all]")
 @click.option("--samples", type=click.IntRange(1), default=20, show_default=True, help="Of each HumanEval problem.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: each task's own]")
+@click.option(
+    "--train", "train", multiple=True, metavar="FIELD=VALUE", help="Of the recipe, such as lr=5e-4; may be given again."
+)
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of training.")
 @threads_option
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for all that is made.")
@@ -30,6 +33,7 @@ def reproduce(
     limit: int | None,
     samples: int,
     max_tokens: int | None,
+    train: tuple[str, ...],
     seed: int,
     threads: int | None,
     out: Path,
@@ -37,7 +41,8 @@ def reproduce(
 ) -> None:
     """Train, export, pack and score adapters of some ranks; print pass@1, ROUGE-1 and exact match beside the source's.
 
-    Runs slm-edge's own commands, one after the other; the same command again goes on where it stopped.
+    Runs slm-edge's own commands, one after the other; the same command again goes on where it stopped, and more ranks,
+    items or samples may be asked of the same folder. What is missing is said before anything is begun.
     The folder gets rank-N/ with adapters, pack and answers, reproduce.json and reproduce.md.
 
     \b
@@ -60,6 +65,7 @@ def reproduce(
         max_tokens=max_tokens,
         threads=threads,
         seed=seed,
+        train=train,
     )
     found = run(plan, note)
     text = table(found)

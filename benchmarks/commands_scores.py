@@ -32,7 +32,7 @@ DEFAULT_PARALLEL = 16
     "--model", "models", multiple=True, metavar="NAME", help="Its model; may be given again, one column each."
 )
 @click.option("--limit", type=click.IntRange(1), help="Items of each cell, a fixed random sample.  [default: all]")
-@click.option("--limit-others", type=click.IntRange(1), help="The same for adapters made for another task.")
+@click.option("--limit-others", type=click.IntRange(0), help="The same for adapters made for another task; 0: none.")
 @data_option("Folder with gsm8k/, mbpp/, dolly/, svamp/ ... as benchmarks/README.md says.", required=True)
 @click.option("--samples", type=click.IntRange(1), help="Answers to each problem of humaneval and mbpp.")
 @click.option("--temperature", type=click.FloatRange(0, 10), help="Of these answers; 0 is greedy.")

@@ -171,6 +171,8 @@ def test_router_column_is_what_the_router_chooses(pack, data, tmp_path):
 
 
 def test_plan_takes_own_cells_first_and_names_what_is_wrong(pack, data):
+    none = plan([task("gsm8k")], pack, columns_of(pack, ()), data, Wanted(limit=50, limit_others=0))
+    assert [(cell.adapter_name, cell.n) for cell in none] == [(None, 50), ("math", 50)]
     cells = plan([task("gsm8k")], pack, columns_of(pack, ()), data, Wanted(limit=50, limit_others=20))
     assert [(cell.adapter_name, cell.n, cell.is_own) for cell in cells] == [
         (None, 50, False),
