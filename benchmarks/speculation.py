@@ -159,7 +159,7 @@ def report(prompts: Sequence[Prompt], partings: Sequence[Mapping[str, Any]]) -> 
 
     def total(clock: str) -> float:
         plain, with_it = (sum(column) for column in zip(*(seconds(one, clock) for one in prompts), strict=True))
-        return round(plain / with_it, 3)
+        return round(float(plain / with_it), 3)
 
     interval = mean(ratios("decode_s"))
     return {

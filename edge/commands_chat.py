@@ -51,6 +51,7 @@ def chat(
     temperature: float | None,
     seed: int | None,
     threads: int | None,
+    threads_batch: int | None,
     context_tokens: int | None,
     speculate: "Speculate | None",
     ram: str | None,
@@ -74,6 +75,7 @@ def chat(
     options: EngineOptions = {
         "n_ctx_tokens": context_tokens,
         "threads": threads,
+        "threads_batch": threads_batch,
         "ram_bytes": size_bytes_of(ram),
         "adapter_budget_bytes": size_bytes_of(adapter_budget),
         "pinned": pinned,

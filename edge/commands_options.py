@@ -10,7 +10,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def answer_options(command: Command) -> Command:
-    """Adds `--max-tokens`, `--temperature`, `--seed` and `--threads`."""
+    """Adds `--max-tokens`, `--temperature`, `--seed`, `--threads` and `--threads-batch`."""
     options = (
         click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: the adapter's card]"),
         click.option(
@@ -18,6 +18,11 @@ def answer_options(command: Command) -> Command:
         ),
         click.option("--seed", type=click.IntRange(0, (1 << 32) - 2), help="Same seed, same answer."),
         threads_option,
+        click.option(
+            "--threads-batch",
+            type=click.IntRange(1, 512),
+            help="CPU threads for the prompt alone.  [default: as --threads]",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -26,7 +31,7 @@ def answer_options(command: Command) -> Command:
 
 def threads_option(command: Command) -> Command:
     """Adds `--threads`, passed as a number or None."""
-    help = "CPU threads.  [default: one per physical core]"
+    help = "CPU threads.  [default: one for each fast physical core; for single tokens fewer on a Raspberry Pi 5]"
     return click.option("--threads", type=click.IntRange(1, 512), help=help)(command)
 
 

@@ -74,6 +74,7 @@ def run(
     temperature: float | None,
     seed: int | None,
     threads: int | None,
+    threads_batch: int | None,
     context_tokens: int | None,
     engine: str,
     speculate: "Speculate | None",
@@ -142,9 +143,15 @@ def run(
         needed_bytes = sum(opened.adapters[one].size_bytes for one in chosen)
         options["adapter_budget_bytes"] = needed_bytes if budget_bytes is None else min(needed_bytes, budget_bytes)
         options["prefix_cache"] = prefix_cache
+        if prefix_cache is None:
+            # One answer: nothing to keep.
+            options["prefix_budget_bytes"] = 0
         options["speculate"] = speculate
-    elif any(value is not None for value in (prefix_cache, ram_bytes, budget_bytes, speculate)):
-        raise click.UsageError("--prefix-cache, --ram, --adapter-budget and --speculate need --engine llama.")
+        options["threads_batch"] = threads_batch
+    elif any(value is not None for value in (prefix_cache, ram_bytes, budget_bytes, speculate, threads_batch)):
+        raise click.UsageError(
+            "--prefix-cache, --ram, --adapter-budget, --speculate and --threads-batch need --engine llama."
+        )
     with kind.open(opened, **options) as session:
         session.use(chosen or None)
         load_s = time.perf_counter() - start_s

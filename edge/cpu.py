@@ -1,24 +1,49 @@
 """How many threads a model should run on: one for each fast physical core that this process may use.
 
 Hyperthreads share the units that matrix products need, and a slow core of a hybrid CPU holds all others up at
-every layer; both are left out. A container's CPU quota counts too.
+every layer; both are left out. A container's CPU quota counts too. A prompt is bound by these units and takes every
+fast core; single tokens are bound by memory, and on boards where fewer cores read faster they take fewer.
 """
 
 import math
 import os
 from pathlib import Path
+from typing import Final
 
-SYSTEM = Path("/sys/devices/system/cpu")
+SYSTEM: Final = Path("/sys")
+DEVICE_TREE: Final = Path("/proc/device-tree")
 CGROUPS = (Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"))
-# A core with less than this part of the fastest one's capacity is a "little" one (Arm: 0.3 to 0.5, Intel E: about 0.6)
+# A core with less than this part of the fastest one's capacity is a "little" one (Arm: 0.3 to 0.5, Zen 5c: 0.65)
 FAST_PART = 0.7
+# Chips whose memory is read fastest by so many cores. BCM2712 (Raspberry Pi 5): 13.8, 12.7 and 10.7 GB/s with 1, 2 and
+# 4; Q4_0 decodes 15 to 23 % slower with 4 threads than with 2 (Arm learning path "llm-decode-roofline", 2026-10).
+DECODE_THREADS: Final = {"brcm,bcm2712": 2}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _number(path: Path) -> int | None:
     try:
-        return int(path.read_text())
-    except (OSError, ValueError):
+        return int(_text(path))
+    except ValueError:
         return None
+
+
+def _cpu_list(text: str) -> set[int]:
+    """CPUs of the kernel's notation: "0-3,8" is {0, 1, 2, 3, 8}; what is no list is empty."""
+    cpus: set[int] = set()
+    try:
+        for part in filter(None, text.split(",")):
+            first, _, last = part.partition("-")
+            cpus.update(range(int(first), int(last or first) + 1))
+    except ValueError:
+        return set()
+    return cpus
 
 
 def _allowed_cpus() -> set[int]:
@@ -27,20 +52,24 @@ def _allowed_cpus() -> set[int]:
 
 
 def _speed(cpu: int, system: Path) -> int:
-    folder = system / f"cpu{cpu}"
+    """A core's capacity as the scheduler sees it, else its highest clock; 0 where neither is told."""
+    folder = system / "devices/system/cpu" / f"cpu{cpu}"
     return _number(folder / "cpu_capacity") or _number(folder / "cpufreq" / "cpuinfo_max_freq") or 0
 
 
 def fast_cores(cpus: set[int], system: Path = SYSTEM) -> int | None:
     """Number of distinct fast physical cores among `cpus`, or None where the kernel does not tell (not Linux)."""
-    cores: dict[tuple[int, int], int] = {}
-    for cpu in sorted(cpus):
-        topology = system / f"cpu{cpu}" / "topology"
-        core = _number(topology / "core_id")
-        if core is None:
+    # Intel's hybrids name their P cores; the clocks of their E cores alone would not tell them apart.
+    performance = cpus & _cpu_list(_text(system / "devices/cpu_core/cpus"))
+    cores: dict[frozenset[int], int] = {}
+    for cpu in performance or cpus:
+        # Numbers of cores begin anew in every cluster of an Arm chip: only the hyperthreads of a core tell which it is.
+        topology = system / "devices/system/cpu" / f"cpu{cpu}" / "topology"
+        threads = _cpu_list(_text(topology / "core_cpus_list") or _text(topology / "thread_siblings_list"))
+        if not threads:
             return None
-        key = (_number(topology / "physical_package_id") or 0, core)
-        cores[key] = max(cores.get(key, 0), _speed(cpu, system))
+        core = frozenset(threads)
+        cores[core] = max(cores.get(core, 0), _speed(cpu, system))
     fastest = max(cores.values(), default=0)
     return sum(speed >= FAST_PART * fastest for speed in cores.values()) or None
 
@@ -48,9 +77,8 @@ def fast_cores(cpus: set[int], system: Path = SYSTEM) -> int | None:
 def _quota(files: tuple[Path, ...] = CGROUPS) -> float:
     """CPUs that the control group may use; infinity without a limit."""
     for path in files:
-        try:
-            words = path.read_text().split()
-        except OSError:
+        words = _text(path).split()
+        if not words:
             continue
         quota = words[0]
         period = words[1] if len(words) > 1 else (_number(path.with_name("cpu.cfs_period_us")) or 100_000)
@@ -59,12 +87,30 @@ def _quota(files: tuple[Path, ...] = CGROUPS) -> float:
     return math.inf
 
 
-def default_threads() -> int:
-    """Threads for a model on this machine, at least 1."""
-    cpus = _allowed_cpus()
-    cores = fast_cores(cpus)
+def default_threads(cpus: set[int] | None = None, system: Path = SYSTEM, quota: float | None = None) -> int:
+    """Threads for prompts and batches on this machine, at least 1.
+
+    Args:
+        cpus: that may be used; None: those of this process.
+        system: where the kernel describes the machine, as /sys.
+        quota: CPUs that may be busy at once; None: the control group's.
+    """
+    cpus = _allowed_cpus() if cpus is None else cpus
+    cores = fast_cores(cpus, system)
     if cores is None:
         import psutil
 
         cores = psutil.cpu_count(logical=False) or len(cpus)
-    return max(1, min(cores, len(cpus), math.floor(min(_quota(), 1 << 20)) or 1))
+    return max(1, min(cores, len(cpus), math.floor(min(_quota() if quota is None else quota, 1 << 20)) or 1))
+
+
+def default_decode_threads(n_prompt_threads: int | None = None, tree: Path = DEVICE_TREE) -> int:
+    """Threads for single tokens on this machine, at least 1 and at most those for prompts.
+
+    Args:
+        n_prompt_threads: as `default_threads` gives; None: ask it.
+        tree: where the kernel names the board's chip, as /proc/device-tree.
+    """
+    threads = default_threads() if n_prompt_threads is None else n_prompt_threads
+    chips = _text(tree / "compatible").split("\0")
+    return min([threads, *(DECODE_THREADS[chip] for chip in chips if chip in DECODE_THREADS)])

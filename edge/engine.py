@@ -16,7 +16,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .cpu import default_threads
+from .cpu import default_decode_threads, default_threads
 from .errors import DoesNotFitError, EngineError, InputError
 from .llama import lib, quiet_logs
 from .model import Adapter, Model, created
@@ -33,6 +33,8 @@ FLASH_ATTENTION: Final[dict[str, int]] = {"auto": -1, "off": 0, "on": 1}
 # llama_decode's answer when the KV cache has no room; it has then changed nothing
 NO_KV_SLOT: Final = 1
 MAX_SEQUENCES: Final = 256
+# GGML_MAX_N_THREADS of ggml.h
+MAX_THREADS: Final = 512
 
 
 class _Batch:
@@ -69,7 +71,8 @@ class Context:
         n_seq_max: sequences kept apart.
         n_outputs_max: logit rows that one batch may give; None: one for each sequence. Rows are paid for in memory
             (4 bytes x vocabulary each), so ask for `n_batch_tokens` only where `outputs="all"` is used.
-        threads: None: the fast physical cores.
+        threads: for one token at a time; None: `cpu.default_decode_threads`.
+        threads_batch: for prompts and batches; None: as `threads` where that is given, else the fast physical cores.
         kv_type: element type of the KV cache.
         flash_attention: "q8_0" needs it on; results differ in the last bits between on and off.
         kv_unified: all sequences share the whole room; else each has an equal part of it and attends to it alone.
@@ -77,7 +80,7 @@ class Context:
     Attributes:
         n_ctx_tokens: the room that there is, at least what was asked.
         n_ctx_seq_tokens: the longest that one sequence can be.
-        threads: as used.
+        threads, threads_batch: as used.
 
     Raises:
         InputError: an argument out of its range.
@@ -93,24 +96,28 @@ class Context:
         n_seq_max: int = 1,
         n_outputs_max: int | None = None,
         threads: int | None = None,
+        threads_batch: int | None = None,
         kv_type: KvType = "f16",
         flash_attention: FlashAttention = "auto",
         kv_unified: bool = False,
     ) -> None:
         n_outputs_max = n_seq_max if n_outputs_max is None else n_outputs_max
-        _check_sizes(n_ctx_tokens, n_batch_tokens, n_seq_max, n_outputs_max, threads, kv_type, flash_attention)
+        _check_sizes(n_ctx_tokens, n_batch_tokens, n_seq_max, n_outputs_max, kv_type, flash_attention)
+        _check_threads(threads, threads_batch)
         llama = lib()
         self._llama = llama
         self._model = model
         self._active: list[tuple[Adapter, float]] = []
         self._kept_rows: npt.NDArray[np.float32] | None = None
-        self.threads = threads or default_threads()
+        self.threads_batch = threads_batch or threads or default_threads()
+        self.threads = threads or default_decode_threads()
         params = llama.llama_context_default_params()
         params.n_ctx = n_ctx_tokens
         params.n_batch = params.n_ubatch = n_batch_tokens
         params.n_seq_max = n_seq_max
         params.n_outputs_max = n_outputs_max
-        params.n_threads = params.n_threads_batch = self.threads
+        params.n_threads = self.threads
+        params.n_threads_batch = self.threads_batch
         params.type_k = params.type_v = KV_TYPES[kv_type]
         params.flash_attn_type = FLASH_ATTENTION[flash_attention]
         params.kv_unified = kv_unified
@@ -291,9 +298,7 @@ class Context:
         self.close()
 
 
-def _check_sizes(
-    n_ctx: int, n_batch: int, n_seq: int, n_outputs: int, threads: int | None, kv_type: str, flash_attention: str
-) -> None:
+def _check_sizes(n_ctx: int, n_batch: int, n_seq: int, n_outputs: int, kv_type: str, flash_attention: str) -> None:
     problems = []
     if n_ctx < 1 or n_batch < 1:
         problems.append(f"context of {n_ctx} and batch of {n_batch} tokens: both are at least 1")
@@ -304,8 +309,6 @@ def _check_sizes(
         problems.append(f"{n_outputs} outputs for {n_seq} sequences: at least one each")
     if n_batch < n_seq:
         problems.append(f"batches of {n_batch} tokens for {n_seq} sequences: at least one each")
-    if threads is not None and not 1 <= threads <= 512:
-        problems.append(f"{threads} threads; 1 to 512 are possible")
     if kv_type not in KV_TYPES:
         problems.append(f"KV type {kv_type!r}; known: {', '.join(KV_TYPES)}")
     if flash_attention not in FLASH_ATTENTION:
@@ -314,3 +317,9 @@ def _check_sizes(
         problems.append("a q8_0 KV cache needs flash attention")
     if problems:
         raise InputError("the context cannot be made like this", problems=problems)
+
+
+def _check_threads(*counts: int | None) -> None:
+    for threads in counts:
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise InputError(f"{threads} threads; 1 to {MAX_THREADS} are possible")

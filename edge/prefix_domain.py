@@ -34,7 +34,7 @@ def kv_domain(base: BaseInfo, context: Context, options: EngineOptions, folder: 
         "fingerprint": base.fingerprint,
         "llama_cpp": importlib.metadata.version("llama-cpp-python"),
         "cpu": lib().llama_print_system_info().decode(errors="replace"),
-        "threads": context.threads,
+        "threads": [context.threads, context.threads_batch],
         "batch_tokens": context.n_batch_tokens,
         "chunk_tokens": CHUNK_TOKENS,
         "repack": options.get("repack", True),

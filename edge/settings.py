@@ -15,7 +15,7 @@ class EngineOptions(TypedDict, total=False):
     """How a session sets up llama.cpp.
 
     n_ctx_tokens: longest prompt and answer together; by default 2,048, or what the base was trained for if less.
-    threads: by default the fast physical cores.
+    threads, threads_batch: for single tokens, and for prompts and batches; as in `engine.Context`.
     ram_bytes: the most memory that the session may take; what is left out below is then chosen to fit, or refused with
         the numbers. By default a limit of the process (control group, rlimit) is kept to.
     mmap, repack: as in `model.Model.load`; by default the weights are repacked, and mapped unless that doubles them.
@@ -31,6 +31,7 @@ class EngineOptions(TypedDict, total=False):
 
     n_ctx_tokens: int | None
     threads: int | None
+    threads_batch: int | None
     ram_bytes: int | None
     mmap: bool | None
     repack: bool | None

@@ -4,7 +4,6 @@ import gguf
 import numpy as np
 import pytest
 from build_gguf import tiny_adapter, tiny_base, write_gguf
-from slm_edge.edge.cpu import default_threads, fast_cores
 from slm_edge.edge.engine import Context, Model
 from slm_edge.edge.errors import DoesNotFitError, EngineError, InputError
 from slm_edge.edge.gguf_file import GgufFile
@@ -196,20 +195,3 @@ def test_sampling_frequencies_are_the_softmax(model):
 def test_sampling_out_of_range(wrong):
     with pytest.raises(InputError):
         Sampling(**wrong)
-
-
-def test_threads_are_fast_physical_cores(tmp_path):
-    def machine(cores):
-        for cpu, (core, capacity) in enumerate(cores):
-            topology = tmp_path / f"cpu{cpu}" / "topology"
-            topology.mkdir(parents=True, exist_ok=True)
-            (topology / "core_id").write_text(f"{core}\n")
-            (topology / "physical_package_id").write_text("0\n")
-            (tmp_path / f"cpu{cpu}" / "cpu_capacity").write_text(f"{capacity}\n")
-        return set(range(len(cores)))
-
-    assert fast_cores(machine([(0, 1024), (0, 1024), (1, 1024), (1, 1024)]), tmp_path) == 2
-    assert fast_cores(machine([(0, 414), (1, 414), (2, 414), (3, 414), (4, 1024), (5, 1024)]), tmp_path) == 2
-    assert fast_cores({0, 1}, tmp_path) == 2
-    assert fast_cores({0}, tmp_path / "nowhere") is None
-    assert default_threads() >= 1
