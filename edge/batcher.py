@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from .choice import Choice
 from .engine import Adapter, Context
-from .errors import EngineError, InputError, SlmEdgeError
+from .errors import DoesNotFitError, EngineError, InputError, SlmEdgeError
 from .prefix import KvRecord
 from .prefix_cache import PrefixCache
 from .sampling import Sampler
@@ -91,7 +91,7 @@ class Batcher:
     """Makes answers in a context of its own, sized by what waits and kept for what comes.
 
     Args:
-        new_context: makes one for so many sequences of so many tokens each.
+        new_context: makes one for so many sequences of so many tokens each; DoesNotFitError: there is no memory.
         n_parallel: answers computed at once at most; memory grows with it by one KV cache each.
         cache: restores and keeps the beginnings of prompts.
     """
@@ -176,7 +176,12 @@ class Batcher:
             choice = self._waiting[0].choice
             self._turn = [pending for pending in self._waiting if pending.choice == choice]
             self._waiting = [pending for pending in self._waiting if pending.choice != choice]
-            self._fit(self._turn)
+            try:
+                self._fit(self._turn)
+            except SlmEdgeError as error:
+                for pending in self._turn:
+                    pending.error = error
+                self._turn = []
             return
         running = self._turn[0] if self._turn else next(iter(self._active.values())).pending
         if any(pending.choice != running.choice for pending in self._waiting):
@@ -191,13 +196,21 @@ class Batcher:
         n_tokens = max(_room(pending) for pending in turn)
         if self._context is not None and self._size[0] >= n_sequences and self._size[1] >= n_tokens:
             return
-        size = max(n_sequences, self._size[0]), max(n_tokens, self._size[1])
+        n_sequences, n_tokens = max(n_sequences, self._size[0]), max(n_tokens, self._size[1])
         if self._context is not None:
             self._context.close()
             self._context, self._size = None, (0, 0)
-        self._context = self._new_context(*size)
-        self._size = size
-        self._free = list(range(size[0]))
+        while True:
+            try:
+                self._context = self._new_context(n_sequences, n_tokens)
+                break
+            except DoesNotFitError:
+                if n_sequences == 1:
+                    raise
+                # Fewer at once, and the others after them.
+                n_sequences = -(-n_sequences // 2)
+        self._size = (n_sequences, n_tokens)
+        self._free = list(range(n_sequences))
 
     def _begin(self, pending: Pending) -> None:
         request = pending.request

@@ -5,6 +5,7 @@ again and again down to `LEAST_CTX_TOKENS`. What the user asked for by name is n
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate, product
 from typing import Any, Final
 
@@ -13,8 +14,9 @@ from .console import human_bytes
 from .cpu import default_threads
 from .errors import DoesNotFitError
 from .memory import memory_limit_bytes
-from .memory_plan import MemoryPlan, plan_memory
+from .memory_plan import ContextSize, MemoryPlan, plan_memory
 from .prefix import CHUNK_TOKENS
+from .prefix_cache import DEFAULT_BUDGET_BYTES
 from .settings import EngineOptions
 
 DEFAULT_CTX_TOKENS: Final = 2048
@@ -58,12 +60,21 @@ def plan_session(
         else min(sum(adapter_sizes_bytes), budget_bytes),
         "n_adapters": n_adapters,
         "n_outputs": n_outputs,
-        "n_threads": options.get("threads") or default_threads(),
+        "n_parallel": options.get("n_parallel") or 0,
+        "n_threads": max(options.get("threads") or default_threads(), options.get("threads_batch") or 1),
         "flash_attention": options.get("flash_attention", "auto") != "off",
     }
-    limit_bytes = options.get("ram_bytes") or memory_limit_bytes()
+    asked_bytes = options.get("prefix_budget_bytes")
+    on_disk = options.get("prefix_cache") is not None
+    # Without adapters nothing is swapped; answers at once share their beginnings.
+    budget_bytes = DEFAULT_BUDGET_BYTES if adapter_sizes_bytes or options.get("n_parallel") or on_disk else 0
+    budget_bytes = budget_bytes if asked_bytes is None else asked_bytes
+    limit_bytes = limit_of(options)
     if limit_bytes is not None:
-        return fit(base, limit_bytes, **asked, **sizes)
+        plan = fit(base, limit_bytes, **asked, **sizes, snapshots_bytes=asked_bytes or 0)
+        # What nothing else needs; fewer kept prefixes cost time and nothing else.
+        spare_bytes = limit_bytes - plan.total_bytes + plan.snapshots_bytes
+        return replace(plan, snapshots_bytes=min(max(budget_bytes, plan.kv_bytes if on_disk else 0), spare_bytes))
     defaults = {
         "repack": True,
         "n_ctx_tokens": min(DEFAULT_CTX_TOKENS, trained),
@@ -73,7 +84,14 @@ def plan_session(
     chosen: dict[str, Any] = {name: defaults.get(name) if value is None else value for name, value in asked.items()}
     if chosen["mmap"] is None:
         chosen["mmap"] = default_mmap(base, chosen["repack"])
-    return plan_memory(base, **chosen, **sizes)
+    plan = plan_memory(base, **chosen, **sizes)
+    # One that comes from the disk, or waits to be written, pushes others out.
+    return replace(plan, snapshots_bytes=max(budget_bytes, plan.kv_bytes if on_disk else 0))
+
+
+def limit_of(options: EngineOptions) -> int | None:
+    """The most memory that a session may take: `ram_bytes`, or else the process's own limit."""
+    return options.get("ram_bytes") or memory_limit_bytes()
 
 
 def fit(
@@ -117,6 +135,37 @@ def fit(
     raise _refusal(base, ram_bytes, least, n_ctx_tokens, sizes)
 
 
+def check_parallel(
+    base: BaseInfo, plan: MemoryPlan, limit_bytes: int, n_parallel: int, n_tokens: int, n_threads: int
+) -> None:
+    """Refuses a context for answers at once, beside what is planned, where a limit has no room for it.
+
+    Args:
+        n_tokens: of each answer with its prompt.
+
+    Raises:
+        DoesNotFitError: with the numbers.
+    """
+    chosen = plan.choices
+    needed_bytes = sum(
+        ContextSize.of(base.file).bytes(
+            n_tokens,
+            n_batch_tokens=max(chosen.n_batch_tokens, n_parallel),
+            n_outputs=n_parallel,
+            n_seq=n_parallel,
+            kv_type=chosen.kv_type,
+            n_threads=n_threads,
+        )
+    )
+    taken_bytes = plan.total_bytes - plan.parallel_bytes
+    if needed_bytes > limit_bytes - taken_bytes:
+        raise DoesNotFitError(
+            f"{n_parallel} answers of {n_tokens} tokens at once need {human_bytes(needed_bytes)}; "
+            f"{human_bytes(limit_bytes)} are allowed, {human_bytes(taken_bytes)} of them taken",
+            hint="ask for shorter answers, or keep fewer prefixes or adapters in memory",
+        )
+
+
 def _contexts(trained: int) -> list[int]:
     """2048, 1024, 512, as far as the base was trained for so much."""
     return list(_halved(min(DEFAULT_CTX_TOKENS, trained)))
@@ -148,6 +197,8 @@ def _refusal(
             pass
     if least.adapters_bytes:
         hints.append(f"the adapters take {human_bytes(least.adapters_bytes)}")
+    if least.parallel_bytes:
+        hints.append(f"{sizes['n_parallel']} answers at once take {human_bytes(least.parallel_bytes)}")
     if least.evictable_bytes:
         hints.append(f"{human_bytes(least.evictable_bytes)} of it is the mapped base, read again when dropped")
     return DoesNotFitError(

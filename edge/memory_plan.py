@@ -77,8 +77,9 @@ class MemoryPlan:
         kv_bytes: keys and values.
         compute_bytes: buffers of the graph and of its operations.
         outputs_bytes: logits that are kept.
-        adapters_bytes: adapters with their graph metadata.
+        adapters_bytes: adapters with their graph metadata, and the small context that each is tried in.
         snapshots_bytes: kept prefixes, as given.
+        parallel_bytes: the second context, where several answers are computed at once.
         process_bytes: Python, libraries, the vocabulary.
         loading_bytes: what is needed above weights and process while the base is loaded, and freed again.
         choices: the setup that this holds for.
@@ -91,6 +92,7 @@ class MemoryPlan:
     outputs_bytes: int
     adapters_bytes: int
     snapshots_bytes: int
+    parallel_bytes: int
     process_bytes: int
     loading_bytes: int
     choices: Choices
@@ -98,7 +100,8 @@ class MemoryPlan:
     @property
     def total_bytes(self) -> int:
         """The peak: while loading or while running, whichever is more."""
-        running = self.kv_bytes + self.compute_bytes + self.outputs_bytes + self.adapters_bytes + self.snapshots_bytes
+        running = self.kv_bytes + self.compute_bytes + self.outputs_bytes + self.adapters_bytes
+        running += self.snapshots_bytes + self.parallel_bytes
         return self.weights_bytes + self.repacked_bytes + self.process_bytes + max(running, self.loading_bytes)
 
     @property
@@ -118,7 +121,7 @@ class MemoryPlan:
         return f"{parts} = {human_bytes(self.total_bytes)} ({self.choices.describe()})"
 
 
-_ROWS: Final = ("weights", "repacked", "kv", "compute", "outputs", "adapters", "snapshots", "process")
+_ROWS: Final = ("weights", "repacked", "kv", "compute", "outputs", "adapters", "snapshots", "parallel", "process")
 
 
 @functools.cache
@@ -157,6 +160,7 @@ def plan_memory(
     adapters_bytes: int = 0,
     n_adapters: int = 0,
     snapshots_bytes: int = 0,
+    n_parallel: int = 0,
     n_outputs: int = 1,
     n_threads: int = 1,
     flash_attention: bool = True,
@@ -168,19 +172,25 @@ def plan_memory(
         n_ctx_tokens, kv_type, n_batch_tokens, mmap, repack: as in `settings.EngineOptions`.
         adapters_bytes, n_adapters: files of the adapters that are loaded at once, and how many they are.
         snapshots_bytes: budget of the prefixes kept in memory.
+        n_parallel: answers computed at once in a context beside, each as long as the context; 0: there is none.
         n_outputs: logit rows that one batch may give.
         n_threads: threads of the computation.
         features: of the CPU that it is to run on, as `cpu_features` names them; None: this one.
     """
     file = base.file if isinstance(base, BaseInfo) else base
     tensors = file.tensors
-    embedding = tensors["token_embd.weight"]
-    n_embd, n_vocab = embedding.shape
-    n_layers = sum(name.endswith(".attn_norm.weight") for name in tensors)
-    n_ff = tensors["blk.0.ffn_gate.weight"].shape[1]
-    n_q = tensors["blk.0.attn_q.weight"].shape[1]
-    kv_row = tensors["blk.0.attn_k.weight"].shape[1] + tensors["blk.0.attn_v.weight"].shape[1]
-    n_heads = int(file.get(f"{file.get('general.architecture')}.attention.head_count"))
+    context = ContextSize.of(file)
+    options: Any = {"kv_type": kv_type, "n_threads": n_threads, "flash_attention": flash_attention}
+    own = context.bytes(n_ctx_tokens, n_batch_tokens=n_batch_tokens, n_outputs=n_outputs, **options)
+    beside = (0, 0, 0)
+    if n_parallel:
+        n_batch = max(n_batch_tokens, n_parallel)
+        beside = context.bytes(n_ctx_tokens, n_batch_tokens=n_batch, n_outputs=n_parallel, n_seq=n_parallel, **options)
+    metadata_bytes = ADAPTER_MATRIX_BYTES * 7 * context.n_layers
+    adapters_bytes += n_adapters * metadata_bytes
+    if n_adapters:
+        # As canary.py tries it, with graphs of its own.
+        adapters_bytes += sum(context.bytes(1, n_batch_tokens=8, n_threads=n_threads)) + metadata_bytes
 
     copies = repacked_tensors(file, cpu_features() if features is None else features) if repack else []
     stored = sum(info.size_bytes for info in tensors.values())
@@ -202,55 +212,79 @@ def plan_memory(
         for info in sorted(copies, key=lambda info: -info.size_bytes):
             done += info.size_bytes
             loading = max(loading, done + info.size_bytes - at)
-    cells = -(-n_ctx_tokens // KV_PAD_TOKENS) * KV_PAD_TOKENS
     return MemoryPlan(
         weights_bytes=weights,
         repacked_bytes=repacked,
-        kv_bytes=round(n_layers * cells * kv_row * KV_VALUE_BYTES[kv_type]),
-        compute_bytes=_compute_bytes(
-            min(n_batch_tokens, cells),
-            cells,
-            n_outputs,
-            n_embd,
-            n_q,
-            n_ff,
-            n_vocab,
-            n_heads,
-            n_threads,
-            flash_attention,
-        ),
-        outputs_bytes=4 * n_vocab * n_outputs,
-        adapters_bytes=adapters_bytes + n_adapters * ADAPTER_MATRIX_BYTES * 7 * n_layers,
+        kv_bytes=own[0],
+        compute_bytes=own[1],
+        outputs_bytes=own[2],
+        adapters_bytes=adapters_bytes,
         snapshots_bytes=snapshots_bytes,
+        parallel_bytes=sum(beside),
         process_bytes=PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * n_entries,
         loading_bytes=loading,
         choices=Choices(mmap, repack, n_ctx_tokens, kv_type, n_batch_tokens),
     )
 
 
-def _compute_bytes(
-    n_batch: int,
-    cells: int,
-    n_outputs: int,
-    n_embd: int,
-    n_q: int,
-    n_ff: int,
-    n_vocab: int,
-    n_heads: int,
-    n_threads: int,
-    flash_attention: bool,
-) -> int:
-    """The graph's buffer and the operations' work space, F32 values but for the mask.
+@dataclass(frozen=True)
+class ContextSize:
+    """What a context over a base takes; lengths of rows, and counts."""
 
-    The widest moments of a block, as its allocator lays them out: the feed-forward part with 3 rows of its inner width
-    and 4 of the model's; attention with its scores where they are not computed in tiles; the logits at the end.
-    """
-    n_batch = min(n_batch, cells)
-    mask = 2 * cells
-    feed_forward = mask + 4 * (3 * n_ff + 4 * n_embd)
-    attention = 0 if flash_attention else 4 * (n_heads * cells + cells) + 23 * max(n_embd, n_q)
-    head = n_outputs * 4 * n_vocab + n_batch * (mask + 6 * n_embd)
-    graph = max(n_batch * max(feed_forward, attention), head if n_outputs > 1 else 4 * n_vocab)
-    # Activations are quantised for a product: at most 292 bytes for 256 values (Q8_K), here those of ffn_down.
-    work = n_batch * n_ff * 292 // 256 + n_threads * THREAD_WORK_BYTES
-    return graph + work
+    n_layers: int
+    n_heads: int
+    n_embd: int
+    n_q: int
+    n_kv: int
+    n_ff: int
+    n_vocab: int
+
+    @classmethod
+    def of(cls, file: GgufFile) -> "ContextSize":
+        """From a base's header."""
+        shapes = {name: info.shape for name, info in file.tensors.items() if name.startswith(("blk.0.", "token_embd."))}
+        n_embd, n_vocab = shapes["token_embd.weight"]
+        return cls(
+            n_layers=sum(name.endswith(".attn_norm.weight") for name in file.tensors),
+            n_heads=int(file.get(f"{file.get('general.architecture')}.attention.head_count")),
+            n_embd=n_embd,
+            n_q=shapes["blk.0.attn_q.weight"][1],
+            n_kv=shapes["blk.0.attn_k.weight"][1] + shapes["blk.0.attn_v.weight"][1],
+            n_ff=shapes["blk.0.ffn_gate.weight"][1],
+            n_vocab=n_vocab,
+        )
+
+    def bytes(
+        self,
+        n_ctx_tokens: int,
+        *,
+        n_batch_tokens: int,
+        n_outputs: int = 1,
+        n_seq: int = 1,
+        kv_type: KvType = "f16",
+        n_threads: int = 1,
+        flash_attention: bool = True,
+    ) -> tuple[int, int, int]:
+        """Bytes of keys and values, of buffers of the graph and its operations, and of the logits that are kept.
+
+        The graph's values are F32 but for the mask. Its widest moments, as its allocator lays them out: the feed-
+        forward part with 3 rows of its inner width and 4 of the model's; attention with its scores where they are not
+        computed in tiles; the logits at the end.
+
+        Args:
+            n_ctx_tokens: of each of the `n_seq` sequences.
+        """
+        cells = -(-n_ctx_tokens // KV_PAD_TOKENS) * KV_PAD_TOKENS
+        n_batch = min(n_batch_tokens, cells * n_seq)
+        mask = 2 * cells
+        feed_forward = mask + 4 * (3 * self.n_ff + 4 * self.n_embd)
+        scores = 4 * (self.n_heads * cells + cells) + 23 * max(self.n_embd, self.n_q)
+        head = n_outputs * 4 * self.n_vocab + n_batch * (mask + 6 * self.n_embd)
+        graph = max(
+            n_batch * max(feed_forward, 0 if flash_attention else scores),
+            head if n_outputs > 1 else 4 * self.n_vocab,
+        )
+        # Activations are quantised for a product: at most 292 bytes for 256 values (Q8_K), here those of ffn_down.
+        work = n_batch * self.n_ff * 292 // 256 + n_threads * THREAD_WORK_BYTES
+        kv_bytes = round(self.n_layers * n_seq * cells * self.n_kv * KV_VALUE_BYTES[kv_type])
+        return kv_bytes, graph + work, 4 * self.n_vocab * n_outputs

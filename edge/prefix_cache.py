@@ -112,7 +112,8 @@ class PrefixCache:
 
     def _shared(self, context: Context, record: KvRecord, sequence: int, keep: bool) -> None:
         """A shared beginning has been computed: it fills the sequence."""
-        if self.disk is not None and self.disk.wants(record.tokens, record.chunks):
+        if self.disk is not None and self.disk.wants(record.tokens, record.chunks, sequence_bytes(context, sequence)):
+            self.store.give_way(sequence_bytes(context, sequence))
             self.disk.offer(Snapshot(list(record.tokens), list(record.chunks), read_sequence(context, sequence)))
         if keep:
             self._remember(context, record, sequence)
@@ -126,7 +127,7 @@ class PrefixCache:
         for section in reversed(sections[:-1]):
             if section.shared and section.end > more_than:
                 chunks = [chunk for chunk in wanted if chunk[0] <= section.end]
-                snapshot = self.disk.load(list(prompt[: section.end]), chunks)
+                snapshot = self.disk.load(list(prompt[: section.end]), chunks, self.store.give_way)
                 if snapshot is not None:
                     return snapshot, section.end
         return None
@@ -144,8 +145,13 @@ class PrefixCache:
         return n_tokens
 
 
-def open_prefix_cache(base: BaseInfo, context: Context, options: EngineOptions) -> PrefixCache:
+def open_prefix_cache(
+    base: BaseInfo, context: Context, options: EngineOptions, most_bytes: int | None = None
+) -> PrefixCache:
     """The cache that a session's options ask for.
+
+    Args:
+        most_bytes: there is no memory for more.
 
     Raises:
         InputError: a budget is negative, or the folder cannot be made.
@@ -155,9 +161,11 @@ def open_prefix_cache(base: BaseInfo, context: Context, options: EngineOptions) 
     for what, n_bytes in (("budget for prefixes", budget_bytes), ("cap of the prefix cache", cap_bytes)):
         if n_bytes < 0:
             raise InputError(f"a {what} of {n_bytes} bytes; 0 and more are possible")
+    if most_bytes is not None:
+        budget_bytes = min(budget_bytes, most_bytes)
     place = options.get("prefix_cache")
     if place is None:
         return PrefixCache(PrefixStore(budget_bytes))
     folder = make_folder(Path(place).expanduser())
     domain = kv_domain(base, context, options, folder)
-    return PrefixCache(PrefixStore(budget_bytes), PrefixDisk(folder, domain, cap_bytes))
+    return PrefixCache(PrefixStore(budget_bytes), PrefixDisk(folder, domain, cap_bytes, most_bytes))

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -42,6 +42,7 @@ class PrefixDisk:
         folder: made where missing.
         domain: names everything but tokens, chunks and adapters that the bits depend on (`prefix_domain.py`).
         cap_bytes: what all files may hold together, those of other domains included; the oldest go first.
+        most_bytes: there is no memory for a larger prefix: it is neither read nor written. None: for any.
 
     Attributes:
         n_restored, n_written: files used and made.
@@ -51,9 +52,10 @@ class PrefixDisk:
         InputError: the folder cannot be made.
     """
 
-    def __init__(self, folder: Path, domain: str, cap_bytes: int) -> None:
+    def __init__(self, folder: Path, domain: str, cap_bytes: int, most_bytes: int | None = None) -> None:
         self.folder = make_folder(folder)
         self.cap_bytes = cap_bytes
+        self.most_bytes = cap_bytes if most_bytes is None else most_bytes
         self.n_restored = 0
         self.n_written = 0
         self.fault: str | None = None
@@ -67,14 +69,24 @@ class PrefixDisk:
     def _path(self, header: bytes) -> Path:
         return self.folder / (hashlib.blake2b(header, digest_size=20).hexdigest() + SUFFIX)
 
-    def load(self, tokens: list[int], chunks: list[Chunk]) -> Snapshot | None:
-        """The keys and values of exactly these tokens, computed like this; a damaged file is removed."""
+    def load(
+        self, tokens: list[int], chunks: list[Chunk], on_bytes: Callable[[int], object] = lambda n: None
+    ) -> Snapshot | None:
+        """The keys and values of exactly these tokens, computed like this; a damaged file is removed.
+
+        Args:
+            on_bytes: is told how much memory it will take, before it does.
+        """
         header = self._header(tokens, chunks)
         path = self._path(header)
         if path in self._waiting:
             return self._waiting[path]
         try:
             with path.open("rb") as stream:
+                size_bytes = os.fstat(stream.fileno()).st_size
+                if self.most_bytes < size_bytes <= self.cap_bytes:
+                    return None
+                on_bytes(size_bytes)
                 blob = _read(stream, header, self.cap_bytes)
         except FileNotFoundError:
             return None
@@ -91,9 +103,9 @@ class PrefixDisk:
         self.n_restored += 1
         return Snapshot(list(tokens), list(chunks), blob)
 
-    def wants(self, tokens: Sequence[int], chunks: Sequence[Chunk]) -> bool:
-        """Whether these would be worth a file: long enough, of bits that last, and not there yet."""
-        if len(tokens) < MIN_TOKENS or not all(state.lasting for _, state in chunks):
+    def wants(self, tokens: Sequence[int], chunks: Sequence[Chunk], size_bytes: int = 0) -> bool:
+        """Whether these would be worth a file: long enough, of bits that last, not there yet, and there is memory."""
+        if len(tokens) < MIN_TOKENS or size_bytes > self.most_bytes or not all(state.lasting for _, state in chunks):
             return False
         path = self._path(self._header(tokens, chunks))
         return path not in self._waiting and not path.exists()

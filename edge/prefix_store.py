@@ -108,6 +108,11 @@ class PrefixStore:
             self._snapshots.remove(may_go.pop(0))
         return True
 
+    def give_way(self, n_bytes: int) -> None:
+        """Lets snapshots go for one of `n_bytes` that stands beside them for a while, also where it is too large."""
+        while self._snapshots and self.used_bytes + n_bytes > self.budget_bytes:
+            self._snapshots.pop(0)
+
     def drop(self, snapshot: Snapshot) -> None:
         """Lets one go."""
         if snapshot in self._snapshots:

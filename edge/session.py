@@ -31,7 +31,7 @@ from .errors import DamagedError, DoesNotFitError, InputError
 from .file_watch import FileWatch
 from .files import sha256_file
 from .lane import Lane
-from .memory_choice import plan_session
+from .memory_choice import check_parallel, limit_of, plan_session
 from .pack import Pack, PackedAdapter
 from .prefix import Section
 from .prefix_cache import open_prefix_cache
@@ -87,6 +87,7 @@ class Session:
         n_outputs = outputs_of(speculate, [packed.card for packed in adapters.values()])
         sizes_bytes = [packed.size_bytes for packed in adapters.values()]
         self.plan = plan_session(self.base, options, sizes_bytes, n_outputs)
+        self._limit_bytes = limit_of(options)
         chosen = self.plan.choices
         self.n_ctx_tokens = chosen.n_ctx_tokens
         options |= vars(chosen)  # type: ignore[typeddict-item]
@@ -96,6 +97,8 @@ class Session:
         self._pack: Pack | None = None
         self._batcher: Batcher | None = None
         self._batchers: weakref.WeakSet[Batcher] = weakref.WeakSet()
+        # llama.cpp maps the file itself.
+        self.base.file.release()
         with contextlib.ExitStack() as stack:
             self.model = stack.enter_context(Model.load(base_path, mmap=chosen.mmap, repack=chosen.repack))
             self.context = Context(
@@ -104,11 +107,13 @@ class Session:
                 n_batch_tokens=chosen.n_batch_tokens,
                 n_outputs_max=min(n_outputs, chosen.n_batch_tokens),
                 threads=options.get("threads"),
+                threads_batch=options.get("threads_batch"),
                 kv_type=chosen.kv_type,
                 flash_attention=options.get("flash_attention", "auto"),
             )
             self._watch = stack.enter_context(FileWatch(base_path))
-            self.prefixes = open_prefix_cache(self.base, self.context, options)
+            most_bytes = None if self._limit_bytes is None else self.plan.snapshots_bytes
+            self.prefixes = open_prefix_cache(self.base, self.context, options, most_bytes)
             self._lane = Lane(self.context, self.prefixes)
             self._drafting = Drafting(self.context, speculate)
             self._shelf = Shelf(
@@ -356,13 +361,20 @@ class Session:
     def new_batcher(self, n_parallel: int) -> Batcher:
         """A batcher with a context of its own beside the session's; close it when it is done with."""
 
+        chosen = self.plan.choices
+
         def new_context(n_sequences: int, n_tokens: int) -> Context:
+            n_batch_tokens = max(chosen.n_batch_tokens, n_sequences)
+            if self._limit_bytes is not None:
+                check_parallel(self.base, self.plan, self._limit_bytes, n_sequences, n_tokens, self.context.threads)
             return Context(
                 self.model,
                 n_ctx_tokens=n_sequences * n_tokens,
+                n_batch_tokens=n_batch_tokens,
                 n_seq_max=n_sequences,
                 threads=self.context.threads,
-                kv_type=self.plan.choices.kv_type,
+                threads_batch=self.context.threads_batch,
+                kv_type=chosen.kv_type,
                 flash_attention=self.options.get("flash_attention", "auto"),
             )
 
