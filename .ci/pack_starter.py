@@ -1,7 +1,8 @@
 """Packs the starter: exported adapters, their cards with the measured scores, training records and licences.
 
 usage: python .ci/pack_starter.py BASE.gguf OUT STARTER
-OUT holds NAME.gguf, peft/NAME/train.json (peft/NAME-first too where it was trained twice) and, once measured, scores/scores.json; STARTER is edge/starter.
+OUT holds NAME.gguf, peft/NAME/train.json (peft/NAME-first too where it was trained twice) and, once measured,
+scores/scores.json; STARTER is edge/starter.
 The router is OUT/router.npz where there is one (slm-edge router train -o), else the one that STARTER has.
 """
 
