@@ -79,11 +79,11 @@ def show(folder: Path | None, as_json: bool) -> None:
             f"  {task:16} {how:12} from confidence {model.thresholds.get(task, 0.5):.2f}, "
             f"adapter {adapters.get(task, 'not in this pack')}"
         )
-    if "unseen_source_accuracy" in model.about:
+    if "cross_validated_accuracy" in model.about:
         lines.append(
-            f"trained on {model.about['n_prompts']} prompts; on sources unseen "
-            f"{model.about['unseen_source_accuracy']:.1%} right, "
-            f"calibration error {model.about['unseen_source_calibration_error']:.3f}"
+            f"trained on {model.about['n_prompts']} prompts; cross-validated on them "
+            f"{model.about['cross_validated_accuracy']:.1%} right, "
+            f"calibration error {model.about['cross_validated_calibration_error']:.3f}"
         )
     emit(data, as_json, "\n".join(lines))
 

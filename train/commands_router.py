@@ -57,11 +57,11 @@ def train(
 
         put_router(pack, model)
     about = dict(model.about)
-    text = [f"{about['n_prompts']} prompts; on sources held out of the training:"]
-    text += [f"  {name:34} {row['n']:5}  {row['accuracy_when_unseen']:.1%}" for name, row in about["sources"].items()]
+    text = [f"{about['n_prompts']} prompts; each source held out in turn, whole or a lot of it:"]
+    text += [f"  {name:34} {row['n']:5}  {row['accuracy_when_held_out']:.1%}" for name, row in about["sources"].items()]
     text.append(
-        f"accuracy {about['unseen_source_accuracy']:.1%}, calibration error "
-        f"{about['unseen_source_calibration_error']:.3f}, temperature {model.temperature}, "
+        f"cross-validated accuracy {about['cross_validated_accuracy']:.1%}, calibration error "
+        f"{about['cross_validated_calibration_error']:.3f}, temperature {model.temperature}, "
         f"thresholds {dict(model.thresholds)}"
     )
     if output is not None:

@@ -32,13 +32,17 @@ WRITTEN: Final = (
     "math_school",
     "math_daily",
     "math_languages",
+    "math_more",
     "code",
     "code_plain",
     "code_languages",
+    "code_more",
+    "code_foreign",
     "none",
     "none_near",
     "none_talk",
     "none_languages",
+    "none_more",
 )
 _SLOT: Final = re.compile(r"\{(\w+)\}")
 # How often each pattern is filled in
@@ -118,7 +122,8 @@ def written(name: str) -> list[str]:
 def passages() -> list[tuple[str, list[str]]]:
     """Our own passages, each with its questions."""
     found = []
-    for block in (FOLDER / "passages.txt").read_text(encoding="utf-8").split("%%\n"):
+    files = ("passages.txt", "passages_more.txt")
+    for block in "%%\n".join((FOLDER / name).read_text(encoding="utf-8") for name in files).split("%%\n"):
         lines = block.strip().split("\n")
         text = "\n".join(line for line in lines if not line.startswith("Q: ")).replace("\\n", "\n")
         found.append((text, [line[3:] for line in lines if line.startswith("Q: ")]))
