@@ -1,0 +1,228 @@
+"""Our session against llama.cpp's own tools on the same file, in turns, and what our Python costs for each token.
+
+    python -m slm_edge.benchmarks.session_speed base.gguf --llama-bench PATH --llama-cli PATH --threads 2
+
+Prefill: 512 random tokens to the first chosen one, through the session (its chunks, its books), against llama-bench's
+pp512. Decode: 128 tokens through a whole answer (sampling, text, stops), against tg128, which samples nothing. A ratio
+is the tool's seconds over ours in one round, so 0.98 is 2 % slower; the bound holds for the median. `llama-bench`
+starts anew in each round (`-r 1`, after its own warm-up); the session stays open, warm too.
+
+Python's cost: the same answer with `llama_decode` replaced by nothing; the sampling in C is measured by itself.
+
+Cold start: one token of a short prompt, from the start of the process to its end: `slm-edge run` on a pack of this
+base against `llama-completion` (or `llama-cli` of older builds: a tool that knows -no-cnv). `--cold-file` drops the
+base from the page cache before each start. Prints one JSON document; exit 1 where a bound is missed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import numpy as np
+
+from ..edge.base_info import BaseInfo
+from ..edge.errors import EngineError
+from ..edge.pack_write import NewAdapter, build_pack
+from ..edge.sampling import Sampler, Sampling
+from ..edge.session import Session
+from ..edge.stream import Request, Stream
+from ..edge.vocab import Vocab
+from .random_adapter import write_random_adapter
+from .stats import spread
+
+N_PROMPT: Final = 512
+N_DECODE: Final = 128
+LEAST_RATIO: Final = 0.98
+MOST_OVERHEAD_S: Final = 0.4
+QUESTION: Final = "What is the capital of France?"
+
+
+class _Endless(Vocab):
+    """A tokenizer whose answers never end by themselves; asking whether costs what it costs."""
+
+    def is_end(self, token_id: int) -> bool:
+        super().is_end(token_id)
+        return False
+
+
+class _NoDecode:
+    """llama.cpp's functions, but nothing is computed: the logits stay those of the last decode."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, name)
+
+    @staticmethod
+    def llama_decode(handle: Any, batch: Any) -> int:
+        """Says that all went well."""
+        return 0
+
+
+class Ours:
+    """A session that answers token ids."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._vocab = _Endless.of(session.model.handle)
+        self._random = np.random.default_rng(0)
+
+    def ids(self, n_tokens: int) -> list[int]:
+        """Random token ids, others each time, so that nothing is kept from before."""
+        return self._random.integers(0, self.session.model.vocab.n_tokens, n_tokens).tolist()  # type: ignore[no-any-return]
+
+    def stream(self, ids: Sequence[int], max_tokens: int) -> Stream:
+        """The answer to token ids by the base alone, begun."""
+        session = self.session
+        request = Request(
+            prompt=ids,
+            adapter=None,
+            sections=lambda: session.sections(session.choice, ids),
+            sampling=Sampling(),
+            stop=(),
+            max_tokens=max_tokens,
+            room_tokens=session.n_ctx_tokens,
+        )
+        return Stream(session._lane, self._vocab, request, time.perf_counter())
+
+    def prefill_s(self) -> float:
+        """Seconds from the call to the first chosen token of a prompt."""
+        stream = self.stream(self.ids(N_PROMPT), 1)
+        list(stream)
+        return stream.answer.first_token_s
+
+    def decode_s(self) -> float:
+        """Seconds of the tokens after the first one of an answer to a prompt of one token."""
+        stream = self.stream(self.ids(1), N_DECODE + 1)
+        list(stream)
+        rate = stream.answer.decode_tokens_per_s
+        assert rate is not None
+        return N_DECODE / rate
+
+    def python_us(self) -> dict[str, float]:
+        """Microseconds of processor time for each token: all but the model, and the sampling in C alone."""
+        context = self.session.context
+        list(self.stream(self.ids(1), 2))
+        with Sampler(Sampling()) as sampler:
+            began_s = time.thread_time()
+            for _ in range(N_DECODE):
+                sampler.sample(context)
+            sampling_s = time.thread_time() - began_s
+        library = context._llama
+        context._llama = _NoDecode(library)
+        try:
+            began_s = time.thread_time()
+            list(self.stream(self.ids(1), N_DECODE + 1))
+            whole_s = time.thread_time() - began_s
+        finally:
+            context._llama = library
+            self.session._lane.record.cut(0)
+        whole, sampling = (1e6 * seconds / N_DECODE for seconds in (whole_s, sampling_s))
+        return {"without_model": whole, "sampling_in_c": sampling, "python": whole - sampling}
+
+
+def _run(command: Sequence[Any]) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise EngineError(f"ended with code {done.returncode}", where=str(command[0]), problems=lines[-3:])
+    return done.stdout.decode(errors="replace")
+
+
+def bench_s(tool: Path, base: Path, threads: int) -> tuple[float, float]:
+    """llama-bench's seconds for the prompt and for the tokens."""
+    rows = json.loads(
+        _run([tool, "-m", base, "-p", N_PROMPT, "-n", N_DECODE, "-r", 1, "-t", threads, "-ngl", 0, "-o", "json"])
+    )
+    found = {("prompt" if row["n_prompt"] else "decode"): row["avg_ns"] / 1e9 for row in rows}
+    return found["prompt"], found["decode"]
+
+
+def speeds(ours: Ours, tool: Path | None, base: Path, rounds: int) -> dict[str, Any]:
+    """Prefill and decode in turns with llama-bench, or alone."""
+    threads = ours.session.context.threads
+    ours.prefill_s(), ours.decode_s()
+    mine, theirs = [], []
+    for _ in range(rounds):
+        if tool is not None:
+            theirs.append(bench_s(tool, base, threads))
+        mine.append((ours.prefill_s(), ours.decode_s()))
+    found: dict[str, Any] = {}
+    for i, (name, n_tokens) in enumerate((("prefill", N_PROMPT), ("decode", N_DECODE))):
+        found[f"{name}_tokens_per_s"] = spread([n_tokens / seconds[i] for seconds in mine])
+        if theirs:
+            found[f"llama_bench_{name}_tokens_per_s"] = spread([n_tokens / seconds[i] for seconds in theirs])
+            found[f"{name}_ratio"] = spread([other[i] / own[i] for own, other in zip(mine, theirs, strict=True)])
+    if theirs:
+        found["within_bound"] = all(found[f"{name}_ratio"]["median"] >= LEAST_RATIO for name in ("prefill", "decode"))
+    return found
+
+
+def _drop(file: Path) -> None:
+    """Lets the kernel forget the file's pages (Linux)."""
+    with file.open("rb") as stream:
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def cold_start(tool: Path, base: Path, threads: int, runs: int, cold_file: bool) -> dict[str, Any]:
+    """Seconds from the start of a process to its end with one token written, in turns."""
+    with tempfile.TemporaryDirectory() as temporary:
+        adapter = Path(temporary) / "a.gguf"
+        write_random_adapter(BaseInfo.open(base), adapter)
+        pack = build_pack(Path(temporary) / "pack", base=base, adapters=[NewAdapter("a", adapter)], copy_base=False)
+        with Session.of_files(base, {}, threads=1, n_ctx_tokens=256) as session:
+            prompt = session.template.render([{"role": "user", "content": QUESTION}])
+        run = [sys.executable, "-m", "slm_edge.edge", "run", "--pack", pack.folder, "--adapter", "none", "--threads"]
+        own = [*run, threads, "--max-tokens", 1, QUESTION]
+        other = [tool, "-m", base, "-p", prompt, "-n", 1, "-t", threads, "-c", 2048, "--temp", 0, "-no-cnv"]
+        other += ["--no-display-prompt", "-ngl", 0]
+        mine: list[float] = []
+        theirs: list[float] = []
+        for _ in range(runs + 1):
+            for command, times in ((own, mine), (other, theirs)):
+                if cold_file:
+                    _drop(base)
+                began_s = time.perf_counter()
+                _run(command)
+                times.append(time.perf_counter() - began_s)
+    # The first of each brought the programs themselves into the page cache.
+    over = [a - b for a, b in zip(mine[1:], theirs[1:], strict=True)]
+    found = {"slm_edge_s": spread(mine[1:]), "llama_cpp_s": spread(theirs[1:]), "overhead_s": spread(over)}
+    return {**found, "cold_file": cold_file, "within_bound": found["overhead_s"]["median"] <= MOST_OVERHEAD_S}
+
+
+@click.command()
+@click.argument("base", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--llama-bench", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--llama-cli", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="llama-completion.")
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--threads", type=int)
+@click.option("--cold-file", is_flag=True, help="Drop the base from the page cache before each start.")
+def main(
+    base: Path, llama_bench: Path | None, llama_cli: Path | None, rounds: int, threads: int | None, cold_file: bool
+) -> None:
+    """Measure a session against llama.cpp's tools."""
+    with Session.of_files(base, {}, threads=threads) as session:
+        ours = Ours(session)
+        used_threads = session.context.threads
+        result: dict[str, Any] = {"base": base.name, "threads": used_threads, "rounds": rounds}
+        result |= speeds(ours, llama_bench, base, rounds)
+        costs = [ours.python_us() for _ in range(rounds)]
+        result["us_per_token"] = {name: spread([cost[name] for cost in costs]) for name in costs[0]}
+    if llama_cli is not None:
+        result["cold_start"] = cold_start(llama_cli, base, used_threads, rounds, cold_file)
+    click.echo(json.dumps(result, indent=2))
+    within = [part["within_bound"] for part in (result, result.get("cold_start", {})) if "within_bound" in part]
+    sys.exit(not all(within))
+
+
+if __name__ == "__main__":
+    main()
