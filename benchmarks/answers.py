@@ -74,7 +74,12 @@ def packed(data: bytes) -> bytes:
     return lzma.compress(whole, preset=9 | lzma.PRESET_EXTREME)
 
 
-def _unpacked(archive: Path) -> bytes:
+def unpacked(archive: Path) -> bytes:
+    """What an archive holds.
+
+    Raises:
+        DamagedError: it is no whole xz file.
+    """
     import lzma
 
     try:
@@ -133,7 +138,7 @@ class AnswerFile:
         if write:
             if not self.path.exists() and archive_path(self.path).exists():
                 with atomic_file(self.path) as aside:
-                    aside.write_bytes(_unpacked(archive_path(self.path)))
+                    aside.write_bytes(unpacked(archive_path(self.path)))
             self._stream = self.path.open("ab", buffering=0)
             os.ftruncate(self._stream.fileno(), whole)
             if whole == 0:
@@ -144,7 +149,7 @@ class AnswerFile:
         place = self.path if self.path.exists() else archive_path(self.path)
         if not place.exists():
             return 0
-        data = place.read_bytes() if place == self.path else _unpacked(place)
+        data = place.read_bytes() if place == self.path else unpacked(place)
         _, records, whole = parsed(data, place, identity)
         for record in records:
             self.records.setdefault(record.id, record)

@@ -26,7 +26,7 @@ def pack_answers(folder: Path, output: Path | None, as_json: bool) -> None:
     from ..edge.console import human_bytes
     from ..edge.errors import InputError
     from ..edge.files import atomic_file, make_folder
-    from .answers import archive_path, packed, parsed
+    from .answers import archive_path, packed, parsed, unpacked
 
     source = folder / "answers" if (folder / "answers").is_dir() else folder
     files = sorted(source.glob("*.jsonl"))
@@ -40,6 +40,13 @@ def pack_answers(folder: Path, output: Path | None, as_json: bool) -> None:
         if identity is None:
             continue
         archive = archive_path(dest / file.name)
+        there = parsed(unpacked(archive), archive)[1] if archive.exists() else []
+        if lost := {record.id for record in there} - {record.id for record in records}:
+            raise InputError(
+                f"holds {len(lost)} answers that {file} lacks",
+                where=archive,
+                hint="go on from it (--out), or remove it first",
+            )
         with atomic_file(archive) as aside:
             aside.write_bytes(packed(data))
         sizes = {"bytes": len(data), "packed_bytes": archive.stat().st_size}

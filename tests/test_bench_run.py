@@ -262,12 +262,16 @@ def test_packed_answers_are_gone_on_from(pack, data, tmp_path, slm_edge):
     unpacked = kept / "answers" / plain.name
     assert unpacked.read_bytes().startswith(lzma.decompress(archive.read_bytes()))
     assert len(rows_of(unpacked)) == 9
+    # Fewer answers do not replace more
+    assert slm_edge("bench", "pack-answers", kept)[0] == 0
+    code, _, err = slm_edge("bench", "pack-answers", first, "-o", kept)
+    assert (code, "holds 3 answers that" in err) == (2, True)
+    code, _, err = slm_edge("bench", "pack-answers", tmp_path)
+    assert (code, "no answers" in err) == (2, True)
     unpacked.unlink()
     archive.write_bytes(archive.read_bytes()[:-9])
     code, _, err = slm_edge("bench", "gsm8k", *more, "--out", kept, "--limit", 8)
     assert (code, "not a whole xz file" in err) == (5, True)
-    code, _, err = slm_edge("bench", "pack-answers", tmp_path)
-    assert (code, "no answers" in err) == (2, True)
 
 
 def test_answers_are_scored_again_by_todays_rules(pack, data, tmp_path, slm_edge):
