@@ -3,11 +3,13 @@
     python -m slm_edge.benchmarks.memory_plan base.gguf other.gguf
     python -m slm_edge.benchmarks.memory_plan --like Llama-3.2-1B.gguf --type q4_0 --type q8_0
     python -m slm_edge.benchmarks.memory_plan --shape llama-3.2-1b --shape llama-3.2-3b --quick
-    python -m slm_edge.benchmarks.memory_plan base.gguf --ceiling
+    python -m slm_edge.benchmarks.memory_plan base.gguf --rank 16 --rank 128
+    python -m slm_edge.benchmarks.memory_plan base.gguf --ceiling --rank 16
 
 Each row is a process of its own that opens a session and computes a prompt of two chunks and some tokens. Measured is
 the peak of its resident set as the kernel counts it (VmHWM), which is what the plan is about. For a published shape
-the plan is that of `slm-edge devices fit --model`, which sees no file. With `--ceiling` the
+the plan is that of `slm-edge devices fit --model`, which sees no file. With `--rank` a random adapter is swapped with
+the base, prefixes are kept up to a budget, and two answers are begun at once in a second context. With `--ceiling` the
 same is run in a control group of its own (root is needed), whose limit the kernel enforces by killing: once at the
 planned size, where it must end well, and once at 60 % of the least plan, where it must be refused with exit code 4.
 RLIMIT_DATA is no honest ceiling: it counts what is reserved and never touched.
@@ -33,8 +35,9 @@ from ..edge.errors import DoesNotFitError
 from ..edge.ggml_type import GgmlType
 from ..edge.gguf_file import GgufFile
 from ..edge.memory import CGROUP
-from ..edge.memory_choice import fit
+from ..edge.memory_choice import fit, plan_session
 from ..edge.memory_plan import MemoryPlan, plan_memory
+from .random_adapter import write_random_adapter
 from .random_base import make_base, make_shape
 
 CHILD = """
@@ -42,11 +45,22 @@ import json, sys
 from slm_edge.edge.errors import DoesNotFitError
 from slm_edge.edge.memory import peak_memory_bytes
 from slm_edge.edge.session import Session
-path, options = json.loads(sys.argv[1])
+path, adapters, options = json.loads(sys.argv[1])
+# More than one chunk; a longer one takes time and no more memory, the KV cache is cleared when it is made.
+PROMPT = " hello" * 130
 try:
-    with Session.of_files(path, {}, **options) as session:
-        # More than one chunk; a longer one takes time and no more memory, the KV cache is cleared when it is made.
-        answer = session.ask(" hello" * 130, max_tokens=8, system="")
+    with Session.of_files(path, {name: (file, None) for name, file in adapters.items()}, **options) as session:
+        for i, name in enumerate((None, *adapters) * 2 if adapters else (None,)):
+            # Another beginning each time: every swap leaves a snapshot.
+            answer = session.use(name).ask(f"{i}{PROMPT}", max_tokens=8, system="")
+        if options.get("n_parallel"):
+            batcher = session.new_batcher(options["n_parallel"])
+            for _ in range(options["n_parallel"]):
+                longest = {"max_tokens": session.n_ctx_tokens}
+                batcher.submit(session.request(PROMPT, session.choice, "", longest), session.choice)
+            for _ in range(3):
+                batcher.advance()
+            batcher.close()
         print(json.dumps({"peak_bytes": peak_memory_bytes(), "n_prompt_tokens": answer.n_prompt_tokens}))
 except DoesNotFitError as error:
     print(error, file=sys.stderr)
@@ -58,11 +72,16 @@ SETUPS: tuple[dict[str, Any], ...] = (
     {"mmap": True, "repack": False},
     {"mmap": False, "repack": True, "kv_type": "q8_0", "n_ctx_tokens": 512},
 )
+# Everything at once: an adapter, kept prefixes up to their budget, and answers at once in a second context.
+FULL: dict[str, Any] = {"n_ctx_tokens": 1024, "prefix_budget_bytes": 8 << 20, "n_parallel": 2}
 
 
-def run(path: Path, options: dict[str, Any], limit_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    path: Path, options: dict[str, Any], limit_bytes: int | None = None, adapter: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """The child process, in a control group of its own where a limit is given."""
-    command = [sys.executable, "-c", CHILD, json.dumps([str(path), options])]
+    adapters = {} if adapter is None else {"a": str(adapter)}
+    command = [sys.executable, "-c", CHILD, json.dumps([str(path), adapters, options])]
     if limit_bytes is None:
         return subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     with control_group(limit_bytes) as group:
@@ -107,34 +126,64 @@ def compare(path: Path, setup: dict[str, Any], threads: int, table: GgufFile | N
     }
 
 
-def ceiling(path: Path, threads: int) -> dict[str, Any]:
-    """Exit codes under a limit at the plan and at 60 % of the least plan that there is."""
+def compare_full(path: Path, rank: int, threads: int) -> dict[str, Any]:
+    """The same with a random adapter on all linear layers, and `FULL`."""
+    options = {**FULL, "threads": threads}
+    with _adapter(path, rank) as adapter:
+        plan = plan_session(BaseInfo.open(path), options, [adapter.stat().st_size])  # type: ignore[arg-type]
+        done = run(path, options, adapter=adapter)
+    if done.returncode:
+        raise click.ClickException(f"{path}: the child failed\n{done.stderr}")
+    peak_bytes = json.loads(done.stdout)["peak_bytes"]
+    row = {"model": path.name, "rank": rank, "plan": plan.as_dict(), "peak_bytes": peak_bytes}
+    return row | {"plan_over_peak": plan.total_bytes / peak_bytes}
+
+
+@contextlib.contextmanager
+def _adapter(base: Path, rank: int) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="slm-edge-") as folder:
+        path = Path(folder) / "a.gguf"
+        write_random_adapter(BaseInfo.open(base), path, rank=rank)
+        yield path
+
+
+def ceiling(path: Path, threads: int, rank: int | None = None) -> dict[str, Any]:
+    """Exit codes under a limit at the plan and at 60 % of the least plan that there is.
+
+    Args:
+        rank: with an adapter of this rank and `FULL`; None: the base alone.
+    """
     base = BaseInfo.open(path)
-    plan = plan_memory(base, mmap=False, n_threads=threads)
-    least = _least(base, threads)
-    at_plan = run(path, {"mmap": False, "threads": threads}, plan.total_bytes)
-    below = run(path, {"threads": threads}, round(0.6 * least.total_bytes))
+    options: dict[str, Any] = {"mmap": False, "threads": threads} | (FULL if rank else {})
+    with _adapter(path, rank) if rank else contextlib.nullcontext() as adapter:
+        sizes = [adapter.stat().st_size] if adapter else []
+        planned_bytes = plan_session(base, options, sizes).total_bytes  # type: ignore[arg-type]
+        adapters: dict[str, Any] = {"adapters_bytes": sum(sizes), "n_adapters": len(sizes)}
+        least_bytes = _least(base, threads, adapters).total_bytes
+        at_plan = run(path, options, planned_bytes, adapter)
+        below = run(path, {"threads": threads}, round(0.6 * least_bytes), adapter)
     return {
         "model": path.name,
-        "planned_bytes": plan.total_bytes,
+        "rank": rank,
+        "planned_bytes": planned_bytes,
         "exit_at_plan": at_plan.returncode,
-        "least_bytes": least.total_bytes,
+        "least_bytes": least_bytes,
         "exit_at_60_percent": below.returncode,
         "refusal": below.stderr.strip(),
     }
 
 
-def _least(base: BaseInfo, threads: int) -> MemoryPlan:
+def _least(base: BaseInfo, threads: int, adapters: dict[str, Any]) -> MemoryPlan:
     """The smallest plan that `fit` knows."""
     low, high = 1 << 20, 1 << 40
     while high - low > 1 << 20:
         middle = (low + high) // 2
         try:
-            fit(base, middle, n_threads=threads)
+            fit(base, middle, n_threads=threads, **adapters)
             high = middle
         except DoesNotFitError:
             low = middle
-    return fit(base, high, n_threads=threads)
+    return fit(base, high, n_threads=threads, **adapters)
 
 
 Models = Iterator[tuple[Path, GgufFile | None]]
@@ -164,6 +213,7 @@ def _models(bases: tuple[Path, ...], like: Path | None, shapes: tuple[str, ...],
 )
 @click.option("--quick", is_flag=True, help="Repacked weights, mapped and read; no others.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--rank", "ranks", multiple=True, type=int, help="With an adapter of this rank, and all else at once.")
 @click.option("--ceiling", "with_ceiling", is_flag=True, help="Run in a limited control group instead.")
 @json_option
 def main(
@@ -173,6 +223,7 @@ def main(
     types: tuple[str, ...],
     quick: bool,
     threads: int,
+    ranks: tuple[int, ...],
     with_ceiling: bool,
     as_json: bool,
 ) -> None:
@@ -180,10 +231,14 @@ def main(
     rows: list[dict[str, Any]] = []
     for path, table in _models(bases, like, shapes, types):
         if with_ceiling:
-            rows.append(ceiling(path, threads))
-            emit(rows[-1], False, _ceiling_line(rows[-1])) if not as_json else None
+            for rank in ranks or (None,):
+                rows.append(ceiling(path, threads, rank))
+                emit(rows[-1], False, _ceiling_line(rows[-1])) if not as_json else None
             continue
-        for setup in SETUPS[:2] if quick else SETUPS:
+        for rank in ranks:
+            rows.append(compare_full(path, rank, threads))
+            emit(rows[-1], False, _line(rows[-1])) if not as_json else None
+        for setup in () if ranks else SETUPS[:2] if quick else SETUPS:
             rows.append(compare(path, setup, threads, table))
             emit(rows[-1], False, _line(rows[-1])) if not as_json else None
     if as_json:
@@ -195,6 +250,7 @@ def main(
 def _line(row: dict[str, Any]) -> str:
     choices = row["plan"]["choices"]
     setup = f"{'mmap' if choices['mmap'] else 'read'} {'repack' if choices['repack'] else 'plain '}"
+    setup += f" rank {row['rank']:3}" if "rank" in row else ""
     return (
         f"{row['model']:44} {setup} {choices['n_ctx_tokens']:5} {choices['kv_type']:4}  "
         f"plan {human_bytes(row['plan']['total_bytes']):>10}  peak {human_bytes(row['peak_bytes']):>10}  "
@@ -203,8 +259,9 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _ceiling_line(row: dict[str, Any]) -> str:
+    rank = f"rank {row['rank']:3} " if row["rank"] else ""
     return (
-        f"{row['model']:44} at {human_bytes(row['planned_bytes'])}: exit {row['exit_at_plan']};  "
+        f"{row['model']:44} {rank}at {human_bytes(row['planned_bytes'])}: exit {row['exit_at_plan']};  "
         f"at 60 % of {human_bytes(row['least_bytes'])}: exit {row['exit_at_60_percent']}"
     )
 
