@@ -21,6 +21,7 @@ import psutil
 
 from ..edge.base_info import BaseInfo
 from ..edge.engine import Context, Model
+from ..edge.files import sha256_file
 from .random_adapter import write_random_adapter
 from .stats import spread
 
@@ -51,7 +52,7 @@ def measure(model: Model, file: Path, n_loaded: int, runs: int, threads: int | N
                 context.decode(list(range(1, 17)), 0)
                 token_s(context, 16)
             context_bytes = process.memory_info().rss - before_bytes
-            still, other, swapped = [], [], []
+            still, other, swapped, loaded = [], [], [], []
             for run in range(runs):
                 first.set_adapters(pair[0])
                 token_s(first, 16)
@@ -62,18 +63,27 @@ def measure(model: Model, file: Path, n_loaded: int, runs: int, threads: int | N
                 first.set_adapters(pair[1])
                 set_s = time.perf_counter() - began_s
                 swapped.append(set_s + token_s(first, 16))
+                began_s = time.perf_counter()
+                sha256_file(file)
+                again = model.load_adapter(file)
+                loaded.append(time.perf_counter() - began_s)
+                again.close()
     token, switch, swap = (statistics.median(times) * 1000 for times in (still, other, swapped))
     return {
         "n_loaded": n_loaded,
         "token_ms": round(token, 3),
         "one_context_swap_ms": round(swap - token, 3),
         "swap_and_token_ms_min_max": [round(1000 * value, 2) for value in (min(swapped), max(swapped))],
-        "swap_and_token_to_token": spread(
-            [with_swap / without for with_swap, without in zip(swapped, still, strict=True)]
-        ),
+        "swap_and_token_to_token": spread(_ratios(swapped, still)),
         "context_each_swap_ms": round(switch - token, 3),
+        "context_each_swap_and_token_to_token": spread(_ratios(other, still)),
         "context_each_bytes": context_bytes,
+        "load_to_token": spread(_ratios(loaded, still)),
     }
+
+
+def _ratios(after_s: list[float], before_s: list[float]) -> list[float]:
+    return [after / before for after, before in zip(after_s, before_s, strict=True)]
 
 
 @click.command()
