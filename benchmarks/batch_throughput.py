@@ -27,6 +27,8 @@ from ..edge.session import Session
 from .random_adapter import write_random_adapter
 from .stats import spread
 
+# The tool writes its figures from a thread that its end may overtake: lines get lost on a busy machine.
+TRIES = 3
 SUBJECTS = ("rivers", "bread", "the moon", "ships", "numbers", "gardens", "clocks", "winter", "glass", "horses")
 
 
@@ -48,13 +50,13 @@ def batched_bench(
         threads,
     ]
     command += ["-c", max(parallel) * (n_prompt + n_tokens) + 256, "-ngl", 0, "--output-format", "jsonl"]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    rows = [json.loads(line) for line in (done.stdout + done.stderr).splitlines() if line.startswith('{"n_kv_max"')]
-    if done.returncode or {row["pl"] for row in rows} != set(parallel):
-        raise EngineError(
-            f"gave no figures (code {done.returncode})", where=tool, problems=done.stderr.splitlines()[-3:]
-        )
-    return {row["pl"]: row["pl"] * row["tg"] / row["t"] for row in rows}
+    for _ in range(TRIES):
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+        rows = [json.loads(line) for line in (done.stdout + done.stderr).splitlines() if line.startswith('{"n_kv_max"')]
+        if done.returncode == 0 and {row["pl"] for row in rows} == set(parallel):
+            return {row["pl"]: row["pl"] * row["tg"] / row["t"] for row in rows}
+    problems = done.stderr.splitlines()[-3:]
+    raise EngineError(f"gave no figures (code {done.returncode})", where=tool, problems=problems)
 
 
 @click.command()
