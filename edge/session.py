@@ -12,6 +12,7 @@ A session belongs to one thread and makes one answer at a time.
 """
 
 import contextlib
+import dataclasses
 import os
 import time
 import weakref
@@ -42,6 +43,7 @@ from .system_prefix import SystemPrefix
 
 if TYPE_CHECKING:
     from .router import Decision, Router
+    from .second_stage import SecondStage
 
 __all__ = ["Answer", "Session", "Stream"]
 
@@ -94,6 +96,7 @@ class Session:
         self.options = options
         self._choice = Choice()
         self._router: Router | None = None
+        self._second: SecondStage | None = None
         self._pack: Pack | None = None
         self._batcher: Batcher | None = None
         self._batchers: weakref.WeakSet[Batcher] = weakref.WeakSet()
@@ -202,16 +205,38 @@ class Session:
         self._choice = self.choice_of(name, scale=scale, swap=swap)
         return self
 
-    def choose(self, prompt: str | Sequence[Message]) -> "Decision":
+    def choose(self, prompt: str | Sequence[Message], *, second_stage: bool = False) -> "Decision":
         """Which adapter the pack's router would give a prompt to; `use` takes it up.
 
         In a conversation with answers the adapter in use is kept unless another one is clearly likelier.
 
+        Args:
+            second_stage: where the router is unsure of a first message, let the base read it (`second_stage.py`). That
+                takes as long as the base needs for the prompt, and the base's own answer begins where it ended.
+
         Raises:
-            InputError: the session is not of a pack, or the pack has no router.
+            InputError: the session is not of a pack, the pack has no router, or no second stage where it is asked for.
             SlmEdgeError: as `pack_router.open_router`.
         """
-        return self.router.choose(prompt, current=self.adapter)
+        decision = self.router.choose(prompt, current=self.adapter)
+        return self._asked_again(prompt, decision) if second_stage else decision
+
+    def _asked_again(self, prompt: str | Sequence[Message], first: "Decision") -> "Decision":
+        """The decision with the second stage's opinion, where that is worth its time."""
+        from .second_stage import read_second_stage
+
+        started_s = time.perf_counter()
+        if self._second is None:
+            self._second = read_second_stage(self._pack)
+        talk = not isinstance(prompt, str) and any(message["role"] == "assistant" for message in prompt)
+        if talk or first.confidence >= self._second.below:
+            return first
+        ids, n_shared_tokens = self.rendered(prompt, None, Choice())
+        if len(ids) >= self.n_ctx_tokens:
+            return first
+        state = self._lane.state(ids, self.sections(Choice(), ids, n_shared_tokens))
+        decision = self.router.choose(prompt, current=self.adapter, opinion=self._second.opinion(state))
+        return dataclasses.replace(decision, second_stage_s=time.perf_counter() - started_s)
 
     @property
     def router(self) -> "Router":

@@ -150,7 +150,7 @@ class Talk:
         one, other = (self.session.prompt_tokens([*messages[:-1], end], system=self.system) for end in ends)
         n_before = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
         n_again = max(n_before - answer.n_kept_tokens, 0)
-        return Recompute(n_again, answer.prefill_s * n_again / (answer.n_prompt_tokens - answer.n_kept_tokens))
+        return Recompute(n_again, answer.prefill_s * n_again / max(answer.n_prompt_tokens - answer.n_kept_tokens, 1))
 
     def _fitting(self, messages: list[Message]) -> list[Message]:
         """The conversation without its oldest turns, as many as must go.
