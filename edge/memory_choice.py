@@ -18,6 +18,7 @@ from .memory_plan import ContextSize, MemoryPlan, plan_memory
 from .prefix import CHUNK_TOKENS
 from .prefix_cache import DEFAULT_BUDGET_BYTES
 from .settings import EngineOptions
+from .shelf import MOST_LOADED
 
 DEFAULT_CTX_TOKENS: Final = 2048
 LEAST_CTX_TOKENS: Final = 512
@@ -51,14 +52,13 @@ def plan_session(
         name: options.get(name) for name in ("mmap", "repack", "n_ctx_tokens", "kv_type", "n_batch_tokens")
     }
     budget_bytes = options.get("adapter_budget_bytes")
-    # As many as can be loaded at once.
-    together = list(accumulate(sorted(adapter_sizes_bytes)))
-    n_adapters = sum(budget_bytes is None or n_bytes <= budget_bytes for n_bytes in together)
+    # What can be loaded at once; those that are pinned stay beside one more.
+    most_loaded = max(MOST_LOADED, len(options.get("pinned", ())) + 1)
+    largest_bytes = sum(sorted(adapter_sizes_bytes)[-most_loaded:])
+    together = list(accumulate(sorted(adapter_sizes_bytes)[:most_loaded]))
     sizes: dict[str, Any] = {
-        "adapters_bytes": sum(adapter_sizes_bytes)
-        if budget_bytes is None
-        else min(sum(adapter_sizes_bytes), budget_bytes),
-        "n_adapters": n_adapters,
+        "adapters_bytes": largest_bytes if budget_bytes is None else min(largest_bytes, budget_bytes),
+        "n_adapters": sum(budget_bytes is None or n_bytes <= budget_bytes for n_bytes in together),
         "n_outputs": n_outputs,
         "n_parallel": options.get("n_parallel") or 0,
         "n_threads": max(options.get("threads") or default_threads(), options.get("threads_batch") or 1),

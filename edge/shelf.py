@@ -1,11 +1,13 @@
 """The adapters of a session: each is checked, loaded and proved to act when it is first used.
 
-Those that were used stay loaded within a budget of bytes; then the one used longest ago goes, unless it is pinned or
-an answer is being made with it. What was checked once is only hashed when it is loaded again.
+Those that were used stay loaded, `MOST_LOADED` of them and within a budget of bytes; then the one used longest ago
+goes, unless it is pinned or an answer is being made with it. What was checked once is only hashed when it is loaded
+again.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from .adapter import AdapterInfo, check_adapter
 from .base_info import BaseInfo
@@ -16,6 +18,10 @@ from .errors import DamagedError, DoesNotFitError, EngineError, InputError
 from .files import sha256_file
 from .names import did_you_mean
 from .pack import PackedAdapter
+
+# A swap costs the more the more adapters are loaded, used or not, and so does each context's memory; beyond this many,
+# loading one again is cheaper than keeping it (benchmarks/swap_cost.py).
+MOST_LOADED: Final = 8
 
 
 @dataclass(frozen=True)
@@ -120,24 +126,25 @@ class Shelf:
 
     def _make_room(self, packed: PackedAdapter, names: Sequence[str]) -> None:
         """Frees what was used longest ago until `packed` fits; nothing is freed when it cannot."""
-        if self.budget_bytes is None:
-            return
         in_use = {id(adapter) for adapter in self._in_use()}
         may_go = [
             name
             for name, one in self._loaded.items()
             if name not in self._pinned and name not in names and id(one.adapter) not in in_use
         ]
-        must_stay_bytes = sum(one.size_bytes for name, one in self._loaded.items() if name not in may_go)
-        if must_stay_bytes + packed.size_bytes > self.budget_bytes:
-            beside = f" beside {human_bytes(must_stay_bytes)} that must stay" if must_stay_bytes else ""
-            raise DoesNotFitError(
-                f"the adapter {packed.name!r} needs {human_bytes(packed.size_bytes)}{beside}; "
-                f"the budget for adapters is {human_bytes(self.budget_bytes)}",
-                where=packed.path,
-                hint="raise the budget, pin fewer adapters, or read or close the answer that is being made",
-            )
-        while sum(one.size_bytes for one in self._loaded.values()) + packed.size_bytes > self.budget_bytes:
+        if self.budget_bytes is not None:
+            must_stay_bytes = sum(one.size_bytes for name, one in self._loaded.items() if name not in may_go)
+            if must_stay_bytes + packed.size_bytes > self.budget_bytes:
+                beside = f" beside {human_bytes(must_stay_bytes)} that must stay" if must_stay_bytes else ""
+                raise DoesNotFitError(
+                    f"the adapter {packed.name!r} needs {human_bytes(packed.size_bytes)}{beside}; "
+                    f"the budget for adapters is {human_bytes(self.budget_bytes)}",
+                    where=packed.path,
+                    hint="raise the budget, pin fewer adapters, or read or close the answer that is being made",
+                )
+            while sum(one.size_bytes for one in self._loaded.values()) + packed.size_bytes > self.budget_bytes:
+                self._loaded.pop(may_go.pop(0)).adapter.close()
+        while may_go and len(self._loaded) >= MOST_LOADED:
             self._loaded.pop(may_go.pop(0)).adapter.close()
 
     def _open(self, packed: PackedAdapter) -> Loaded:

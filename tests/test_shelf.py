@@ -4,6 +4,7 @@ import pytest
 from build_gguf import tiny_adapter, tiny_base
 from slm_edge.edge.errors import DamagedError, DoesNotFitError, InputError
 from slm_edge.edge.session import Session
+from slm_edge.edge.shelf import MOST_LOADED
 
 PROMPT = "the world and the rest of it"
 
@@ -37,6 +38,18 @@ def test_the_one_used_longest_ago_goes_and_comes_back_right(base, files, tokens)
             seen.append("".join(session._shelf.loaded))
             assert len(session.model.adapters) == len(session._shelf.loaded) <= 2
         assert seen == ["a", "ab", "bc", "ca", "ab", "bd", "dc", "ca", "ca", "ab"]
+
+
+def test_a_swap_does_not_grow_with_the_pack(base, files, tokens):
+    """What a swap costs grows with the adapters that are loaded; so only so many are."""
+    many = {f"{name}{i}": files[name] for i in range(3) for name in files}
+    with Session.of_files(base, many, threads=1, pinned=["a0"]) as session:
+        for name in many:
+            assert session.use(name).ask(PROMPT, max_tokens=8).token_ids == tokens[name[0]]
+            assert len(session.model.adapters) == len(session.loaded_adapters) <= MOST_LOADED
+        assert list(session.loaded_adapters) == ["a0", *list(many)[1 - MOST_LOADED :]]
+        eleven = dict.fromkeys(list(many)[1:], 0.1)
+        assert session.use(eleven).ask(PROMPT, max_tokens=2).n_tokens == 2
 
 
 def test_pinned_ones_stay(base, files, tokens):
