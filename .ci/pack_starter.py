@@ -32,6 +32,7 @@ CARDS = {
         "task": "summarize",
         "description": "Summaries, and short answers to a question about a passage.",
         "max_tokens": 200,
+        "speculate": "exact",
         "licence": "Apache-2.0; data under CC BY-SA 3.0 (databricks-dolly-15k, Wikipedia)",
         "data": "databricks-dolly-15k, closed_qa and summarization, less the rows held out for scoring",
     },

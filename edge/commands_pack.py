@@ -125,6 +125,11 @@ def build(
 @click.option("--temperature", type=float, help="0 always takes the likeliest token.")
 @click.option("--max-tokens", type=int, help="Longest answer.")
 @click.option("--stop", multiple=True, help="Text that ends an answer; may be repeated.")
+@click.option(
+    "--speculate",
+    type=click.Choice(["off", "exact", "fast"]),
+    help="Guess tokens from the prompt, for tasks that copy; as run --speculate.",
+)
 @click.option("--default", "make_default", is_flag=True, help="Make it the pack's default.")
 @click.option("--examples", type=PATH, help="Prompts that are its own, one a line or JSON Lines: the router learns it.")
 @json_option
@@ -317,7 +322,8 @@ def _short(text: str, width: int) -> str:
 def _sampling(card: "TaskCard") -> str:
     how = "greedy" if card.temperature == 0 else f"temperature {card.temperature:g}"
     scale = "" if card.scale == 1 else f", scale {card.scale:g}"
-    return f"<= {card.max_tokens} tokens, {how}{scale}"
+    guesses = "" if card.speculate == "off" else f", guesses ({card.speculate})"
+    return f"<= {card.max_tokens} tokens, {how}{scale}{guesses}"
 
 
 def _system(card: "TaskCard") -> str:

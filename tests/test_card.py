@@ -52,6 +52,8 @@ def test_all_faults_are_named_at_once():
         ("temperature", -0.1),
         ("temperature", float("nan")),
         ("temperature", "0"),
+        ("speculate", True),
+        ("speculate", "yes"),
         ("temperature", False),
         ("top_p", 1.5),
         ("min_p", -1),

@@ -45,15 +45,15 @@ def test_a_pack_from_nothing_to_verified(slm_edge, made, tmp_path):
         "--max-tokens",
         "64",
     ]
-    more = ["--max-tokens", "64", "--stop", "a", "--stop", "b"]
+    more = ["--max-tokens", "64", "--stop", "a", "--stop", "b", "--speculate", "exact"]
     code, out, _ = slm_edge("pack", "add", pack, "code", made / "code.gguf", *options, *more)
     assert code == 0 and "code" in out
     code, out, _ = slm_edge("pack", "show", pack, "--json")
     card = json.loads(out)["adapters"][1]["card"]
     assert (card["task"], card["system"], card["scale"], card["temperature"]) == ("code", "Be brief.", 0.5, 0.2)
-    assert (card["max_tokens"], card["stop"]) == (64, ["a", "b"])
+    assert (card["max_tokens"], card["stop"], card["speculate"]) == (64, ["a", "b"], "exact")
     code, out, _ = slm_edge("pack", "show", pack)
-    assert code == 0 and "* default: math" in out and "Think in steps." in out
+    assert code == 0 and "* default: math" in out and "Think in steps." in out and "guesses (exact)" in out
 
     assert slm_edge("pack", "verify", pack)[0] == 0
     code, out, _ = slm_edge("pack", "verify", pack, "--json")
