@@ -119,6 +119,7 @@ class DraftingLane:
         self._row = -1
         # Rows that were computed at once, to be compared with those computed one by one.
         self._proof: list[tuple[int, npt.NDArray[np.float32]]] = []
+        self._proved_kernels: Kernels = (AdapterState(), False)
         self._debt = 0.0
         self._rest_tokens = 0
         self._next_rest_tokens = FIRST_REST_TOKENS
@@ -157,9 +158,10 @@ class DraftingLane:
         self._settle()
         guess = [] if self._proof else self._guess()
         if guess and self._exact:
-            verdict = self._drafting.verdict(self._kernels())
+            kernels = self._kernels()
+            verdict = self._drafting.verdict(kernels)
             if verdict is None:
-                self._begin_proof((token_id, *guess)[:PROOF_AT_ONCE])
+                self._begin_proof((token_id, *guess)[:PROOF_AT_ONCE], kernels)
             guess = guess if verdict else []
         if not guess:
             self._lane.step(token_id)
@@ -215,11 +217,12 @@ class DraftingLane:
         split = self._context.threads > 1 and self.n_tokens >= SPLIT_TOKENS
         return self._lane.record.chunks[-1][1], split
 
-    def _begin_proof(self, batch: Sequence[int]) -> None:
+    def _begin_proof(self, batch: Sequence[int], kernels: Kernels) -> None:
         """Computes a batch and forgets it; the tokens are then computed one by one, as long as they are right."""
         at = self.n_tokens
         self._context.decode(batch, at, outputs="all")
         self._proof = [(token_id, self._context.logits(row)) for row, token_id in enumerate(batch)]
+        self._proved_kernels = kernels
         self._context.remove(0, at)
 
     def _compare(self, token_id: int) -> None:
@@ -231,6 +234,6 @@ class DraftingLane:
             self._proof = []
             return
         equal = np.array_equal(row.view(np.uint32), self._context.logits_view().view(np.uint32))
-        self._drafting.saw(self._kernels(), equal)
+        self._drafting.saw(self._proved_kernels, equal)
         if not equal:
             self._proof = []
