@@ -32,6 +32,7 @@ from .onnx_lane import OnnxLane
 from .onnx_pack import onnx_adapters, onnx_folder
 from .pack import Pack, PackedAdapter
 from .prefix import AdapterState, Section
+from .routing import Routing
 from .settings import EngineOptions, Settings, grammar_of, max_tokens_of, sampling_of, stop_of
 from .shelf import find_adapter
 from .stream import Answer, Request, Stream
@@ -85,8 +86,7 @@ class OnnxSession:
         self.adapters: dict[str, PackedAdapter] = dict(adapters)
         self._loaded: dict[str, OnnxAdapter] = {}
         self._base_row: npt.NDArray[np.float32] | None = None
-        self._router: Router | None = None
-        self._pack: Pack | None = None
+        self._routing = Routing(self.adapters)
         with contextlib.ExitStack() as stack:
             self.engine = OnnxEngine(base, n_ctx_tokens=self.n_ctx_tokens, threads=options.get("threads"))
             stack.callback(self.engine.close)
@@ -116,7 +116,7 @@ class OnnxSession:
         adapters = onnx_adapters(pack)
         default = pack.default_adapter if pack.default_adapter in adapters else None
         session = cls(base, adapters, default_adapter=default, **options)
-        session._pack = pack
+        session._routing.pack = pack
         return session
 
     @classmethod
@@ -170,16 +170,12 @@ class OnnxSession:
             InputError: the session is not of a pack, the pack has no router, or it knows none of the adapters.
             SlmEdgeError: as `pack_router.open_router`.
         """
-        return self.router.choose(prompt, current=self.adapter)
+        return self._routing.choose(prompt, self.adapter)
 
     @property
     def router(self) -> "Router":
         """The pack's router, opened when it is first asked for; errors as `choose`."""
-        if self._router is None:
-            from .pack_router import open_router
-
-            self._router = open_router(self._pack, self.adapters)
-        return self._router
+        return self._routing.router
 
     def _load(self, name: str) -> OnnxAdapter:
         """The adapter, checked and tried on first use."""

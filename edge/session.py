@@ -12,7 +12,6 @@ A session belongs to one thread and makes one answer at a time.
 """
 
 import contextlib
-import dataclasses
 import os
 import time
 import weakref
@@ -36,14 +35,15 @@ from .memory_choice import check_parallel, limit_of, plan_session
 from .pack import Pack, PackedAdapter
 from .prefix import Section
 from .prefix_cache import open_prefix_cache
+from .routing import Routing
 from .settings import EngineOptions, Settings, grammar_of, max_tokens_of, sampling_of, stop_of
 from .shelf import Shelf
 from .stream import Answer, Request, Stream
 from .system_prefix import SystemPrefix
 
 if TYPE_CHECKING:
+    from .hidden_state import State
     from .router import Decision, Router
-    from .second_stage import SecondStage
 
 __all__ = ["Answer", "Session", "Stream"]
 
@@ -95,9 +95,7 @@ class Session:
         options |= vars(chosen)  # type: ignore[typeddict-item]
         self.options = options
         self._choice = Choice()
-        self._router: Router | None = None
-        self._second: SecondStage | None = None
-        self._pack: Pack | None = None
+        self._routing = Routing(adapters)
         self._batcher: Batcher | None = None
         self._batchers: weakref.WeakSet[Batcher] = weakref.WeakSet()
         # llama.cpp maps the file itself.
@@ -145,7 +143,7 @@ class Session:
         """
         pack = pack if isinstance(pack, Pack) else Pack.open(pack)
         session = cls(pack.base_path(), pack.adapters, default_adapter=pack.default_adapter, **options)
-        session._pack = pack
+        session._routing.pack = pack
         if session.base.fingerprint != pack.base.fingerprint:
             session.close()
             raise DamagedError(
@@ -215,38 +213,20 @@ class Session:
                 takes as long as the base needs for the prompt, and the base's own answer begins where it ended.
 
         Raises:
-            InputError: the session is not of a pack, the pack has no router, or no second stage where it is asked for.
-            SlmEdgeError: as `pack_router.open_router`.
+            SlmEdgeError: as `Routing.choose`: no pack, no router, or no second stage where it is asked for.
         """
-        decision = self.router.choose(prompt, current=self.adapter)
-        return self._asked_again(prompt, decision) if second_stage else decision
+        return self._routing.choose(prompt, self.adapter, self._read_state if second_stage else None)
 
-    def _asked_again(self, prompt: str | Sequence[Message], first: "Decision") -> "Decision":
-        """The decision with the second stage's opinion, where that is worth its time."""
-        from .second_stage import read_second_stage
-
-        started_s = time.perf_counter()
-        if self._second is None:
-            self._second = read_second_stage(self._pack)
-        talk = not isinstance(prompt, str) and any(message["role"] == "assistant" for message in prompt)
-        if talk or first.confidence >= self._second.below:
-            return first
+    def _read_state(self, prompt: str | Sequence[Message]) -> "State | None":
         ids, n_shared_tokens = self.rendered(prompt, None, Choice())
         if len(ids) >= self.n_ctx_tokens:
-            return first
-        state = self._lane.state(ids, self.sections(Choice(), ids, n_shared_tokens))
-        decision = self.router.choose(prompt, current=self.adapter, opinion=self._second.opinion(state))
-        return dataclasses.replace(decision, second_stage_s=time.perf_counter() - started_s)
+            return None
+        return self._lane.state(ids, self.sections(Choice(), ids, n_shared_tokens))
 
     @property
     def router(self) -> "Router":
         """The pack's router, opened when it is first asked for; errors as `choose`."""
-        if self._router is None:
-            # A prompt whose adapter is named must not wait for it.
-            from .pack_router import open_router
-
-            self._router = open_router(self._pack)
-        return self._router
+        return self._routing.router
 
     def choice_of(
         self, name: str | Mapping[str, float | None] | None, *, scale: float | None = None, swap: Swap | None = None
