@@ -37,7 +37,7 @@ from .stream import Worker
 
 # Tokens computed at once, the guessed ones and the one before them, and how many must agree with what stood before.
 # Kernels work on four rows at a time, so sizes between cost as much as the next one.
-SIZES: Final = ((8, 6), (4, 4))
+SIZES: Final = ((8, 8), (4, 5))
 MOST_AT_ONCE: Final = 8
 # So many rows of logits, equal bit for bit, show that the kernels agree: which are taken follows from shapes alone, and
 # is the same for 4 rows as for 8. By chance one row in 16 was equal where they do not.
@@ -51,7 +51,7 @@ FURTHER_TOKEN_COST: Final = 0.5
 # tokens, and twice as many each time until the debt is paid.
 MOST_DEBT: Final = 4.0
 DEBT_AFTER_REST: Final = 2.0
-FIRST_REST_TOKENS: Final = 8
+FIRST_REST_TOKENS: Final = 16
 LONGEST_REST_TOKENS: Final = 128
 
 # What decides which kernels run: adapters, and whether attention may be split.

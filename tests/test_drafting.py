@@ -36,7 +36,7 @@ def test_guesses_are_what_followed_the_same_tokens_last():
         guess = ngrams.guess(7)
         assert guess == guess_by_hand(ids[: i + 1], 7)
         found += bool(guess[0])
-    assert found > 300
+    assert found > 150
     assert Ngrams().guess(7) == Ngrams([1, 2]).guess(7) == ([], 0)
 
 
