@@ -127,6 +127,8 @@ def verify(
     \b
     Example:
       slm-edge export verify ./my-adapter --hf ./Llama-3.2-1B --gguf base.gguf --lora math.gguf
+      slm-edge export verify ./my-adapter --base-gguf base.gguf --gguf base.gguf --lora math.gguf \\
+        --onnx onnx-base --onnx-adapter math.onnx_adapter --pack my-pack --name math
     """
     if (onnx_folder is None) != (onnx_adapter is None):
         raise click.UsageError("--onnx DIR and --onnx-adapter FILE are given together.")
@@ -142,6 +144,7 @@ def verify(
     asked = read_prompts(prompts) if prompts is not None else BUILT_IN
     if threads is not None:
         torch.set_num_threads(threads)
+    onnx = (onnx_folder, onnx_adapter) if onnx_folder is not None and onnx_adapter is not None else None
     with progress("proving", len(asked), "prompts") as advance:
         report = prove(
             peft_dir,
@@ -155,11 +158,11 @@ def verify(
             max_logit_error=max_logit_error,
             max_kl=max_kl,
             min_top1=min_top1,
-            onnx=(onnx_folder, onnx_adapter) if onnx_folder is not None and onnx_adapter is not None else None,
+            onnx=onnx,
             on_prompt=lambda: advance(1),
         )
     if pack is not None and name is not None:
-        keep_report(pack, name, lora, onnx_adapter, as_data(report))
+        keep_report(pack, name, base, lora, onnx, as_data(report))
     emit(as_data(report), as_json, as_text(report))
     if not report.passed:
         raise click.exceptions.Exit(1)

@@ -7,7 +7,8 @@ from typing import Any
 
 from ..edge.errors import InputError
 from ..edge.files import sha256_file, write_json
-from ..edge.onnx_pack import adapter_file
+from ..edge.onnx_folder import ONNX_FILE
+from ..edge.onnx_pack import ONNX_FOLDER, adapter_file
 from ..edge.pack import Pack
 from ..edge.pack_write import add_files
 from ..edge.shelf import find_adapter
@@ -115,22 +116,29 @@ def _onnx_lines(report: Report) -> list[str]:
     return lines
 
 
-def keep_report(folder: Path, name: str, lora: Path, onnx_adapter: Path | None, data: dict[str, Any]) -> None:
-    """Writes a report into a pack, as parity/NAME.json.
+def keep_report(
+    folder: Path, name: str, base: Path, lora: Path, onnx: tuple[Path, Path] | None, data: dict[str, Any]
+) -> None:
+    """Writes a report into a pack, as parity/NAME.json, with the sha256 of what was proved.
+
+    Args:
+        base, lora, onnx: the files of the proof: GGUF base and adapter, folder and adapter of the ONNX form.
 
     Raises:
         InputError: the pack has no such adapter, or the files proved are not the pack's.
     """
     pack = Pack.open(folder)
     packed = find_adapter(pack.adapters, name)
-    proved = {"gguf": (lora, packed.sha256)}
-    if onnx_adapter is not None:
-        proved["onnx"] = (onnx_adapter, pack.manifest.files.get(adapter_file(name), ""))
+    proved = {"base": (base, pack.base.sha256), "gguf": (lora, packed.sha256)}
+    if onnx is not None:
+        files = pack.manifest.files
+        proved["onnx_base"] = (onnx[0] / ONNX_FILE, files.get(f"{ONNX_FOLDER}/{ONNX_FILE}", ""))
+        proved["onnx"] = (onnx[1], files.get(adapter_file(name), ""))
     stated = {kind: sha256_file(path) for kind, (path, _) in proved.items()}
     other = [f"{path}" for kind, (path, sha256) in proved.items() if stated[kind] != sha256]
     if other:
-        raise InputError(f"what was proved is not the pack's adapter {name!r}", where=folder, problems=other)
+        raise InputError(f"what was proved is not the pack's base and adapter {name!r}", where=folder, problems=other)
     with tempfile.TemporaryDirectory(prefix="slm-edge-") as place:
         path = Path(place) / "report.json"
-        write_json(path, {"adapter_sha256": stated, "base_fingerprint": pack.base.fingerprint, **data})
+        write_json(path, {"sha256": stated, "base_fingerprint": pack.base.fingerprint, **data})
         add_files(folder, {f"parity/{name}.json": path})
