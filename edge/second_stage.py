@@ -30,7 +30,7 @@ from .pack_write import add_files
 SECOND_FILE: Final = "router_second.npz"
 FORMAT: Final = 1
 # The first stage's confidence below which the second is asked
-BELOW: Final = 0.8
+BELOW: Final = 0.9
 MAX_BYTES: Final = 4 << 20
 _HINT: Final = "slm-edge router train-second PACK makes one"
 
