@@ -3,8 +3,9 @@
     stage = read_second_stage(pack)
     stage.opinion(state)                       # {"math": 0.9, None: 0.05, ...}, by the router's tasks
 
-Its opinion is multiplied with the first stage's probabilities. It costs the computing of the prompt by the base, of
-which the base's own answer has use, and an ordinary adapter's has none; so it is off unless it is asked for.
+Its opinion is multiplied with the first stage's probabilities. It costs the computing of the prompt by the base: the
+base's own answer begins there, an activated adapter's after the whole chunks (`prefix.py`) of it before its invocation,
+an ordinary adapter's has no use of it. So it is off unless it is asked for. Measured: benchmarks/README.md.
 One file of some kilobytes in the pack, made for one base. Nothing in it can run code.
 """
 
