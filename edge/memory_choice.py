@@ -137,11 +137,14 @@ def fit(
 
 def check_parallel(
     base: BaseInfo, plan: MemoryPlan, limit_bytes: int, n_parallel: int, n_tokens: int, n_threads: int
-) -> None:
+) -> int:
     """Refuses a context for answers at once, beside what is planned, where a limit has no room for it.
 
     Args:
         n_tokens: of each answer with its prompt.
+
+    Returns:
+        Bytes that are left for kept prefixes, which give way to it.
 
     Raises:
         DoesNotFitError: with the numbers.
@@ -157,13 +160,14 @@ def check_parallel(
             n_threads=n_threads,
         )
     )
-    taken_bytes = plan.total_bytes - plan.parallel_bytes
+    taken_bytes = plan.total_bytes - plan.parallel_bytes - plan.snapshots_bytes
     if needed_bytes > limit_bytes - taken_bytes:
         raise DoesNotFitError(
             f"{n_parallel} answers of {n_tokens} tokens at once need {human_bytes(needed_bytes)}; "
             f"{human_bytes(limit_bytes)} are allowed, {human_bytes(taken_bytes)} of them taken",
-            hint="ask for shorter answers, or keep fewer prefixes or adapters in memory",
+            hint="ask for shorter answers, or keep fewer adapters in memory",
         )
+    return limit_bytes - taken_bytes - needed_bytes
 
 
 def _contexts(trained: int) -> list[int]:

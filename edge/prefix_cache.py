@@ -87,6 +87,13 @@ class PrefixCache:
         record.n_stable_tokens = wanted[-2][0] if len(wanted) > 1 else 0
         return kept
 
+    def shrink(self, most_bytes: int) -> None:
+        """From now on there is no memory for more than that."""
+        self.store.budget_bytes = min(self.store.budget_bytes, most_bytes)
+        self.store.give_way(0)
+        if self.disk is not None:
+            self.disk.most_bytes = min(self.disk.most_bytes, most_bytes)
+
     def flush(self) -> None:
         """Writes to disk what waits for it; called when nobody waits for an answer."""
         if self.disk is not None:

@@ -371,7 +371,9 @@ class Session:
         def new_context(n_sequences: int, n_tokens: int) -> Context:
             n_batch_tokens = max(chosen.n_batch_tokens, n_sequences)
             if self._limit_bytes is not None:
-                check_parallel(self.base, self.plan, self._limit_bytes, n_sequences, n_tokens, self.context.threads)
+                threads, limit_bytes = self.context.threads, self._limit_bytes
+                left_bytes = check_parallel(self.base, self.plan, limit_bytes, n_sequences, n_tokens, threads)
+                self.prefixes.shrink(left_bytes)
             return Context(
                 self.model,
                 n_ctx_tokens=n_sequences * n_tokens,

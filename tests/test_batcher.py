@@ -109,3 +109,31 @@ def test_closing_the_session_ends_what_waits(session):
             one.result()
     with pytest.raises(EngineError, match="closed"):
         list(stream)
+
+
+def test_a_limit_of_memory_lets_fewer_be_answered_at_once_or_refuses(tmp_path):
+    base = tiny_base(tmp_path / "base.gguf", n_embd=128, n_kv_heads=4)
+    files = {"a": (tiny_adapter(tmp_path / "a.gguf", base), TaskCard(task="a", system=SYSTEM))}
+    with Session.of_files(base, files, threads=1, prefix_budget_bytes=0) as session:
+        expected = [alone(session, "a", prompt, max_tokens=5).token_ids for prompt in PROMPTS]
+        planned_bytes = session.plan.total_bytes
+    # Each answer of 2,048 tokens holds 2 MiB of keys and values.
+    with Session.of_files(base, files, threads=1, ram_bytes=planned_bytes + (6 << 20)) as session:
+        assert session.n_ctx_tokens == 2048
+        assert session.plan.snapshots_bytes == 6 << 20
+        session.use("a")
+        batcher = session.new_batcher(8)
+        for prompt in PROMPTS:
+            batcher.submit(session.request(prompt, session.choice, None, {"max_tokens": 2000}), session.choice)
+        batcher.advance()
+        assert batcher._size == (2, 2048)
+        assert session.prefixes.store.budget_bytes < 2 << 20
+        batcher.close()
+        assert [
+            pending.result().token_ids for pending in [session.submit(prompt, max_tokens=5) for prompt in PROMPTS]
+        ] == expected
+    with Session.of_files(base, files, threads=1, ram_bytes=planned_bytes + (2 << 20)) as session:
+        pending = session.use("a").submit("hello", max_tokens=2000)
+        with pytest.raises(DoesNotFitError, match="1 answers of 2048 tokens at once need"):
+            pending.result()
+        assert session.submit("hello", max_tokens=5).result().n_tokens == 5

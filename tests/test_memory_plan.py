@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from build_gguf import tiny_adapter, tiny_base
-from slm_edge.benchmarks.memory_plan import can_make_groups, ceiling, compare
+from slm_edge.benchmarks.memory_plan import can_make_groups, ceiling, compare, compare_full
 from slm_edge.benchmarks.random_base import make_shape
 from slm_edge.devices.shapes import find_shape
 from slm_edge.devices.table_view import table_of
@@ -18,11 +18,12 @@ from slm_edge.edge.errors import DoesNotFitError, InputError
 from slm_edge.edge.llama import quiet_logs
 from slm_edge.edge.memory import memory_limit_bytes
 from slm_edge.edge.memory_choice import fit, plan_session
-from slm_edge.edge.memory_plan import MIB, cpu_features, plan_memory, repacked_tensors
+from slm_edge.edge.memory_plan import MIB, ContextSize, cpu_features, plan_memory, repacked_tensors
 from slm_edge.edge.memory_size import parse_bytes
 from slm_edge.edge.pack_write import NewAdapter, build_pack
 from slm_edge.edge.session import Session
 
+WORK_BYTES = 128 * 768 * 292 // 256 + (512 << 10)
 COMMAND = [sys.executable, "-m", "slm_edge.edge"]
 
 
@@ -57,6 +58,17 @@ def test_buffers_are_those_that_llama_cpp_reports(base_path, base, n_ctx, n_batc
     assert plan.outputs_bytes / MIB == pytest.approx(said["output"], abs=0.01)
     work_bytes = n_batch * 768 * 292 // 256 + (512 << 10)
     assert (plan.compute_bytes - work_bytes) / MIB == pytest.approx(said["compute"], rel=0.05, abs=0.06)
+
+
+def test_a_second_context_for_answers_at_once_too(base_path, base):
+    sizes = {"n_batch_tokens": 128, "n_outputs": 4, "n_seq": 4, "n_threads": 1}
+    kv_bytes, compute_bytes, outputs_bytes = ContextSize.of(base.file).bytes(700, **sizes)
+    with Model.load(base_path) as model, quiet_logs() as log:
+        Context(model, n_ctx_tokens=4 * 768, n_batch_tokens=128, n_seq_max=4, threads=1).close()
+    said = {kind: float(size) for kind, size in re.findall(r"(KV|compute|output) buffer size = +([\d.]+)", log.text())}
+    assert kv_bytes / MIB == pytest.approx(said["KV"], abs=0.01)
+    assert outputs_bytes / MIB == pytest.approx(said["output"], abs=0.01)
+    assert (compute_bytes - WORK_BYTES) / MIB == pytest.approx(said["compute"], rel=0.05, abs=0.06)
 
 
 @pytest.mark.skipif("AVX2" not in cpu_features(), reason="which types are repacked is known by heart for AVX2 only")
@@ -129,6 +141,12 @@ def test_adapters_count_within_their_budget(base):
     none = plan_session(base, {"adapter_budget_bytes": 0}, [4 * MIB])
     assert none.adapters_bytes == 0 < one.adapters_bytes < both.adapters_bytes
     assert both.adapters_bytes >= 8 * MIB
+
+
+def test_the_plan_of_everything_at_once_is_within_5_percent_of_a_process(starter_base):
+    """An adapter, prefixes kept up to their budget, answers at once in a second context."""
+    row = compare_full(starter_base, rank=16, threads=1)
+    assert row["plan_over_peak"] == pytest.approx(1, abs=0.05), row
 
 
 def test_a_session_does_what_was_planned(base_path, base):

@@ -284,3 +284,23 @@ def test_an_unwritable_folder_is_no_reason_not_to_answer(base, adapters, tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError):
         opened(base, adapters, prefix_cache=tmp_path / "file")
+
+
+def test_a_limit_of_memory_binds_what_is_kept(base, adapters, tmp_path):
+    folder = tmp_path / "kv"
+    with opened(base, adapters, prefix_cache=folder) as session:
+        session.use("a").ask("hello")
+    (file,) = folder.glob("*.kv")
+    with opened(base, adapters, prefix_budget_bytes=0) as session:
+        least_bytes = session.plan.total_bytes
+    spare_bytes = file.stat().st_size // 2
+    with opened(base, adapters, prefix_cache=folder, ram_bytes=least_bytes + spare_bytes) as session:
+        assert session.plan.snapshots_bytes == session.prefixes.store.budget_bytes == spare_bytes
+        # There is no memory for it: it is neither read nor taken for damaged, and the answer is right.
+        assert assert_as_fresh(session, base, adapters, "a", "hello") == 0
+        assert file.exists()
+        assert_as_fresh(session, base, adapters, "b", "hello")
+        assert session.prefixes.store.used_bytes <= spare_bytes
+    assert [path.name for path in folder.glob("*.kv")] == [file.name]
+    with opened(base, adapters, prefix_cache=folder, ram_bytes=least_bytes + 2 * file.stat().st_size) as session:
+        assert assert_as_fresh(session, base, adapters, "a", "hello") == n_system(session, "a")
