@@ -62,6 +62,8 @@ def calibrate(profile: Mapping[str, Any], device: Device, probed: Calibration | 
     bare = Predictor(device, calibration=Calibration(decode=1.0, prefill={"repack": 1.0, "plain": 1.0}))
     base = _case(profile, None)
     threads = int(profile["setup"]["threads"])
+    # Profiles of before 2026-11-25 had one number for both.
+    prompt_threads = int(profile["setup"].get("threads_batch", threads))
     decode = base["decode"]
     if not decode:
         raise InputError("the profile has no decode rates of the base")
@@ -75,7 +77,7 @@ def calibrate(profile: Mapping[str, Any], device: Device, probed: Calibration | 
     kernel = bare.kernel_of(work) if profile["setup"]["repack"] else "plain"
     scales = [
         _rate(row)
-        / bare.prefill(work, n_prompt_tokens=row["n_prompt_tokens"], threads=threads, kernel=kernel).tokens_per_s
+        / bare.prefill(work, n_prompt_tokens=row["n_prompt_tokens"], threads=prompt_threads, kernel=kernel).tokens_per_s
         for row in base["prefill"]
         if row["n_prompt_tokens"] >= 64
     ]

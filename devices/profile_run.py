@@ -89,6 +89,7 @@ def run_profile(request: Request, sensors: Sensors | None = None) -> dict[str, A
         work = Workload.of_file(session.base.file, session.base.name)
         setup = {
             "threads": session.context.threads,
+            "threads_batch": session.context.threads_batch,
             "n_ctx_tokens": session.n_ctx_tokens,
             "n_batch_tokens": choices.n_batch_tokens,
             "kv_type": choices.kv_type,

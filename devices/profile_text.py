@@ -158,7 +158,7 @@ def jsonl(profile: Mapping[str, Any]) -> str:
                 "model_n_params": model["n_params"],
                 "n_batch": setup["n_batch_tokens"],
                 "n_ubatch": setup["n_batch_tokens"],
-                "n_threads": setup["threads"],
+                "n_threads": setup.get("threads_batch", setup["threads"]) if n_prompt else setup["threads"],
                 "type_k": setup["kv_type"],
                 "type_v": setup["kv_type"],
                 "n_gpu_layers": 0,

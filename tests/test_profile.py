@@ -190,7 +190,7 @@ def test_a_profile_calibrates(profile):
 
     known = copy.deepcopy(profile)
     known["model"]["work"] = json.loads(json.dumps(work_dict(work)))
-    known["setup"] |= {"threads": 4, "repack": True}
+    known["setup"] |= {"threads": 4, "threads_batch": 4, "repack": True}
     known["cases"] = [case(None, {}), case("math", {"adapter": adapter})]
     found = calibrate(known, device)
     assert found.decode == pytest.approx(truth.decode, rel=0.02)
