@@ -199,7 +199,7 @@ class Batcher:
         n_sequences, n_tokens = max(n_sequences, self._size[0]), max(n_tokens, self._size[1])
         if self._context is not None:
             self._context.close()
-            self._context, self._size = None, (0, 0)
+            self._context, self._size, self._free = None, (0, 0), []
         while True:
             try:
                 self._context = self._new_context(n_sequences, n_tokens)
