@@ -2,6 +2,7 @@
 
     python arm64_answers.py make N_TOKENS > here.json
     python arm64_answers.py compare here.json there.json
+    python arm64_answers.py first code "How much is 3 + 4?"        # the best first tokens with their logits
 
 Each step keeps the best tokens with their logits. Two builds round differently, so where the first token differs, what
 counts is how near the two candidates were to each other: nearer than the logits of the builds lie apart, it is a tie.
@@ -22,6 +23,19 @@ from slm_edge.edge.prefix import CHUNK_TOKENS
 from slm_edge.edge.session import Session
 
 N_KEPT = 5
+
+
+def first(adapter: str, prompt: str) -> str:
+    """What an answer may begin with, the best first."""
+    name = None if adapter == "none" else adapter
+    with Session.open(None, threads=1, n_ctx_tokens=512, prefix_cache=None) as session:
+        session.use(name)
+        session.context.set_adapters(adapter_set(session, name))
+        session.context.decode(session.prompt_tokens(prompt), 0)
+        logits = session.context.logits()
+        vocab = session.model.vocab
+        best = np.argsort(-logits, kind="stable")[:N_KEPT]
+        return ", ".join(f"{vocab.piece(int(token)).decode(errors='replace')!r} {logits[token]:.3f}" for token in best)
 
 
 def make(n_tokens: int) -> dict[str, Any]:
@@ -85,5 +99,7 @@ def compare(here: dict[str, Any], there: dict[str, Any]) -> bool:
 if __name__ == "__main__":
     if sys.argv[1] == "make":
         click.echo(json.dumps(make(int(sys.argv[2]))))
+    elif sys.argv[1] == "first":
+        click.echo(first(*sys.argv[2:4]))
     else:
         sys.exit(0 if compare(*(json.loads(Path(path).read_text()) for path in sys.argv[2:4])) else 1)
