@@ -121,6 +121,27 @@ def test_decoding_in_pieces_and_first_logit(tmp_path):
     np.testing.assert_allclose(last, whole[38:], atol=1e-4)
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["pairs", "packed"])
+def test_a_batch_padded_on_the_right_is_its_rows(tmp_path, packed):
+    hf = tiny_checkpoint(tmp_path / "hf", "qwen3", head_dim=32)
+    base = export_onnx(hf, tmp_path / "onnx", kind="f32", packed=packed).base
+    path, rng = tmp_path / "onnx" / "model.onnx", np.random.default_rng(0)
+    pairs = {}
+    for pair in base.lora:
+        pairs[pair.a] = rng.standard_normal((pair.n_in, 3)).astype(np.float32)
+        pairs[pair.b] = 0.1 * rng.standard_normal((3, pair.n_out)).astype(np.float32)
+    rows = [IDS[:9], IDS[20:25]]
+    session = plain_session(path)
+    ids, mask = np.zeros((2, 9), np.int64), np.zeros((2, 9), np.int64)
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
+    past = {name: np.zeros((2, *values.shape[1:]), values.dtype) for name, values in empty_cache(session).items()}
+    (logits,) = session.run(["logits"], {"input_ids": ids, "attention_mask": mask, **past, **pairs})
+    for row, tokens in enumerate(rows):
+        np.testing.assert_allclose(logits[row, : len(tokens)], onnx_logits(path, tokens, **pairs), atol=1e-4)
+    assert np.abs(logits[0] - onnx_logits(path, rows[0])).max() > 0.1
+
+
 def test_the_graphs_are_small_and_share_their_data(tmp_path):
     base = tiny_base(tmp_path / "base.gguf")
     export_onnx(base, tmp_path / "onnx")
