@@ -19,11 +19,11 @@ FOLDER: Final = Path(__file__).parent / "router"
 POLICY: Final = """\
 math: a question or story whose answer is computed from what it says, and bare arithmetic; facts to be known are not.
 code: whatever is answered by a program, a query or a command, in any language; explaining code or programming is not.
-summarize: a text with an order to summarize it or to find something in it (dolly's information_extraction, whose 1 to 2 %
-of orders to correct or rewrite count as mistakes), or with a question that it answers; a text alone, an order without
-a text, and other orders on a text (translate, rewrite, judge, reply) are not.
-None: everything else. The language of the prompt, its spelling and capitals make no difference. Of two tasks in one prompt
-counts the one that the answer is made of: a program that adds prices up is code."""
+summarize: a text with an order to summarize it or to find something in it (dolly's information_extraction, of which 1
+to 2 % are orders to correct or rewrite, and count as mistakes), or with a question that it answers; a text alone, an
+order without a text, and other orders on a text (translate, rewrite, judge, reply) are not.
+None: everything else. The language of the prompt, its spelling and capitals make no difference. Of two tasks in one
+prompt counts the one that the answer is made of: a program that adds prices up is code."""
 Set = list[tuple[str, str | None]]
 # Rows drawn of a set, always the same
 LIMIT: Final = 1000

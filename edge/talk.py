@@ -61,6 +61,7 @@ class Talk:
         session: is used as it comes, and left with whatever adapter was used last.
         system: None: the adapter's own.
         settings: for all answers.
+        second_stage: with "auto", see `Session.choose`; it is asked of a first message alone.
 
     Attributes:
         messages: what was said, without the system message.
@@ -69,7 +70,15 @@ class Talk:
         recompute: what a change of adapter before it cost; None where there was none.
     """
 
-    def __init__(self, session: Session, *, system: str | None = None, settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        *,
+        system: str | None = None,
+        settings: Settings | None = None,
+        second_stage: bool = False,
+    ) -> None:
+        self.second_stage = second_stage
         self.session = session
         self.system = system
         self.settings: Settings = settings or {}
@@ -119,7 +128,7 @@ class Talk:
     def _ask(self, text: str) -> None:
         messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
         if self.adapter == "auto":
-            decision = self.session.choose(messages)
+            decision = self.session.choose(messages, second_stage=self.second_stage)
             if decision.adapter != self.session.adapter:
                 self.session.use(decision.adapter)
                 note(f"[adapter {decision.adapter or 'none'}]")

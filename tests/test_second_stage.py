@@ -22,6 +22,7 @@ from slm_edge.edge.second_stage import (
     write_second_stage,
 )
 from slm_edge.edge.session import Session
+from slm_edge.edge.talk import Talk
 from slm_edge.train.router_prompts import Prompt
 from slm_edge.train.second_stage_train import fit_second_stage, second_stage_prompts
 
@@ -121,6 +122,12 @@ def test_it_is_asked_only_where_the_first_stage_is_unsure_and_its_opinion_counts
     data = json.loads(out)
     assert data["adapter"] == data["router"]["adapter"] == "code" and data["router"]["second_stage_s"] > 0
     assert slm_edge(*run, "--second-stage", UNSURE)[0] == 2
+    with Session.open(pack, threads=1, n_ctx_tokens=128) as session:
+        for asks, adapter in ((False, first.adapter), (True, "code")):
+            talk = Talk(session, settings={"max_tokens": 2}, second_stage=asks)
+            talk.use("auto")
+            talk.turn(UNSURE)
+            assert session.adapter == adapter
 
 
 def test_files_damaged_or_of_another_base_are_refused(pack, tmp_path):
