@@ -17,26 +17,16 @@ from ..edge.console import emit, json_option, progress
 from ..edge.engine import Context, Model
 from ..edge.onnx_engine import OnnxEngine
 from ..edge.onnx_folder import OnnxBase
-from .perplexity import Floats, chunks_of, log_softmax, wants_bos
+from .perplexity import Floats, chunks_of, log_probs_after, log_softmax, wants_bos
 from .stats import mean
 
 
-def onnx_second_half(engine: OnnxEngine, ids: Sequence[int]) -> Floats:
-    """Log-probabilities after each token of the second half but the last: (n - 1 - n // 2, vocabulary)."""
-    first = len(ids) // 2
+def onnx_log_probs_after(engine: OnnxEngine, ids: Sequence[int], first: int) -> Floats:
+    """`perplexity.log_probs_after` on onnxruntime: (len(ids) - 1 - first, vocabulary)."""
     engine.decode(ids[:first], 0)
     engine.decode(ids[first:], first, all_rows=True)
     assert engine.rows is not None
     return log_softmax(engine.rows[:-1])
-
-
-def llama_second_half(context: Context, ids: Sequence[int]) -> Floats:
-    """The same by llama.cpp."""
-    first = len(ids) // 2
-    context.clear()
-    context.decode(ids[:first], 0, outputs="none")
-    context.decode(ids[first:], first, outputs="all")
-    return log_softmax(np.stack([context.logits_view(i) for i in range(len(ids) - 1 - first)]))
 
 
 def measure(
@@ -61,12 +51,13 @@ def measure(
         with progress("scoring", len(chunks) * len(found), "chunks") as advance:
             for chunk in chunks:
                 ids = chunk if bos is None else [bos, *chunk[1:]]
-                targets = np.asarray(ids[len(ids) // 2 + 1 :])
-                theirs = llama_second_half(context, ids)
+                first = len(ids) // 2
+                targets = np.asarray(ids[first + 1 :])
+                theirs = log_probs_after(context, ids, first)
                 _add(found["llama.cpp"], theirs, theirs, targets)
                 advance(1)
                 for folder, engine in zip(folders, engines, strict=True):
-                    _add(found[str(folder)], onnx_second_half(engine, ids), theirs, targets)
+                    _add(found[str(folder)], onnx_log_probs_after(engine, ids, first), theirs, targets)
                     advance(1)
     return [_row(Path(name).name, scores, len(chunks) * len(targets)) for name, scores in found.items()]
 

@@ -80,7 +80,7 @@ def log_softmax(logits: Floats) -> Floats:
     return rows
 
 
-def _after(context: Context, ids: Sequence[int], first: int) -> Floats:
+def log_probs_after(context: Context, ids: Sequence[int], first: int) -> Floats:
     """Log-probabilities after each token from `first` on but the last: (len(ids) - 1 - first, vocabulary)."""
     context.clear()
     context.decode(ids[:first], 0, outputs="none")
@@ -97,12 +97,12 @@ def score_chunk(
         first: place of the token after which scoring begins, 1 or more; None: the middle.
     """
     first = len(ids) // 2 if first is None else first
-    ours = _after(context, ids, first)
+    ours = log_probs_after(context, ids, first)
     targets = np.asarray(ids[first + 1 :])
     nll = float(-ours[np.arange(len(targets)), targets].mean(dtype=np.float64))
     if reference is None:
         return ChunkScore(len(targets), nll)
-    theirs = _after(reference, ids, first)
+    theirs = log_probs_after(reference, ids, first)
     kl = (np.exp(theirs) * (theirs - ours)).sum(axis=1, dtype=np.float64)
     same = ours.argmax(axis=1) == theirs.argmax(axis=1)
     return ChunkScore(len(targets), nll, tuple(float(value) for value in kl), float(same.mean()))
