@@ -8,6 +8,7 @@ which on kernels set to "madvise" (Ubuntu's default) stays in small pages. Numbe
 """
 
 import ctypes
+import mmap
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,6 @@ import numpy as np
 SYSTEM: Final = Path("/sys/kernel/mm/transparent_hugepage")
 MAPS: Final = Path("/proc/self/maps")
 MADV_COLLAPSE: Final = 25
-PAGE_BYTES: Final = 4096
 # A huge page is whole: of one that was hardly used, the rest would be new memory.
 USED_PART: Final = 0.9
 
@@ -59,8 +59,12 @@ def to_huge_pages(stopped: Callable[[], bool] = lambda: False) -> int:
 
 def _mappings(size_bytes: int) -> list[tuple[int, int]]:
     """Ranges of whole huge pages in mappings that are ours to read and write and come from no file."""
+    try:
+        lines = MAPS.read_text().splitlines()
+    except OSError:
+        return []
     found = []
-    for line in MAPS.read_text().splitlines():
+    for line in lines:
         place, rights, _, _, inode, *name = line.split(maxsplit=5)
         if rights != "rw-p" or inode != "0" or (name and name[0] != "[heap]"):
             continue
@@ -73,8 +77,8 @@ def _mappings(size_bytes: int) -> list[tuple[int, int]]:
 
 def _used(libc: Any, first: int, last: int, size_bytes: int) -> list[tuple[int, int]]:
     """Start and length of those huge pages of a range that are in use."""
-    resident = np.zeros((last - first) // PAGE_BYTES, np.uint8)
+    resident = np.zeros((last - first) // mmap.PAGESIZE, np.uint8)
     if libc.mincore(first, last - first, resident.ctypes.data):
         return []  # unmapped since
-    share = (resident & 1).reshape(-1, size_bytes // PAGE_BYTES).mean(axis=1)
+    share = (resident & 1).reshape(-1, size_bytes // mmap.PAGESIZE).mean(axis=1)
     return [(first + int(index) * size_bytes, size_bytes) for index in np.flatnonzero(share >= USED_PART)]
