@@ -14,7 +14,7 @@ from .console import human_bytes
 from .cpu import default_threads
 from .errors import DoesNotFitError
 from .memory import memory_limit_bytes
-from .memory_plan import ContextSize, MemoryPlan, plan_memory
+from .memory_plan import MemoryPlan, plan_memory
 from .prefix import CHUNK_TOKENS
 from .prefix_cache import DEFAULT_BUDGET_BYTES
 from .settings import EngineOptions
@@ -133,41 +133,6 @@ def fit(
             least = plan
     assert least is not None
     raise _refusal(base, ram_bytes, least, n_ctx_tokens, sizes)
-
-
-def check_parallel(
-    base: BaseInfo, plan: MemoryPlan, limit_bytes: int, n_parallel: int, n_tokens: int, n_threads: int
-) -> int:
-    """Refuses a context for answers at once, beside what is planned, where a limit has no room for it.
-
-    Args:
-        n_tokens: of each answer with its prompt.
-
-    Returns:
-        Bytes that are left for kept prefixes, which give way to it.
-
-    Raises:
-        DoesNotFitError: with the numbers.
-    """
-    chosen = plan.choices
-    needed_bytes = sum(
-        ContextSize.of(base.file).bytes(
-            n_tokens,
-            n_batch_tokens=max(chosen.n_batch_tokens, n_parallel),
-            n_outputs=n_parallel,
-            n_seq=n_parallel,
-            kv_type=chosen.kv_type,
-            n_threads=n_threads,
-        )
-    )
-    taken_bytes = plan.total_bytes - plan.parallel_bytes - plan.snapshots_bytes
-    if needed_bytes > limit_bytes - taken_bytes:
-        raise DoesNotFitError(
-            f"{n_parallel} answers of {n_tokens} tokens at once need {human_bytes(needed_bytes)}; "
-            f"{human_bytes(limit_bytes)} are allowed, {human_bytes(taken_bytes)} of them taken",
-            hint="ask for shorter answers, or keep fewer adapters in memory",
-        )
-    return limit_bytes - taken_bytes - needed_bytes
 
 
 def _contexts(trained: int) -> list[int]:

@@ -28,11 +28,13 @@ from .choice import Choice, Swap, choice_of, sections_of, swap_of
 from .drafting import Drafting, outputs_of
 from .engine import Adapter, Context, Model
 from .errors import DamagedError, DoesNotFitError, InputError
+from .exactness import Exactness
 from .file_watch import FileWatch
 from .files import sha256_file
 from .lane import Lane
-from .memory_choice import check_parallel, limit_of, plan_session
+from .memory_choice import limit_of, plan_session
 from .pack import Pack, PackedAdapter
+from .parallel import parallel_contexts
 from .prefix import Section
 from .prefix_cache import open_prefix_cache
 from .routing import Routing
@@ -116,7 +118,9 @@ class Session:
             most_bytes = None if self._limit_bytes is None else self.plan.snapshots_bytes
             self.prefixes = open_prefix_cache(self.base, self.context, options, most_bytes)
             self._lane = Lane(self.context, self.prefixes)
-            self._drafting = Drafting(self.context, speculate)
+            flash_attention = options.get("flash_attention", "auto")
+            exactness = Exactness(self.base, adapters, repack=chosen.repack, flash_attention=flash_attention)
+            self._drafting = Drafting(self.context, exactness, speculate)
             self._shelf = Shelf(
                 self.model,
                 self.base,
@@ -295,7 +299,7 @@ class Session:
         """
         started_s = time.perf_counter()
         request = self.request(prompt, self._choice, system, settings)
-        worker = self._drafting.worker(self._lane, self._choice.card, request.room_tokens)
+        worker = self._drafting.worker(self._lane, self._choice, request.room_tokens)
         return Stream(worker, self.model.vocab, request, started_s)
 
     def request(
@@ -365,26 +369,15 @@ class Session:
 
     def new_batcher(self, n_parallel: int) -> Batcher:
         """A batcher with a context of its own beside the session's; close it when it is done with."""
-
-        chosen = self.plan.choices
-
-        def new_context(n_sequences: int, n_tokens: int) -> Context:
-            n_batch_tokens = max(chosen.n_batch_tokens, n_sequences)
-            if self._limit_bytes is not None:
-                threads, limit_bytes = self.context.threads, self._limit_bytes
-                left_bytes = check_parallel(self.base, self.plan, limit_bytes, n_sequences, n_tokens, threads)
-                self.prefixes.shrink(left_bytes)
-            return Context(
-                self.model,
-                n_ctx_tokens=n_sequences * n_tokens,
-                n_batch_tokens=n_batch_tokens,
-                n_seq_max=n_sequences,
-                threads=self.context.threads,
-                threads_batch=self.context.threads_batch,
-                kv_type=chosen.kv_type,
-                flash_attention=self.options.get("flash_attention", "auto"),
-            )
-
+        new_context = parallel_contexts(
+            self.model,
+            self.context,
+            self.base,
+            self.plan,
+            self.prefixes,
+            limit_bytes=self._limit_bytes,
+            flash_attention=self.options.get("flash_attention", "auto"),
+        )
         batcher = Batcher(new_context, self.model.vocab, self.prefixes, n_parallel=n_parallel)
         self._batchers.add(batcher)
         return batcher
