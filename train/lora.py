@@ -1,5 +1,6 @@
 """The adapter on the model: PEFT's own LoRA, its forward and backward fused where that changes nothing but time."""
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,9 @@ def add_lora(model: "PreTrainedModel", recipe: Recipe, base_name: str, invocatio
     Raises:
         UnsupportedError: the recipe's targets are not in the model (raised by Recipe's own check before).
     """
+    if recipe.weights != "nf4":
+        # peft imports bitsandbytes where it is installed, which then warns of kernels that nothing here would call
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peft import LoraConfig, get_peft_model
 
     alpha: Any = int(recipe.alpha) if float(recipe.alpha).is_integer() else recipe.alpha
