@@ -6,7 +6,8 @@ Each prompt is answered greedily by one session, with and without speculation in
 once. Decode time is from the end of the prompt's computation to the end of the answer; the ratio is that without to
 that with it, above 1 where it gains. Each answer's token ids are compared; where they part, the two logits of the plain
 run at that place are told: how near the tie was. The time of the process's own threads stands beside the clock's, for
-machines that are not quiet. "exact" pays for its proof in the first answers, as a session does.
+machines that are not quiet. "exact" pays for its proof in the first answers, as a session does, and guesses nothing
+where `edge/exactness.py` rules it out: "exact_possible" tells.
 
 | task | adapter | copies |
 |---|---|---|
@@ -101,7 +102,11 @@ class Bench:
     def __init__(self, session: Session, mode: Speculate, max_tokens: int) -> None:
         self.session = session
         self._max_tokens = max_tokens
-        self._drafting = {"off": Drafting(session.context, "off"), "on": Drafting(session.context, mode)}
+        exactness = session._drafting.exactness
+        self._drafting = {
+            "off": Drafting(session.context, exactness, "off"),
+            "on": Drafting(session.context, exactness, mode),
+        }
         self._began = (0.0, 0.0)
         # The prompt's computation ends inside the stream: the lane is asked to note when.
         lane = session._lane
@@ -219,7 +224,8 @@ def main(
                 plain, other = (runs[-1].answer.token_ids for runs in (prompts[-1].plain, prompts[-1].guessed))
                 if plain != other:
                     partings.append(bench.parting(messages, plain, other))
-            results[name] = {"adapter": session.adapter, **report(prompts, partings)}
+            possible = session._drafting.exactness.possible(one for one, _ in session.choice.scales)
+            results[name] = {"adapter": session.adapter, "exact_possible": possible, **report(prompts, partings)}
             click.echo(f"{name}: {json.dumps(results[name])}", err=True)
         used_threads = session.context.threads
     same = all(result["same_tokens"] == result["prompts"] for result in results.values())

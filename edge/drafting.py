@@ -1,23 +1,21 @@
 """Speculation without a second model: guessed tokens are computed with the next one, and kept while they are right.
 
-    drafting = Drafting(context, "exact")
-    worker = drafting.worker(lane, card, room_tokens)      # takes the lane's place in a `stream.Stream`
+    drafting = Drafting(context, exactness, "exact")
+    worker = drafting.worker(lane, choice, room_tokens)      # takes the lane's place in a `stream.Stream`
 
 A guess (`ngrams.py`) is right when the sampler, asked after the token before it, chooses that very token. So sampling,
 grammars, stop texts and the seed's draws are what they are without it. Wrong guesses are taken out of the KV cache.
 
 Whether it changes anything rests with llama.cpp alone: computing several tokens at once may take other kernels than
 computing one, and the smallest difference grows, through the quantised activations of every layer, to half a logit and
-more, which changes about one greedy token in thirty. Seen in the source of 2026-10 and measured (x86-64, AVX-512):
+more, which changes about one greedy token in thirty where many are likely. "exact" therefore speculates only
 
-- weights as stored: the same bits from 1 to 63 tokens. Weights in the CPU's faster layout (repacked): the same up to
-  3, others from 4 on.
-- flash attention over F16 or F32 keys and values is split among the threads for one token, from 257 tokens in the
-  cache on, and not for several: the same bits only with one thread. A Q8_0 cache is never split.
-- attention without flash attention: other bits from 2 on.
+- where the kernels are known to agree for the weights, the adapters and attention (`exactness.py`),
+- and where they are seen to agree: the first guesses under an adapter are computed both ways and every logit is
+  compared bit by bit. That finds what the rules cannot know, such as flash attention over F16 or F32 keys and values,
+  which is split among the threads for one token, from 257 tokens in the cache on, and not for several.
 
-"exact" therefore proves it where it runs: the first guesses under an adapter are computed both ways, every logit is
-compared bit by bit, and speculation is off where one differs. "fast" accepts what `Session.submit` accepts as well.
+"fast" accepts what `Session.submit` accepts as well: near ties may fall the other way.
 """
 
 from collections import Counter
@@ -28,7 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .card import Speculate, TaskCard
+from .choice import Choice
 from .engine import Context
+from .exactness import Exactness
 from .lane import Lane
 from .ngrams import Ngrams
 from .prefix import AdapterState, Section
@@ -39,9 +39,9 @@ from .stream import Worker
 # Kernels work on four rows at a time, so sizes between cost as much as the next one.
 SIZES: Final = ((8, 8), (4, 5))
 MOST_AT_ONCE: Final = 8
-# So many rows of logits, equal bit for bit, show that the kernels agree: which are taken follows from shapes alone, and
-# is the same for 4 rows as for 8. By chance one row in 16 was equal where they do not.
-PROOF_ROWS: Final = 4
+# So many rows of logits, equal bit for bit, are asked for: which kernels are taken follows from shapes alone, and is
+# the same for 4 rows as for 8.
+PROOF_ROWS: Final = 8
 PROOF_AT_ONCE: Final = 4
 # From so many tokens in the cache on, llama.cpp splits attention among the threads.
 SPLIT_TOKENS: Final = 256
@@ -65,16 +65,19 @@ class Drafting:
         mode: for all answers; None: as each task card says.
     """
 
-    def __init__(self, context: Context, mode: Speculate | None = None) -> None:
+    def __init__(self, context: Context, exactness: Exactness, mode: Speculate | None = None) -> None:
+        self.exactness = exactness
         self._context = context
         self._mode = mode
         self._n_proved: Counter[Kernels] = Counter()
         self._differs: set[Kernels] = set()
 
-    def worker(self, lane: Lane, card: TaskCard, room_tokens: int) -> Worker:
-        """The lane, or one that speculates over it, for an answer under `card` in a context of `room_tokens`."""
-        mode = self._mode or card.speculate
+    def worker(self, lane: Lane, choice: Choice, room_tokens: int) -> Worker:
+        """The lane, or one that speculates over it, for an answer of `choice` in a context of `room_tokens`."""
+        mode = self._mode or choice.card.speculate
         if mode == "off" or self._context.n_outputs_max < MOST_AT_ONCE:
+            return lane
+        if mode == "exact" and not self.exactness.possible(name for name, _ in choice.scales):
             return lane
         return DraftingLane(lane, self, room_tokens, exact=mode == "exact")
 

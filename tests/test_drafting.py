@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 from build_gguf import tiny_adapter, tiny_base, tiny_pack
+from slm_edge.edge.base_info import BaseInfo
 from slm_edge.edge.card import TaskCard
 from slm_edge.edge.drafting import MOST_AT_ONCE
 from slm_edge.edge.errors import EngineError
+from slm_edge.edge.exactness import Exactness, tiled_products
+from slm_edge.edge.gguf_file import GgufFile
 from slm_edge.edge.ngrams import LEAST_TOKENS, Ngrams
 from slm_edge.edge.pack import Pack
 from slm_edge.edge.session import Session
@@ -126,8 +129,9 @@ def test_an_answer_left_early_and_a_full_context(base, files):
     assert (full.token_ids, full.stop_reason) == (plain.token_ids, "context")
 
 
-def test_exact_guesses_only_what_it_proved_and_proves_only_what_is_so(base, files):
+def test_exact_guesses_only_what_it_proved_and_proves_only_what_is_so(base, files, monkeypatch):
     """Which kernels agree is the machine's affair: F32 products and attention without flash often do not."""
+    monkeypatch.setattr(Exactness, "possible", lambda *_: True)
     turns = [(name, prompt) for prompt in PROMPTS for name in ("a", "b", None)]
     for flash_attention in ("on", "off"):
         with opened(base, files, "exact", flash_attention=flash_attention) as session:
@@ -170,24 +174,34 @@ def test_the_command_tells_what_was_guessed(slm_edge, tmp_path):
     assert (code, "need --engine llama" in err) == (2, True)
 
 
-PASSAGE = """Summarize the following passage.
+def test_what_the_rules_know_of_adapters(base, tmp_path):
+    """Rows of 6 are no whole vectors; those of 8 are, and so are rows of 64: the A of every F32 adapter."""
+    adapter = tiny_adapter(tmp_path / "a.gguf", base, rank=6, targets=("attn_q",))
+    assert sorted(tiled_products(GgufFile.open(adapter))) == [f"blk.{i}.attn_q.weight.lora_a" for i in range(2)]
+    adapter = tiny_adapter(tmp_path / "b.gguf", base, rank=8, targets=("attn_q",))
+    assert len(tiled_products(GgufFile.open(adapter))) == 4
+    assert not Exactness(BaseInfo.open(base), {}, repack=False, flash_attention="on").possible([])
 
-The Eddystone lighthouse stands on the Eddystone rocks, nine miles south of Rame Head in Cornwall. The rocks are made of
-gneiss and lie under water at high tide. The current tower is the fourth to stand there: the first two were destroyed by
-storm and by fire, and the third, known as Smeaton's tower, was taken down and built up again on Plymouth Hoe."""
+
+PROGRAM = """Rename the function to solve, change nothing else.
+```python
+def remove_dirty_chars(string, second_string):
+    count = str_to_list(second_string)
+    temp = [char for char in string if count[char] == 0]
+    return "".join(temp)
+```"""
 
 
 @pytest.mark.reference
-def test_the_starters_summaries_are_the_same_and_copied(starter_base):
-    """The real base with the real adapter: tokens that stand in the passage are guessed, and the answer stays."""
-    packed = Pack.open(None).adapters["summarize"]
-    found = []
-    for mode in ("off", "exact", "fast"):
-        with Session.of_files(
-            starter_base, {"summarize": (packed.path, packed.card)}, threads=1, speculate=mode
-        ) as session:
-            found.append(session.use("summarize").ask(PASSAGE, max_tokens=48))
-    off, exact, fast = found
-    assert exact.token_ids == off.token_ids
-    assert fast.n_accepted_tokens > 5
-    assert (fast.token_ids == off.token_ids) or not exact.n_drafted_tokens
+def test_the_starters_edits_are_the_same_and_copied(starter_base):
+    """The real base: rank 14 over Q4_1 is exact, rank 16 is not by the rules, and then nothing is guessed."""
+    files = {name: (one.path, one.card) for name, one in Pack.open(None).adapters.items()}
+    found = {}
+    for mode in ("off", "exact"):
+        with Session.of_files(starter_base, files, threads=1, speculate=mode) as session:
+            found[mode] = session.use("code").ask(PROGRAM, max_tokens=64)
+            possible = {name: session._drafting.exactness.possible([name]) for name in files}
+            ranks = {name: session._shelf.load([name])[0].info.rank for name in files}
+    assert found["exact"].token_ids == found["off"].token_ids
+    assert possible == {name: rank % 4 != 0 or rank % 32 == 0 for name, rank in ranks.items()}
+    assert found["exact"].n_accepted_tokens > 5 or not possible["code"]
