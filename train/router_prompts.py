@@ -1,6 +1,6 @@
 """The router's training prompts: our own, written and made from patterns, and public data sets where they are at hand.
 
-    written = own_prompts(seed=0)               # about 25,000 prompts of our own, always the same for a seed
+    written = own_prompts(seed=0)               # about 30,000 prompts of our own, always the same for a seed
     public = public_prompts(Path("data"))       # GSM8K train, MBPP 511-974, dolly, as train/README.md names the files
 
 Each prompt has a label (a task, or None for "none of these") and a source, so that the training can weigh sources and
@@ -93,6 +93,7 @@ def own_prompts(seed: int) -> list[Prompt]:
     for number in range(150):
         told = draw.sample(patterns["stories"], draw.randint(1, 5))
         found.append(Prompt(_filled(" ".join(told), lists, draw), None, f"stories without a question {number % 2}"))
+    found += [Prompt(_filled(text, lists, draw), label, source) for text, label, source in _long(patterns, draw)]
     for number in range(450):
         found.append(Prompt(_stub(patterns, draw), "code", f"stubs {number % 3}"))
     for number in range(300):
@@ -150,6 +151,17 @@ def _filled(pattern: str, lists: dict[str, list[str]], draw: random.Random) -> s
         return kept.setdefault(name, draw.choice(lists[name]))
 
     return _SLOT.sub(value, pattern)
+
+
+def _long(patterns: dict[str, Any], draw: random.Random) -> Iterator[tuple[str, str | None, str]]:
+    """Long prompts: letters, orders for texts and orders for programs, of 4 to 14 sentences."""
+    for number in range(90):
+        told = [*draw.sample(patterns["letters"], draw.randint(4, 14)), draw.choice(patterns["letter_ends"])]
+        yield " ".join(told), None, f"letters {number % 3}"
+        wanted = [draw.choice(patterns["stories_wanted"]), *draw.sample(patterns["wishes"], draw.randint(3, 9))]
+        yield " ".join(wanted), None, f"wishes {number % 3}"
+        asked = [draw.choice(patterns["briefs"]), *draw.sample(patterns["needs"], draw.randint(3, 11))]
+        yield " ".join(asked), "code", f"briefs {number % 3}"
 
 
 def _stub(patterns: dict[str, Any], draw: random.Random) -> str:

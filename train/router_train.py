@@ -22,7 +22,7 @@ from ..edge.router_features import N_SLOTS, NAMES, read_prompt
 from ..edge.router_file import Background, RouterModel
 from .router_prompts import TASKS, Prompt
 
-# Inverse strength of the L2 penalty; from 0.5 to 5 the sets that judge the router differ by less than a point.
+# Inverse strength of the L2 penalty; from 1.5 to 15 the sets that judge the router differ by less than a point.
 STRENGTH: Final = 1.5
 # Hashed features are that many times larger in the fit, so that the penalty holds words back less than structure.
 HASHED_SCALE: Final = 2.0
