@@ -172,7 +172,8 @@ def measure_swaps(session: Session, names: Sequence[str], repeats: int) -> list[
 
     Each row: seconds to the first token of a prompt that is new, and of the same prompt after coming back; of how many
     tokens it is, and how many of them the session had kept, the least of the repeats. The prompt has two whole chunks
-    beyond what other prompts begin with, where the context has room: less is not kept.
+    beyond what other prompts begin with, where the context has room: less is not kept. Without any room there are no
+    rows.
     """
     rows = []
     for other, name in itertools.islice(itertools.pairwise([None, *names]), 4):
@@ -181,6 +182,8 @@ def measure_swaps(session: Session, names: Sequence[str], repeats: int) -> list[
         for repeat in range(repeats):
             session.use(name)
             prompt, n_prompt_tokens = _long_prompt(session, f"Swap {repeat}: {name} after {other or 'the base'}. ")
+            if n_prompt_tokens >= session.n_ctx_tokens:
+                return rows
             session.use(other).ask("Hello", max_tokens=1)
             first.append(session.use(name).ask(prompt, max_tokens=1))
             session.use(other).ask("Hello", max_tokens=1)
