@@ -24,8 +24,8 @@ from .errors import DoesNotFitError
 
 SUFFIX: Final = ".aside"
 _OURS: Final = re.compile(rf"\.(.*)\.[a-z0-9_]{{8}}{re.escape(SUFFIX)}", re.DOTALL)
-# What a folder that is replaced is called meanwhile, where it cannot be exchanged in one step.
-REPLACED: Final = "replaced"
+# Put behind a folder's name while it is replaced, where it cannot be exchanged in one step.
+REPLACED: Final = ".replaced"
 # No space, over the user's quota, over the process's limit of a file's size.
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -97,8 +97,9 @@ def remove_leftovers(dest: Path) -> None:
         if handle is None:
             continue
         with contextlib.suppress(OSError):
-            if (folder / REPLACED).is_dir() and not dest.exists():
-                os.rename(folder / REPLACED, dest)
+            old = folder / (dest.name + REPLACED)
+            if old.is_dir() and not dest.exists():
+                os.rename(old, dest)
         shutil.rmtree(folder, ignore_errors=True)
         os.close(handle)
 

@@ -112,7 +112,7 @@ def atomic_folder(dest: str | os.PathLike[str], *, replace: bool = False) -> Ite
                 _sync_file(path)
         if not (dest.exists() and exchange(aside, dest)):
             if dest.exists():
-                os.rename(dest, folder / REPLACED)
+                os.rename(dest, folder / (dest.name + REPLACED))
             os.rename(aside, dest)
         _sync_folder(parent)
 

@@ -160,8 +160,8 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
 def test_a_folder_that_was_about_to_be_replaced_is_put_back(tmp_path):
     """Where a file system cannot exchange folders, a kill may come between the two renames."""
     aside = tmp_path / ".pack.k3j2h1g0.aside"
-    (aside / "replaced").mkdir(parents=True)
-    (aside / "replaced" / "f").write_text("old")
+    (aside / "pack.replaced").mkdir(parents=True)
+    (aside / "pack.replaced" / "f").write_text("old")
     (aside / "pack").mkdir()
     with pytest.raises(InputError, match="exists already"), atomic_folder(tmp_path / "pack"):
         pass
