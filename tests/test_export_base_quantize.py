@@ -232,7 +232,7 @@ def size_bytes(path):
 
 
 def stopped_while_writing(folder, out, which, type_name):
-    """(exit code, standard error) of an export that got `which` amid its result's bytes; None where it was done first."""
+    """(exit code, standard error) of an export that got `which` while writing; None where it was done before that."""
     command = ["nice", "-n", "19", sys.executable, "-m", "slm_edge.edge"]
     command += ["export", "base", str(folder), "-o", str(out / "base.gguf"), "--type", type_name]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
