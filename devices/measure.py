@@ -175,7 +175,7 @@ def measure_swaps(session: Session, names: Sequence[str], repeats: int) -> list[
     beyond what other prompts begin with, where the context has room: less is not kept. Without any room there are no
     rows.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for other, name in itertools.islice(itertools.pairwise([None, *names]), 4):
         assert name is not None
         first, back = [], []
