@@ -25,6 +25,8 @@ CARDS = {
         "task": "code",
         "description": "A Python function from a description and one test that it should pass.",
         "max_tokens": 320,
+        # edits copy; rank 14 and not 16 (summarize) computes guesses bit for bit: benchmarks/README.md
+        "speculate": "exact",
         "licence": "Apache-2.0; data under CC BY 4.0 (MBPP)",
         "data": "MBPP training and validation splits",
     },
@@ -32,7 +34,6 @@ CARDS = {
         "task": "summarize",
         "description": "Summaries, and short answers to a question about a passage.",
         "max_tokens": 200,
-        "speculate": "exact",
         "licence": "Apache-2.0; data under CC BY-SA 3.0 (databricks-dolly-15k, Wikipedia)",
         "data": "databricks-dolly-15k, closed_qa and summarization, less the rows held out for scoring",
     },
