@@ -41,6 +41,8 @@ def fingerprint(file: GgufFile, architecture: str) -> str:
         add(name, struct.pack(f"<{len(info.shape)}Q", *info.shape))
         if len(info.shape) == 1:
             add(f"{name} bytes", file.raw(name).tobytes())
+            # The kernel maps up to megabytes around each vector, which would count beside llama.cpp's own map.
+            file.release()
     return digest.hexdigest()
 
 
