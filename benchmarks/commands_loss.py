@@ -49,7 +49,7 @@ def loss(
         reference = Side(Pack.open(against), None if against_adapter == "none" else against_adapter)
     with progress(f"{task.name} x {adapter}", len(items), "items") as advance:
         ours = Side(pack, None if adapter == "none" else adapter)
-        found = measure(ours, items, reference, threads=threads, on_item=lambda n: advance(n))
+        found = measure(ours, items, reference, threads=threads, on_item=advance)
     means = {name: one.as_dict() for name, one in summary(found).items()}
     text = ", ".join(f"{name} {one['value']:.4f} [{one['low']:.4f}, {one['high']:.4f}]" for name, one in means.items())
     emit(

@@ -11,7 +11,7 @@ Idle power and the scoring beside generation are included. Without sensors nothi
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
@@ -19,8 +19,6 @@ from ..devices.energy import includes
 from ..devices.sensors import Sensors, energy_between
 from .answers import Record
 from .task import Metric
-
-Totals = Mapping[str, float]
 
 
 class Joules:
@@ -93,7 +91,7 @@ def energy_rows(records: Iterable[Record], metric: Metric) -> list[dict[str, Any
     joules: dict[str, float] = {}
     seen: dict[str, list[Record]] = {}
     for answers in by_run.values():
-        last: Totals = getattr(max(answers, key=lambda record: record.at_s), "energy_j", None) or {}
+        last = max(answers, key=lambda record: record.at_s).energy_j or {}
         for name, value in last.items():
             joules[name] = joules.get(name, 0.0) + value
             seen.setdefault(name, []).extend(answers)

@@ -21,7 +21,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from ..edge.gguf_file import GgufFile
 from ..edge.memory import CGROUP
 from ..edge.memory_choice import fit, plan_session
 from ..edge.memory_plan import MemoryPlan, plan_memory
+from ..edge.settings import EngineOptions
 from .random_adapter import write_random_adapter
 from .random_base import make_base, make_shape
 
@@ -73,11 +74,11 @@ SETUPS: tuple[dict[str, Any], ...] = (
     {"mmap": False, "repack": True, "kv_type": "q8_0", "n_ctx_tokens": 512},
 )
 # Everything at once: an adapter, kept prefixes up to their budget, and answers at once in a second context.
-FULL: dict[str, Any] = {"n_ctx_tokens": 1024, "prefix_budget_bytes": 8 << 20, "n_parallel": 2}
+FULL: EngineOptions = {"n_ctx_tokens": 1024, "prefix_budget_bytes": 8 << 20, "n_parallel": 2}
 
 
 def run(
-    path: Path, options: dict[str, Any], limit_bytes: int | None = None, adapter: Path | None = None
+    path: Path, options: Mapping[str, Any], limit_bytes: int | None = None, adapter: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """The child process, in a control group of its own where a limit is given."""
     adapters = {} if adapter is None else {"a": str(adapter)}
@@ -115,6 +116,19 @@ def compare(path: Path, setup: dict[str, Any], threads: int, table: GgufFile | N
     """One row: the plan, of `table` where one is given, and what was measured."""
     plan = plan_memory(table or BaseInfo.open(path), n_threads=threads, **setup)
     done = run(path, {**vars(plan.choices), "threads": threads})
+    return _row(path, plan, done)
+
+
+def compare_full(path: Path, rank: int, threads: int) -> dict[str, Any]:
+    """The same with a random adapter on all linear layers, and `FULL`."""
+    options: EngineOptions = {**FULL, "threads": threads}
+    with _adapter(path, rank) as adapter:
+        plan = plan_session(BaseInfo.open(path), options, [adapter.stat().st_size])
+        done = run(path, options, adapter=adapter)
+    return {"rank": rank, **_row(path, plan, done)}
+
+
+def _row(path: Path, plan: MemoryPlan, done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     if done.returncode:
         raise click.ClickException(f"{path}: the child failed\n{done.stderr}")
     peak_bytes = json.loads(done.stdout)["peak_bytes"]
@@ -124,19 +138,6 @@ def compare(path: Path, setup: dict[str, Any], threads: int, table: GgufFile | N
         "peak_bytes": peak_bytes,
         "plan_over_peak": plan.total_bytes / peak_bytes,
     }
-
-
-def compare_full(path: Path, rank: int, threads: int) -> dict[str, Any]:
-    """The same with a random adapter on all linear layers, and `FULL`."""
-    options = {**FULL, "threads": threads}
-    with _adapter(path, rank) as adapter:
-        plan = plan_session(BaseInfo.open(path), options, [adapter.stat().st_size])  # type: ignore[arg-type]
-        done = run(path, options, adapter=adapter)
-    if done.returncode:
-        raise click.ClickException(f"{path}: the child failed\n{done.stderr}")
-    peak_bytes = json.loads(done.stdout)["peak_bytes"]
-    row = {"model": path.name, "rank": rank, "plan": plan.as_dict(), "peak_bytes": peak_bytes}
-    return row | {"plan_over_peak": plan.total_bytes / peak_bytes}
 
 
 @contextlib.contextmanager
@@ -154,10 +155,12 @@ def ceiling(path: Path, threads: int, rank: int | None = None) -> dict[str, Any]
         rank: with an adapter of this rank and `FULL`; None: the base alone.
     """
     base = BaseInfo.open(path)
-    options: dict[str, Any] = {"mmap": False, "threads": threads} | (FULL if rank else {})
+    options: EngineOptions = {"mmap": False, "threads": threads}
+    if rank:
+        options = {**FULL, **options}
     with _adapter(path, rank) if rank else contextlib.nullcontext() as adapter:
         sizes = [adapter.stat().st_size] if adapter else []
-        planned_bytes = plan_session(base, options, sizes).total_bytes  # type: ignore[arg-type]
+        planned_bytes = plan_session(base, options, sizes).total_bytes
         adapters: dict[str, Any] = {"adapters_bytes": sum(sizes), "n_adapters": len(sizes)}
         least_bytes = _least(base, threads, adapters).total_bytes
         at_plan = run(path, options, planned_bytes, adapter)

@@ -31,7 +31,8 @@ from ..edge.base_info import BaseInfo
 from ..edge.engine import Adapter, Context, Model
 from ..edge.errors import UnsupportedError
 from ..edge.files import atomic_file
-from ..edge.gguf_file import GgufFile, ValueType
+from ..edge.gguf_file import GgufFile
+from .gguf_out import copy_keys, finish
 from .random_adapter import write_random_adapter
 from .stats import spread
 
@@ -62,14 +63,7 @@ def write_switch(
     stacks = [GgufFile.open(path) for path in adapters]
     with atomic_file(out) as part:
         writer = gguf.GGUFWriter(part, ARCHITECTURE)
-        for key, entry in file.metadata.items():
-            if key == "general.architecture":
-                continue
-            kinds: list[Any] = [gguf.GGUFValueType(entry.type)]
-            if entry.type is ValueType.ARRAY:
-                assert entry.element_type is not None
-                kinds.append(gguf.GGUFValueType(entry.element_type))
-            writer.add_key_value(key.replace("llama.", f"{ARCHITECTURE}.", 1), entry.value, *kinds)
+        copy_keys(writer, file, lambda key: key.replace("llama.", f"{ARCHITECTURE}.", 1))
         writer.add_float32(f"{ARCHITECTURE}.logit_scale", 1.0)
         writer.add_uint32(f"{ARCHITECTURE}.adapters.count", len(adapters))
         writer.add_uint32(f"{ARCHITECTURE}.adapters.lora_rank", RANK)
@@ -95,10 +89,7 @@ def write_switch(
                 writer.add_tensor(name, file.array(name))
             elif matrix not in QKV:
                 writer.add_tensor(name, _rows(file, name), raw_dtype=gguf.GGMLQuantizationType(info.type))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        finish(writer)
 
 
 def _rows(file: GgufFile, name: str) -> Any:

@@ -17,7 +17,7 @@ from ..edge.console import emit, json_option, progress
 from ..edge.engine import Context, Model
 from ..edge.onnx_engine import OnnxEngine
 from ..edge.onnx_folder import OnnxBase
-from .perplexity import Floats, chunks_of, log_probs_after, log_softmax, wants_bos
+from .perplexity import ChunkScore, Floats, chunks_of, compared, log_probs_after, log_softmax, wants_bos
 from .stats import mean
 
 
@@ -39,7 +39,7 @@ def measure(
         SlmEdgeError: as the engines do.
     """
     half = -(-n_ctx_tokens // 2)
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in ("llama.cpp", *map(str, folders))}
+    found: dict[str, list[ChunkScore]] = {name: [] for name in ("llama.cpp", *map(str, folders))}
     with (
         Model.load(gguf) as model,
         Context(model, n_ctx_tokens=n_ctx_tokens, n_batch_tokens=half, n_outputs_max=half, threads=threads) as context,
@@ -52,35 +52,24 @@ def measure(
             for chunk in chunks:
                 ids = chunk if bos is None else [bos, *chunk[1:]]
                 first = len(ids) // 2
-                targets = np.asarray(ids[first + 1 :])
+                targets = ids[first + 1 :]
                 theirs = log_probs_after(context, ids, first)
-                _add(found["llama.cpp"], theirs, theirs, targets)
+                found["llama.cpp"].append(compared(theirs, targets, theirs))
                 advance(1)
                 for folder, engine in zip(folders, engines, strict=True):
-                    _add(found[str(folder)], onnx_log_probs_after(engine, ids, first), theirs, targets)
+                    found[str(folder)].append(compared(onnx_log_probs_after(engine, ids, first), targets, theirs))
                     advance(1)
-    return [_row(Path(name).name, scores, len(chunks) * len(targets)) for name, scores in found.items()]
+    return [_row(Path(name).name, scores) for name, scores in found.items()]
 
 
-def _add(scores: dict[str, list[float]], ours: Floats, theirs: Floats, targets: Any) -> None:
-    kl = (np.exp(theirs) * (theirs - ours)).sum(axis=1, dtype=np.float64)
-    values = {
-        "nll": float(-ours[np.arange(len(targets)), targets].mean(dtype=np.float64)),
-        "kl": float(kl.mean()),
-        "same_top": float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()),
-    }
-    for key, value in values.items():
-        scores.setdefault(key, []).append(value)
-
-
-def _row(name: str, scores: dict[str, list[float]], n_tokens: int) -> dict[str, Any]:
+def _row(name: str, chunks: Sequence[ChunkScore]) -> dict[str, Any]:
     """Means over the chunks, with intervals from resampled chunks."""
-    nll, kl, same = (mean(scores[key]) for key in ("nll", "kl", "same_top"))
+    nll, kl, same = (mean([chunk.scores()[key] for chunk in chunks]) for key in ("nll", "kl", "same_top"))
     low, value, high = (float(np.exp(bound)) for bound in (nll.low, nll.value, nll.high))
     return {
         "name": name,
-        "n_chunks": len(scores["nll"]),
-        "n_tokens": n_tokens,
+        "n_chunks": len(chunks),
+        "n_tokens": sum(chunk.n_scored for chunk in chunks),
         "perplexity": {"value": value, "low": low, "high": high, "method": nll.method},
         "kl_nats": kl.as_dict(),
         "same_top": same.as_dict(),

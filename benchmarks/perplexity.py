@@ -98,11 +98,14 @@ def score_chunk(
     """
     first = len(ids) // 2 if first is None else first
     ours = log_probs_after(context, ids, first)
-    targets = np.asarray(ids[first + 1 :])
+    return compared(ours, ids[first + 1 :], None if reference is None else log_probs_after(reference, ids, first))
+
+
+def compared(ours: Floats, targets: Sequence[int], theirs: Floats | None) -> ChunkScore:
+    """The score of log-probabilities (n, vocabulary) of `targets`, beside a reference's where there is one."""
     nll = float(-ours[np.arange(len(targets)), targets].mean(dtype=np.float64))
-    if reference is None:
+    if theirs is None:
         return ChunkScore(len(targets), nll)
-    theirs = log_probs_after(reference, ids, first)
     kl = (np.exp(theirs) * (theirs - ours)).sum(axis=1, dtype=np.float64)
     same = ours.argmax(axis=1) == theirs.argmax(axis=1)
     return ChunkScore(len(targets), nll, tuple(float(value) for value in kl), float(same.mean()))

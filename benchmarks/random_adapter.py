@@ -9,6 +9,7 @@ import numpy as np
 
 from ..edge.adapter import ALPHA_KEY, FINGERPRINT_KEY, MATRICES, RANK_KEY
 from ..edge.base_info import BaseInfo
+from .gguf_out import finish
 
 
 def write_random_adapter(
@@ -40,8 +41,5 @@ def write_random_adapter(
             if dtype == "q8_0" and matrix.shape[1] % 32 == 0:
                 kind = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(f"{name}.{suffix}", gguf.quantize(matrix, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path.stat().st_size

@@ -17,7 +17,8 @@ from ..devices.shapes import ModelShape
 from ..devices.table_view import table_of
 from ..edge.files import atomic_file
 from ..edge.ggml_type import GgmlType
-from ..edge.gguf_file import GgufFile, ValueType
+from ..edge.gguf_file import GgufFile
+from .gguf_out import copy_keys, finish
 
 # Where a block's F16 scales stand; all its other bytes may have any value.
 SCALES_AT: Final[dict[GgmlType, tuple[int, ...]]] = {
@@ -64,14 +65,7 @@ def make_base(path: Path, *, like: Path, type: GgmlType, head: GgmlType | None =
     blocks = {kind: random_blocks(kind, rng) for kind in {type, head or type}}
     with atomic_file(path) as part:
         writer = gguf.GGUFWriter(part, source.get("general.architecture"))
-        for key, entry in source.metadata.items():
-            if key == "general.architecture":
-                continue
-            kinds: list[Any] = [gguf.GGUFValueType(entry.type)]
-            if entry.type is ValueType.ARRAY:
-                assert entry.element_type is not None
-                kinds.append(gguf.GGUFValueType(entry.element_type))
-            writer.add_key_value(key, entry.value, *kinds)
+        copy_keys(writer, source)
         if source.get("tokenizer.chat_template") is None:
             writer.add_key_value("tokenizer.chat_template", TEMPLATE, gguf.GGUFValueType.STRING)
         for name, info in source.tensors.items():
@@ -80,7 +74,7 @@ def make_base(path: Path, *, like: Path, type: GgmlType, head: GgmlType | None =
                 continue
             kind = head if head and name in ("token_embd.weight", "output.weight") else type
             _add_matrix(writer, name, info.shape, kind, blocks[kind])
-        _finish(writer)
+        finish(writer)
     return path
 
 
@@ -113,7 +107,7 @@ def make_shape(path: Path, shape: ModelShape, label: str) -> Path:
                 writer.add_tensor(name, np.ones(info.shape, np.float32))
             else:
                 _add_matrix(writer, name, info.shape, info.type, blocks[info.type])
-        _finish(writer)
+        finish(writer)
     return path
 
 
@@ -146,10 +140,3 @@ def _add_matrix(writer: Any, name: str, dims: tuple[int, ...], kind: GgmlType, b
     n = dims[1] * row_bytes // n_bytes
     raw = np.resize(blocks, (n, n_bytes)).reshape(dims[1], row_bytes)
     writer.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType(kind))
-
-
-def _finish(writer: Any) -> None:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()

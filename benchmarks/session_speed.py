@@ -80,7 +80,8 @@ class Ours:
 
     def ids(self, n_tokens: int) -> list[int]:
         """Random token ids, others each time, so that nothing is kept from before."""
-        return self._random.integers(0, self.session.model.vocab.n_tokens, n_tokens).tolist()  # type: ignore[no-any-return]
+        found: list[int] = self._random.integers(0, self.session.model.vocab.n_tokens, n_tokens).tolist()
+        return found
 
     def stream(self, ids: Sequence[int], max_tokens: int) -> Stream:
         """The answer to token ids by the base alone, begun."""

@@ -210,8 +210,8 @@ def main(
     files = {name: (one.path, one.card) for name, one in packed.items()}
     by_task = {one.card.task: name for name, one in packed.items()}
     results: dict[str, Any] = {}
-    options = {"repack": False} if no_repack else {}
-    with Session.of_files(base, files, threads=threads, speculate=mode, **options) as session:  # type: ignore[arg-type]
+    repack = False if no_repack else None
+    with Session.of_files(base, files, threads=threads, speculate=mode, repack=repack) as session:
         bench = Bench(session, mode, max_tokens)
         for name in names:
             kind, load = TASKS[name]

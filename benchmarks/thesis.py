@@ -27,6 +27,7 @@ from ..edge.commands_options import data_option, threads_option
 from ..edge.console import emit, json_option, note
 from ..edge.errors import InputError
 from ..edge.files import make_folder, write_json
+from .answers import parsed
 from .reproduce import TRAINING, run_command
 from .stats import mean, paired_means
 
@@ -145,16 +146,8 @@ def _measured(plan: Plan, pack: Path, with_adapter: bool, reference: Path) -> di
 
 
 def _rouge(out: Path, adapter: str | None) -> dict[str, float]:
-    from .answers import Record
-
-    found: dict[str, float] = {}
-    for path in sorted((out / "answers").glob(f"dolly.{adapter or 'base'}.*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            if "scores" in row:
-                record = Record(**row)
-                found[record.id] = record.scores["rouge1"]
-    return found
+    (path,) = (out / "answers").glob(f"dolly.{adapter or 'base'}.*.jsonl")
+    return {record.id: record.scores["rouge1"] for record in parsed(path.read_bytes(), path)[1]}
 
 
 def table(found: Mapping[str, Any]) -> str:

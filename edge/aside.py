@@ -51,6 +51,17 @@ def folder_beside(dest: Path) -> Iterator[Path]:
             os.close(handle)
 
 
+def require_room(folder: Path, needed_bytes: int, what: str, hint: str | None = None) -> None:
+    """Raises DoesNotFitError, with the numbers, where a folder's disk has less free than is needed `what` for."""
+    free_bytes = shutil.disk_usage(folder).free
+    if needed_bytes > free_bytes:
+        raise DoesNotFitError(
+            f"{human_bytes(needed_bytes)} are needed {what}, {human_bytes(free_bytes)} are free",
+            where=folder,
+            hint=hint,
+        )
+
+
 def is_full(error: OSError) -> bool:
     """Whether it says that there is no room on the disk."""
     return error.errno in _FULL

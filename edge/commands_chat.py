@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .commands_options import (
-    adapter_budget_option,
-    answer_options,
-    grammar_options,
-    grammar_text,
-    ram_option,
-    size_bytes_of,
-    speculate_option,
-)
+from .commands_options import answer_options, grammar_options, grammar_text, session_options, size_bytes_of
 from .console import note
 
 if TYPE_CHECKING:
@@ -43,9 +35,7 @@ PROMPT = "> "
 @click.option(
     "--context", "context_tokens", type=click.IntRange(1), help="Longest conversation, in tokens.  [default: 2048]"
 )
-@speculate_option
-@ram_option
-@adapter_budget_option
+@session_options
 @click.option("--pin", "pinned", metavar="NAME", multiple=True, help="An adapter that stays once loaded; repeatable.")
 @grammar_options
 def chat(

@@ -1,6 +1,6 @@
 """Options that several commands share: how an answer is made, how much memory, and what it keeps to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,11 @@ def answer_options(command: Command) -> Command:
             help="CPU threads for the prompt alone.  [default: as --threads]",
         ),
     )
+    return _with(options, command)
+
+
+def _with(options: Sequence[Callable[[Command], Command]], command: Command) -> Command:
+    """The command with options in this order."""
     for option in reversed(options):
         command = option(command)
     return command
@@ -41,34 +46,29 @@ def data_option(help: str, *, required: bool = False) -> Callable[[Command], Com
     return click.option("--data", type=kind, envvar="SLM_EDGE_DATA", show_envvar=True, required=required, help=help)
 
 
-def ram_option(command: Command) -> Command:
-    """Adds `--ram`, passed to the command as `ram`."""
-    return click.option(
-        "--ram",
-        metavar="SIZE",
-        help="Most memory to take, such as 900M or 1G: load mode, context and KV type are chosen to fit, or it is "
-        "refused with the numbers.  [default: the limit of the process, if any]",
-    )(command)
-
-
-def adapter_budget_option(command: Command) -> Command:
-    """Adds `--adapter-budget`, passed to the command as `adapter_budget`."""
-    return click.option(
-        "--adapter-budget",
-        metavar="SIZE",
-        help="Most that loaded adapters may hold, counted as their files, such as 40M; the one used longest ago goes.  "
-        "[default: no limit but --ram]",
-    )(command)
-
-
-def speculate_option(command: Command) -> Command:
-    """Adds `--speculate`, passed to the command as `speculate`."""
-    return click.option(
-        "--speculate",
-        type=click.Choice(["off", "exact", "fast"]),
-        help="Guess tokens that repeat the prompt and compute several at once: exact only where that gives the same "
-        "bits, fast also where near ties may fall the other way.  [default: the adapter's card]",
-    )(command)
+def session_options(command: Command) -> Command:
+    """Adds `--speculate`, `--ram` and `--adapter-budget`; sizes are passed as text, see `size_bytes_of`."""
+    options = (
+        click.option(
+            "--speculate",
+            type=click.Choice(["off", "exact", "fast"]),
+            help="Guess tokens that repeat the prompt and compute several at once: exact only where that gives the "
+            "same bits, fast also where near ties may fall the other way.  [default: the adapter's card]",
+        ),
+        click.option(
+            "--ram",
+            metavar="SIZE",
+            help="Most memory to take, such as 900M or 1G: load mode, context and KV type are chosen to fit, or it is "
+            "refused with the numbers.  [default: the limit of the process, if any]",
+        ),
+        click.option(
+            "--adapter-budget",
+            metavar="SIZE",
+            help="Most that loaded adapters may hold, counted as their files, such as 40M; the one used longest ago "
+            "goes.  [default: no limit but --ram]",
+        ),
+    )
+    return _with(options, command)
 
 
 def grammar_options(command: Command) -> Command:

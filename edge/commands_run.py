@@ -10,15 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .commands_options import (
-    adapter_budget_option,
-    answer_options,
-    grammar_options,
-    grammar_text,
-    ram_option,
-    size_bytes_of,
-    speculate_option,
-)
+from .commands_options import answer_options, grammar_options, grammar_text, session_options, size_bytes_of
 from .console import emit, human_bytes, json_option, note
 from .errors import InputError
 
@@ -58,9 +50,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
     show_default=True,
     help="llama.cpp, or onnxruntime with the pack's ONNX form.",
 )
-@speculate_option
-@ram_option
-@adapter_budget_option
+@session_options
 @click.option(
     "--prefix-cache",
     type=click.Path(file_okay=False, path_type=Path),

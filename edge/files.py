@@ -63,6 +63,12 @@ def _parent_of(dest: Path) -> Path:
     return parent
 
 
+def check_new(dest: Path, force: bool) -> None:
+    """What commands with `--force` ask before they begin: InputError where something is there that must stay."""
+    if dest.exists() and not force:
+        raise InputError("exists already", where=dest, hint="choose another name, or replace it with --force")
+
+
 @contextlib.contextmanager
 def atomic_file(dest: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a path beside `dest` to write to; on success it is synced and renamed to `dest`.

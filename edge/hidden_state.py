@@ -22,6 +22,7 @@ from .chat import ChatTemplate
 from .engine import Context, Model
 from .errors import EngineError
 from .llama import lib
+from .system_prefix import n_same
 
 State = npt.NDArray[np.float32]
 # Tokens of a longer text that `StateReader` reads: half of them from its beginning, half from its end
@@ -68,18 +69,18 @@ class StateReader:
             self._owned = stack.pop_all()
         one, other = self._encode("a"), self._encode("b")
         # What every prompt ends with: the template's own tokens.
-        self._n_after = _n_same(one[::-1], other[::-1])
+        self._n_after = n_same(one[::-1], other[::-1])
         self._cached: list[int] = []
 
     def read(self, text: str) -> State:
         """The state behind a text, shape (n_embd,)."""
         ids = self._encode(text)
-        n_before = _n_same(ids, self._encode("b" if text.startswith("a") else "a"))
+        n_before = n_same(ids, self._encode("b" if text.startswith("a") else "a"))
         if len(ids) > n_before + READ_TOKENS + self._n_after:
             half = READ_TOKENS // 2
             ids = ids[: n_before + half] + ids[len(ids) - half - self._n_after :]
         # The beginning that all prompts share stays in the cache.
-        kept = min(_n_same(ids, self._cached), n_before)
+        kept = min(n_same(ids, self._cached), n_before)
         self._context.remove(0, kept)
         self._context.decode(ids[kept:], kept, outputs="none")
         self._cached = ids
@@ -97,7 +98,3 @@ class StateReader:
 
     def _encode(self, text: str) -> list[int]:
         return self._model.vocab.encode(self._template.render([{"role": "user", "content": text}]))
-
-
-def _n_same(one: list[int], other: list[int]) -> int:
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -125,9 +125,13 @@ class Pack:
         Raises:
             DamagedError: it is not the file that was packed.
         """
-        adapter = self.adapters[name]
-        if sha256_file(adapter.path) != adapter.sha256:
-            raise DamagedError("its bytes changed since it was packed", where=adapter.path, hint="copy the pack again")
+        check_packed(self.adapters[name].path, self.adapters[name].sha256)
+
+
+def check_packed(path: Path, sha256: str) -> None:
+    """Hashes a file of a pack; DamagedError where it is not the one that was packed."""
+    if sha256_file(path) != sha256:
+        raise DamagedError("its bytes changed since it was packed", where=path, hint="copy the pack again")
 
 
 def starter_folder() -> Path:

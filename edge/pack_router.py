@@ -10,9 +10,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .errors import DamagedError, InputError
-from .files import sha256_file
-from .pack import Pack, PackedAdapter, starter_folder
+from .errors import InputError
+from .pack import Pack, PackedAdapter, check_packed, starter_folder
 from .pack_write import ROUTER_FILE, add_files
 from .router import Router
 from .router_examples import with_examples, without
@@ -52,8 +51,7 @@ def read_pack_router(pack: Pack) -> RouterModel:
     if ROUTER_FILE not in pack.manifest.files:
         raise InputError("the pack has no router, which 'auto' needs", where=pack.folder, hint=_HINT)
     path = pack.folder / ROUTER_FILE
-    if sha256_file(path) != pack.manifest.files[ROUTER_FILE]:
-        raise DamagedError("its bytes changed since it was packed", where=path, hint="copy the pack again")
+    check_packed(path, pack.manifest.files[ROUTER_FILE])
     return read_router(path)
 
 

@@ -14,7 +14,6 @@ import fnmatch
 import hashlib
 import importlib.metadata
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -23,8 +22,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Final
 
-from .aside import folder_beside, full_disk, remove_leftovers
-from .console import Advance, human_bytes, note, progress
+from .aside import folder_beside, full_disk, remove_leftovers, require_room
+from .console import Advance, note, progress
 from .download import download, hub_token, hub_url, part_of
 from .errors import DamagedError, DoesNotFitError, EngineError, InputError, SlmEdgeError
 from .files import CHUNK_BYTES, atomic_file, base_cache_path, locked, make_folder, sha256_file
@@ -112,13 +111,8 @@ def _check_room(dest: Path, ref: BaseRef) -> None:
     """Refuses what cannot fit. A part that has come already holds its room."""
     part = part_of(dest)
     needed_bytes = ref.size_bytes - (part.stat().st_size if part.exists() else 0)
-    free_bytes = shutil.disk_usage(dest.parent).free
-    if needed_bytes > free_bytes:
-        raise DoesNotFitError(
-            f"{human_bytes(needed_bytes)} are needed for {ref.file_name}, {human_bytes(free_bytes)} are free",
-            where=dest.parent,
-            hint="make room, or set SLM_EDGE_CACHE to a folder on another disk",
-        )
+    hint = "make room, or set SLM_EDGE_CACHE to a folder on another disk"
+    require_room(dest.parent, needed_bytes, f"for {ref.file_name}", hint)
 
 
 def _from_source(source: Mapping[str, str], dest: Path, ref: BaseRef) -> None:

@@ -9,10 +9,8 @@ needs as its background. Nothing in it can run code: arrays of numbers, no pickl
 """
 
 import dataclasses
-import io
 import json
 import os
-import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DamagedError, InputError, UnsupportedError
-from .files import atomic_file
+from .npz_file import read_npz, write_npz
 from .router_features import FEATURES_VERSION, N_SLOTS, NAMES
 
 FORMAT: Final = 1
@@ -113,7 +111,6 @@ def write_router(path: str | os.PathLike[str], model: RouterModel) -> None:
         "about": dict(model.about),
     }
     arrays = {
-        "meta": np.frombuffer(json.dumps(meta, ensure_ascii=False, sort_keys=True).encode(), dtype=np.uint8),
         "bias": model.bias.astype(np.float32),
         "named": model.named.astype(np.float32),
         "slots": np.rint(model.slots / scale).astype(np.int8),
@@ -124,8 +121,7 @@ def write_router(path: str | os.PathLike[str], model: RouterModel) -> None:
         "added_values": model.added_values.astype(np.float32),
         "background": np.frombuffer(model.background, dtype=np.uint8),
     }
-    with atomic_file(path) as aside, aside.open("wb") as stream:
-        np.savez(stream, **arrays)
+    write_npz(path, meta, arrays)
 
 
 def read_router(path: str | os.PathLike[str]) -> RouterModel:
@@ -137,24 +133,9 @@ def read_router(path: str | os.PathLike[str]) -> RouterModel:
         DamagedError: it is no such file, or cut short.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError("no such file", where=path)
-    if path.stat().st_size > MAX_ROUTER_BYTES:
+    if path.is_file() and path.stat().st_size > MAX_ROUTER_BYTES:
         raise InputError("is too large for a router", where=path)
-    try:
-        data = io.BytesIO(path.read_bytes())
-        with zipfile.ZipFile(data) as archive:
-            # Nothing in it is compressed by us: a claim of more than the file's own size is a bomb.
-            if sum(entry.file_size for entry in archive.infolist()) > MAX_ROUTER_BYTES:
-                raise ValueError("it would unpack to more than a router holds")
-        data.seek(0)
-        with np.load(data, allow_pickle=False) as arrays:
-            values = {name: arrays[name] for name in arrays.files}
-        meta = json.loads(values["meta"].astype(np.uint8).tobytes())
-        if not isinstance(meta, dict) or not isinstance(meta.get("format"), int):
-            raise ValueError("its meta is not a router's")
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, NotImplementedError) as error:
-        raise DamagedError(f"is not a router's file ({error})", where=path, hint="copy the pack again") from None
+    meta, values = read_npz(path, "a router's file", MAX_ROUTER_BYTES)
     if meta["format"] != FORMAT or meta.get("features") != FEATURES_VERSION:
         raise UnsupportedError(
             f"is a router of format {meta['format']}, features {meta.get('features')}; "

@@ -9,11 +9,8 @@ an ordinary adapter's has no use of it. So it is off unless it is asked for. Mea
 One file of some kilobytes in the pack, made for one base. Nothing in it can run code.
 """
 
-import io
-import json
 import os
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DamagedError, InputError
-from .files import atomic_file, sha256_file
 from .hidden_state import State
-from .pack import Pack
+from .npz_file import read_npz, write_npz
+from .pack import Pack, check_packed
 from .pack_write import add_files
 
 SECOND_FILE: Final = "router_second.npz"
@@ -33,6 +30,7 @@ FORMAT: Final = 1
 # The first stage's confidence below which the second is asked
 BELOW: Final = 0.9
 MAX_BYTES: Final = 4 << 20
+_WHAT: Final = "a router's second stage"
 _HINT: Final = "slm-edge router train-second PACK makes one"
 
 
@@ -72,13 +70,7 @@ def write_second_stage(path: str | os.PathLike[str], stage: SecondStage) -> None
         "below": stage.below,
         "about": dict(stage.about),
     }
-    with atomic_file(path) as aside, aside.open("wb") as stream:
-        np.savez(
-            stream,
-            meta=np.frombuffer(json.dumps(meta, sort_keys=True).encode(), dtype=np.uint8),
-            weights=stage.weights.astype(np.float32),
-            bias=stage.bias.astype(np.float32),
-        )
+    write_npz(path, meta, {"weights": stage.weights.astype(np.float32), "bias": stage.bias.astype(np.float32)})
 
 
 def load_second_stage(path: Path) -> SecondStage:
@@ -88,19 +80,9 @@ def load_second_stage(path: Path) -> SecondStage:
         InputError: there is none.
         DamagedError: it is no such file.
     """
-    if not path.is_file():
-        raise InputError("no such file", where=path)
+    meta, arrays = read_npz(path, _WHAT, MAX_BYTES)
     try:
-        raw = path.read_bytes()
-        if len(raw) > MAX_BYTES:
-            raise ValueError("it is too large")
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            # Nothing in it is compressed by us: a claim of more than the limit is a bomb.
-            if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
-                raise ValueError("it would unpack to too much")
-        with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
-            meta = json.loads(arrays["meta"].astype(np.uint8).tobytes())
-            weights, bias = arrays["weights"], arrays["bias"]
+        weights, bias = arrays["weights"], arrays["bias"]
         tasks, below = meta["tasks"], meta["below"]
         named = isinstance(tasks, list) and tasks and all(isinstance(name, str) and name for name in tasks)
         if meta["format"] != FORMAT or not named or len(set(tasks)) != len(tasks):
@@ -113,10 +95,8 @@ def load_second_stage(path: Path) -> SecondStage:
             raise ValueError("its weights are no numbers")
         if not np.isfinite(bias).all():
             raise ValueError("its weights are no numbers")
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, OSError, NotImplementedError) as error:
-        raise DamagedError(
-            f"is not a router's second stage ({error})", where=path, hint="copy the pack again"
-        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"is not {_WHAT} ({error})", where=path, hint="copy the pack again") from None
     return SecondStage(tuple(tasks), str(meta["fingerprint"]), weights, bias, below, meta["about"])
 
 
@@ -132,8 +112,7 @@ def read_second_stage(pack: Pack | None) -> SecondStage:
     if SECOND_FILE not in pack.manifest.files:
         raise InputError("the pack's router has no second stage", where=pack.folder, hint=_HINT)
     path = pack.folder / SECOND_FILE
-    if sha256_file(path) != pack.manifest.files[SECOND_FILE]:
-        raise DamagedError("its bytes changed since it was packed", where=path, hint="copy the pack again")
+    check_packed(path, pack.manifest.files[SECOND_FILE])
     stage = load_second_stage(path)
     if stage.fingerprint != pack.base.fingerprint:
         raise InputError("was made for another base than the pack's", where=path, hint=_HINT)

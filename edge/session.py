@@ -92,6 +92,7 @@ class Session:
         sizes_bytes = [packed.size_bytes for packed in adapters.values()]
         self.plan = plan_session(self.base, options, sizes_bytes, n_outputs)
         self._limit_bytes = limit_of(options)
+        flash_attention = options.get("flash_attention", "auto")
         chosen = self.plan.choices
         self.n_ctx_tokens = chosen.n_ctx_tokens
         options |= vars(chosen)  # type: ignore[typeddict-item]
@@ -112,13 +113,12 @@ class Session:
                 threads=options.get("threads"),
                 threads_batch=options.get("threads_batch"),
                 kv_type=chosen.kv_type,
-                flash_attention=options.get("flash_attention", "auto"),
+                flash_attention=flash_attention,
             )
             self._watch = stack.enter_context(FileWatch(base_path))
             most_bytes = None if self._limit_bytes is None else self.plan.snapshots_bytes
             self.prefixes = open_prefix_cache(self.base, self.context, options, most_bytes)
             self._lane = Lane(self.context, self.prefixes)
-            flash_attention = options.get("flash_attention", "auto")
             exactness = Exactness(self.base, adapters, repack=chosen.repack, flash_attention=flash_attention)
             self._drafting = Drafting(self.context, exactness, speculate)
             self._shelf = Shelf(

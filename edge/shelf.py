@@ -14,10 +14,9 @@ from .base_info import BaseInfo
 from .canary import Canary
 from .console import human_bytes
 from .engine import Adapter, Model
-from .errors import DamagedError, DoesNotFitError, EngineError, InputError
-from .files import sha256_file
+from .errors import DoesNotFitError, EngineError, InputError
 from .names import did_you_mean
-from .pack import PackedAdapter
+from .pack import PackedAdapter, check_packed
 
 # A swap costs the more the more adapters are loaded, used or not, and so does each context's memory; beyond this many,
 # loading one again is cheaper than keeping it (benchmarks/swap_cost.py).
@@ -149,8 +148,7 @@ class Shelf:
 
     def _open(self, packed: PackedAdapter) -> Loaded:
         info = self._checked.get(packed.sha256) or check_adapter(packed.path, self._base)
-        if sha256_file(packed.path) != packed.sha256:
-            raise DamagedError("its bytes changed since it was packed", where=packed.path, hint="copy the pack again")
+        check_packed(packed.path, packed.sha256)
         adapter = self._model.load_adapter(packed.path)
         try:
             if adapter.n_tensors not in (None, 2 * info.n_pairs):

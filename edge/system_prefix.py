@@ -17,6 +17,16 @@ _PROBES: Final = ("0", "Why", "\n#")
 _MOST_KNOWN: Final = 64
 
 
+def n_same(*rows: Sequence[int]) -> int:
+    """How many leading tokens all rows have in common."""
+    same = 0
+    for column in zip(*rows, strict=False):
+        if len(set(column)) > 1:
+            break
+        same += 1
+    return same
+
+
 class SystemPrefix:
     """Lengths by system message, each found once.
 
@@ -47,9 +57,4 @@ class SystemPrefix:
         except SlmEdgeError:
             return []
         rows = [self._vocab.encode(text) for text in texts]
-        same = 0
-        for column in zip(*rows, strict=False):
-            if len(set(column)) > 1:
-                break
-            same += 1
-        return rows[0][:same]
+        return rows[0][: n_same(*rows)]

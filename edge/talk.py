@@ -25,6 +25,7 @@ from .names import did_you_mean
 from .session import Session
 from .settings import Settings, max_tokens_of
 from .stream import Answer
+from .system_prefix import n_same
 
 HELP: Final = """/adapter NAME|none|auto   answer with another adapter from now on
 /adapter list             which there are
@@ -157,8 +158,7 @@ class Talk:
             return None
         ends: list[Message] = [{"role": "user", "content": text} for text in ("a", "b")]
         one, other = (self.session.prompt_tokens([*messages[:-1], end], system=self.system) for end in ends)
-        n_before = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
-        n_again = max(n_before - answer.n_kept_tokens, 0)
+        n_again = max(n_same(one, other) - answer.n_kept_tokens, 0)
         return Recompute(n_again, answer.prefill_s * n_again / max(answer.n_prompt_tokens - answer.n_kept_tokens, 1))
 
     def _fitting(self, messages: list[Message]) -> list[Message]:

@@ -8,16 +8,16 @@ folder, so nothing of either is left behind by an error, Ctrl-C or SIGTERM.
 
 import math
 import re
-import shutil
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ..edge.console import human_bytes, progress
-from ..edge.errors import DoesNotFitError, InputError
-from ..edge.files import atomic_file
+from ..edge.aside import require_room
+from ..edge.console import progress
+from ..edge.errors import InputError
+from ..edge.files import atomic_file, check_new
 from ..edge.ggml_type import GgmlType
 from ..edge.gguf_file import GgufFile
 from ..edge.vocab import Vocab
@@ -104,8 +104,7 @@ def export_base(source: Path, dest: Path, type: QuantType | None, options: Optio
     began = time.monotonic()
     if not source.exists():
         raise InputError("no such file or folder", where=source)
-    if dest.exists() and not options.force:
-        raise InputError("exists already", where=dest, hint="choose another name, or replace it with --force")
+    check_new(dest, options.force)
     if dest.exists() and dest.samefile(source):
         raise InputError("is the source itself", where=dest, hint="write to another file")
     if type is not None and type.needs_imatrix and options.imatrix is None:
@@ -149,7 +148,7 @@ def _from_checkpoint(source: Path, aside: Path, type: QuantType, options: Option
             notes.append("the model has no chat template; `slm-edge run` needs one: --chat-template FILE")
         float_file = aside.with_name("float.gguf") if between else aside
         float_bytes = file_size_bytes(keys, tensors)
-        check_disk(aside, float_bytes + (int(_n_parameters(tensors) * type.bits / 8) if between else 0))
+        check_disk(aside, float_bytes + (int(n_parameters(tensors) * type.bits / 8) if between else 0))
         keys |= _missing_ends(float_file, keys, end_ids(source, config.raw), notes)
         with progress(f"writing {_FLOAT_NAMES.get(direct, type.name)}", float_bytes, "bytes") as advance:
             write_gguf(float_file, keys, tensors, advance)
@@ -180,7 +179,7 @@ def _from_gguf(source: Path, aside: Path, type: QuantType | None, options: Optio
         with progress("writing", size_bytes, "bytes") as advance:
             write_gguf(aside, keys, tensors, advance)
     else:
-        result_bytes = int(_n_parameters(tensors) * type.bits / 8)
+        result_bytes = int(n_parameters(tensors) * type.bits / 8)
         check_disk(aside, result_bytes + (size_bytes if rewritten else 0))
         given = aside.with_name("changed.gguf") if rewritten else source
         if rewritten:
@@ -193,11 +192,9 @@ def _general_keys(source: Path, options: Options, architecture: str, tensors: li
     keys = {"general.architecture": text(architecture), "general.type": text("model")}
     keys |= sampling_keys(source)
     keys["general.name"] = text(options.name or source.resolve().name)
-    n_parameters = _n_parameters(tensors)
+    n_values = n_parameters(tensors)
     keys["general.size_label"] = text(
-        f"{n_parameters / 1e9:.1f}B"
-        if n_parameters >= 1e9
-        else f"{n_parameters / 1e6:.{0 if n_parameters >= 1e7 else 1}f}M"
+        f"{n_values / 1e9:.1f}B" if n_values >= 1e9 else f"{n_values / 1e6:.{0 if n_values >= 1e7 else 1}f}M"
     )
     card = source / "README.md"
     if card.exists():
@@ -208,7 +205,8 @@ def _general_keys(source: Path, options: Options, architecture: str, tensors: li
     return keys
 
 
-def _n_parameters(tensors: list[NewTensor]) -> int:
+def n_parameters(tensors: list[NewTensor]) -> int:
+    """Values of all tensors together."""
     return sum(math.prod(tensor.shape) for tensor in tensors)
 
 
@@ -236,12 +234,7 @@ def _missing_ends(path: Path, keys: dict[str, Value], ends: list[int], notes: li
 
 def check_disk(aside: Path, needed_bytes: int) -> None:
     """Raises DoesNotFitError where the disk has less room than that."""
-    free_bytes = shutil.disk_usage(aside.parent).free
-    if needed_bytes > free_bytes:
-        raise DoesNotFitError(
-            f"{human_bytes(needed_bytes)} are needed for a while, {human_bytes(free_bytes)} are free",
-            where=aside.parent.parent,
-        )
+    require_room(aside.parent.parent, needed_bytes, "for a while")
 
 
 def quantize_file(given: Path, dest: Path, type: QuantType, options: Options, notes: list[str]) -> None:

@@ -6,7 +6,7 @@ import click
 
 from ..edge.console import emit, human_bytes, json_option, note
 from ..edge.errors import InputError
-from .quantize import TYPES
+from .quantize import TYPES, find_type
 
 
 @click.command()
@@ -63,12 +63,7 @@ def base(
     from .base import Options, export_base
     from .hub import hub_checkpoint, is_hub_name
 
-    type_name = type_name.lower()
-    if type_name != "keep" and type_name not in TYPES:
-        from ..edge.names import did_you_mean
-
-        near = did_you_mean(type_name, [*TYPES, "keep"])
-        raise InputError(f"no type {type_name!r}; did you mean {', '.join(near[:4])}?", where="--type")
+    kind = find_type(type_name, "keep")
     if is_hub_name(source):
         name = name or source.name
         source = hub_checkpoint(source.as_posix(), revision)
@@ -84,7 +79,7 @@ def base(
         allow_requantize=allow_requantize,
         force=force,
     )
-    result = export_base(source, output, TYPES.get(type_name), options)
+    result = export_base(source, output, kind, options)
     for line in result.notes:
         note(f"note: {line}")
     lines = [

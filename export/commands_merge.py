@@ -5,9 +5,7 @@ from pathlib import Path
 import click
 
 from ..edge.console import emit, human_bytes, json_option, note
-from ..edge.errors import InputError
-from ..edge.names import did_you_mean
-from .quantize import TYPES
+from .quantize import TYPES, find_type
 
 A_FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -31,10 +29,9 @@ def merge(base: Path, adapter: Path, output: Path, type_name: str, scale: float,
     """
     from .merge import merge as merge_files
 
-    if type_name.lower() not in TYPES:
-        near = did_you_mean(type_name, list(TYPES))
-        raise InputError(f"no type {type_name!r}; did you mean {', '.join(near[:4])}?", where="--type")
-    result = merge_files(base, adapter, output, TYPES[type_name.lower()], scale, force=force)
+    kind = find_type(type_name)
+    assert kind is not None
+    result = merge_files(base, adapter, output, kind, scale, force=force)
     for line in result.notes:
         note(f"note: {line}")
     emit(

@@ -1,6 +1,7 @@
-"""Numbers to ggml's bytes: F32, F16, BF16 and Q8_0, each as ggml itself rounds.
+"""Numbers to ggml's bytes and back: F32, F16, BF16 and Q8_0 as ggml itself rounds; every type is read.
 
     encode_rows(rows, GgmlType.Q8_0)      # (n, 64) float32 -> n * 68 bytes
+    decode_rows(raw, GgmlType.Q4_K)       # (n, bytes of a row) -> (n, values of a row) float32
 
 Q8_0 (ggml-quants.c there): blocks of 32 values, d = max|x| / 127 kept as F16, each value round(x / d) half away
 from zero. BF16: round to nearest, ties to even.
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..edge.ggml_type import GgmlType
+from ..edge.gguf_file import GgufFile
 
 Q8_0_BLOCK_VALUES = 32
 F16_MAX = 65504.0
@@ -67,3 +69,19 @@ def encode_rows(rows: npt.NDArray[Any], type: GgmlType) -> npt.NDArray[np.uint8]
     if type is GgmlType.Q8_0:
         return quantize_q8_0(values).reshape(-1)
     raise ValueError(f"{type.name} is not written here")
+
+
+def decode_rows(raw: npt.NDArray[np.uint8], type: GgmlType) -> npt.NDArray[np.float32]:
+    """Rows of a tensor's bytes, (n, bytes of a row), as values, (n, values of a row)."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    values = dequantize(np.ascontiguousarray(raw), GGMLQuantizationType(int(type)))
+    return np.asarray(values, np.float32).reshape(len(raw), -1)
+
+
+def matrix_rows(file: GgufFile, name: str, first: int = 0, n_rows: int | None = None) -> npt.NDArray[np.float32]:
+    """Rows of a file's matrix as values, (n_rows, values of a row), from row `first`; None: to the end."""
+    info = file.tensors[name]
+    raw = file.raw(name).reshape((*info.shape, 1)[1], -1)
+    return decode_rows(raw[first:] if n_rows is None else raw[first : first + n_rows], info.type)

@@ -28,7 +28,7 @@ from ..edge.adapter import (
 from ..edge.base_info import BaseInfo
 from ..edge.console import progress
 from ..edge.errors import InputError
-from ..edge.files import atomic_file, sha256_file
+from ..edge.files import atomic_file, check_new, sha256_file
 from ..edge.gguf_file import ValueType
 from .gguf_writer import Value, array, float32, text, uint32, write_gguf
 from .lora_plan import LoraType, PlannedTensor, plan_tensors
@@ -112,8 +112,7 @@ def _check_output(output: Path, base: BaseInfo, folder: PeftFolder, force: bool)
     taken = [base.file.path, *(path for path in folder.path.iterdir())]
     if output.exists() and any(output.samefile(path) for path in taken):
         raise InputError("is what is exported; it would be overwritten", where=output, hint="write to another file")
-    if output.exists() and not force:
-        raise InputError("exists already", where=output, hint="choose another name, or replace it with --force")
+    check_new(output, force)
 
 
 def _check_identity(folder: PeftFolder, base: BaseInfo, reasons: Reasons) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..edge.base_info import BaseInfo
 from ..edge.gguf_file import GgmlType
-from .encode import F16_MAX, encode_rows
+from .encode import F16_MAX, decode_rows, encode_rows
 from .families import FAMILIES, Family, interleave_rows
 from .gguf_writer import Chunk, NewTensor
 from .peft_folder import LoraPair, PeftFolder
@@ -226,14 +226,10 @@ def _check_copies(folder: PeftFolder, base: BaseInfo, weights: SafetensorsFile, 
 
 def _copy_difference(weights: SafetensorsFile, name: str, base: BaseInfo, target: str) -> float:
     """Root mean square difference of some rows of a copy from the base's, relative to the base's."""
-    from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize
-
     info = base.file.tensors[target]
     raw = base.file.raw(target).reshape(info.shape[1], -1)
     picked = np.unique(np.linspace(0, info.shape[1] - 1, COPY_ROWS).astype(int))
     ours = np.concatenate([weights.rows(name, int(row), 1) for row in picked]).astype(np.float64)
-    kind = GGMLQuantizationType(int(info.type))
-    theirs = np.asarray(dequantize(np.ascontiguousarray(raw[picked]), kind), np.float64).reshape(ours.shape)
+    theirs = decode_rows(raw[picked], info.type).astype(np.float64).reshape(ours.shape)
     scale = float(np.sqrt(np.mean(theirs**2)))
     return float(np.sqrt(np.mean((ours - theirs) ** 2))) / scale if scale else math.inf

@@ -18,34 +18,17 @@ from ..edge.adapter import AdapterInfo, check_adapter
 from ..edge.base_info import BaseInfo
 from ..edge.console import progress
 from ..edge.errors import InputError, UnsupportedError
-from ..edge.files import atomic_file
+from ..edge.files import atomic_file, check_new
 from ..edge.ggml_type import GgmlType
 from ..edge.gguf_file import GgufFile
-from .base import Options, Result, check_disk, quantize_file, result_of
+from .base import Options, Result, check_disk, n_parameters, quantize_file, result_of
+from .encode import matrix_rows
 from .gguf_source import EMBEDDING, HEAD, GgufSource
 from .gguf_writer import NewTensor, file_size_bytes, text, write_gguf
 from .quantize import QuantType
 
-Matrix = npt.NDArray[np.float32]
 # Rows of a matrix that are held as floats at once.
 PIECE_ROWS = 1024
-
-
-def decoded(file: GgufFile, name: str, first: int = 0, n_rows: int | None = None) -> Matrix:
-    """Rows of a tensor of two dimensions as F32, shape (n_rows, row length), whatever type it has.
-
-    Args:
-        n_rows: from row `first`; None: to the end.
-    """
-    from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize
-
-    info = file.tensors[name]
-    length, total = (*info.shape, 1)[:2]
-    raw = file.raw(name).reshape(total, -1)
-    part = raw[first : total if n_rows is None else first + n_rows]
-    values = dequantize(np.ascontiguousarray(part), GGMLQuantizationType(int(info.type)))
-    return np.asarray(values, np.float32).reshape(len(part), length)
 
 
 def merge(base: Path, adapter: Path, dest: Path, type: QuantType, scale: float = 1.0, *, force: bool = False) -> Result:
@@ -60,8 +43,7 @@ def merge(base: Path, adapter: Path, dest: Path, type: QuantType, scale: float =
         DoesNotFitError: the disk is too full.
     """
     began = time.monotonic()
-    if dest.exists() and not force:
-        raise InputError("exists already", where=dest, hint="choose another name, or replace it with --force")
+    check_new(dest, force)
     if dest.exists() and any(dest.samefile(source) for source in (base, adapter)):
         raise InputError("is one of the sources itself", where=dest, hint="write to another file")
     if type.needs_imatrix:
@@ -87,7 +69,7 @@ def merge(base: Path, adapter: Path, dest: Path, type: QuantType, scale: float =
     notes = source.check_type(type, allow_requantize=True)
     size_bytes = file_size_bytes(keys, tensors)
     with atomic_file(dest) as aside:
-        check_disk(aside, size_bytes + int(sum(np.prod(one.shape) for one in tensors) * type.bits / 8))
+        check_disk(aside, size_bytes + int(n_parameters(tensors) * type.bits / 8))
         floats = aside.with_name("merged.gguf")
         with progress("merging", size_bytes, "bytes") as advance:
             write_gguf(floats, keys, tensors, advance)
@@ -100,10 +82,10 @@ def merge(base: Path, adapter: Path, dest: Path, type: QuantType, scale: float =
 
 def _merged(base: GgufFile, pairs: GgufFile, info: AdapterInfo, one: NewTensor, scale: float) -> NewTensor:
     def chunks() -> Iterator[npt.NDArray[np.uint8]]:
-        a, b = decoded(pairs, f"{one.name}.lora_a"), decoded(pairs, f"{one.name}.lora_b")
+        a, b = matrix_rows(pairs, f"{one.name}.lora_a"), matrix_rows(pairs, f"{one.name}.lora_b")
         strength = scale * info.alpha / len(a)
         for first in range(0, one.shape[1], PIECE_ROWS):
-            rows = decoded(base, one.name, first, PIECE_ROWS)
+            rows = matrix_rows(base, one.name, first, PIECE_ROWS)
             rows = rows + strength * (b[first : first + len(rows)] @ a)
             yield np.ascontiguousarray(rows, np.float32).view(np.uint8).reshape(-1)
 

@@ -13,17 +13,18 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ..edge.adapter import AdapterInfo, check_adapter
 from ..edge.errors import InputError, UnsupportedError
-from ..edge.files import atomic_file, sha256_file, write_json
+from ..edge.files import atomic_file, check_new, sha256_file, write_json
 from ..edge.gguf_file import GgufFile
 from ..edge.onnx_adapter import ADAPTER_VERSION, LARGEST, OnnxAdapter, description_path
 from ..edge.onnx_folder import LoraInput, OnnxBase, StatedBase
+from .encode import matrix_rows
 from .lora import export_lora
 from .onnx_weights import rope_halves
 from .peft_folder import PeftFolder
@@ -71,8 +72,7 @@ def export_onnx_adapter(
 
     source, output = Path(source), Path(output)
     base = base if isinstance(base, OnnxBase) else OnnxBase.open(base)
-    if output.exists() and (output.samefile(source) or not force):
-        raise InputError("exists already", where=output, hint="choose another name, or replace it with --force")
+    check_new(output, force and not (output.exists() and output.samefile(source)))
     stated = base.stated()
     with _as_gguf(source, stated) as (gguf, notes):
         info = check_adapter(gguf, stated)
@@ -144,7 +144,7 @@ def _arrays(file: GgufFile, info: AdapterInfo, base: OnnxBase) -> dict[str, Matr
             if target not in info.targets:
                 parts.append(None)
                 continue
-            down, up = _values(file, f"{target}.lora_a"), _values(file, f"{target}.lora_b")
+            down, up = matrix_rows(file, f"{target}.lora_a"), matrix_rows(file, f"{target}.lora_b")
             n_heads = heads.get(target.split(".")[2])
             if n_heads is not None:
                 up = up[rope_halves(len(up), n_heads)]
@@ -167,14 +167,3 @@ def _side_by_side(pair: LoraInput, parts: list[tuple[Matrix, Matrix] | None]) ->
             row += len(up)
         column += width
     return np.concatenate(downs, axis=1), b
-
-
-def _values(file: GgufFile, name: str) -> Matrix:
-    from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize
-
-    info = file.tensors[name]
-    shape: tuple[int, ...] = (*info.shape, 1)[:2]
-    raw = file.raw(name).reshape(shape[1], -1)
-    values: Any = dequantize(np.ascontiguousarray(raw), GGMLQuantizationType(int(info.type)))
-    return np.asarray(values, np.float64).astype(np.float32).reshape(shape[::-1])

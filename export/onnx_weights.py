@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ..edge.base_info import BaseInfo
 from ..edge.errors import DamagedError, UnsupportedError
 from ..edge.ggml_type import GgmlType
+from .encode import decode_rows
 from .onnx_blocks import CARRIERS
 from .onnx_data import DataFile
 
@@ -179,23 +180,19 @@ class Weights:
         self._info.file.release()
 
     def _values(self, tensor: str, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
-
-        kind = GGMLQuantizationType(int(self._info.file.tensors[tensor].type))
-        return np.asarray(dequantize(rows, kind), np.float32).reshape(len(rows), -1)
+        return decode_rows(rows, self._info.file.tensors[tensor].type)
 
     def _as_type(self, tensor: str, rows: npt.NDArray[np.uint8], held: GgmlType) -> npt.NDArray[np.uint8]:
         """Raw rows of the held type: the source's own where it is that, else requantised, its error noted."""
         from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize, quantize
+        from gguf.quants import quantize
 
         source = self._info.file.tensors[tensor].type
         if source is held:
             return rows
-        values, kind = self._values(tensor, rows), GGMLQuantizationType(int(held))
-        made = np.asarray(quantize(values, kind))
+        values = self._values(tensor, rows)
+        made = np.asarray(quantize(values, GGMLQuantizationType(int(held))))
         errors = self._errors.setdefault((source.name, held.name), [0.0, 0.0])
-        errors[0] += float(np.square(dequantize(made, kind) - values, dtype=np.float64).sum())
+        errors[0] += float(np.square(decode_rows(made, held) - values, dtype=np.float64).sum())
         errors[1] += float(np.square(values, dtype=np.float64).sum())
         return made

@@ -20,6 +20,7 @@ from typing import Final
 from ..edge.aside import full_disk
 from ..edge.errors import EngineError, InputError
 from ..edge.ggml_type import GgmlType
+from ..edge.names import did_you_mean
 
 WAIT_AFTER_END_S: Final = 10
 
@@ -75,6 +76,18 @@ TYPES: Final = {
         QuantType("iq2_xxs", 19, 2.4, needs_imatrix=True),
     )
 }
+
+
+def find_type(name: str, *others: str) -> QuantType | None:
+    """The type called `name`, in letters of any size; None for one of `others`, which a command takes beside.
+
+    Raises:
+        InputError: there is none; the nearest are named.
+    """
+    if name.lower() not in (*TYPES, *others):
+        near = did_you_mean(name.lower(), [*TYPES, *others])
+        raise InputError(f"no type {name.lower()!r}; did you mean {', '.join(near[:4])}?", where="--type")
+    return TYPES.get(name.lower())
 
 
 def quantize(

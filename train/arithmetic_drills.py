@@ -44,10 +44,8 @@ def _multiply(rng: random.Random) -> Sum:
 
 
 def _multiply_round(rng: random.Random) -> Sum:
-    a, b = (
-        rng.randint(2, rng.choice((9, 12, 30))),
-        rng.randint(2, rng.choice((9, 9, 12))) * rng.choice((10, 10, 100, 1000)),
-    )
+    a = rng.randint(2, rng.choice((9, 12, 30)))
+    b = rng.randint(2, rng.choice((9, 9, 12))) * rng.choice((10, 10, 100, 1000))
     if rng.random() < 0.3:
         a *= 10
     if rng.random() < 0.5:
