@@ -21,7 +21,7 @@ import click
 from ..devices.calibration import adapter_of_case, calibrate
 from ..devices.measure import Plan, measure_case
 from ..devices.predict import Predictor, Speed
-from ..devices.probe import probe
+from ..devices.probe import N_STEPS, probe
 from ..devices.profile_run import Request, run_profile
 from ..devices.workload import Workload
 from ..edge.base_info import BaseInfo
@@ -88,7 +88,7 @@ def main(
     small: Path, bigs: tuple[Path, ...], threads: int | None, repeats: int, rank: int, base_only: bool, as_json: bool
 ) -> None:
     """Calibrates on SMALL, predicts and measures each of BIGS."""
-    with progress("probing", 4, "steps") as advance:
+    with progress("probing", N_STEPS, "steps") as advance:
         found = probe(advance)
     with tempfile.TemporaryDirectory(prefix="slm-edge-") as folder:
         file = Path(folder) / "adapter.gguf"
@@ -119,7 +119,8 @@ def main(
         for kind, row in summary.items()
     ]
     scales = {"decode": calibration.decode, "prefill": calibration.prefill, "kv_part": calibration.kv_part}
-    data = {"calibration": {**scales, "pair_s": calibration.pair_s}, "rows": rows, "summary": summary}
+    fixed = {"pair_s": calibration.pair_s, "layer_s": calibration.layer_s}
+    data = {"calibration": {**scales, **fixed}, "rows": rows, "summary": summary}
     emit(data, as_json, "\n".join([f"calibrated by {calibration.source}: {data['calibration']}", *lines]))
 
 

@@ -51,7 +51,8 @@ def calibrate(profile: Mapping[str, Any], device: Device, probed: Calibration | 
     Args:
         profile: a document of the kind "slm-edge-profile".
         device: its catalogue entry, or the probed one.
-        probed: of a probe of the same unit; speaks for the kernels that the profiled model does not meet.
+        probed: of a probe of the same unit; speaks for types and kernels that the profiled model does not meet. What
+            the model's tokens take beyond the probe's rates is then its layers'.
 
     Raises:
         InputError: no profile, or one without decode rates of the base.
@@ -59,7 +60,8 @@ def calibrate(profile: Mapping[str, Any], device: Device, probed: Calibration | 
     if profile.get("kind") != "slm-edge-profile":
         raise InputError("is no profile", hint="slm-edge profile --json > profile.json writes one")
     work = work_of(profile["model"]["work"])
-    bare = Predictor(device, calibration=Calibration(decode=1.0, prefill={"repack": 1.0, "plain": 1.0}))
+    found = dataclasses.replace(probed or Calibration(), decode=1.0, prefill={"repack": 1.0, "plain": 1.0})
+    bare = Predictor(device, calibration=found)
     base = _case(profile, None)
     threads = int(profile["setup"]["threads"])
     # Profiles of before 2026-11-25 had one number for both.
@@ -68,12 +70,16 @@ def calibrate(profile: Mapping[str, Any], device: Device, probed: Calibration | 
     if not decode:
         raise InputError("the profile has no decode rates of the base")
     shallow = min(decode, key=lambda row: row["depth_tokens"])
-    kv_part = _kv_part(decode, work, bare, threads)
-    calibration = Calibration(decode=1.0, kv_part=kv_part)
-    predicted = Predictor(device, calibration=calibration).decode(
-        work, threads=threads, depth_tokens=_mean_depth(shallow)
-    )
-    calibration = dataclasses.replace(calibration, decode=_rate(shallow) / predicted.tokens_per_s)
+    by_types = probed.decode if probed and probed.cycles else None
+    found = dataclasses.replace(found, kv_part=_kv_part(decode, work, bare, threads, by_types))
+    if by_types:
+        parts = (
+            Predictor(device, calibration=found).decode(work, threads=threads, depth_tokens=_mean_depth(shallow)).parts
+        )
+        rest_s = by_types / _rate(shallow) - sum(seconds for name, seconds in parts.items() if name != "layers")
+        found = dataclasses.replace(found, layer_s=max(rest_s / work.n_layers, 0.0))
+    predicted = Predictor(device, calibration=found).decode(work, threads=threads, depth_tokens=_mean_depth(shallow))
+    found = dataclasses.replace(found, decode=_rate(shallow) / predicted.tokens_per_s)
     kernel = bare.kernel_of(work) if profile["setup"]["repack"] else "plain"
     scales = [
         _rate(row)
@@ -84,9 +90,9 @@ def calibrate(profile: Mapping[str, Any], device: Device, probed: Calibration | 
     prefill = dict(probed.prefill or {}) if probed else {}
     prefill |= {kernel: statistics.median(scales)} if scales else {}
     return dataclasses.replace(
-        calibration,
+        found,
         prefill=prefill or None,
-        pair_s=_pair_s(profile, work, device, calibration, threads),
+        pair_s=_pair_s(profile, work, device, found, threads),
         source=f"{profile['model']['name']} on {profile['created']}",
     )
 
@@ -107,16 +113,22 @@ def _mean_depth(row: Mapping[str, Any]) -> float:
     return float(row["depth_tokens"]) + float(row["n_tokens"]) / 2
 
 
-def _kv_part(decode: Sequence[Mapping[str, Any]], work: Workload, predictor: Predictor, threads: int) -> float | None:
-    """The rate of K and V over that of weights, from the slope of seconds per token with depth."""
+def _kv_part(
+    decode: Sequence[Mapping[str, Any]], work: Workload, bare: Predictor, threads: int, scale: float | None
+) -> float | None:
+    """The rate of K and V over that of weights, from the slope of seconds per token with depth.
+
+    Args:
+        scale: measured over predicted rate of weights; None: that of the shallower of the rates.
+    """
     if len(decode) < 2:
         return None
     near, far = min(decode, key=_mean_depth), max(decode, key=_mean_depth)
     slope = (1 / _rate(far) - 1 / _rate(near)) / (_mean_depth(far) - _mean_depth(near))
     if _mean_depth(far) - _mean_depth(near) < 256 or slope <= 0:
         return None
-    predicted = predictor.decode(work, threads=threads).tokens_per_s
-    rate = predictor.stream_gb_per_s(threads) * 1e9 * _rate(near) / predicted
+    scale = scale or _rate(near) / bare.decode(work, threads=threads).tokens_per_s
+    rate = bare.stream_gb_per_s(threads) * 1e9 * scale
     return min(max(work.kv_bytes_per_token() / slope / rate, 0.05), 2.0)
 
 

@@ -190,7 +190,7 @@ def _device(name: str, fresh: bool = False) -> "tuple[Device, Calibration | None
     found = None if fresh else probes.kept_probe()
     if found is None:
         note("probing this machine …")
-        with progress("probing", 4, "steps") as advance:
+        with progress("probing", probes.N_STEPS, "steps") as advance:
             found = probes.probe(advance)
         probes.save_probe(found)
     return found.device, load_calibration("this") or found.calibration
@@ -218,8 +218,15 @@ def calibrate(profile_file: Path, device_name: str, as_json: bool) -> None:
     calibration = calibrated(profile, device, kept.calibration if kept else None)
     path = save_calibration(device_name, calibration)
     data = {"device": device_name, "decode": calibration.decode, "prefill": calibration.prefill}
-    data |= {"kv_part": calibration.kv_part, "pair_s": calibration.pair_s, "file": str(path)}
+    data |= {
+        "kv_part": calibration.kv_part,
+        "pair_s": calibration.pair_s,
+        "layer_s": calibration.layer_s,
+        "file": str(path),
+    }
     lines = [f"{device.name}, from {calibration.source}", f"  decode  {calibration.decode:.3f} x the model's rate"]
+    if calibration.layer_s is not None:
+        lines.append(f"  {calibration.layer_s * 1e6:.0f} microseconds for each layer of a token")
     lines += [f"  prefill {scale:.3f} x, kernel {kernel}" for kernel, scale in (calibration.prefill or {}).items()]
     if calibration.kv_part is not None:
         lines.append(f"  context streamed at {calibration.kv_part:.2f} x the rate of weights")

@@ -122,7 +122,7 @@ def explanation(verdict: Verdict, predictor: Predictor) -> str:
         f"    context: {verdict.wish.prompt_tokens} x {work.kv_bytes_per_token(verdict.plan.choices.kv_type):.0f} "
         f"bytes at {KV_PART_OF_RATE} x the rate unless calibrated"
     )
-    lines.append(f"    layers: {work.n_layers} x {constants.layer_s * 1e6:.0f} microseconds")
+    lines.append(f"    layers: {work.n_layers} x {predictor.layer_s * 1e6:.0f} microseconds")
     lines.append(f"  kernels for prompts: {predictor.kernel_of(work) if verdict.plan.choices.repack else 'plain'}")
     for kind, n in sorted(work.weights_by_type.items(), key=lambda row: -row[1]):
         kernel = "repack" if verdict.plan.choices.repack else "plain"

@@ -16,6 +16,7 @@ time / batch; the head once for the whole prompt.
 
 import itertools
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -73,6 +74,8 @@ class Calibration:
         decode, prefill: factors on the rates of the uncalibrated model; None where it was not measured.
         kv_part: rate of K and V over that of weights, from decode at two depths; None where not measured.
         pair_s: fixed time of an adapter's pair; None where not measured.
+        layer_s: fixed time of a layer; None where not measured.
+        cycles, macs_per_cycle: of one core, by tensor type, as the device's class has them; None where not measured.
         source: the run.
     """
 
@@ -80,6 +83,9 @@ class Calibration:
     prefill: Mapping[str, float] | None = None
     kv_part: float | None = None
     pair_s: float | None = None
+    layer_s: float | None = None
+    cycles: Mapping[str, float] | None = None
+    macs_per_cycle: Mapping[str, float] | None = None
     source: str = ""
 
 
@@ -98,6 +104,9 @@ class Predictor:
         self.device = device
         self.constants = constants or fitted()
         self.calibration = calibration
+        known = calibration or Calibration()
+        self.layer_s = self.constants.layer_s if known.layer_s is None else known.layer_s
+        self._cycles_measured, self._macs_measured = known.cycles, known.macs_per_cycle
         self.board = self.constants.boards.get(device.like or _board_id(device.id))
 
     def stream_gb_per_s(self, threads: int) -> float:
@@ -166,7 +175,7 @@ class Predictor:
                 max(size_bytes(n, kind) / rate, n * self._cycles(kind) / hertz)
                 for kind, n in work.weights_by_type.items()
             ),
-            "layers": work.n_layers * self.constants.layer_s,
+            "layers": work.n_layers * self.layer_s,
             "context": depth * work.kv_bytes_per_token(kv_type) / (kv_part * rate),
             "adapter": adapter.n_bytes / rate,
         }
@@ -176,7 +185,7 @@ class Predictor:
 
     def _cycles(self, kind: GgmlType) -> float:
         table = self.device.cores.decode_cycles_per_weight
-        return table.get(kind.name.lower(), table["plain"])
+        return _measured_or(self._cycles_measured, table, kind)
 
     def best_threads(self, work: Workload) -> int:
         """Threads with the best decode rate; the fewest of equals."""
@@ -187,12 +196,16 @@ class Predictor:
         return min(range(1, self.device.n_cores + 1), key=lambda n: (round(seconds(n) * 1000, 2), n))
 
     def macs_per_s(self, kind: GgmlType, threads: int, kernel: Kernel = "repack") -> float:
-        """Multiplications per second with a prompt's tokens, by tensor type and kernel, before any scale."""
+        """Multiplications per second with a prompt's tokens, by tensor type and kernel, before any scale.
+
+        What was measured on the unit itself counts where the type meets the same kernel as it did then.
+        """
         cores = self.device.cores
-        name = kind.name.lower()
         table = cores.prefill_macs_per_cycle
-        per_cycle = table.get(name, table["plain"]) if kernel == "repack" else table["plain"]
-        if kernel == "old":
+        per_cycle = table["plain"]
+        if kernel == "repack" or (kernel == "plain" and kind.name.lower() not in cores.repacked):
+            per_cycle = _measured_or(self._macs_measured, table, kind)
+        elif kernel == "old":
             per_cycle *= OLD_PART
         return per_cycle * threads * self.device.number("clock_ghz") * 1e9
 
@@ -230,7 +243,7 @@ class Predictor:
             "attention": attention * mean_s / scale,
             "adapter": adapter.n_values * 2 * mean_s / scale,
             "head": work.head_bytes / (self.stream_gb_per_s(threads) * 1e9) / n_prompt_tokens,
-            "layers": work.n_layers * self.constants.layer_s / min(n_prompt_tokens, 512),
+            "layers": work.n_layers * self.layer_s / min(n_prompt_tokens, 512),
         }
         # However short the prompt, the weights are streamed once.
         once_s = work.streamed_bytes / (self.stream_gb_per_s(threads) * 1e9) / n_prompt_tokens
@@ -259,6 +272,17 @@ def first_token_s(prefill: Speed, decode: Speed, n_prompt_tokens: int) -> tuple[
 def _speed(parts: Mapping[str, float], threads: int, known: str, half: float) -> Speed:
     rate = 1 / sum(parts.values())
     return Speed(rate, rate * math.exp(-half), rate * math.exp(half), parts, threads, known)
+
+
+def _measured_or(measured: Mapping[str, float] | None, table: Mapping[str, float], kind: GgmlType) -> float:
+    """A type's rate as measured, else the class's, times what was measured over it in the types that both have."""
+    name = kind.name.lower()
+    if not measured:
+        return table.get(name, table["plain"])
+    if name in measured:
+        return measured[name]
+    parts = [rate / table.get(other, table["plain"]) for other, rate in measured.items()]
+    return table.get(name, table["plain"]) * statistics.median(parts)
 
 
 def _between(curve: Mapping[int, float], threads: int) -> float:

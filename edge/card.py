@@ -51,6 +51,7 @@ class TaskCard:
         scale: strength of the adapter, 1.0 as it was trained.
         speculate: "exact" guesses tokens from the prompt where that cannot change a bit of the answer, "fast" also
             where near ties may fall the other way, "off" never. For tasks that copy: summaries, edits.
+        pinned: once loaded it stays, however many others are used and whatever the budget for adapters.
         scores: what was measured with it, as the benchmark wrote it.
         licence, data: under which terms the adapter stands, and what it was trained on.
     """
@@ -69,6 +70,7 @@ class TaskCard:
     schema: Mapping[str, Any] | None = None
     scale: float = 1.0
     speculate: Speculate = "off"
+    pinned: bool = False
     scores: Mapping[str, Any] = field(default_factory=dict)
     licence: str = ""
     data: str = ""
@@ -147,6 +149,10 @@ def _is_count(value: object, least: int, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
@@ -182,6 +188,8 @@ def _faults(card: TaskCard) -> list[str]:
         faults.append("scale is 0, with which the adapter does nothing")
     if card.speculate not in get_args(Speculate):
         faults.append(f"speculate is {card.speculate!r}; {', '.join(get_args(Speculate))} are possible")
+    if not _is_flag(card.pinned):
+        faults.append(f"pinned is {card.pinned!r}, neither true nor false")
     if not _is_count(card.top_k, 0, 1 << 30):
         faults.append(f"top_k is {card.top_k!r}; a whole number from 0")
     if not _is_count(card.max_tokens, 1, 1 << 20):

@@ -15,7 +15,7 @@ from .cpu import default_threads
 from .errors import DoesNotFitError
 from .memory import memory_limit_bytes
 from .memory_plan import MemoryPlan, plan_memory
-from .prefix import CHUNK_TOKENS
+from .prefix import BATCH_TOKENS, CHUNK_TOKENS
 from .prefix_cache import DEFAULT_BUDGET_BYTES
 from .settings import EngineOptions
 from .shelf import MOST_LOADED
@@ -79,7 +79,7 @@ def plan_session(
         "repack": True,
         "n_ctx_tokens": min(DEFAULT_CTX_TOKENS, trained),
         "kv_type": "f16",
-        "n_batch_tokens": CHUNK_TOKENS,
+        "n_batch_tokens": BATCH_TOKENS,
     }
     chosen: dict[str, Any] = {name: defaults.get(name) if value is None else value for name, value in asked.items()}
     if chosen["mmap"] is None:
@@ -115,7 +115,7 @@ def fit(
         DoesNotFitError: there is none; the message has the least that is needed and what it is made of.
     """
     ctx = [n_ctx_tokens] if n_ctx_tokens else _contexts(base.n_ctx_train_tokens)
-    batches = [n_batch_tokens] if n_batch_tokens else [CHUNK_TOKENS, LEAST_BATCH_TOKENS]
+    batches = [n_batch_tokens] if n_batch_tokens else [BATCH_TOKENS, CHUNK_TOKENS, LEAST_BATCH_TOKENS]
     kv_types = [kv_type] if kv_type else ["f16"] + ["q8_0"] * (sizes.get("flash_attention", True) and _kv_q8(base))
     repacks = [repack] if repack is not None else [True, False]
     loads = [mmap] if mmap is not None else [False, True]

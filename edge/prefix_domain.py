@@ -16,7 +16,7 @@ from .engine import Context
 from .errors import SlmEdgeError
 from .files import locked, read_json, sha256_file, write_json
 from .llama import lib
-from .prefix import CHUNK_TOKENS
+from .prefix import BATCH_TOKENS, CHUNK_TOKENS
 from .settings import EngineOptions
 
 NOTES: Final = "bases.json"
@@ -36,7 +36,7 @@ def kv_domain(base: BaseInfo, context: Context, options: EngineOptions, folder: 
         "cpu": lib().llama_print_system_info().decode(errors="replace"),
         "threads": [context.threads, context.threads_batch],
         "batch_tokens": context.n_batch_tokens,
-        "chunk_tokens": CHUNK_TOKENS,
+        "chunk_tokens": [CHUNK_TOKENS, BATCH_TOKENS],
         "repack": options.get("repack", True),
         "kv_type": options.get("kv_type", "f16"),
         "flash_attention": options.get("flash_attention", "auto"),

@@ -1,4 +1,4 @@
-"""How the next token is chosen: llama.cpp's own sampler chain, so that the vocabulary is never walked in Python.
+"""How the next token is chosen: the likeliest by numpy, else llama.cpp's own sampler chain; never walked in Python.
 
 with Sampler(Sampling(temperature=0.7, seed=1)) as sampler:
     token_id = sampler.sample(context)
@@ -60,7 +60,7 @@ class Sampling:
 
 
 class Sampler:
-    """A sampler chain for one answer.
+    """Chooses the tokens of one answer.
 
     Args:
         grammar: what the answer must keep to; closed with the sampler.
@@ -70,30 +70,34 @@ class Sampler:
     """
 
     def __init__(self, sampling: Sampling, grammar: Grammar | None = None) -> None:
-        llama = lib()
         self._grammar = grammar
+        self.seed: int | None = None
+        # None: the likeliest is taken.
+        self._chain: Any = None
+        if sampling.temperature == 0:
+            return
+        llama = lib()
         self._sample = llama.llama_sampler_sample
-        self._chain: Any = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         if not self._chain:
             raise EngineError("llama.cpp cannot make a sampler")
-        self.seed: int | None = None
-        if sampling.temperature == 0:
-            links = [llama.llama_sampler_init_greedy()]
-        else:
-            self.seed = secrets.randbelow(MAX_SEED) if sampling.seed is None else sampling.seed
-            links = [
-                llama.llama_sampler_init_top_k(sampling.top_k),
-                llama.llama_sampler_init_top_p(sampling.top_p, 1),
-                llama.llama_sampler_init_min_p(sampling.min_p, 1),
-                llama.llama_sampler_init_temp(sampling.temperature),
-                llama.llama_sampler_init_dist(self.seed),
-            ]
-        for link in links:
+        self.seed = secrets.randbelow(MAX_SEED) if sampling.seed is None else sampling.seed
+        for link in (
+            llama.llama_sampler_init_top_k(sampling.top_k),
+            llama.llama_sampler_init_top_p(sampling.top_p, 1),
+            llama.llama_sampler_init_min_p(sampling.min_p, 1),
+            llama.llama_sampler_init_temp(sampling.temperature),
+            llama.llama_sampler_init_dist(self.seed),
+        ):
             llama.llama_sampler_chain_add(self._chain, link)
 
     def sample(self, context: Context, i: int = -1) -> int:
         """Chooses a token from the i-th logits of the last decode; -1 is the last output."""
-        token_id = int(self._sample(self._chain, context.handle, i))
+        if self._chain is None:
+            # llama.cpp's greedy sampler would first write a row of 12 bytes for each of the vocabulary.
+            token_id = int(context.logits_view(i).argmax())
+        else:
+            token_id = int(self._sample(self._chain, context.handle, i))
         grammar = self._grammar
         if grammar is not None:
             # One token is tried first; the whole vocabulary is only where that one is not allowed.
@@ -103,7 +107,7 @@ class Sampler:
         return token_id
 
     def sample_row(self, logits: npt.NDArray[np.float32]) -> int:
-        """Chooses a token from logits that are not llama.cpp's own, shape (n_vocab,), by the same chain."""
+        """Chooses a token from logits that are not llama.cpp's own, shape (n_vocab,), by the same rules."""
         if self._grammar is None:
             return self._draw(logits)
         token_id = self._draw(self._grammar.mask(logits))
@@ -111,6 +115,8 @@ class Sampler:
         return token_id
 
     def _draw(self, logits: npt.NDArray[np.float32]) -> int:
+        if self._chain is None:
+            return int(logits.argmax())
         llama = lib()
         rows = np.zeros(len(logits), [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
         rows["id"], rows["logit"] = np.arange(len(logits)), logits
@@ -124,7 +130,7 @@ class Sampler:
         return token_id
 
     def close(self) -> None:
-        """Frees the chain with its samplers. Calling it twice does nothing."""
+        """Frees what belongs to llama.cpp. Calling it twice does nothing."""
         if self._grammar is not None:
             self._grammar.close()
         if self._chain:

@@ -39,7 +39,7 @@ from .prefix import Section
 from .prefix_cache import open_prefix_cache
 from .routing import Routing
 from .settings import EngineOptions, Settings, grammar_of, max_tokens_of, sampling_of, stop_of
-from .shelf import Shelf
+from .shelf import Shelf, pinned_of
 from .stream import Answer, Request, Stream
 from .system_prefix import SystemPrefix
 
@@ -89,6 +89,7 @@ class Session:
         self.template = ChatTemplate.of(self.base.file)
         speculate = options.get("speculate")
         n_outputs = outputs_of(speculate, [packed.card for packed in adapters.values()])
+        options["pinned"] = pinned_of(adapters, options.get("pinned", ()))
         sizes_bytes = [packed.size_bytes for packed in adapters.values()]
         self.plan = plan_session(self.base, options, sizes_bytes, n_outputs)
         self._limit_bytes = limit_of(options)
@@ -127,7 +128,7 @@ class Session:
                 Canary(self.model, self.context.threads),
                 adapters,
                 budget_bytes=options.get("adapter_budget_bytes"),
-                pinned=options.get("pinned", ()),
+                pinned=options["pinned"],
                 in_use=self._adapters_in_use,
             )
             if default_adapter is not None:

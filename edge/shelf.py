@@ -54,6 +54,11 @@ def find_adapter(adapters: Mapping[str, PackedAdapter], name: str) -> PackedAdap
     return packed
 
 
+def pinned_of(adapters: Mapping[str, PackedAdapter], also: Sequence[str] = ()) -> list[str]:
+    """The names of those whose task cards say so, and `also`."""
+    return list(dict.fromkeys([*also, *(name for name, packed in adapters.items() if packed.card.pinned)]))
+
+
 class Shelf:
     """Adapters by name over one model.
 

@@ -54,6 +54,7 @@ def test_all_faults_are_named_at_once():
         ("temperature", "0"),
         ("speculate", True),
         ("speculate", "yes"),
+        ("pinned", 1),
         ("temperature", False),
         ("top_p", 1.5),
         ("min_p", -1),

@@ -161,11 +161,12 @@ def test_the_fitted_constants_are_sane():
 
 def test_the_probes_model_is_one(tmp_path):
     """llama.cpp loads and computes it, and its table says what it weighs."""
-    from slm_edge.devices.probe import isa_class, this_device, write_model
+    from slm_edge.devices.probe import isa_class, this_device
+    from slm_edge.devices.probe_kernels import PROBED_TYPES, write_model
     from slm_edge.edge.engine import Context, Model
     from slm_edge.edge.gguf_file import GgufFile
 
-    for label in ("q4_0", "q8_0"):
+    for label in PROBED_TYPES:
         path = tmp_path / f"{label}.gguf"
         write_model(path, label, n_layers=1)
         work = Workload.of_file(GgufFile.open(path))

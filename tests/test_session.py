@@ -120,6 +120,8 @@ def test_what_is_kept_is_only_whole_equal_chunks():
     n = CHUNK_TOKENS
     assert chunk_ends(2 * n + 5) == [n, 2 * n, 2 * n + 5]
     assert chunk_ends(n) == [n]
+    assert chunk_ends(5 * n) == [n, 2 * n, 4 * n, 5 * n]
+    assert chunk_ends(1) == [1] and chunk_ends(0) == []
     state = AdapterState((("f" * 64, 1.0),))
     prompt = list(range(2 * n + 5))
     record = KvRecord()

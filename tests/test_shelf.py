@@ -2,6 +2,7 @@
 
 import pytest
 from build_gguf import tiny_adapter, tiny_base
+from slm_edge.edge.card import TaskCard
 from slm_edge.edge.errors import DamagedError, DoesNotFitError, InputError
 from slm_edge.edge.session import Session
 from slm_edge.edge.shelf import MOST_LOADED
@@ -65,6 +66,14 @@ def test_pinned_ones_stay(base, files, tokens):
             session.use("b")
         assert session.adapter == "a"
         assert session.ask(PROMPT, max_tokens=8).token_ids == tokens["a"]
+
+
+def test_a_card_pins_its_adapter(base, files, tokens):
+    pinned = {**files, "b": (files["b"][0], TaskCard(task="b", pinned=True))}
+    with opened(base, pinned, 2) as session:
+        for name in "abcd":
+            assert session.use(name).ask(PROMPT, max_tokens=8).token_ids == tokens[name]
+        assert "".join(session.loaded_adapters) == "bd"
 
 
 def test_an_adapter_in_use_stays_until_its_answer_is_made(base, files, tokens):

@@ -1,11 +1,11 @@
-"""Commands of `slm-edge train` beside the training itself: recipes, compress, memory, starter."""
+"""Commands of `slm-edge train` beside the training itself: recipes, compress, memory, own-answers, starter."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..edge.console import emit, json_option
+from ..edge.console import emit, json_option, progress
 from ..edge.errors import InputError
 from . import recipe_file
 
@@ -152,7 +152,7 @@ def starter(
 ) -> None:
     """Train the adapters that ship with slm-edge again, from public data.
 
-    Takes about 100 minutes on two cores. Adapters that lie in OUTPUT already are left as they are; one that was cut
+    Takes about three hours on two cores. Adapters that lie in OUTPUT already are left as they are; one that was cut
     off goes on from its checkpoint.
 
     \b
@@ -169,4 +169,44 @@ def starter(
     emit(records, as_json, text or "nothing to do")
 
 
-TOOLS = (recipes, compress, memory, starter)
+@click.command("own-answers")
+@click.option(
+    "--base", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The GGUF that answers."
+)
+@click.option(
+    "--data",
+    required=True,
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Rows with prompts; repeatable.",
+)
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSONL to write.")
+@click.option(
+    "--prompts", "n_prompts", type=click.IntRange(1), default=300, show_default=True, help="Drawn by the seed."
+)
+@click.option(
+    "--max-prompt-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longer ones are not."
+)
+@click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer.")
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@json_option
+def own_answers(base: Path, data: tuple[Path, ...], output: Path, n_prompts: int, as_json: bool, **how: Any) -> None:
+    """Let a base answer general prompts, for `--replay`: what an adapter should not change.
+
+    Rows are chats (`messages`), or have a `prompt`, or an `instruction` with `input` or `context`; their own answers
+    are not read. An answer that does not end within --max-tokens is left out.
+
+    \b
+    Example:
+      slm-edge train own-answers --base base.gguf --data general.jsonl -o own.jsonl
+      slm-edge train code --base base.gguf --data mbpp.jsonl --replay 0.3 --replay-data own.jsonl -o peft/code
+    """
+    from .own_answers import own_answers as answer
+
+    with progress("answering", n_prompts, "prompts") as advance:
+        found = answer(base, data, output, n_prompts=n_prompts, advance=advance, **how)
+    emit({**found, "file": str(output)}, as_json, f"{output}: {found['rows']} of {found['prompts']} answers ended")
+
+
+TOOLS = (recipes, compress, memory, own_answers, starter)
