@@ -6,7 +6,7 @@
     python -m slm_edge.benchmarks.memory_plan base.gguf --rank 16 --rank 128
     python -m slm_edge.benchmarks.memory_plan base.gguf --ceiling --rank 16
 
-Each row is a process of its own that opens a session and computes a prompt of two chunks and some tokens. Measured is
+Each row is a process of its own that opens a session and computes a prompt of 500 tokens. Measured is
 the peak of its resident set as the kernel counts it (VmHWM), which is what the plan is about. For a published shape
 the plan is that of `slm-edge devices fit --model`, which sees no file. With `--rank` a random adapter is swapped with
 the base, prefixes are kept up to a budget, and two answers are begun at once in a second context. With `--ceiling` the
@@ -47,10 +47,11 @@ from slm_edge.edge.errors import DoesNotFitError
 from slm_edge.edge.memory import peak_memory_bytes
 from slm_edge.edge.session import Session
 path, adapters, options = json.loads(sys.argv[1])
-# More than one chunk; a longer one takes time and no more memory, the KV cache is cleared when it is made.
-PROMPT = " hello" * 130
 try:
     with Session.of_files(path, {name: (file, None) for name, file in adapters.items()}, **options) as session:
+        # Beyond the first whole batch behind the short chunks, as far as there is room; the KV cache is cleared when it
+        # is made, so that more takes time and no memory.
+        PROMPT = " hello" * min(session.n_ctx_tokens - 40, 530)
         for i, name in enumerate((None, *adapters) * 2 if adapters else (None,)):
             # Another beginning each time: every swap leaves a snapshot.
             answer = session.use(name).ask(f"{i}{PROMPT}", max_tokens=8, system="")
@@ -59,7 +60,7 @@ try:
             for _ in range(options["n_parallel"]):
                 longest = {"max_tokens": session.n_ctx_tokens}
                 batcher.submit(session.request(PROMPT, session.choice, "", longest), session.choice)
-            for _ in range(3):
+            for _ in range(10):
                 batcher.advance()
             batcher.close()
         print(json.dumps({"peak_bytes": peak_memory_bytes(), "n_prompt_tokens": answer.n_prompt_tokens}))

@@ -16,6 +16,7 @@ from slm_edge.devices.predict import Calibration, Predictor
 from slm_edge.devices.shapes import find_shape
 from slm_edge.devices.workload import Workload
 from slm_edge.edge.errors import InputError
+from slm_edge.edge.ggml_type import GgmlType
 
 
 def slm_edge(*args):
@@ -157,6 +158,39 @@ def test_the_fitted_constants_are_sane():
     assert 0.3 < constants.theory_part < constants.read_part < 1
     assert set(constants.boards) <= set(devices())
     assert constants.half("decode", "calibrated") < constants.half("decode", "prior")
+
+
+def test_a_probe_finds_the_rate_of_each_kernel_again():
+    """A unit whose truth is known, timed type by type: models of several types are then predicted."""
+    from slm_edge.devices.probe import calibration_of
+    from slm_edge.devices.probe_kernels import N_DECODE, N_PROMPT, KernelRates
+
+    device = find_device("raspberry-pi-5-8gb")
+    cycles = {"q4_0": 0.3, "q4_1": 0.5, "q5_0": 0.9, "q8_0": 0.4, "q4_k": 0.6, "q6_k": 1.1}
+    macs = {"q4_0": 9.0, "q4_1": 2.5, "q5_0": 2.0, "q8_0": 7.0, "q4_k": 5.0, "q6_k": 4.0}
+    truth = Calibration(decode=1.0, prefill={"repack": 1.0, "plain": 1.0}, cycles=cycles, macs_per_cycle=macs)
+    unit = Predictor(device, calibration=truth)
+    rates = {}
+    for label in cycles:
+        n = 150_000_000
+        work = Workload(label, {GgmlType[label.upper()]: n}, n, 0, n, n_embd=1024, n_layers=12)
+        token_s = [1 / unit.decode(work, threads=t, depth_tokens=N_DECODE / 2).tokens_per_s for t in (4, 1)]
+        prompt_s = N_PROMPT / unit.prefill(work, n_prompt_tokens=N_PROMPT, threads=4).tokens_per_s
+        rates[label] = KernelRates(work, *token_s, prompt_s)
+    found = calibration_of(device, rates, 4)
+    assert found.cycles == pytest.approx(cycles, rel=0.02)
+    assert found.macs_per_cycle == pytest.approx(macs, rel=0.02)
+    assert found.decode == pytest.approx(1.0, rel=0.02)
+    here = Predictor(device, calibration=found)
+    for label in ("q4_0", "q4_k_m", "q5_0", "q8_0"):
+        work = Workload.of_shape(find_shape("qwen2.5-1.5b"), label)
+        for threads in (1, 4):
+            there = unit.decode(work, threads=threads).tokens_per_s
+            assert here.decode(work, threads=threads).tokens_per_s == pytest.approx(there, rel=0.03)
+        there = unit.prefill(work, threads=4).tokens_per_s
+        assert here.prefill(work, threads=4).tokens_per_s == pytest.approx(there, rel=0.03)
+    # A type that was not timed follows the others of its class.
+    assert here.macs_per_s(GgmlType.Q5_1, 4) > 0
 
 
 def test_the_probes_model_is_one(tmp_path):

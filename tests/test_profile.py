@@ -205,6 +205,18 @@ def test_a_profile_calibrates(profile):
     # What this model's kernel does not tell, a probe of the unit does.
     both = calibrate(known, device, Calibration(prefill={"repack": 9.0, "plain": 0.6}))
     assert both.prefill == {"repack": found.prefill["repack"], "plain": 0.6}
+    # Where a probe has timed the types, what is left of the profile's tokens is the layers'.
+    cycles = {"q4_0": 0.9, "q4_k": 0.7, "q6_k": 1.2}
+    truth = Calibration(decode=0.9, prefill={"repack": 0.7}, kv_part=0.25, layer_s=3e-4, cycles=cycles)
+    unit = Predictor(device, calibration=truth)
+    known["cases"] = [case(None, {})]
+    by_types = Calibration(decode=0.9, prefill={"repack": 1.0, "plain": 1.0}, cycles=cycles)
+    found = calibrate(known, device, by_types)
+    assert found.layer_s == pytest.approx(3e-4, rel=0.05) and found.decode == pytest.approx(0.9, rel=0.01)
+    for depth in (0, 2000):
+        there = unit.decode(other, threads=4, depth_tokens=depth)
+        here = Predictor(device, calibration=found).decode(other, threads=4, depth_tokens=depth)
+        assert here.tokens_per_s == pytest.approx(there.tokens_per_s, rel=0.03)
     save_calibration("raspberry-pi-5-8gb", found)
     assert load_calibration("raspberry-pi-5-8gb") == found
     with pytest.raises(InputError, match="no profile"):

@@ -179,8 +179,8 @@ def test_ctrl_c_at_any_moment_gives_no_traceback(pack):
         codes.append(process.returncode)
         assert b"Traceback" not in error, error.decode()
         assert b"ignored" not in error, error.decode()
-    # On a fast machine the answer may be whole before the later signals,
-    assert codes[0] == 130
+    # On a fast machine the answer may be whole before the later signals (on a busy one before any but few),
+    assert 130 in codes
     # and its process ends by the signal itself when that comes during Python's own shutdown.
     assert set(codes) <= {0, 130, -signal.SIGINT}, codes
 
