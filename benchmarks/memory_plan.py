@@ -49,12 +49,13 @@ from slm_edge.edge.session import Session
 path, adapters, options = json.loads(sys.argv[1])
 try:
     with Session.of_files(path, {name: (file, None) for name, file in adapters.items()}, **options) as session:
+        for i, name in enumerate((None, *adapters) * 2 if adapters else ()):
+            # Another beginning each time: every swap leaves a snapshot.
+            session.use(name).ask(f"{i}" + " hello" * 130, max_tokens=8, system="")
         # Beyond the first whole batch behind the short chunks, as far as there is room; the KV cache is cleared when it
         # is made, so that more takes time and no memory.
         PROMPT = " hello" * min(session.n_ctx_tokens - 40, 530)
-        for i, name in enumerate((None, *adapters) * 2 if adapters else (None,)):
-            # Another beginning each time: every swap leaves a snapshot.
-            answer = session.use(name).ask(f"{i}{PROMPT}", max_tokens=8, system="")
+        answer = session.ask(PROMPT, max_tokens=8, system="")
         if options.get("n_parallel"):
             batcher = session.new_batcher(options["n_parallel"])
             for _ in range(options["n_parallel"]):
