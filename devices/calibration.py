@@ -80,10 +80,13 @@ def calibrate(profile: Mapping[str, Any], device: Device, probed: Calibration | 
         found = dataclasses.replace(found, layer_s=max(rest_s / work.n_layers, 0.0))
     predicted = Predictor(device, calibration=found).decode(work, threads=threads, depth_tokens=_mean_depth(shallow))
     found = dataclasses.replace(found, decode=_rate(shallow) / predicted.tokens_per_s)
-    kernel = bare.kernel_of(work) if profile["setup"]["repack"] else "plain"
+    as_built = profile["setup"]["repack"]
+    kernel = bare.kernel_of(work) if as_built else "plain"
     scales = [
         _rate(row)
-        / bare.prefill(work, n_prompt_tokens=row["n_prompt_tokens"], threads=prompt_threads, kernel=kernel).tokens_per_s
+        / bare.prefill(
+            work, n_prompt_tokens=row["n_prompt_tokens"], threads=prompt_threads, kernel=None if as_built else "plain"
+        ).tokens_per_s
         for row in base["prefill"]
         if row["n_prompt_tokens"] >= 64
     ]

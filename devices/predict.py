@@ -195,15 +195,20 @@ class Predictor:
 
         return min(range(1, self.device.n_cores + 1), key=lambda n: (round(seconds(n) * 1000, 2), n))
 
-    def macs_per_s(self, kind: GgmlType, threads: int, kernel: Kernel = "repack") -> float:
+    def macs_per_s(self, kind: GgmlType, threads: int, kernel: Kernel = "repack", *, as_built: bool = False) -> float:
         """Multiplications per second with a prompt's tokens, by tensor type and kernel, before any scale.
 
-        What was measured on the unit itself counts where the type meets the same kernel as it did then.
+        What was measured on the unit itself counts where the type meets the same kernel as it did then: any type
+        `as_built`, in a model that the build lays out as it likes.
         """
         cores = self.device.cores
         table = cores.prefill_macs_per_cycle
         per_cycle = table["plain"]
-        if kernel == "repack" or (kernel == "plain" and kind.name.lower() not in cores.repacked):
+        if (
+            (as_built and self._macs_measured)
+            or kernel == "repack"
+            or (kernel == "plain" and kind.name.lower() not in cores.repacked)
+        ):
             per_cycle = _measured_or(self._macs_measured, table, kind)
         elif kernel == "old":
             per_cycle *= OLD_PART
@@ -231,13 +236,17 @@ class Predictor:
             kernel: None: that of this project's llama.cpp.
         """
         threads = threads or self.device.n_cores
+        as_built = kernel is None
         kernel = kernel or self.kernel_of(work)
         scale, known = self._prefill_scale(kernel)
         n_all = max(work.n_weights, 1)
         # Attention multiplies each query with half of the prompt, K and V both.
         n_q = work.n_embd
         attention = ATTENTION_COST * work.n_layers * n_prompt_tokens * n_q
-        mean_s = sum(n / n_all / self.macs_per_s(kind, threads, kernel) for kind, n in work.weights_by_type.items())
+        mean_s = sum(
+            n / n_all / self.macs_per_s(kind, threads, kernel, as_built=as_built)
+            for kind, n in work.weights_by_type.items()
+        )
         parts = {
             "weights": work.block_weights * mean_s / scale,
             "attention": attention * mean_s / scale,
