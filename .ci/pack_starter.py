@@ -27,7 +27,8 @@ CARDS = {
         "max_tokens": 320,
         # edits copy; rank 14 and not 16 (summarize) computes guesses bit for bit: benchmarks/README.md
         "speculate": "exact",
-        "licence": "Apache-2.0; data under CC BY 4.0 (MBPP) and CC BY-SA 3.0 (prompts of databricks-dolly-15k, Wikipedia)",
+        "licence": "Apache-2.0; data under CC BY 4.0 (MBPP) and CC BY-SA 3.0 (prompts of databricks-dolly-15k, "
+        "Wikipedia)",
         "data": "MBPP training and validation splits; the base's own answers to prompts of databricks-dolly-15k",
     },
     "summarize": {
