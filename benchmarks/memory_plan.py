@@ -6,7 +6,7 @@
     python -m slm_edge.benchmarks.memory_plan base.gguf --rank 16 --rank 128
     python -m slm_edge.benchmarks.memory_plan base.gguf --ceiling --rank 16
 
-Each row is a process of its own that opens a session and computes a prompt of 500 tokens. Measured is
+Each row is a process of its own that opens a session and computes a prompt of more than 512 tokens. Measured is
 the peak of its resident set as the kernel counts it (VmHWM), which is what the plan is about. For a published shape
 the plan is that of `slm-edge devices fit --model`, which sees no file. With `--rank` a random adapter is swapped with
 the base, prefixes are kept up to a budget, and two answers are begun at once in a second context. With `--ceiling` the
@@ -54,7 +54,8 @@ try:
             session.use(name).ask(f"{i}" + " hello" * 130, max_tokens=8, system="")
         # Beyond the first whole batch behind the short chunks, as far as there is room; the KV cache is cleared when it
         # is made, so that more takes time and no memory.
-        PROMPT = " hello" * min(session.n_ctx_tokens - 40, 530)
+        ten, none = (len(session.prompt_tokens("x" + " hello" * n, system="")) for n in (10, 0))
+        PROMPT = " hello" * (min(session.n_ctx_tokens - 40, 540) * 10 // (ten - none))
         answer = session.ask(PROMPT, max_tokens=8, system="")
         if options.get("n_parallel"):
             batcher = session.new_batcher(options["n_parallel"])
