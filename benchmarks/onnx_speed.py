@@ -10,7 +10,6 @@ file of the rank; llama.cpp needs an adapter file for each rank.
 """
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -156,10 +155,8 @@ def _in_a_process(function: str, arguments: Mapping[str, Any]) -> dict[str, Any]
         "import json, sys\nfrom slm_edge.benchmarks import onnx_speed\n"
         f"print(json.dumps(onnx_speed.{function}(**json.loads(sys.argv[1]))))"
     )
-    # Waiting threads of OpenMP must sleep too, or the other side pays for them.
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, "-c", code, json.dumps(arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise click.ClickException(f"a measurement failed: {result.stderr.strip()[-500:]}")
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
