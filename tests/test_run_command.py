@@ -163,8 +163,11 @@ def test_ctrl_c_ends_cleanly(pack, stop):
     assert b"Exception ignored" not in error
 
 
-def test_ctrl_c_at_any_moment_gives_no_traceback(pack):
-    arguments = ["run", "--pack", str(pack), "--context", "30000", "--max-tokens", "29000", "count"]
+def test_ctrl_c_at_any_moment_gives_no_traceback(pack, tmp_path):
+    grammar = tmp_path / "endless.gbnf"
+    grammar.write_text("root ::= [a-z ] root")  # else the tiny model's answer may end before it can be stopped
+    arguments = ["run", "--pack", str(pack), "--context", "30000", "--max-tokens", "29000"]
+    arguments += ["--grammar", str(grammar), "count"]
     # What comes before `main` is Python's own start.
     code = f"import sys; from slm_edge.edge.cli import main; sys.argv[1:] = {arguments!r}; print(flush=True); main()"
     codes = []
@@ -179,8 +182,8 @@ def test_ctrl_c_at_any_moment_gives_no_traceback(pack):
         codes.append(process.returncode)
         assert b"Traceback" not in error, error.decode()
         assert b"ignored" not in error, error.decode()
-    # On a fast machine the answer may be whole before the later signals (on a busy one before any but few),
-    assert 130 in codes
+    # On a fast machine the answer may be whole before the later signals,
+    assert codes[0] == 130
     # and its process ends by the signal itself when that comes during Python's own shutdown.
     assert set(codes) <= {0, 130, -signal.SIGINT}, codes
 
