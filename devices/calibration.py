@@ -16,7 +16,7 @@ from ..edge.errors import InputError
 from ..edge.files import cache_folder, make_folder, read_json, write_json
 from ..edge.ggml_type import GgmlType
 from .catalogue import Device
-from .predict import Adapter, Calibration, Predictor
+from .predict import Adapter, Calibration, Predictor, Speed
 from .workload import Workload
 
 
@@ -70,16 +70,17 @@ def calibrate(profile: Mapping[str, Any], device: Device, probed: Calibration | 
     if not decode:
         raise InputError("the profile has no decode rates of the base")
     shallow = min(decode, key=lambda row: row["depth_tokens"])
+
+    def predicted(known: Calibration) -> Speed:
+        return Predictor(device, calibration=known).decode(work, threads=threads, depth_tokens=_mean_depth(shallow))
+
     by_types = probed.decode if probed and probed.cycles else None
     found = dataclasses.replace(found, kv_part=_kv_part(decode, work, bare, threads, by_types))
     if by_types:
-        parts = (
-            Predictor(device, calibration=found).decode(work, threads=threads, depth_tokens=_mean_depth(shallow)).parts
-        )
+        parts = predicted(found).parts
         rest_s = by_types / _rate(shallow) - sum(seconds for name, seconds in parts.items() if name != "layers")
         found = dataclasses.replace(found, layer_s=max(rest_s / work.n_layers, 0.0))
-    predicted = Predictor(device, calibration=found).decode(work, threads=threads, depth_tokens=_mean_depth(shallow))
-    found = dataclasses.replace(found, decode=_rate(shallow) / predicted.tokens_per_s)
+    found = dataclasses.replace(found, decode=_rate(shallow) / predicted(found).tokens_per_s)
     as_built = profile["setup"]["repack"]
     kernel = bare.kernel_of(work) if as_built else "plain"
     scales = [

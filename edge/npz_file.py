@@ -60,6 +60,7 @@ def read_npz(path: Path, what: str, most_bytes: int) -> tuple[dict[str, Any], di
         meta = json.loads(arrays.pop("meta").astype(np.uint8).tobytes())
         if not isinstance(meta, dict) or not isinstance(meta.get("format"), int):
             raise ValueError("its meta has no format")
+    # What zipfile, numpy and json raise over bytes that are no such file.
     except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, OSError, NotImplementedError) as error:
         raise DamagedError(f"is not {what} ({error})", where=path, hint="copy the pack again") from None
     return meta, arrays

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from ..edge.commands_options import threads_option
 from ..edge.console import emit, json_option, progress
 from ..edge.errors import InputError
 from . import recipe_file
@@ -189,7 +190,7 @@ def starter(
 )
 @click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer.")
 @click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@threads_option
 @json_option
 def own_answers(base: Path, data: tuple[Path, ...], output: Path, n_prompts: int, as_json: bool, **how: Any) -> None:
     """Let a base answer general prompts, for `--replay`: what an adapter should not change.
