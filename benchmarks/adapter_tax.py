@@ -12,9 +12,9 @@ for each adapter, then one JSON document.
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -24,6 +24,7 @@ from .random_adapter import write_random_adapter
 from .stats import spread
 
 Seconds = tuple[float, float]
+Key = TypeVar("Key")
 
 
 def measure(context: Context, adapters: list[tuple[Adapter, float]], n_prompt: int, n_decode: int,
@@ -44,6 +45,25 @@ def measure(context: Context, adapters: list[tuple[Adapter, float]], n_prompt: i
     decode_s = clock() - began
     context.clear()
     return prompt_s, decode_s
+
+
+def in_turns(context: Context, sets: Mapping[Key, list[tuple[Adapter, float]]], n_prompt: int, n_decode: int, runs: int,
+             clock: Callable[[], float] = time.perf_counter) -> dict[Key, list[Seconds]]:  # fmt: skip
+    """What each set of adapters takes in each of `runs` turns."""
+    taken: dict[Key, list[Seconds]] = {key: [] for key in sets}
+    for _ in range(runs):
+        for key, adapters in sets.items():
+            taken[key].append(measure(context, adapters, n_prompt, n_decode, clock))
+    return taken
+
+
+def ratios(plain: list[Seconds], with_adapter: list[Seconds]) -> dict[str, dict[str, float]]:
+    """The base's seconds over the adapter's of the same turn, for prompts and for single tokens."""
+    pairs = list(zip(plain, with_adapter, strict=True))
+    return {
+        "prefill_ratio": spread([base[0] / other[0] for base, other in pairs]),
+        "decode_ratio": spread([base[1] / other[1] for base, other in pairs]),
+    }
 
 
 @click.command()
@@ -69,22 +89,17 @@ def main(base: Path, ranks: tuple[int, ...], dtypes: tuple[str, ...], n_prompt: 
                 file = Path(temporary) / f"r{rank}-{dtype}.gguf"
                 sizes[rank, dtype] = write_random_adapter(info, file, rank=rank, dtype=dtype)
                 sets[rank, dtype] = [(model.load_adapter(file), 1.0)]
-        taken: dict[tuple[int, str] | None, list[Seconds]] = {key: [] for key in sets}
         with Context(model, n_ctx_tokens=n_prompt + n_decode, threads=threads) as context:
-            for _ in range(runs):
-                for key, adapters in sets.items():
-                    taken[key].append(measure(context, adapters, n_prompt, n_decode, clock))
+            taken = in_turns(context, sets, n_prompt, n_decode, runs, clock)
             used_threads = context.threads
     results: list[dict[str, Any]] = []
     for (rank, dtype), size_bytes in sizes.items():
-        pairs = list(zip(taken[None], taken[rank, dtype], strict=True))
         row: dict[str, Any] = {
             "rank": rank,
             "dtype": dtype,
             "adapter_bytes": size_bytes,
             "share_of_base": round(size_bytes / base.stat().st_size, 4),
-            "prefill_ratio": spread([plain[0] / with_it[0] for plain, with_it in pairs]),
-            "decode_ratio": spread([plain[1] / with_it[1] for plain, with_it in pairs]),
+            **ratios(taken[None], taken[rank, dtype]),
         }
         results.append(row)
         texts = [

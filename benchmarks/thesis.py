@@ -15,8 +15,7 @@ float reference; the type "shipped" is the base file as it is. Every step is one
 result is there is not done again.
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,37 +23,24 @@ from typing import Any, Final
 import click
 
 from ..edge.commands_options import data_option, threads_option
-from ..edge.console import emit, json_option, note
-from ..edge.errors import InputError
-from ..edge.files import make_folder, write_json
-from .answers import parsed
-from .reproduce import TRAINING, run_command
+from ..edge.console import emit, json_option
+from ..edge.files import write_json
+from .one_task import Work, export, measured, pack, train
+from .reproduce import run_command
 from .stats import mean, paired_means
 
 SHIPPED: Final = "shipped"
 WAYS: Final = ("base", "kept, float", "kept, own", "merged")
-TASK: Final = "summarize"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run; `recipe` are flags of `slm-edge train summarize`, `n_loss` and `n_answers` numbers of items."""
+    """What is compared, and how."""
 
     base: Path
     types: tuple[str, ...]
     seeds: tuple[int, ...]
-    data: Path
-    out: Path
-    recipe: tuple[str, ...]
-    n_loss: int
-    n_answers: int
-    threads: int | None
-    say: Callable[[str], object] = note
-
-    @property
-    def few(self) -> list[object]:
-        """The flag for threads."""
-        return [] if self.threads is None else ["--threads", self.threads]
+    work: Work
 
 
 def run(plan: Plan) -> dict[str, Any]:
@@ -64,90 +50,45 @@ def run(plan: Plan) -> dict[str, Any]:
         InputError: base or data are not there.
         SlmEdgeError: a step failed; the next run goes on there.
     """
-    missing = [str(path) for path in (plan.base, *(plan.data / name for name in TRAINING[TASK])) if not path.exists()]
-    if missing:
-        raise InputError("what it is made from is not there", problems=missing)
-    make_folder(plan.out)
-    floats = _base(plan, plan.base, "f16", ("--allow-requantize",))
-    bases = {kind: plan.base if kind == SHIPPED else _base(plan, floats, kind) for kind in plan.types}
+    work = plan.work
+    work.check(plan.base)
+    floats = _base(work, plan.base, "f16", ("--allow-requantize",))
+    bases = {kind: plan.base if kind == SHIPPED else _base(work, floats, kind) for kind in plan.types}
     rows: list[dict[str, Any]] = []
     for seed in plan.seeds:
-        adapter = _adapter(plan, floats, "f16", seed)
-        reference = _pack(plan, f"f16-{seed}", floats, adapter)
-        rows.append({"type": "f16", "seed": seed, "way": "kept, float", **_measured(plan, reference, True, reference)})
+        adapter = _adapter(work, floats, "f16", seed)
+        reference = pack(work, f"f16-{seed}", floats, adapter)
+        rows.append({"type": "f16", "seed": seed, "way": "kept, float", **measured(work, reference, True, reference)})
         for kind, base in bases.items():
-            kept = _pack(plan, f"{kind}-float-{seed}", base, adapter)
-            own = _pack(plan, f"{kind}-own-{seed}", base, _adapter(plan, base, kind, seed))
-            merged = _pack(plan, f"{kind}-merged-{seed}", _merged(plan, floats, adapter, kind, seed), None)
-            for way, pack, with_adapter in zip(
+            kept = pack(work, f"{kind}-float-{seed}", base, adapter)
+            own = pack(work, f"{kind}-own-{seed}", base, _adapter(work, base, kind, seed))
+            merged = pack(work, f"{kind}-merged-{seed}", _merged(work, floats, adapter, kind, seed), None)
+            for way, folder, with_adapter in zip(
                 WAYS, (kept, kept, own, merged), (False, True, True, False), strict=True
             ):
-                rows.append({"type": kind, "seed": seed, "way": way, **_measured(plan, pack, with_adapter, reference)})
-    return {"schema": 1, "base": plan.base.name, "recipe": list(plan.recipe), "rows": rows}
+                found = measured(work, folder, with_adapter, reference)
+                rows.append({"type": kind, "seed": seed, "way": way, **found})
+    return {"schema": 1, "base": plan.base.name, "recipe": list(work.recipe), "rows": rows}
 
 
-def _base(plan: Plan, source: Path, kind: str, flags: tuple[str, ...] = ()) -> Path:
-    path = plan.out / f"base-{kind}.gguf"
+def _base(work: Work, source: Path, kind: str, flags: tuple[str, ...] = ()) -> Path:
+    path = work.out / f"base-{kind}.gguf"
     if not path.exists():
-        plan.say(f"{kind}: exporting the base")
-        run_command("export", "base", source, "-o", path, "--type", kind, *flags, *plan.few)
+        work.say(f"{kind}: exporting the base")
+        run_command("export", "base", source, "-o", path, "--type", kind, *flags, *work.few)
     return path
 
 
-def _adapter(plan: Plan, base: Path, kind: str, seed: int) -> Path:
-    peft, file = plan.out / "peft" / f"{kind}-{seed}", plan.out / f"adapter-{kind}-{seed}.gguf"
-    if not (peft / "adapter_model.safetensors").exists():
-        plan.say(f"{kind}, seed {seed}: training")
-        make_folder(peft.parent)
-        words: list[object] = ["train", TASK, "--base", base, "-o", peft, "--seed", seed, *plan.recipe, *plan.few]
-        for name in TRAINING[TASK]:
-            words += ["--data", plan.data / name]
-        run_command(*words)
-    if not file.exists():
-        run_command("export", "lora", peft, "--base", base, "-o", file, "--type", "f32")
-    return file
+def _adapter(work: Work, base: Path, kind: str, seed: int) -> Path:
+    return export(work, base, train(work, base, f"{kind}-{seed}", ("--seed", seed)))
 
 
-def _merged(plan: Plan, floats: Path, adapter: Path, kind: str, seed: int) -> Path:
-    path = plan.out / f"merged-{kind}-{seed}.gguf"
+def _merged(work: Work, floats: Path, adapter: Path, kind: str, seed: int) -> Path:
+    path = work.out / f"merged-{kind}-{seed}.gguf"
     if not path.exists():
         # What ships as Q4_1 has its embedding in another type; plain q4_1 is the nearest that can be made here
         run_command("export", "merge", floats, adapter, "-o", path, "--type", "q4_1" if kind == SHIPPED else kind)
     return path
-
-
-def _pack(plan: Plan, name: str, base: Path, adapter: Path | None) -> Path:
-    folder = plan.out / "packs" / name
-    if not folder.exists():
-        make_folder(folder.parent)
-        words: list[object] = ["pack", "build", "-o", folder, "--base", base, "--no-copy-base", "--default", "none"]
-        run_command(*words, *([] if adapter is None else ["--adapter", f"{TASK}={adapter}"]))
-    return folder
-
-
-def _measured(plan: Plan, pack: Path, with_adapter: bool, reference: Path) -> dict[str, dict[str, float]]:
-    """Item -> value, for nll, kl and rouge1."""
-    name = TASK if with_adapter else "none"
-    file = plan.out / "measured" / f"{pack.name}-{name}.json"
-    if not file.exists():
-        plan.say(f"{pack.name}, {name}: measuring")
-        common: list[object] = ["--pack", pack, "--adapter", name, "--data", plan.data, *plan.few, "--json"]
-        against = ["--against", reference, "--against-adapter", TASK]
-        loss = json.loads(run_command("bench", "loss", "dolly", *common, "--limit", plan.n_loss, *against))
-        out = plan.out / "answers" / pack.name
-        make_folder(out.parent)
-        run_command("bench", "scores", "dolly", *common, "--limit", plan.n_answers, "--out", out)
-        found = {key: {item: row[key] for item, row in loss["items"].items()} for key in ("nll", "kl")}
-        write_json(
-            make_folder(file.parent) / file.name, {**found, "rouge1": _rouge(out, None if name == "none" else name)}
-        )
-    values: dict[str, dict[str, float]] = json.loads(file.read_text(encoding="utf-8"))
-    return values
-
-
-def _rouge(out: Path, adapter: str | None) -> dict[str, float]:
-    (path,) = (out / "answers").glob(f"dolly.{adapter or 'base'}.*.jsonl")
-    return {record.id: record.scores["rouge1"] for record in parsed(path.read_bytes(), path)[1]}
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -214,8 +155,8 @@ def main(
     Example:
       python -m slm_edge.benchmarks.thesis base.gguf --type q4_0 --type q2_k --data DATA -o thesis
     """
-    plan = Plan(base, types, seeds, data, out, tuple(recipe.split()), n_loss, n_answers, threads)
-    found = run(plan)
+    work = Work(data, out, tuple(recipe.split()), n_loss, n_answers, threads)
+    found = run(Plan(base, types, seeds, work))
     write_json(out / "thesis.json", found)
     emit({"rows": len(found["rows"])}, as_json, table(found))
 

@@ -1,4 +1,4 @@
-"""`bench loss` against PEFT in torch, and the whole keep-or-merge experiment on a tiny base."""
+"""`bench loss` against PEFT in torch, and the whole experiments on one task (keep or merge, ranks) on a tiny base."""
 
 import json
 import subprocess
@@ -68,24 +68,18 @@ def test_the_loss_is_that_of_peft_on_the_same_tokens(tmp_path, data):
     assert summary(found)["kl"].value > 0.01
 
 
-def test_the_whole_experiment_runs_and_again_does_nothing(tmp_path, data):
+def experiment(name, base, data, out, *flags):
+    """Runs it with two steps of training and few items."""
+    command = [sys.executable, "-m", f"slm_edge.benchmarks.{name}", base, "--recipe", "--steps 2 --batch 2"]
+    command += ["--n-loss", 3, "--n-answers", 2, "--threads", 1, "--data", data, "-o", out, *flags]
+    run = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run
+
+
+def test_keep_or_merge_runs_whole_and_again_does_nothing(tmp_path, data):
     base = tiny_base(tmp_path / "tiny.gguf")
-    command = [sys.executable, "-m", "slm_edge.benchmarks.thesis", base, "--type", "shipped"]
-    command += [
-        "--seed",
-        1,
-        "--recipe",
-        "--steps 2 --batch 2 --rank 2",
-        "--n-loss",
-        3,
-        "--n-answers",
-        2,
-        "--threads",
-        1,
-    ]
-    command += ["--data", data, "-o", tmp_path / "out"]
-    first = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
+    first = experiment("thesis", base, data, tmp_path / "out", "--type", "shipped", "--seed", 1)
     rows = json.loads((tmp_path / "out" / "thesis.json").read_text())["rows"]
     assert [(row["type"], row["way"]) for row in rows] == [("f16", "kept, float")] + [
         ("shipped", way) for way in ("base", "kept, float", "kept, own", "merged")
@@ -93,6 +87,24 @@ def test_the_whole_experiment_runs_and_again_does_nothing(tmp_path, data):
     assert all(len(row["nll"]) == 3 and len(row["rouge1"]) == 2 for row in rows)
     assert all(abs(value) < 1e-6 for value in rows[0]["kl"].values())
     assert first.stdout.count("\n| shipped |") == 4
-    again = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    again = experiment("thesis", base, data, tmp_path / "out", "--type", "shipped", "--seed", 1)
     assert again.stdout == first.stdout
     assert "training" not in again.stderr
+
+
+def test_ranks_are_trained_cut_scored_and_timed(tmp_path, data):
+    base = tiny_base(tmp_path / "tiny.gguf")
+    flags = ["--rank", 2, "--rank", 4, "--cut", 4, "--cut", 1, "--energy", 0.5, "--runs", 2]
+    printed = experiment("rank_sweep", base, data, tmp_path / "out", *flags).stdout
+    rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "ranks.json").read_text())["rows"]}
+    cut = "rank 4, cut to"
+    assert list(rows) == ["base", "rank 2", "rank 4", f"{cut} rank 4", f"{cut} rank 1", f"{cut} energy 0.5"]
+    assert all(f"\n| {name} |" in printed for name in rows)
+    sizes = {name: row.get("size_bytes") for name, row in rows.items()}
+    assert sizes[f"{cut} rank 1"] < sizes["rank 2"] < sizes["rank 4"]
+    # Cut to its own rank, nothing is lost; the others differ from it
+    whole = rows["rank 4"]
+    assert rows[f"{cut} rank 4"]["nll"] == pytest.approx(whole["nll"], abs=1e-4)
+    assert all(abs(value) < 1e-6 for value in whole["kl"].values())
+    assert all(sum(rows[name]["kl"].values()) > 1e-7 for name in ("base", "rank 2", f"{cut} rank 1"))
+    assert all(row["decode_ratio"]["min"] > 0 for row in rows.values() if row["name"] != "base")
