@@ -73,6 +73,11 @@ def interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def interrupt_waits() -> bool:
+    """Whether a Ctrl-C came while llama.cpp was logging; long work in C that asks can end early."""
+    return _interrupted
+
+
 def _binding() -> Any:
     """The low-level module alone: the package around it imports a chat server's worth of code, 0.1 s of start-up.
 

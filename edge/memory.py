@@ -29,6 +29,13 @@ def peak_memory_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def available_bytes() -> int:
+    """What new memory can take at this moment without swapping, the page cache that can be dropped included."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
 def memory_limit_bytes(cgroup: Path = CGROUP, own: Path = Path("/proc/self/cgroup")) -> int | None:
     """What the process's control groups or its own rlimits allow; None where there is no limit.
 

@@ -13,7 +13,7 @@ from .base_info import BaseInfo
 from .console import human_bytes
 from .cpu import default_threads
 from .errors import DoesNotFitError
-from .memory import memory_limit_bytes
+from .memory import available_bytes, memory_limit_bytes
 from .memory_plan import MemoryPlan, plan_memory
 from .prefix import BATCH_TOKENS, CHUNK_TOKENS
 from .prefix_cache import DEFAULT_BUDGET_BYTES
@@ -25,10 +25,13 @@ LEAST_CTX_TOKENS: Final = 512
 LEAST_BATCH_TOKENS: Final = 32
 
 
-def default_mmap(base: BaseInfo, repack: bool = True) -> bool:
-    """Whether a base is better mapped: not where copies of its weights would then stand beside the mapped ones."""
-    plan = plan_memory(base, repack=repack)
-    return plan.repacked_bytes < plan.weights_bytes // 10
+def maps_well(plan: MemoryPlan, room_bytes: int) -> bool:
+    """Whether a mapped base is read from its file once: pages that are copied from must wait in the page cache.
+
+    False also where copies would stand beside the mapped pages for good, as not every system lets go of these.
+    """
+    doubled_bytes = 0 if plan.passing_bytes else plan.repacked_bytes
+    return plan.total_bytes + plan.passing_bytes <= room_bytes and doubled_bytes <= plan.weights_bytes // 10
 
 
 def plan_session(
@@ -82,9 +85,10 @@ def plan_session(
         "n_batch_tokens": BATCH_TOKENS,
     }
     chosen: dict[str, Any] = {name: defaults.get(name) if value is None else value for name, value in asked.items()}
+    mapped = plan_memory(base, **{**chosen, "mmap": True}, **sizes)
     if chosen["mmap"] is None:
-        chosen["mmap"] = default_mmap(base, chosen["repack"])
-    plan = plan_memory(base, **chosen, **sizes)
+        chosen["mmap"] = maps_well(mapped, available_bytes())
+    plan = mapped if chosen["mmap"] else plan_memory(base, **chosen, **sizes)
     # One that comes from the disk, or waits to be written, pushes others out.
     return replace(plan, snapshots_bytes=max(budget_bytes, plan.kv_bytes if on_disk else 0))
 
@@ -125,8 +129,11 @@ def fit(
             plan_memory(base, mmap=load, repack=packed, n_ctx_tokens=n_ctx, kv_type=kv, n_batch_tokens=n_batch, **sizes)
             for load in loads
         ]
-        # Equal but for a few pages: mapped, because other processes share it.
-        plan = min(plans, key=lambda plan: plan.total_bytes - (plan.total_bytes // 100 if plan.choices.mmap else 0))
+        # Equal but for a few pages: mapped, as that is faster and shared, unless the file would be read twice.
+        plan = min(
+            plans,
+            key=lambda plan: plan.total_bytes * (99 if plan.choices.mmap and maps_well(plan, ram_bytes) else 100),
+        )
         if plan.total_bytes <= ram_bytes:
             return plan
         if least is None or plan.total_bytes < least.total_bytes:

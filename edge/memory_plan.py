@@ -5,7 +5,8 @@
 
 What is planned is the peak of the resident set (VmHWM on Linux): private memory and the mapped pages of the base. It
 needs no sampling, and the page cache counts only where it is mapped. With `mmap` the base's pages can be dropped by
-the kernel and are shared with other processes: `evictable_bytes` says how much that is.
+the kernel and are shared with other processes: `evictable_bytes` says how much that is. Pages that weights were copied
+from are let go where the system can (`mapped_pages.py`); elsewhere they stay, and count.
 
 The rules are those of llama.cpp's CPU backend as of 2026-10, its source read and its own figures compared: which
 weights are copied into a faster layout, what the loader stages, how large the graph's buffers are. The process's own
@@ -23,6 +24,7 @@ from .console import human_bytes
 from .engine import KvType
 from .ggml_type import GgmlType
 from .gguf_file import GgufFile, TensorInfo
+from .mapped_pages import CAN_LET_GO, Span
 from .prefix import BATCH_TOKENS
 
 MIB: Final = 1 << 20
@@ -72,7 +74,7 @@ class MemoryPlan:
     """What would be resident, in bytes.
 
     Attributes:
-        weights_bytes: the base's tensors as stored, mapped or read.
+        weights_bytes: the base's tensors that stay as stored, mapped or read.
         repacked_bytes: copies of them in this CPU's faster layout.
         kv_bytes: keys and values.
         compute_bytes: buffers of the graph and of its operations.
@@ -82,6 +84,8 @@ class MemoryPlan:
         parallel_bytes: the second context, where several answers are computed at once.
         process_bytes: Python, libraries, the vocabulary.
         loading_bytes: what is needed above weights and process while the base is loaded, and freed again.
+        passing_bytes: mapped pages that are copied from and let go. Not in the total; a page cache that cannot hold
+            them reads the file twice.
         choices: the setup that this holds for.
     """
 
@@ -95,6 +99,7 @@ class MemoryPlan:
     parallel_bytes: int
     process_bytes: int
     loading_bytes: int
+    passing_bytes: int
     choices: Choices
 
     @property
@@ -111,7 +116,7 @@ class MemoryPlan:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        rows = {name: getattr(self, f"{name}_bytes") for name in (*_ROWS, "loading", "total", "evictable")}
+        rows = {name: getattr(self, f"{name}_bytes") for name in (*_ROWS, "loading", "passing", "total", "evictable")}
         return {f"{name}_bytes": value for name, value in rows.items()} | {"choices": vars(self.choices).copy()}
 
     def describe(self) -> str:
@@ -149,6 +154,21 @@ def repacked_tensors(file: GgufFile, features: Iterable[str]) -> list[TensorInfo
     ]
 
 
+def copied_spans(base: BaseInfo) -> list[Span]:
+    """First byte and the one behind the last of what repacking copies from and nothing else reads; for `Model.load`."""
+    spans: list[Span] = []
+    for info in repacked_tensors(base.file, cpu_features()):
+        if info.name == "token_embd.weight":
+            continue
+        end = info.offset_bytes + info.size_bytes
+        # Neighbours but for their alignment
+        if spans and 0 <= info.offset_bytes - spans[-1][1] < base.file.alignment_bytes:
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((info.offset_bytes, end))
+    return spans
+
+
 def plan_memory(
     base: BaseInfo | GgufFile,
     *,
@@ -165,6 +185,7 @@ def plan_memory(
     n_threads: int = 1,
     flash_attention: bool = True,
     features: Iterable[str] | None = None,
+    lets_go: bool = CAN_LET_GO,
 ) -> MemoryPlan:
     """The memory of a session with one context over `base`.
 
@@ -176,6 +197,7 @@ def plan_memory(
         n_outputs: logit rows that one batch may give.
         n_threads: threads of the computation.
         features: of the CPU that it is to run on, as `cpu_features` names them; None: this one.
+        lets_go: whether the system that it is to run on can let go of mapped pages; by default this one.
     """
     file = base.file if isinstance(base, BaseInfo) else base
     tensors = file.tensors
@@ -201,11 +223,16 @@ def plan_memory(
         metadata[key].n_values for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.merges") if key in metadata
     )
     if mmap:
-        weights = stored
+        passing = copied_alone if lets_go else 0
+        weights = stored - passing
         # The header is mapped with the rest until the tensors stand, and the vocabulary is parsed twice.
         loading = min(info.offset_bytes for info in tensors.values()) + 40 * n_entries
+        if passing:
+            # All of the file before the first copy is made, then tensor by tensor.
+            largest = max(info.size_bytes for info in copies)
+            loading = max(stored + loading - weights - repacked, largest - weights, 0)
     else:
-        weights = stored - copied_alone
+        passing, weights = 0, stored - copied_alone
         # A copy is made from a buffer as large as its tensor, the largest first, before the others are read.
         at, loading = stored - copied_alone + repacked, 0
         done = 0
@@ -223,6 +250,7 @@ def plan_memory(
         parallel_bytes=sum(beside),
         process_bytes=PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * n_entries,
         loading_bytes=loading,
+        passing_bytes=passing,
         choices=Choices(mmap, repack, n_ctx_tokens, kv_type, n_batch_tokens),
     )
 

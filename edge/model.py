@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from .errors import EngineError, InputError
 from .llama import lib, quiet_logs
+from .mapped_pages import LettingGo, Span
 from .vocab import Vocab
 
 # enum llama_load_mode of llama.h
@@ -65,12 +66,15 @@ class Model:
         self.adapters: dict[int, Adapter] = {}
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, mmap: bool = True, repack: bool = True) -> "Model":
+    def load(
+        cls, path: str | os.PathLike[str], *, mmap: bool = True, repack: bool = True, copied: Sequence[Span] = ()
+    ) -> "Model":
         """Loads a base for the CPU.
 
         Args:
             mmap: map the file; its pages are shared between processes and can be dropped by the kernel.
             repack: copy weights into this CPU's faster layout where there is one (more memory, faster prefill).
+            copied: bytes of the file, from and to, that repacking copies from: mapped pages that are let go.
 
         Raises:
             InputError: no such file.
@@ -84,7 +88,17 @@ class Model:
         params.n_gpu_layers = 0
         params.load_mode = LOAD_MODE_MMAP if mmap else LOAD_MODE_NONE
         params.use_extra_bufts = repack
-        handle, _ = created("load the model", path, lambda: llama.llama_model_load_from_file(os.fsencode(path), params))
+        on_way = LettingGo(path, copied, llama.llama_progress_callback)
+        if mmap and repack and copied:
+            params.progress_callback = on_way.callback
+        try:
+            handle, _ = created(
+                "load the model", path, lambda: llama.llama_model_load_from_file(os.fsencode(path), params)
+            )
+        except EngineError:
+            if on_way.error is not None:
+                raise on_way.error from None
+            raise
         return cls(path, handle)
 
     def load_adapter(self, path: str | os.PathLike[str]) -> "Adapter":

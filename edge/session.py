@@ -33,6 +33,7 @@ from .file_watch import FileWatch
 from .files import sha256_file
 from .lane import Lane
 from .memory_choice import limit_of, plan_session
+from .memory_plan import copied_spans
 from .pack import Pack, PackedAdapter
 from .parallel import parallel_contexts
 from .prefix import Section
@@ -105,7 +106,8 @@ class Session:
         # llama.cpp maps the file itself.
         self.base.file.release()
         with contextlib.ExitStack() as stack:
-            self.model = stack.enter_context(Model.load(base_path, mmap=chosen.mmap, repack=chosen.repack))
+            load = {"mmap": chosen.mmap, "repack": chosen.repack}
+            self.model = stack.enter_context(Model.load(base_path, **load, copied=copied_spans(self.base)))
             self.context = Context(
                 self.model,
                 n_ctx_tokens=self.n_ctx_tokens,
