@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from ..edge.base_info import BaseInfo
 from ..edge.engine import Adapter, Model
+from ..edge.memory_plan import copied_spans
 from ..edge.prefix import CHUNK_TOKENS
 from ..edge.session import Session
 
@@ -64,22 +66,23 @@ def stats(samples: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def load_times(path: Path, *, mmap: bool, repack: bool) -> dict[str, Any]:
-    """Seconds to load the base from storage and from the page cache.
+def load_times(base: BaseInfo, *, mmap: bool, repack: bool) -> dict[str, Any]:
+    """Seconds to load the base from storage and from the page cache, as a session does.
 
     "Cold" is after the kernel was asked to drop the file's pages (no rights needed); None where it cannot be asked.
     """
     cold_s = None
     if hasattr(os, "posix_fadvise"):
-        with path.open("rb") as stream:
+        with base.file.path.open("rb") as stream:
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        cold_s = _load_s(path, mmap, repack)
-    return {"cold_s": cold_s, "warm_s": _load_s(path, mmap, repack)}
+        cold_s = _load_s(base, mmap, repack)
+    return {"cold_s": cold_s, "warm_s": _load_s(base, mmap, repack)}
 
 
-def _load_s(path: Path, mmap: bool, repack: bool) -> float:
+def _load_s(base: BaseInfo, mmap: bool, repack: bool) -> float:
+    spans = copied_spans(base)
     start_s = time.perf_counter()
-    Model.load(path, mmap=mmap, repack=repack).close()
+    Model.load(base.file.path, mmap=mmap, repack=repack, copied=spans).close()
     return time.perf_counter() - start_s
 
 

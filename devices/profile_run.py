@@ -107,7 +107,7 @@ def run_profile(request: Request, sensors: Sensors | None = None) -> dict[str, A
             "work": work_dict(work),
         }
     # After the session is closed, so that the peak above is a session's and not that of two bases.
-    load = load_times(base_path, mmap=choices.mmap, repack=choices.repack)
+    load = load_times(session.base, mmap=choices.mmap, repack=choices.repack)
     return {
         "kind": "slm-edge-profile",
         "schema_version": SCHEMA_VERSION,
