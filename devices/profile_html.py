@@ -8,6 +8,8 @@ from ..edge.console import human_bytes
 from .profile_text import table
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 260, 60, 40, 12
+# Room for half a point and half a line beside the last one
+RIGHT = WIDTH - 6
 STYLE: Final = """
 :root{--bg:#fff;--fg:#1c2024;--dim:#6b7480;--line:#d8dde3;
 --c0:#2563eb;--c1:#d97706;--c2:#059669;--c3:#c026d3;--c4:#dc2626;
@@ -94,11 +96,11 @@ def _frame(x_most: float, y_most: float, x_title: str, body: str) -> str:
     marks = []
     for step in range(6):
         x, y = _at(x_most * step / 5, y_most * step / 5, x_most, y_most)
-        marks.append(f"<line class=axis x1={LEFT} x2={WIDTH} y1={y:.1f} y2={y:.1f} />")
+        marks.append(f"<line class=axis x1={LEFT} x2={RIGHT} y1={y:.1f} y2={y:.1f} />")
         marks.append(f"<text x={LEFT - 6} y={y + 4:.1f} text-anchor=end>{_mark(y_most * step / 5)}</text>")
         anchor = "end" if step == 5 else "middle"
         marks.append(f"<text x={x:.1f} y={HEIGHT - BOTTOM + 16} text-anchor={anchor}>{_mark(x_most * step / 5)}</text>")
-    title = f"<text x={(LEFT + WIDTH) / 2} y={HEIGHT - 6} text-anchor=middle>{html.escape(x_title)}</text>"
+    title = f"<text x={(LEFT + RIGHT) / 2} y={HEIGHT - 6} text-anchor=middle>{html.escape(x_title)}</text>"
     return f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img>{''.join(marks)}{title}{body}</svg>"
 
 
@@ -108,7 +110,7 @@ def _mark(value: float) -> str:
 
 def _at(x: float, y: float, x_most: float, y_most: float) -> tuple[float, float]:
     return (
-        LEFT + (WIDTH - LEFT) * x / (x_most or 1),
+        LEFT + (RIGHT - LEFT) * x / (x_most or 1),
         HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * y / (y_most or 1),
     )
 
