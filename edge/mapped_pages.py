@@ -21,8 +21,6 @@ MADV_DONTNEED: Final = 4
 CAN_LET_GO: Final = sys.platform == "linux"
 # Share of the weights that is loaded between two times.
 STEP: Final = 0.01
-
-
 Span = tuple[int, int]
 
 
@@ -53,7 +51,12 @@ def let_go(path: str | os.PathLike[str], spans: Sequence[Span]) -> int:
 
 def _mappings(name: str) -> Iterator[tuple[int, int, int]]:
     """Address, place in the file and length of each shared mapping of it."""
-    for line in MAPS.read_text(errors="surrogateescape").splitlines():
+    try:
+        lines = MAPS.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        # No /proc here: the pages stay
+        return
+    for line in lines:
         # "7f0000000000-7f0000100000 r--s 00000000 fe:00 1234    /a path/base.gguf"
         fields = line.split(maxsplit=5)
         if len(fields) == 6 and fields[5] == name and fields[1][3] == "s":

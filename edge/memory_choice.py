@@ -26,12 +26,14 @@ LEAST_BATCH_TOKENS: Final = 32
 
 
 def maps_well(plan: MemoryPlan, room_bytes: int) -> bool:
-    """Whether a mapped base is read from its file once: pages that are copied from must wait in the page cache.
+    """Whether the mapped base of this plan is better than one that is read: where little of it is copied, always.
 
-    False also where copies would stand beside the mapped pages for good, as not every system lets go of these.
+    Pages that are copied from must wait in the page cache, or the file is read twice; where the system cannot let go
+    of them, they would stand beside their copies for good.
     """
-    doubled_bytes = 0 if plan.passing_bytes else plan.repacked_bytes
-    return plan.total_bytes + plan.passing_bytes <= room_bytes and doubled_bytes <= plan.weights_bytes // 10
+    if (plan.passing_bytes or plan.repacked_bytes) <= plan.weights_bytes // 10:
+        return True
+    return plan.passing_bytes > 0 and plan.total_bytes + plan.passing_bytes <= room_bytes
 
 
 def plan_session(

@@ -128,6 +128,8 @@ def test_a_base_is_mapped_where_the_page_cache_has_room_for_all_of_it(base):
     stays = plan_memory(info, mmap=True, lets_go=False)
     assert stays.total_bytes > 1.2 * mapped.total_bytes
     assert not maps_well(stays, 1 << 40)
+    # Nothing to copy: mapped however little memory there is
+    assert maps_well(plan_memory(info, mmap=True, features=()), 0)
 
 
 def test_a_session_maps_it_and_says_so(base):
