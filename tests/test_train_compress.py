@@ -77,6 +77,17 @@ def test_energy_decides_for_each_module(checkpoint, tmp_path):
         assert share >= 0.8 - 1e-6
 
 
+def test_ranks_that_energy_asks_for_are_rounded_up_and_never_above_what_was_trained(checkpoint, tmp_path):
+    adapter(checkpoint, tmp_path / "a")
+    exact = compress(tmp_path / "a", tmp_path / "exact", energy=0.8)
+    rounded = compress(tmp_path / "a", tmp_path / "rounded", energy=0.8, multiple=3)
+    trained = max(compress(tmp_path / "a", tmp_path / "whole", rank=64).ranks.values())
+    assert rounded.ranks == {name: min(-(-rank // 3) * 3, trained) for name, rank in exact.ranks.items()}
+    assert rounded.ranks != exact.ranks
+    assert all(rounded.energy[name] >= share - 1e-9 for name, share in exact.energy.items())
+    assert set(compress(tmp_path / "a", tmp_path / "both", rank=2, energy=0.99, multiple=3).ranks.values()) == {2}
+
+
 def test_full_rank_changes_nothing(checkpoint, tmp_path):
     before = adapter(checkpoint, tmp_path / "a")
     kept = compress(tmp_path / "a", tmp_path / "b", rank=64)

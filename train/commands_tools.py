@@ -55,6 +55,13 @@ def _field_text(doc: dict[str, Any]) -> str:
 @click.option("--rank", type=click.IntRange(1), help="Highest rank of any module.")
 @click.option("--energy", type=float, help="Share of the squared singular values that each module keeps, as 0.95.")
 @click.option(
+    "--multiple-of",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Ranks that --energy asks for are rounded up to this: llama.cpp computes prompts slower with others.",
+)
+@click.option(
     "--base", type=click.Path(exists=True, path_type=Path), help="The base: measure loss and KL before and after."
 )
 @click.option(
@@ -69,6 +76,7 @@ def compress(
     output: Path,
     rank: int | None,
     energy: float | None,
+    multiple_of: int,
     base: Path | None,
     data: tuple[Path, ...],
     as_json: bool,
@@ -87,7 +95,7 @@ def compress(
 
     if bool(base) != bool(data):
         raise InputError("--base and --data go together: both are needed to measure")
-    kept = compress_job(adapter, output, rank=rank, energy=energy).as_dict()
+    kept = compress_job(adapter, output, rank=rank, energy=energy, multiple=multiple_of).as_dict()
     ranks, share = kept["rank"], kept["energy_kept"]
     text = (
         f"{output}: rank {ranks['min']} to {ranks['max']}, energy kept {share['mean']:.2%} (least {share['min']:.2%})"

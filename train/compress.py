@@ -55,7 +55,9 @@ class Compressed:
         }
 
 
-def truncate(a: Matrix, b: Matrix, rank: int | None, energy: float | None) -> tuple[Matrix, Matrix, float]:
+def truncate(
+    a: Matrix, b: Matrix, rank: int | None, energy: float | None, multiple: int = 1
+) -> tuple[Matrix, Matrix, float]:
     """The nearest B·A of lower rank.
 
     Args:
@@ -63,6 +65,7 @@ def truncate(a: Matrix, b: Matrix, rank: int | None, energy: float | None) -> tu
         b: (n_out, r).
         rank: keep so many directions (at most r).
         energy: keep the fewest directions that hold this share of the squared singular values; at least one.
+        multiple: what these fewest are rounded up to, as far as `rank` and r allow.
 
     Returns:
         A (k, n_in) and B (n_out, k), the singular values shared evenly between them, and the share of energy kept.
@@ -74,7 +77,8 @@ def truncate(a: Matrix, b: Matrix, rank: int | None, energy: float | None) -> tu
     total = float(squares.sum())
     kept = len(sizes) if rank is None else min(rank, len(sizes))
     if energy is not None and total > 0:
-        kept = min(kept, int(np.searchsorted(np.cumsum(squares) / total, energy - 1e-12)) + 1)
+        fewest = int(np.searchsorted(np.cumsum(squares) / total, energy - 1e-12)) + 1
+        kept = min(kept, -(-fewest // multiple) * multiple)
     root = np.sqrt(sizes[:kept])
     new_b = (q_b @ u[:, :kept]) * root
     new_a = root[:, None] * (v_t[:kept] @ q_a.T)
@@ -83,7 +87,7 @@ def truncate(a: Matrix, b: Matrix, rank: int | None, energy: float | None) -> tu
 
 
 def compress(
-    source: str | Path, output: str | Path, *, rank: int | None = None, energy: float | None = None
+    source: str | Path, output: str | Path, *, rank: int | None = None, energy: float | None = None, multiple: int = 1
 ) -> Compressed:
     """Writes the smaller adapter into the new folder `output`, whole or not at all.
 
@@ -91,6 +95,7 @@ def compress(
         source: a PEFT folder with a plain LoRA on linear layers.
         rank: the highest rank of any module.
         energy: share of the squared singular values that each module keeps, above 0 and up to 1.
+        multiple: what the ranks that `energy` asks for are rounded up to; with 16 they are computed fast.
 
     Raises:
         InputError: neither or a wrong `rank` or `energy`, or `source` is no such folder.
@@ -113,7 +118,7 @@ def compress(
     for module in modules:
         a, b = weights[module + A_SUFFIX], weights[module + B_SUFFIX]
         scales[module] = config["lora_alpha"] / (len(a) ** 0.5 if config.get("use_rslora") else len(a))
-        new_a, new_b, kept[module] = truncate(a, b, rank, energy)
+        new_a, new_b, kept[module] = truncate(a, b, rank, energy, multiple)
         new[module + A_SUFFIX], new[module + B_SUFFIX] = new_a, new_b
         ranks[module] = len(new_a)
     result = Compressed(ranks, kept)
