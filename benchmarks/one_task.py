@@ -4,17 +4,22 @@ Each is one of our own commands in a process of its own, as a user would give it
 name, and what lies there is taken as it is.
 """
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import click
+
+from ..edge.commands_options import data_option, threads_option
 from ..edge.console import note
 from ..edge.errors import InputError
 from ..edge.files import make_folder, write_json
 from .answers import parsed
 from .reproduce import TRAINING, run_command
+from .stats import paired_means
 
 TASK: Final = "summarize"
 
@@ -92,13 +97,43 @@ def measured(work: Work, folder: Path, with_adapter: bool, reference: Path) -> d
         make_folder(out.parent)
         run_command("bench", "scores", "dolly", *common, "--limit", work.n_answers, "--out", out)
         found = {key: {item: row[key] for item, row in loss["items"].items()} for key in ("nll", "kl")}
-        write_json(
-            make_folder(file.parent) / file.name, {**found, "rouge1": _rouge(out, None if name == "none" else name)}
-        )
+        found["rouge1"] = _rouge(out, TASK if with_adapter else "base")
+        write_json(make_folder(file.parent) / file.name, found)
     values: dict[str, dict[str, float]] = json.loads(file.read_text(encoding="utf-8"))
     return values
 
 
-def _rouge(out: Path, adapter: str | None) -> dict[str, float]:
-    (path,) = (out / "answers").glob(f"dolly.{adapter or 'base'}.*.jsonl")
+def _rouge(out: Path, column: str) -> dict[str, float]:
+    (path,) = (out / "answers").glob(f"dolly.{column}.*.jsonl")
     return {record.id: record.scores["rouge1"] for record in parsed(path.read_bytes(), path)[1]}
+
+
+def loss_difference(other: Sequence[float], mine: Sequence[float]) -> str:
+    """The mean paired difference `mine - other` with its 95 % interval, for a table."""
+    found = paired_means(other, mine).difference
+    return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+
+
+def work_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that make a `Work`, which the command gets as `work`."""
+
+    @functools.wraps(command)
+    def with_work(
+        recipe: str, n_loss: int, n_answers: int, data: Path, threads: int | None, out: Path, **others: Any
+    ) -> None:
+        command(work=Work(data, out, tuple(recipe.split()), n_loss, n_answers, threads), **others)
+
+    counted: dict[str, Any] = {"type": click.IntRange(2), "show_default": True}
+    options = (
+        click.option("--recipe", default="--steps 40", show_default=True, help="Flags of `slm-edge train summarize`."),
+        click.option("--n-loss", default=100, help="Answers that are scored.", **counted),
+        click.option("--n-answers", default=60, help="Answers that are asked for.", **counted),
+        data_option("Folder with dolly/.", required=True),
+        threads_option,
+        click.option(
+            "-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for all that is made."
+        ),
+    )
+    for option in reversed(options):
+        with_work = option(with_work)
+    return with_work

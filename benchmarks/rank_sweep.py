@@ -15,14 +15,13 @@ from typing import Any
 
 import click
 
-from ..edge.commands_options import data_option, threads_option
 from ..edge.console import emit, json_option
 from ..edge.engine import Adapter, Context, Model
 from ..edge.files import write_json
 from .adapter_tax import in_turns, ratios
-from .one_task import Work, export, measured, pack, train
+from .one_task import Work, export, loss_difference, measured, pack, train, work_options
 from .reproduce import run_command
-from .stats import mean, paired_means
+from .stats import mean
 
 BASE = "base"
 N_PROMPT, N_DECODE = 128, 32
@@ -81,8 +80,7 @@ def table(found: Mapping[str, Any]) -> str:
         cells = [row["name"], f"{nll['value']:.4f}", "", f"{kl['value']:.4f}"]
         cells += [f"{rouge['value']:.3f} [{rouge['low']:.3f}, {rouge['high']:.3f}]", "", "", ""]
         if row is not other:
-            gap = paired_means([other["nll"][item] for item in row["nll"]], items["nll"]).difference
-            cells[2] = f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
+            cells[2] = loss_difference([other["nll"][item] for item in row["nll"]], items["nll"])
         if "size_bytes" in row:
             cells[5] = f"{row['size_bytes'] / 1e6:.1f}"
             cells[6:] = [
@@ -106,28 +104,18 @@ def table(found: Mapping[str, Any]) -> str:
               help="Rank that the highest is cut to.")  # fmt: skip
 @click.option("--energy", "energies", multiple=True, type=float, default=(0.9,), show_default=True,
               help="Energy that the highest is cut to.")  # fmt: skip
-@click.option("--recipe", default="--steps 40", show_default=True, help="Flags of `slm-edge train summarize`.")
 @click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--n-loss", type=click.IntRange(2), default=100, show_default=True, help="Answers that are scored.")
-@click.option("--n-answers", type=click.IntRange(2), default=60, show_default=True, help="Answers that are asked for.")
 @click.option("--runs", "turns", type=click.IntRange(1), default=5, show_default=True, help="Turns of the speeds.")
-@data_option("Folder with dolly/.", required=True)
-@threads_option
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for all that is made.")
+@work_options
 @json_option
 def main(
     base: Path,
     ranks: tuple[int, ...],
     cuts: tuple[int, ...],
     energies: tuple[float, ...],
-    recipe: str,
     seed: int,
-    n_loss: int,
-    n_answers: int,
     turns: int,
-    data: Path,
-    threads: int | None,
-    out: Path,
+    work: Work,
     as_json: bool,
 ) -> None:
     """Train one task at several ranks, cut the highest, and set loss, score, size and speed side by side.
@@ -136,9 +124,8 @@ def main(
     Example:
       python -m slm_edge.benchmarks.rank_sweep base.gguf --rank 16 --rank 128 --data DATA -o ranks
     """
-    work = Work(data, out, tuple(recipe.split()), n_loss, n_answers, threads)
     found = run(work, base, ranks, cuts, energies, turns, seed)
-    write_json(out / "ranks.json", found)
+    write_json(work.out / "ranks.json", found)
     emit({"rows": len(found["rows"])}, as_json, table(found))
 
 

@@ -22,12 +22,11 @@ from typing import Any, Final
 
 import click
 
-from ..edge.commands_options import data_option, threads_option
 from ..edge.console import emit, json_option
 from ..edge.files import write_json
-from .one_task import Work, export, measured, pack, train
+from .one_task import Work, export, loss_difference, measured, pack, train, work_options
 from .reproduce import run_command
-from .stats import mean, paired_means
+from .stats import mean
 
 SHIPPED: Final = "shipped"
 WAYS: Final = ("base", "kept, float", "kept, own", "merged")
@@ -104,7 +103,7 @@ def table(found: Mapping[str, Any]) -> str:
             other = [row for row in rows if (row["type"], row["way"]) == (kind, "kept, float")]
             cells = [mean(_values(mine, key)).as_dict() for key in ("nll", "kl", "rouge1")]
             nll, kl, rouge = (f"{one['value']:.4f} [{one['low']:.4f}, {one['high']:.4f}]" for one in cells)
-            difference = "" if way == "kept, float" else _difference(mine, other)
+            difference = "" if way == "kept, float" else loss_difference(_values(other, "nll"), _values(mine, "nll"))
             lines.append(f"| {kind} | {way} | {nll} | {difference} | {kl} | {rouge} |")
     n = {key: len(rows[0][key]) for key in ("nll", "rouge1")}
     lines += [
@@ -120,44 +119,21 @@ def _values(rows: list[dict[str, Any]], key: str) -> list[float]:
     return [sum(row[key][item] for row in rows) / len(rows) for item in items]
 
 
-def _difference(mine: list[dict[str, Any]], other: list[dict[str, Any]]) -> str:
-    """Mean paired difference of the loss with its 95 % interval."""
-    found = paired_means(_values(other, "nll"), _values(mine, "nll")).difference
-    return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-
-
 @click.command()
 @click.argument("base", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--type", "types", multiple=True, default=("q8_0", "q4_0", "q2_k", SHIPPED), show_default=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=(1, 2), show_default=True)
-@click.option("--recipe", default="--steps 40", show_default=True, help="Flags of `slm-edge train summarize`.")
-@click.option("--n-loss", type=click.IntRange(2), default=100, show_default=True, help="Answers that are scored.")
-@click.option("--n-answers", type=click.IntRange(2), default=60, show_default=True, help="Answers that are asked for.")
-@data_option("Folder with dolly/.", required=True)
-@threads_option
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for all that is made.")
+@work_options
 @json_option
-def main(
-    base: Path,
-    types: tuple[str, ...],
-    seeds: tuple[int, ...],
-    recipe: str,
-    n_loss: int,
-    n_answers: int,
-    data: Path,
-    threads: int | None,
-    out: Path,
-    as_json: bool,
-) -> None:
+def main(base: Path, types: tuple[str, ...], seeds: tuple[int, ...], work: Work, as_json: bool) -> None:
     """Keep or merge an adapter, train it on float or quantised weights: loss, KL and ROUGE-1 of each, paired.
 
     \b
     Example:
       python -m slm_edge.benchmarks.thesis base.gguf --type q4_0 --type q2_k --data DATA -o thesis
     """
-    work = Work(data, out, tuple(recipe.split()), n_loss, n_answers, threads)
     found = run(Plan(base, types, seeds, work))
-    write_json(out / "thesis.json", found)
+    write_json(work.out / "thesis.json", found)
     emit({"rows": len(found["rows"])}, as_json, table(found))
 
 

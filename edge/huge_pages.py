@@ -7,18 +7,17 @@ machine are two tables deep; in pages of 2 MiB there are 512 times fewer. onnxru
 which on kernels set to "madvise" (Ubuntu's default) stays in small pages. Numbers do not change, only where they lie.
 """
 
-import ctypes
 import mmap
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
+from .own_memory import MADV_COLLAPSE, advise, libc, mappings
+
 SYSTEM: Final = Path("/sys/kernel/mm/transparent_hugepage")
-MAPS: Final = Path("/proc/self/maps")
-MADV_COLLAPSE: Final = 25
 # A huge page is whole: of one that was hardly used, the rest would be new memory.
 USED_PART: Final = 0.9
 
@@ -44,41 +43,32 @@ def to_huge_pages(stopped: Callable[[], bool] = lambda: False) -> int:
     size_bytes = huge_page_bytes()
     if sys.platform != "linux" or size_bytes is None:
         return 0
-    libc = ctypes.CDLL(None)
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
     moved = 0
     for first, last in _mappings(size_bytes):
-        for start, length in _used(libc, first, last, size_bytes):
+        for start, length in _used(first, last, size_bytes):
             if stopped():
                 return moved
-            if libc.madvise(start, length, MADV_COLLAPSE) == 0:
+            if advise(start, length, MADV_COLLAPSE):
                 moved += length
     return moved
 
 
 def _mappings(size_bytes: int) -> list[tuple[int, int]]:
     """Ranges of whole huge pages in mappings that are ours to read and write and come from no file."""
-    try:
-        lines = MAPS.read_text().splitlines()
-    except OSError:
-        return []
     found = []
-    for line in lines:
-        place, rights, _, _, inode, *name = line.split(maxsplit=5)
-        if rights != "rw-p" or inode != "0" or (name and name[0] != "[heap]"):
+    for first, last, rights, _, inode, name in mappings():
+        if rights != "rw-p" or inode or name not in ("", "[heap]"):
             continue
-        first, last = (int(number, 16) for number in place.split("-"))
         first, last = -(-first // size_bytes) * size_bytes, last // size_bytes * size_bytes
         if first < last:
             found.append((first, last))
     return found
 
 
-def _used(libc: Any, first: int, last: int, size_bytes: int) -> list[tuple[int, int]]:
+def _used(first: int, last: int, size_bytes: int) -> list[tuple[int, int]]:
     """Start and length of those huge pages of a range that are in use."""
     resident = np.zeros((last - first) // mmap.PAGESIZE, np.uint8)
-    if libc.mincore(first, last - first, resident.ctypes.data):
+    if libc().mincore(first, last - first, resident.ctypes.data):
         return []  # unmapped since
     share = (resident & 1).reshape(-1, size_bytes // mmap.PAGESIZE).mean(axis=1)
     return [(first + int(index) * size_bytes, size_bytes) for index in np.flatnonzero(share >= USED_PART)]

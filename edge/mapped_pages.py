@@ -6,18 +6,16 @@ remain in the page cache, which the kernel empties when it needs to, and those t
 themselves. So loading takes the memory of a base that was read, and the time of one that is mapped.
 """
 
-import ctypes
 import mmap
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from .llama import interrupt_waits
+from .own_memory import MADV_DONTNEED, advise, mappings
 
-MAPS: Final = Path("/proc/self/maps")
-MADV_DONTNEED: Final = 4
 CAN_LET_GO: Final = sys.platform == "linux"
 # Share of the weights that is loaded between two times.
 STEP: Final = 0.01
@@ -37,31 +35,17 @@ def let_go(path: str | os.PathLike[str], spans: Sequence[Span]) -> int:
     """
     if not CAN_LET_GO:
         return 0
-    libc = ctypes.CDLL(None)
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    gone_bytes = 0
-    for address, at, size_bytes in _mappings(os.path.realpath(path)):
+    name, gone_bytes = os.path.realpath(path), 0
+    # Read each time: an address kept from before may hold something else by now.
+    for mapping in mappings():
+        if mapping.name != name or mapping.rights[3] != "s":
+            continue
         for start, end in spans:
-            first = max(-(-(start - at) // mmap.PAGESIZE) * mmap.PAGESIZE, 0)
-            last = min((end - at) // mmap.PAGESIZE * mmap.PAGESIZE, size_bytes)
-            if first < last and libc.madvise(address + first, last - first, MADV_DONTNEED) == 0:
+            first = max(-(-(start - mapping.offset_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE, 0)
+            last = min((end - mapping.offset_bytes) // mmap.PAGESIZE * mmap.PAGESIZE, mapping.last - mapping.first)
+            if first < last and advise(mapping.first + first, last - first, MADV_DONTNEED):
                 gone_bytes += last - first
     return gone_bytes
-
-
-def _mappings(name: str) -> Iterator[tuple[int, int, int]]:
-    """Address, place in the file and length of each shared mapping of it."""
-    try:
-        lines = MAPS.read_text(errors="surrogateescape").splitlines()
-    except OSError:
-        # No /proc here: the pages stay
-        return
-    for line in lines:
-        # "7f0000000000-7f0000100000 r--s 00000000 fe:00 1234    /a path/base.gguf"
-        fields = line.split(maxsplit=5)
-        if len(fields) == 6 and fields[5] == name and fields[1][3] == "s":
-            first, last = (int(address, 16) for address in fields[0].split("-"))
-            yield first, int(fields[2], 16), last - first
 
 
 class LettingGo:

@@ -25,15 +25,20 @@ LEAST_CTX_TOKENS: Final = 512
 LEAST_BATCH_TOKENS: Final = 32
 
 
-def maps_well(plan: MemoryPlan, room_bytes: int) -> bool:
+def maps_well(plan: MemoryPlan, room_bytes: int | None = None) -> bool:
     """Whether the mapped base of this plan is better than one that is read: where little of it is copied, always.
 
     Pages that are copied from must wait in the page cache, or the file is read twice; where the system cannot let go
     of them, they would stand beside their copies for good.
+
+    Args:
+        room_bytes: for session and page cache together; None: what memory has at this moment.
     """
     if (plan.passing_bytes or plan.repacked_bytes) <= plan.weights_bytes // 10:
         return True
-    return plan.passing_bytes > 0 and plan.total_bytes + plan.passing_bytes <= room_bytes
+    if not plan.passing_bytes:
+        return False
+    return plan.total_bytes + plan.passing_bytes <= (available_bytes() if room_bytes is None else room_bytes)
 
 
 def plan_session(
@@ -89,7 +94,7 @@ def plan_session(
     chosen: dict[str, Any] = {name: defaults.get(name) if value is None else value for name, value in asked.items()}
     mapped = plan_memory(base, **{**chosen, "mmap": True}, **sizes)
     if chosen["mmap"] is None:
-        chosen["mmap"] = maps_well(mapped, available_bytes())
+        chosen["mmap"] = maps_well(mapped)
     plan = mapped if chosen["mmap"] else plan_memory(base, **chosen, **sizes)
     # One that comes from the disk, or waits to be written, pushes others out.
     return replace(plan, snapshots_bytes=max(budget_bytes, plan.kv_bytes if on_disk else 0))

@@ -106,8 +106,9 @@ class Session:
         # llama.cpp maps the file itself.
         self.base.file.release()
         with contextlib.ExitStack() as stack:
-            load = {"mmap": chosen.mmap, "repack": chosen.repack}
-            self.model = stack.enter_context(Model.load(base_path, **load, copied=copied_spans(self.base)))
+            self.model = stack.enter_context(
+                Model.load(base_path, mmap=chosen.mmap, repack=chosen.repack, copied=copied_spans(self.base))
+            )
             self.context = Context(
                 self.model,
                 n_ctx_tokens=self.n_ctx_tokens,
