@@ -72,8 +72,12 @@ def sampling_of(card: TaskCard, settings: Settings) -> Sampling:
     """The sampling settings of an answer.
 
     Raises:
+        TypeError: a setting that there isn't: a keyword that went through `**settings` unseen.
         InputError: values out of range.
     """
+    unknown = settings.keys() - Settings.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"no such setting: {', '.join(sorted(unknown))}; an adapter is chosen with `use` or a `choice`")
     values: dict[str, Any] = {}
     for entry in dataclasses.fields(Sampling):
         given = settings.get(entry.name)

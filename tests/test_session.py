@@ -220,6 +220,14 @@ def test_card_defaults_and_what_overrides_them(base, two):
                 session.prompt_tokens(wrong, system="also this")
 
 
+def test_a_setting_that_there_is_not_is_no_setting(base, two):
+    with Session.of_files(base, two, threads=1) as session:
+        with pytest.raises(TypeError, match="no such setting: adapter; an adapter is chosen with `use`"):
+            session.ask("hello", adapter="a")
+        with pytest.raises(TypeError, match="no such setting: max_new_tokens"):
+            session.submit("hello", max_new_tokens=3)
+
+
 def test_there_is_one_bos_when_the_template_writes_it(tmp_path):
     llama_like = "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
     base = tiny_base(tmp_path / "bos.gguf", add_bos=True, chat_template=llama_like)
