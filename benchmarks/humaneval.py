@@ -15,7 +15,7 @@ from typing import Any
 
 from ..edge.errors import InputError
 from ..edge.prompts import user_message
-from .code_block import code_of
+from .code_block import code_of, definitions
 from .code_sandbox import Limits, Verdict, run_program
 from .task import Decoding, Item, Metric, Task
 
@@ -61,11 +61,12 @@ def completion_of(problem: Mapping[str, str], text: str) -> str:
     """What an answer adds to the problem's prompt.
 
     A code block that defines the function is put behind the prompt, where it replaces the unfinished one; the imports
-    and helpers of the prompt stay. Anything else is taken as the rest of the function.
+    and helpers of the prompt stay, and the model's own trials are left out. Anything else is taken as the rest of the
+    function.
     """
     code = code_of(text)
     is_body = code[:1].isspace() and not _defines(code, problem["entry_point"])
-    return code if is_body else f"\n\n{code}"
+    return code if is_body else f"\n\n{definitions(code)}"
 
 
 def _defines(code: str, name: str) -> bool:
@@ -155,8 +156,9 @@ TASK = Task(
     load=load,
     score=score,
     protocol="0-shot, chat template, whole function asked for; the answer's first ```python block (else a bare block, "
-    "else the whole) behind the prompt must pass the official tests: standard library only, 3 s of CPU, 512 MiB, no "
-    "network; pass@k is the unbiased estimate, its interval a bootstrap over problems.",
+    "else the whole) behind the prompt, without statements that define nothing (as EvalPlus), must pass the official "
+    "tests: standard library only, 3 s of CPU, 512 MiB, no network; pass@k is the unbiased estimate, its interval a "
+    "bootstrap over problems.",
     decoding=Decoding(samples=20, temperature=0.2, top_p=0.95),
     runs_code=True,
 )

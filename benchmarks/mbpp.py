@@ -6,7 +6,7 @@ The model sees the text and the first test; all three asserts must hold, in the 
 from pathlib import Path
 
 from ..edge.prompts import mbpp_messages
-from .code_block import code_of
+from .code_block import code_of, definitions
 from .code_sandbox import run_program
 from .task import Item, Metric, Task, json_lines
 
@@ -27,7 +27,7 @@ def load(data: Path) -> list[Item]:
 
 def score(item: Item, text: str) -> dict[str, float]:
     """1 where the answer's code passes every test."""
-    verdict = run_program(code_of(text), item.truth["tests"], setup=item.truth["setup"])
+    verdict = run_program(definitions(code_of(text)), item.truth["tests"], setup=item.truth["setup"])
     return {"pass@1": float(verdict.passed)}
 
 
@@ -41,6 +41,7 @@ TASK = Task(
     load=load,
     score=score,
     protocol="0-shot, chat template, text and first test shown, one greedy answer; its first ```python block (else a "
-    "bare block, else the whole) must pass all three asserts: standard library only, 5 s of CPU, 512 MiB, no network.",
+    "bare block, else the whole), without statements that define nothing (as EvalPlus), must pass all three asserts: "
+    "standard library only, 5 s of CPU, 512 MiB, no network.",
     runs_code=True,
 )

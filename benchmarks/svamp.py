@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..edge.errors import InputError
 from ..edge.files import read_json
+from ..edge.final_number import flexible_answer, same_number, strict_answer
 from ..edge.prompts import gsm8k_messages
-from .gsm8k import flexible_answer, same_number, strict_answer
 from .task import Item, Metric, Task
 
 

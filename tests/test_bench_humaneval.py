@@ -112,6 +112,11 @@ PROBLEM = {
         ("def add(numbers):\n    return sum(numbers)", True),
         ("```python\ndef plus(numbers):\n    return sum(numbers)\n```", False),
         ("```python\ndef add(numbers):\n    return 3\n```", False),
+        (
+            "```python\ndef add(numbers):\n    return sum(numbers)\n\nassert add([1]) == 2\n```",
+            True,
+        ),  # its own trial is wrong
+        ("```python\ndef add(numbers):\n    return sum(numbers)\n\nprint(add([1, 2", True),  # cut off in a trial
         ("I cannot.", False),
         ("", False),
     ],

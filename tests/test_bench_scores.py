@@ -4,9 +4,11 @@ import json
 
 import pytest
 from slm_edge.benchmarks import dolly, gsm8k, mbpp, svamp
+from slm_edge.benchmarks.code_block import definitions
 from slm_edge.benchmarks.task import items_sha256
 from slm_edge.benchmarks.tasks import MODULES, task
 from slm_edge.edge.errors import InputError
+from slm_edge.edge.final_number import flexible_answer, normalise, strict_answer
 
 
 @pytest.mark.parametrize(
@@ -31,13 +33,13 @@ from slm_edge.edge.errors import InputError
     ],
 )
 def test_gsm8k_extraction(text, strict, flexible):
-    assert gsm8k.normalise(gsm8k.strict_answer(text)) == strict
-    assert gsm8k.normalise(gsm8k.flexible_answer(text)) == flexible
+    assert normalise(strict_answer(text)) == strict
+    assert normalise(flexible_answer(text)) == flexible
 
 
 def test_gsm8k_normalisation_of_a_whole_answer():
-    assert gsm8k.normalise("He has $2,125.\nSo\n#### 2,125") == "2125"
-    assert gsm8k.normalise("X is YES.") == "x is yes"
+    assert normalise("He has $2,125.\nSo\n#### 2,125") == "2125"
+    assert normalise("X is YES.") == "x is yes"
 
 
 def test_gsm8k_score():
@@ -66,6 +68,42 @@ def test_svamp_question():
 )
 def test_mbpp_code(text, code):
     assert mbpp.code_of(text) == code
+
+
+FUNCTION = "def f(x):\n    return x + ONE\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "kept"),
+    [
+        ("ONE = 1\n" + FUNCTION, "ONE = 1\n" + FUNCTION),
+        (
+            "import os\nONE = 1\n" + FUNCTION + "\n# a trial\nassert f(1) == 3\nprint(f(1))\n",
+            "import os\nONE = 1\n" + FUNCTION,
+        ),
+        ("ONE = 1\n" + FUNCTION + "found = f('x')\n", "ONE = 1\n" + FUNCTION),  # a variable that nothing uses
+        ("TWO = 2\nONE = TWO - 1\n" + FUNCTION, "TWO = 2\nONE = TWO - 1\n" + FUNCTION),
+        (FUNCTION + "if __name__ == '__main__':\n    f(1)\n", FUNCTION),
+        ("@cache\n" + FUNCTION + "f(", "@cache\n" + FUNCTION),  # cut off in a trial
+        ("class A:\n    pass\nfor x in []:\n    f(x)\n", "class A:\n    pass\n"),
+        (
+            "try:\n    import re\nexcept ImportError:\n    re = None\n",
+            "try:\n    import re\nexcept ImportError:\n    re = None\n",
+        ),
+        ("I cannot.", "I cannot."),
+        ("    return 1\n", "    return 1\n"),
+        ("# nothing\n", "# nothing\n"),
+        ("", ""),
+    ],
+)
+def test_a_program_is_what_it_defines(code, kept):
+    assert definitions(code) == kept
+
+
+def test_a_models_own_wrong_trial_judges_nothing():
+    item = mbpp.Item("mbpp-11", [], {"tests": ["assert f(1) == 2"], "setup": ""})
+    answer = "```python\ndef f(x):\n    return x + 1\n\nassert f(1) == 3\n```"
+    assert mbpp.score(item, answer) == {"pass@1": 1.0}
 
 
 def test_mbpp_score_runs_every_assert_and_the_setup_after_the_program():
@@ -151,7 +189,7 @@ def test_real_data_counts_and_order(shared_data):
     items = task("gsm8k").items(shared_data)
     assert items_sha256(items) == items_sha256(task("gsm8k").items(shared_data))
     assert [item.id for item in items[:3]] != ["test-0", "test-1", "test-2"]
-    assert all(gsm8k.normalise(item.truth["answer"]).lstrip("-").isdigit() for item in items)
+    assert all(normalise(item.truth["answer"]).lstrip("-").isdigit() for item in items)
 
 
 @pytest.mark.reference

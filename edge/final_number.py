@@ -1,0 +1,38 @@
+"""The number that a worked answer ends with, and whether it is the right one.
+
+    strict_answer("... #### 1,234.")  ->  "1,234."      normalise("$1,234.")  ->  "1234"
+
+Extraction and normalisation are those of EleutherAI's lm-evaluation-harness, task gsm8k version 3 (its yaml:
+strict-match, flexible-extract, regexes_to_ignore).
+"""
+
+import re
+
+INVALID = "[invalid]"
+_STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+_FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+_IGNORED = (re.compile(r","), re.compile(r"\$"), re.compile(r"(?s).*#### "), re.compile(r"\.$"))
+
+
+def strict_answer(text: str) -> str:
+    """The number behind the first `#### `, or "[invalid]"."""
+    found = _STRICT.search(text)
+    return found.group(1).strip() if found else INVALID
+
+
+def flexible_answer(text: str) -> str:
+    """The last thing that looks like a number, or "[invalid]"."""
+    found = _FLEXIBLE.findall(text)
+    return next(part for part in found[-1] if part).strip() if found else INVALID
+
+
+def normalise(answer: str) -> str:
+    """Drops `,`, `$`, all up to `#### `, and one final `.`; lower case."""
+    for ignored in _IGNORED:
+        answer = ignored.sub("", answer)
+    return answer.lower()
+
+
+def same_number(extracted: str, truth: str) -> float:
+    """1.0 where both are the same text once normalised, else 0.0. "18.00" is not "18", as in the harness."""
+    return float(normalise(extracted) == normalise(truth))
