@@ -6,12 +6,12 @@ from typing import Any
 from ..edge.gguf_file import GgufFile, ValueType
 
 
-def copy_keys(writer: Any, file: GgufFile, renamed: Callable[[str], str] = lambda key: key) -> None:
-    """Adds every key of a file but its architecture to a `gguf.GGUFWriter`, each with its type."""
+def copy_keys(writer: Any, file: GgufFile, renamed: Callable[[str], str] = lambda key: key, only: str = "") -> None:
+    """Adds every key of a file that begins with `only`, but its architecture, to a `gguf.GGUFWriter`, with its type."""
     import gguf
 
     for key, entry in file.metadata.items():
-        if key == "general.architecture":
+        if key == "general.architecture" or not key.startswith(only):
             continue
         kinds: list[Any] = [gguf.GGUFValueType(entry.type)]
         if entry.type is ValueType.ARRAY:

@@ -2,6 +2,7 @@
 
     make_base(Path("1b-q4_0.gguf"), like=Path("Llama-3.2-1B.gguf"), type=GgmlType.Q4_0)
     make_shape(Path("3b-q4_k_m.gguf"), find_shape("llama-3.2-3b"), "q4_k_m")      # of a published configuration
+    python -m slm_edge.benchmarks.random_base llama-3.2-1b q4_0 --vocabulary ggml-vocab-llama-bpe.gguf -o 1b.gguf
 
 What memory and time a model takes depends on shapes and types alone; so these can be measured where a model itself may
 not be fetched. Its answers are noise.
@@ -10,12 +11,15 @@ not be fetched. Its answers are noise.
 from pathlib import Path
 from typing import Any, Final
 
+import click
 import numpy as np
 import numpy.typing as npt
 
-from ..devices.shapes import ModelShape
+from ..devices.quant_mix import LABELS
+from ..devices.shapes import ModelShape, find_shape
 from ..devices.table_view import table_of
-from ..edge.files import atomic_file
+from ..edge.errors import InputError
+from ..edge.files import atomic_file, check_new
 from ..edge.ggml_type import GgmlType
 from ..edge.gguf_file import GgufFile
 from .gguf_out import copy_keys, finish
@@ -32,6 +36,12 @@ SCALES_AT: Final[dict[GgmlType, tuple[int, ...]]] = {
 SCALE: Final = 0.002
 # For a source that has none; a session needs one.
 TEMPLATE: Final = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
+# Llama 3's, but for the date and the system text that it always writes.
+LLAMA3_TEMPLATE: Final = (
+    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
 # The one word that the benchmarks ask with, a token of its own.
 MERGES: Final = ("Ġ h", "Ġh e", "Ġhe l", "Ġhel l", "Ġhell o")
 # Distinct random blocks; longer tensors repeat them.
@@ -78,10 +88,15 @@ def make_base(path: Path, *, like: Path, type: GgmlType, head: GgmlType | None =
     return path
 
 
-def make_shape(path: Path, shape: ModelShape, label: str) -> Path:
+def make_shape(path: Path, shape: ModelShape, label: str, vocabulary: Path | None = None) -> Path:
     """Writes a Llama of a published shape, quantised to a label of `devices.quant_mix.LABELS`.
 
-    Its vocabulary is made up, as large as the published one with as many merges.
+    Args:
+        vocabulary: a GGUF whose tokenizer is taken over, for texts whose lengths should be real; without it one is made
+            up, as large as the published one with as many merges.
+
+    Raises:
+        InputError: the vocabulary is not of the shape's size.
     """
     import gguf
 
@@ -100,8 +115,12 @@ def make_shape(path: Path, shape: ModelShape, label: str) -> Path:
         writer.add_value_length(shape.head_dim)
         writer.add_rope_dimension_count(shape.head_dim)
         writer.add_layer_norm_rms_eps(1e-5)
-        _add_vocabulary(writer, *(table.metadata[f"tokenizer.ggml.{key}"].n_values for key in ("tokens", "merges")))
-        writer.add_chat_template(TEMPLATE)
+        if vocabulary is None:
+            sizes = (table.metadata[f"tokenizer.ggml.{key}"].n_values for key in ("tokens", "merges"))
+            _add_vocabulary(writer, *sizes)
+            writer.add_chat_template(TEMPLATE)
+        else:
+            _copy_vocabulary(writer, GgufFile.open(vocabulary), shape.n_vocab)
         for name, info in table.tensors.items():
             if len(info.shape) == 1:
                 writer.add_tensor(name, np.ones(info.shape, np.float32))
@@ -132,6 +151,16 @@ def _add_vocabulary(writer: Any, n_tokens: int, n_merges: int) -> None:
     writer.add_eos_token_id(n_known - 1)
 
 
+def _copy_vocabulary(writer: Any, source: GgufFile, n_vocab: int) -> None:
+    """The tokenizer of another file; its template, else Llama 3's where the words are Llama 3's."""
+    words = source.get("tokenizer.ggml.tokens", ())
+    if len(words) != n_vocab:
+        raise InputError(f"has {len(words)} tokens, the shape {n_vocab}", where=source.path)
+    copy_keys(writer, source, only="tokenizer.")
+    if source.get("tokenizer.chat_template") is None:
+        writer.add_chat_template(LLAMA3_TEMPLATE if "<|eot_id|>" in words else TEMPLATE)
+
+
 def _add_matrix(writer: Any, name: str, dims: tuple[int, ...], kind: GgmlType, blocks: npt.NDArray[np.uint8]) -> None:
     import gguf
 
@@ -140,3 +169,22 @@ def _add_matrix(writer: Any, name: str, dims: tuple[int, ...], kind: GgmlType, b
     n = dims[1] * row_bytes // n_bytes
     raw = np.resize(blocks, (n, n_bytes)).reshape(dims[1], row_bytes)
     writer.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType(kind))
+
+
+@click.command()
+@click.argument("shape")
+@click.argument("label", type=click.Choice(sorted(LABELS)))
+@click.option(
+    "--vocabulary", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="GGUF with the tokenizer."
+)
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def main(shape: str, label: str, vocabulary: Path | None, output: Path, force: bool) -> None:
+    """Write random weights in the SHAPE of a published model (as llama-3.2-1b), quantised to LABEL (as q4_0)."""
+    check_new(output, force)
+    make_shape(output, find_shape(shape), label, vocabulary)
+    click.echo(f"{output}: {output.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
 """The memory plan against llama.cpp's own figures, against real processes, and under a real ceiling."""
 
+import dataclasses
 import json
 import re
 import resource
@@ -103,6 +104,18 @@ def test_so_is_the_plan_of_a_published_shape_that_no_file_was_read_for(tmp_path)
     path = make_shape(tmp_path / "shape.gguf", shape, "q4_0")
     row = compare(path, {"mmap": False, "repack": True}, threads=1, table=table_of(shape, "q4_0"))
     assert row["plan_over_peak"] == pytest.approx(1, abs=0.05), row
+
+
+def test_a_shape_may_have_another_files_tokenizer(base_path, base, tmp_path):
+    n_vocab = len(base.file.get("tokenizer.ggml.tokens"))
+    shape = dataclasses.replace(find_shape("smollm2-135m"), n_layers=1, n_vocab=n_vocab)
+    path = make_shape(tmp_path / "shape.gguf", shape, "q8_0", base_path)
+    with Session.of_files(path, {}, threads=1) as session, Session.of_files(base_path, {}, threads=1) as source:
+        assert session.prompt_tokens("hello world") == source.prompt_tokens("hello world")
+        assert session.ask("hello", max_tokens=2).n_tokens == 2
+    with pytest.raises(InputError, match=f"has {n_vocab} tokens, the shape 49152"):
+        make_shape(tmp_path / "other.gguf", find_shape("smollm2-135m"), "q8_0", base_path)
+    assert not (tmp_path / "other.gguf").exists()
 
 
 def test_a_run_at_the_planned_ceiling_ends_well_and_below_it_is_refused(starter_base):

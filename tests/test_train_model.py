@@ -1,6 +1,7 @@
 """The model made from a GGUF computes what llama.cpp computes, and the packed pass what plain PEFT computes."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -113,6 +114,20 @@ def some_examples(prefix=5):
     sizes = ((7, 8), (12, 9), (3, 6), (12, 14))
     rows = [(torch.randint(0, 97, (n,), generator=generator).tolist(), n_prompt) for n, n_prompt in sizes]
     return [Example((*range(prefix), *ids), n_prompt) for ids, n_prompt in rows]
+
+
+@pytest.mark.parametrize("prefix", [0, 3, 5])
+@pytest.mark.parametrize("n_rows", [1, 4])
+def test_rows_side_by_side_as_a_gpu_attends_have_the_same_loss_and_gradients(prefix, n_rows):
+    model, _ = two_models()
+    batch = pack(some_examples()[:n_rows], prefix)
+    parameters = list(trainable(model).values())
+    one_by_one = packed_loss(model, batch)
+    expected = torch.autograd.grad(one_by_one, parameters)
+    loss = packed_loss(model, dataclasses.replace(batch, padding=batch.layout.padding()))
+    torch.testing.assert_close(loss, one_by_one, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(torch.autograd.grad(loss, parameters), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("rslora", [False, True])

@@ -6,6 +6,7 @@ model = base.load_model(attention="sdpa")
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -42,6 +43,10 @@ class Base(Protocol):
         """Token ids, special tokens parsed, no BOS added."""
         ...
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        ...
+
     def is_end(self, token_id: int) -> bool:
         """Whether a token ends a generation."""
         ...
@@ -70,6 +75,10 @@ class GgufBase:
     def encode(self, text: str) -> list[int]:
         """Token ids as on the device."""
         return self._vocab.encode(text, special=True, add_bos=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, as on the device."""
+        return self._vocab.decode(list(ids))
 
     def is_end(self, token_id: int) -> bool:
         """Whether llama.cpp stops at the token."""
@@ -126,6 +135,10 @@ class HfBase:
     def encode(self, text: str) -> list[int]:
         """Token ids of the folder's tokenizer."""
         return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def is_end(self, token_id: int) -> bool:
         """Whether the token is an EOS of the tokenizer or of the generation config."""

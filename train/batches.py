@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attention import Layout
+from .attention import Layout, Padding
 from .examples import Example
 
 
@@ -25,6 +25,7 @@ class Packed:
         at: (m,) places in `ids` whose next token is a completion token.
         targets: (m,) those next tokens.
         active: (n, 1), 1 where an aLoRA acts; None: it acts everywhere.
+        padding: how a GPU lays the rows side by side for attention; None: row by row.
     """
 
     ids: Tensor
@@ -34,11 +35,14 @@ class Packed:
     at: Tensor
     targets: Tensor
     active: Tensor | None = None
+    padding: Padding | None = None
 
     def to(self, device: str) -> "Packed":
         """The same on another device."""
+        if device == "cpu":
+            return self
         moved: Any = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        return replace(self, **moved, padding=self.layout.padding().to(device))
 
 
 def pack(examples: Sequence[Example], prefix_tokens: int) -> Packed:

@@ -9,6 +9,7 @@ from ..edge.commands_options import threads_option
 from ..edge.console import emit, json_option, progress
 from ..edge.errors import InputError
 from . import recipe_file
+from .commands_rationales import own_rationales
 
 
 def summary(name: str, record: dict[str, Any], output: Path) -> str:
@@ -218,4 +219,4 @@ def own_answers(base: Path, data: tuple[Path, ...], output: Path, n_prompts: int
     emit({**found, "file": str(output)}, as_json, f"{output}: {found['rows']} of {found['prompts']} answers ended")
 
 
-TOOLS = (recipes, compress, memory, own_answers, starter)
+TOOLS = (recipes, compress, memory, own_answers, own_rationales, starter)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..edge.errors import UnsupportedError
 from ..edge.gguf_file import GgufFile
-from .blocks import DECODERS
+from .blocks import DECODERS, dequantize
 from .frozen import BlockEmbedding, BlockLinear
 from .recipe import Weights
 
@@ -189,8 +189,10 @@ def places(gguf: GgufFile) -> dict[str, Place]:
     return found
 
 
-def numbers_of(gguf: GgufFile, name: str, place: Place) -> Tensor:
-    """One tensor, f32, as transformers wants it."""
+def numbers_of(gguf: GgufFile, name: str, place: Place, device: str = "cpu") -> Tensor:
+    """One tensor, f32, as transformers wants it; a matrix for a GPU is decoded there."""
+    if device != "cpu" and _is_matrix(gguf, name) and gguf.tensors[name].type in DECODERS:
+        return dequantize(blocks_of(gguf, name, place).to(device), gguf.tensors[name].type)
     return torch.from_numpy(np.array(place.in_order(tensor_of(gguf, name)), copy=True))
 
 
@@ -241,7 +243,7 @@ def _fill(model: Any, gguf: GgufFile, weights: Weights, device: str) -> None:
         if place.kind == "weight" and _is_matrix(gguf, name) and weights in ("gguf", "nf4"):
             _replace(model, gguf, name, place, weights, device)
         else:
-            state[f"{place.module}.{place.kind}"] = numbers_of(gguf, name, place).to(dtype)
+            state[f"{place.module}.{place.kind}"] = numbers_of(gguf, name, place, device).to(dtype)
         gguf.release()
     tied = model.config.tie_word_embeddings
     if tied and weights in ("f32", "bf16"):
@@ -293,5 +295,5 @@ def _replace(model: nn.Module, gguf: GgufFile, name: str, place: Place, weights:
         else:
             from .nf4 import Nf4Linear
 
-            new = Nf4Linear(numbers_of(gguf, name, place).to(device), bias)
+            new = Nf4Linear(numbers_of(gguf, name, place, device).to(device), bias)
     model.set_submodule(place.module, new)

@@ -61,6 +61,25 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def prepare_gpu() -> None:
+    """How torch computes on a GPU, for all that follows in this process."""
+    # f32 products on the matrix units (TF32): finer than bf16, several times as fast as true f32
+    torch.set_float32_matmul_precision("high")
+    # cuDNN's attention plans anew for each shape of a pass, and no two passes have the same
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def device_record(device: str) -> dict[str, Any]:
+    """What train.json says of where it was computed."""
+    if device == "cpu":
+        return {"device": device}
+    return {
+        "device": device,
+        "device_name": torch.cuda.get_device_name(),
+        "gpu_peak_bytes": torch.cuda.max_memory_allocated(),
+    }
+
+
 def train(
     recipe: Recipe,
     *,
@@ -124,7 +143,9 @@ def train(
         ranks.wait()
         stop_at = checkpoint.step_in(folder) if finish else None
         n_threads = threads or max(1, available_cores() // ranks.on_this_host)
-        with Workers(n_threads if device == "cpu" else 1) as workers, memory_advice(recipe):
+        if device != "cpu":
+            prepare_gpu()
+        with Workers(n_threads if device == "cpu" else 1) as workers, memory_advice(recipe, device):
             machine = Machine(workers, ranks, ranks.device(device))
             loaded = opened.load_model(attention.register(), recipe.weights, machine.device)
             model = add_lora(loaded, recipe, opened.name, prepared.invocation)
@@ -150,7 +171,7 @@ def train(
             "held_out_loss": losses,
             "trained_parameters": sum(p.numel() for p in trainable(model).values()),
             "processes": ranks.n,
-            "device": device,
+            **device_record(device),
             "curve": state.curve,
             "evaluations": state.evaluations,
         }

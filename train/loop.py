@@ -47,7 +47,8 @@ class Machine:
 
     def passes(self, rows: Sequence[Example], data: Data, recipe: Recipe) -> list[Packed]:
         """This process's share of the forward passes over `rows`."""
-        multiple = self.ranks.n if self.ranks.n > 1 else 2
+        # two at least for the cores of a CPU; a GPU computes one after another, and each costs it the same launches
+        multiple = self.ranks.n if self.ranks.n > 1 or self.device != "cpu" else 2
         split = split_by_tokens(rows, data.prefix_tokens, recipe.forward_tokens, multiple)
         return [pack(part, data.prefix_tokens).to(self.device) for part in self.ranks.mine(split)]
 
@@ -57,6 +58,13 @@ def memory_bytes() -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
+
+
+def memory_text(device: str) -> str:
+    """How much memory the run takes where it computes: resident now, or of a GPU at most so far."""
+    if device == "cpu":
+        return f"memory {human_bytes(memory_bytes())}"
+    return f"GPU memory {human_bytes(torch.cuda.max_memory_allocated())} at most"
 
 
 def packed_loss(model: "PeftModel", batch: Packed) -> Tensor:
@@ -69,6 +77,7 @@ def packed_loss(model: "PeftModel", batch: Packed) -> Tensor:
             use_cache=False,
             layout=batch.layout,
             row_mask=batch.row_mask,
+            padding=batch.padding,
         )
     return completion_loss(out.last_hidden_state[0, batch.at], causal.lm_head, batch.targets)
 
@@ -133,8 +142,9 @@ def train_step(
 class _Pace:
     """Tokens per second, over the last steps, and the time left."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, device: str) -> None:
         self._marks = [(time.monotonic(), step, 0)]
+        self._device = device
 
     def mark(self, step: int, n_tokens: int) -> None:
         self._marks = [*self._marks[-20:], (time.monotonic(), step, self._marks[-1][2] + n_tokens)]
@@ -145,7 +155,7 @@ class _Pace:
         left_s = int((n_steps - step) * seconds / max(1, last - first))
         eta = f"{left_s // 3600}:{left_s // 60 % 60:02}:{left_s % 60:02}"
         pace = (after - before) / seconds
-        return f"loss {loss:.3f}  {pace:.0f} tokens/s  ETA {eta}  memory {human_bytes(memory_bytes())}"
+        return f"loss {loss:.3f}  {pace:.0f} tokens/s  ETA {eta}  {memory_text(self._device)}"
 
 
 def run(
@@ -182,7 +192,7 @@ def run(
     if state.step and first:
         note(f"taken up at step {state.step} of {n_steps}")
     interrupted = _Interrupt()
-    pace, saved_at = _Pace(state.step), time.monotonic()
+    pace, saved_at = _Pace(state.step, machine.device), time.monotonic()
     todo = [] if state.stopped_early else steps(data.train, recipe.batch, last, recipe.seed, start=state.step)
     with interrupted, _shown(f"training {recipe.task}", last, first) as advance:
         advance(state.step)
@@ -191,7 +201,7 @@ def run(
             if recipe.dropout > 0 and (machine.ranks.n > 1 or machine.device != "cpu"):
                 # no generator's state is kept for these: each step and process draws from a seed of its own
                 torch.manual_seed((recipe.seed * 1_000_003 + state.step) * machine.ranks.n + machine.ranks.index)
-            with memory_advice(recipe):
+            with memory_advice(recipe, machine.device):
                 loss, n_tokens, n_completion, stop = train_step(
                     model, optimizer, rows, data, recipe, lr, machine, interrupted.asked
                 )
@@ -266,8 +276,8 @@ class _Interrupt:
 class memory_advice:
     """Turns running out of memory into advice: which knob of the recipe to turn, the cheapest first."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
+    def __init__(self, recipe: Recipe, device: str = "cpu") -> None:
+        self._recipe, self._device = recipe, device
 
     def __enter__(self) -> None:
         return None
@@ -278,15 +288,16 @@ class memory_advice:
             knobs = [
                 f"lower --forward-tokens (now {recipe.forward_tokens}): a pass's memory is nearly proportional to it, "
                 "the result the same but for rounding",
-                "run fewer passes at once: --threads 1; the result stays the same",
                 f"lower --max-tokens (now {recipe.max_tokens}): longer rows are then left out",
             ]
+            if self._device == "cpu":
+                knobs.insert(1, "run fewer passes at once: --threads 1; the result stays the same")
             if recipe.weights == "f32":
-                knobs.insert(2, "--weights gguf keeps the frozen weights as the GGUF's blocks, bf16 halves them")
+                knobs.insert(-1, "--weights gguf keeps the frozen weights as the GGUF's blocks, bf16 halves them")
             elif recipe.weights == "bf16":
                 knobs.insert(2, "--weights gguf (of a GGUF base) or nf4 takes about a third of bf16")
             raise DoesNotFitError(
-                f"memory ran out in a training step ({human_bytes(memory_bytes())} resident)",
+                f"memory ran out in a training step ({memory_text(self._device)})",
                 problems=knobs,
                 hint="--threads takes up the last checkpoint; the others begin anew (--fresh)",
             ) from error

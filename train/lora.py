@@ -86,6 +86,11 @@ def fuse(model: nn.Module, adapter: str | None = ADAPTER) -> None:
             setattr(layer, "forward", _fused_forward(layer, adapter))  # noqa: B010 - mypy refuses the plain form
 
 
+def quiet_bitsandbytes() -> None:
+    """PEFT imports bitsandbytes where it is installed, which then warns of kernels that nothing here would call."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def add_lora(model: "PreTrainedModel", recipe: Recipe, base_name: str, invocation: Sequence[int] = ()) -> "PeftModel":
     """Puts a fresh adapter on the model; A is drawn from torch's generator, B is zero, everything else is frozen.
 
@@ -96,8 +101,7 @@ def add_lora(model: "PreTrainedModel", recipe: Recipe, base_name: str, invocatio
         UnsupportedError: the recipe's targets are not in the model (raised by Recipe's own check before).
     """
     if recipe.weights != "nf4":
-        # peft imports bitsandbytes where it is installed, which then warns of kernels that nothing here would call
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        quiet_bitsandbytes()
     from peft import LoraConfig, get_peft_model
 
     alpha: Any = int(recipe.alpha) if float(recipe.alpha).is_integer() else recipe.alpha

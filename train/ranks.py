@@ -3,6 +3,9 @@
     accelerate launch --multi_gpu --num_processes 2 -m slm_edge.edge train my.toml
     torchrun --nproc-per-node 2 -m slm_edge.edge train my.toml --device cpu
 
+More processes than GPUs share them and speak through gloo, as NCCL takes one process a GPU: for trying it out, not for
+speed.
+
 A step's passes are dealt out to the processes and their gradients summed, so that the recipe means the same on any
 number: `batch` is the rows of a step over all of them. Sums over processes round otherwise in the last bits.
 """
@@ -34,10 +37,13 @@ class Ranks:
         self.n = int(os.environ.get("WORLD_SIZE", "1"))
         self.index = int(os.environ.get("RANK", "0"))
         self._state: Any = None
+        self._gloo = False
         if self.n > 1:
             from accelerate import PartialState
 
-            self._state = PartialState(cpu=device == "cpu")
+            shared = device != "cpu" and self.on_this_host > torch.cuda.device_count()
+            self._gloo = shared or device == "cpu"
+            self._state = PartialState(cpu=device == "cpu", **({"backend": "gloo"} if shared else {}))
 
     def __enter__(self) -> "Ranks":
         return self
@@ -50,7 +56,11 @@ class Ranks:
 
     def wait(self) -> None:
         """Waits until all processes are here."""
-        if self._state is not None:
+        if self._state is None:
+            return
+        if self._gloo:
+            torch.distributed.barrier()
+        else:
             self._state.wait_for_everyone()
 
     def device(self, kind: str) -> str:

@@ -1,0 +1,227 @@
+"""Worked answers of the model's own that came out right, as training rows: rejection sampling.
+
+    counts = own_rationales("base.gguf", [Path("gsm8k/train.jsonl")], Path("own.jsonl"), adapter=Path("math.gguf"))
+
+A model, with an adapter or without, answers each problem several times; answers with the right number are kept, at most
+so many that reckon differently for each problem (rejection sampling fine-tuning, Yuan et al. 2023, arXiv 2308.01825).
+Gold answers are another hand's: learning them can cost an instruct model more than they teach.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..edge.batch import generate_batch
+from ..edge.console import Advance
+from ..edge.errors import InputError
+from ..edge.files import atomic_file
+from ..edge.final_number import INVALID, flexible_answer, normalise, same_number, strict_answer
+from ..edge.prompts import gsm8k_messages
+from ..edge.session import Session
+from .bases import Base, open_base
+from .examples import read_rows
+from .lora import quiet_bitsandbytes
+from .sampling import sample
+
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+
+
+def right_answer(text: str, truth: str) -> str | None:
+    """The text as a training row's answer, `#### N` in its last line; None where its number isn't `truth`.
+
+    A text with the mark is judged by the number behind it, another by its last number.
+    """
+    marked = strict_answer(text)
+    found = flexible_answer(text) if marked == INVALID else marked
+    if found == INVALID or not same_number(found, truth):
+        return None
+    body = text.split("####")[0].strip()
+    return f"{body}\n#### {normalise(truth)}" if body else None
+
+
+def reckoning(text: str) -> tuple[str, ...]:
+    """The numbers of an answer in their order: two answers with the same ones reckon alike."""
+    return tuple(number.replace(",", "") for number in _NUMBER.findall(text))
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How answers are drawn.
+
+    Attributes:
+        n_samples: answers drawn to each problem.
+        max_prompt_tokens: longer problems are left out.
+        n_parallel: answers computed at once.
+        threads: of llama.cpp; None: its own choice.
+    """
+
+    n_samples: int = 4
+    temperature: float = 0.7
+    max_prompt_tokens: int = 256
+    max_tokens: int = 256
+    seed: int = 1
+    n_parallel: int = 16
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One answer to problem number `problem`; cut ones have no text."""
+
+    problem: int
+    text: str | None
+    n_tokens: int
+
+
+def own_rationales(
+    base: str | Path,
+    data: Sequence[Path],
+    output: Path,
+    *,
+    adapter: Path | None = None,
+    n_kept: int = 4,
+    drawing: Drawing | None = None,
+    device: str = "cpu",
+    advance: Advance | None = None,
+) -> dict[str, Any]:
+    """Draws answers and writes the right ones as rows of `question` and `answer`.
+
+    On a CPU llama.cpp answers, where base and adapter are GGUF files; else the model in torch, on a GPU in bf16.
+
+    Args:
+        base: a GGUF or a Hugging Face folder.
+        data: files of rows with `question` and `answer`, whose last line is `#### N`.
+        adapter: a GGUF adapter or a PEFT folder; without it the base itself answers.
+        n_kept: right answers of different reckoning that are kept of a problem at most, first come.
+        device: cpu or cuda.
+        advance: told of each answer.
+
+    Returns:
+        Counts of problems, answers, right answers, problems with one, and rows written; tokens and seconds.
+
+    Raises:
+        InputError: a row has no question or no final number, the adapter is the other engine's, or no answer is right.
+    """
+    drawing = drawing or Drawing()
+    base = Path(base)
+    problems = [_problem(row, path) for path in data for row in read_rows(path)]
+    exported = adapter is not None and adapter.is_file()
+    by_llama_cpp = device == "cpu" and base.is_file() and (adapter is None or exported)
+    if exported and not by_llama_cpp:
+        raise InputError("on a GPU, and on a folder, an adapter is a PEFT folder", where=adapter)
+    draw = _by_llama_cpp if by_llama_cpp else partial(_by_torch, device=device)
+    begun = time.monotonic()
+    questions = [question for question, _ in problems]
+    answers = draw(base, adapter, questions, drawing, lambda *_: advance(1) if advance else None)
+    seconds = time.monotonic() - begun
+    if not answers:
+        raise InputError(f"no problem has at most {drawing.max_prompt_tokens} tokens", where=data[0])
+    rows: list[dict[str, str]] = []
+    seen: dict[int, set[tuple[str, ...]]] = {}
+    n_right = 0
+    for answer in answers:
+        question, truth = problems[answer.problem]
+        text = None if answer.text is None else right_answer(answer.text, truth)
+        if text is None:
+            continue
+        n_right += 1
+        of_problem = seen.setdefault(answer.problem, set())
+        if len(of_problem) < n_kept and reckoning(text) not in of_problem:
+            of_problem.add(reckoning(text))
+            rows.append({"question": question, "answer": text})
+    if not rows:
+        raise InputError(f"none of {len(answers)} answers was right", hint="more --samples, or start from an --adapter")
+    with atomic_file(output) as aside:
+        aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return {
+        "problems": len({answer.problem for answer in answers}),
+        "answers": len(answers),
+        "ended": sum(answer.text is not None for answer in answers),
+        "right": n_right,
+        "problems_right": len(seen),
+        "rows": len(rows),
+        "tokens": sum(answer.n_tokens for answer in answers),
+        "seconds": seconds,
+    }
+
+
+def _by_llama_cpp(
+    base: Path, adapter: Path | None, questions: Sequence[str], drawing: Drawing, on_done: Callable[..., object]
+) -> list[Drawn]:
+    """Draws through the session that runs the base on a device; top-k, top-p and min-p are the session's own."""
+    adapters = {} if adapter is None else {"own": (adapter, None)}
+    with Session.of_files(base, adapters, threads=drawing.threads) as session:
+        asked = [gsm8k_messages(question) for question in questions]
+        fitting = [at for at, m in enumerate(asked) if len(session.prompt_tokens(m)) <= drawing.max_prompt_tokens]
+        places = [at for at in fitting for _ in range(drawing.n_samples)]
+        answers = generate_batch(
+            session,
+            [asked[at] for at in places],
+            adapter="own" if adapters else None,
+            max_tokens=drawing.max_tokens,
+            temperature=drawing.temperature,
+            seed=drawing.seed,
+            n_parallel=drawing.n_parallel,
+            on_done=on_done,
+        )
+    return [
+        Drawn(at, answer.text if answer.stop_reason == "end" else None, answer.n_tokens)
+        for at, answer in zip(places, answers, strict=True)
+    ]
+
+
+def _by_torch(
+    base: Path,
+    adapter: Path | None,
+    questions: Sequence[str],
+    drawing: Drawing,
+    on_done: Callable[..., object],
+    *,
+    device: str,
+) -> list[Drawn]:
+    """Draws from the model in torch, where thousands of answers share each step of a GPU."""
+    opened = open_base(base)
+    asked = [opened.encode(opened.template.render(gsm8k_messages(question))) for question in questions]
+    places = [
+        at for at, ids in enumerate(asked) if len(ids) <= drawing.max_prompt_tokens for _ in range(drawing.n_samples)
+    ]
+    answers = sample(
+        _model(opened, adapter, device),
+        [asked[at] for at in places],
+        is_end=opened.is_end,
+        max_tokens=drawing.max_tokens,
+        temperature=drawing.temperature,
+        seed=drawing.seed,
+        n_parallel=drawing.n_parallel,
+        on_done=on_done,
+    )
+    return [
+        Drawn(at, opened.decode(answer.ids) if answer.ended else None, len(answer.ids))
+        for at, answer in zip(places, answers, strict=True)
+    ]
+
+
+def _problem(row: dict[str, Any], path: Path) -> tuple[str, str]:
+    """Question and right number of a row."""
+    question, answer = row.get("question"), row.get("answer")
+    if not isinstance(question, str) or not isinstance(answer, str) or strict_answer(answer) == INVALID:
+        raise InputError("a row has no question, or no answer with a final line '#### N'", where=path)
+    return question, strict_answer(answer)
+
+
+def _model(base: Base, adapter: Path | None, device: str) -> Any:
+    """The base with the adapter merged into its f32 weights, for drawing alone."""
+    model: Any = base.load_model("sdpa", "f32", device)
+    if adapter is not None:
+        quiet_bitsandbytes()
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    return model.to(torch.float32 if device == "cpu" else torch.bfloat16).eval()
