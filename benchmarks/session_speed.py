@@ -4,9 +4,12 @@
 
 Prefill: 512 random tokens to the first chosen one, through the session (its chunks, its books), against llama-bench's
 pp512. Decode: 128 tokens through a whole answer (sampling, text, stops), against tg128, which samples nothing. A ratio
-is the tool's seconds over ours in one round, so 0.98 is 2 % slower; the bound holds for the median. `llama-bench`
-starts anew in each round (`-r 1`, after its own warm-up), and a session is opened anew and warmed up: where the system
-puts their buffers moves either by some percent.
+is the tool's seconds over ours in one round, so 0.98 is 2 % slower; the bound holds for the median. In each round
+`llama-bench` starts anew (`-r 1`, after its own warm-up), and so does a process with a session, warmed up too: where
+the system puts their buffers moves either by some percent, and a second session of a process gets worse places. On
+Linux the tool runs over the very libraries of this Python's llama-cpp-python, if it was built from the same llama.cpp:
+two builds of one source differ by some percent too. `--own-libraries` leaves
+it those that it was built with.
 
 Python's cost: the same answer with `llama_decode` replaced by nothing; the sampling in C is measured by itself.
 
@@ -33,6 +36,7 @@ import numpy as np
 
 from ..edge.base_info import BaseInfo
 from ..edge.errors import EngineError
+from ..edge.llama import lib
 from ..edge.pack_write import NewAdapter, build_pack
 from ..edge.sampling import Sampler, Sampling
 from ..edge.session import Session
@@ -45,6 +49,13 @@ N_PROMPT: Final = 512
 N_DECODE: Final = 128
 LEAST_RATIO: Final = 0.98
 MOST_OVERHEAD_S: Final = 0.4
+CHILD: Final = """
+import json, sys
+from pathlib import Path
+from slm_edge.benchmarks.session_speed import measure
+base, threads = json.loads(sys.argv[1])
+print(json.dumps(measure(Path(base), threads)))
+"""
 QUESTION: Final = "What is the capital of France?"
 
 
@@ -134,35 +145,58 @@ class Ours:
         return {"without_model": whole, "sampling_in_c": sampling, "python": whole - sampling}
 
 
-def _run(command: Sequence[Any]) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, stdin=subprocess.DEVNULL, check=False)
+def our_libraries() -> dict[str, str]:
+    """The environment in which a program of the same llama.cpp loads the libraries that this Python does (Linux)."""
+    ours = Path(lib().__file__).parent / "lib"
+    places = [str(ours), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(places)}
+
+
+def _run(command: Sequence[Any], environment: dict[str, str] | None = None) -> str:
+    words = [str(part) for part in command]
+    done = subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL, check=False, env=environment)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         raise EngineError(f"ended with code {done.returncode}", where=str(command[0]), problems=lines[-3:])
     return done.stdout.decode(errors="replace")
 
 
-def bench_s(tool: Path, base: Path, threads: int) -> tuple[float, float]:
+def bench_s(tool: Path, base: Path, threads: int, environment: dict[str, str] | None) -> tuple[float, float]:
     """llama-bench's seconds for the prompt and for the tokens."""
-    rows = json.loads(
-        _run([tool, "-m", base, "-p", N_PROMPT, "-n", N_DECODE, "-r", 1, "-t", threads, "-ngl", 0, "-o", "json"])
-    )
+    command = [tool, "-m", base, "-p", N_PROMPT, "-n", N_DECODE, "-r", 1, "-t", threads, "-ngl", 0, "-o", "json"]
+    rows = json.loads(_run(command, environment))
     found = {("prompt" if row["n_prompt"] else "decode"): row["avg_ns"] / 1e9 for row in rows}
     return found["prompt"], found["decode"]
 
 
-def speeds(base: Path, threads: int | None, tool: Path | None, rounds: int) -> dict[str, Any]:
+def measure(base: Path, threads: int | None) -> dict[str, Any]:
+    """Our seconds for the prompt and for the tokens, and what of a token is not the model, in this process."""
+    with Session.of_files(base, {}, threads=threads) as session:
+        ours = Ours(session)
+        ours.prefill_s(), ours.decode_s()
+        seconds = (ours.prefill_s(), ours.decode_s())
+        return {"threads": session.context.threads, "seconds": seconds, "us_per_token": ours.python_us()}
+
+
+def one_round(base: Path, threads: int | None) -> dict[str, Any]:
+    """`measure` in a process of its own."""
+    found: dict[str, Any] = json.loads(_run([sys.executable, "-c", CHILD, json.dumps([str(base), threads])]))
+    return found
+
+
+def speeds(
+    base: Path, threads: int | None, tool: Path | None, rounds: int, own_libraries: bool = False
+) -> dict[str, Any]:
     """Prefill and decode in turns with llama-bench, or alone, and the parts of a token that are not the model."""
+    environment = None if own_libraries else our_libraries()
     mine, theirs, costs = [], [], []
     for _ in range(rounds):
-        with Session.of_files(base, {}, threads=threads) as session:
-            threads = session.context.threads
-            ours = Ours(session)
-            ours.prefill_s(), ours.decode_s()
-            mine.append((ours.prefill_s(), ours.decode_s()))
-            costs.append(ours.python_us())
+        own = one_round(base, threads)
+        threads = own["threads"]
+        mine.append(own["seconds"])
+        costs.append(own["us_per_token"])
         if tool is not None:
-            theirs.append(bench_s(tool, base, threads))
+            theirs.append(bench_s(tool, base, threads, environment))
     found: dict[str, Any] = {"threads": threads}
     for i, (name, n_tokens) in enumerate((("prefill", N_PROMPT), ("decode", N_DECODE))):
         found[f"{name}_tokens_per_s"] = spread([n_tokens / seconds[i] for seconds in mine])
@@ -170,6 +204,7 @@ def speeds(base: Path, threads: int | None, tool: Path | None, rounds: int) -> d
             found[f"llama_bench_{name}_tokens_per_s"] = spread([n_tokens / seconds[i] for seconds in theirs])
             found[f"{name}_ratio"] = spread([other[i] / own[i] for own, other in zip(mine, theirs, strict=True)])
     if theirs:
+        found["same_libraries"] = not own_libraries
         found["within_bound"] = all(found[f"{name}_ratio"]["median"] >= LEAST_RATIO for name in ("prefill", "decode"))
     found["us_per_token"] = {name: spread([cost[name] for cost in costs]) for name in costs[0]}
     return found
@@ -217,14 +252,22 @@ def cold_start(tool: Path, base: Path, threads: int, runs: int, cold_file: bool)
 @click.argument("base", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--llama-bench", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--llama-cli", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="llama-completion.")
+@click.option("--own-libraries", is_flag=True, help="llama-bench over the libraries that it was built with.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--threads", type=int)
 @click.option("--cold-file", is_flag=True, help="Drop the base from the page cache before each start.")
 def main(
-    base: Path, llama_bench: Path | None, llama_cli: Path | None, rounds: int, threads: int | None, cold_file: bool
+    base: Path,
+    llama_bench: Path | None,
+    llama_cli: Path | None,
+    own_libraries: bool,
+    rounds: int,
+    threads: int | None,
+    cold_file: bool,
 ) -> None:
     """Measure a session against llama.cpp's tools."""
-    result: dict[str, Any] = {"base": base.name, "rounds": rounds, **speeds(base, threads, llama_bench, rounds)}
+    measured = speeds(base, threads, llama_bench, rounds, own_libraries)
+    result: dict[str, Any] = {"base": base.name, "rounds": rounds, **measured}
     if llama_cli is not None:
         result["cold_start"] = cold_start(llama_cli, base, result["threads"], rounds, cold_file)
     click.echo(json.dumps(result, indent=2))
