@@ -1,9 +1,10 @@
 """The answers of one cell (task x adapter), one JSON line each, written as they come: what a run resumes from.
 
 The first line says what was measured (the identity); a file of another identity has another name, so answers of a
-changed adapter, prompt or cap are never mixed. A line cut short by kill -9 is dropped and its item run again.
-Nothing of the data is in it but item ids, and what the model repeated of its prompt. Where a file isn't there, its
-archive NAME.jsonl.xz is read (`bench pack-answers` writes it), and a run that goes on unpacks it first.
+changed adapter or prompt are never mixed. A new file takes over what ended by itself under a smaller cap. A line cut
+short by kill -9 is dropped and its item run again. Nothing of the data is in it but item ids, and what the model
+repeated of its prompt. Where a file isn't there, its archive NAME.jsonl.xz is read (`bench pack-answers` writes it),
+and a run that goes on unpacks it first.
 """
 
 import hashlib
@@ -113,6 +114,21 @@ def parsed(data: bytes, where: Path, of: Identity | None = None) -> tuple[Identi
     return identity, records, whole
 
 
+def ended_below(folder: Path, identity: Identity) -> list[Record]:
+    """Answers of the same cell under a smaller cap that ended before it: a larger one changes nothing of them."""
+    found: dict[str, Record] = {}
+    rest = {**json.loads(json.dumps(identity)), "max_tokens": None}
+    stem = answer_path(folder, identity).name.rsplit(".", 2)[0]
+    for place in sorted(folder.glob(f"{stem}.*.jsonl")) + sorted(folder.glob(f"{stem}.*.jsonl.xz")):
+        other, records, _ = parsed(place.read_bytes() if place.suffix == ".jsonl" else unpacked(place), place)
+        if other is None or {**other, "max_tokens": None} != rest or other["max_tokens"] >= identity["max_tokens"]:
+            continue
+        for record in records:
+            if record.stop_reason in ("end", "stop"):
+                found.setdefault(record.id, record)
+    return list(found.values())
+
+
 def _line(row: Mapping[str, Any]) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
 
@@ -134,7 +150,9 @@ class AnswerFile:
         self.records: dict[str, Record] = {}
         self._stream: BinaryIO | None = None
         whole = self._read(identity)
-        self.run = 1 + max((record.run for record in self.records.values()), default=-1)
+        earlier = ended_below(folder, identity) if write and whole == 0 else []
+        runs = [record.run for record in (*self.records.values(), *earlier)]
+        self.run = 1 + max(runs, default=-1)
         if write:
             if not self.path.exists() and archive_path(self.path).exists():
                 with atomic_file(self.path) as aside:
@@ -143,6 +161,8 @@ class AnswerFile:
             os.ftruncate(self._stream.fileno(), whole)
             if whole == 0:
                 self._write({"identity": identity})
+            for record in earlier:
+                self.add(record)
 
     def _read(self, identity: Identity) -> int:
         """Fills `records`; returns how many bytes are whole lines."""

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 CHART_WIDTH = 50
+# Of a cell's answers, from which on it is said that they were cut off.
+SHARE_CUT = 0.05
 
 
 def number(value: float, binary: bool) -> str:
@@ -150,7 +152,17 @@ def _effort(report: Mapping[str, Any]) -> list[str]:
         f"- {task}: {n} samples of each problem, temperature {temperature:g}, top-p {top_p:g}, seed {seed}."
         for task, n, temperature, top_p, seed in sorted(drawn)
     ]
-    return [*lines, *_energy(report)]
+    return [*lines, *_cut(report), *_energy(report)]
+
+
+def _cut(report: Mapping[str, Any]) -> list[str]:
+    """Where answers were cut off, which may have cost a score: the protocol's doing, not the model's."""
+    cut = [
+        f"{row['task']} x {column_name(row['adapter'])} {100 * row['cut_at_cap']:.0f} % (at {row['max_tokens']} tokens)"
+        for row in report["cells"]
+        if row.get("cut_at_cap", 0) >= SHARE_CUT
+    ]
+    return [f"- Answers cut off before their end: {', '.join(cut)}; `--max-tokens` allows longer ones."] if cut else []
 
 
 def joules_text(joules: float | None) -> str:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from build_gguf import tiny_adapter, tiny_base
@@ -237,6 +238,35 @@ def test_answer_files_are_kept_apart_and_checked(pack, data, tmp_path):
     os.replace(path, AnswerFile(tmp_path, longer.identity).path)
     with pytest.raises(DamagedError, match="something else"):
         AnswerFile(tmp_path, longer.identity)
+
+
+def test_what_ended_under_a_smaller_cap_is_taken_over(pack, data, tmp_path):
+    columns = columns_of(pack, ("none", "math"))
+    small, _ = plan([task("gsm8k")], pack, columns, data, Wanted(limit=3, max_tokens=6))
+    large, other = plan([task("gsm8k")], pack, columns, data, Wanted(limit=3, max_tokens=9))
+    names = [item.id for item in small.items[:3]]
+    ended, cut, stopped = (
+        replace(record(name, 1.0), stop_reason=reason, n_tokens=6 if reason == "max_tokens" else 4)
+        for name, reason in zip(names, ("end", "max_tokens", "stop"), strict=True)
+    )
+    with AnswerFile(tmp_path, small.identity, write=True) as answers:
+        for one in (ended, cut, stopped):
+            answers.add(one)
+    report = make_report([small], tmp_path, about_pack(pack), made_at="now", command="x")
+    assert "- Answers cut off before their end: gsm8k x base 33 % (at 6 tokens);" in markdown(report)
+    with AnswerFile(tmp_path, large.identity) as answers:
+        assert answers.records == {}  # reading takes nothing over
+    with AnswerFile(tmp_path, large.identity, write=True) as answers:
+        assert list(answers.records.values()) == [ended, stopped]
+        assert answers.run == 1
+        answers.add(replace(cut, text="longer", run=1, stop_reason="end"))
+    report = make_report([large], tmp_path, about_pack(pack), made_at="now", command="x")
+    assert report["cells"][0]["n"] == 3
+    assert "cut off" not in markdown(report)
+    with AnswerFile(tmp_path, small.identity, write=True) as answers:
+        assert answers.records[cut.id] == cut  # its own file is what a smaller cap goes on with
+    with AnswerFile(tmp_path, other.identity, write=True) as answers:
+        assert answers.records == {}
 
 
 def test_packed_answers_are_gone_on_from(pack, data, tmp_path, slm_edge):
