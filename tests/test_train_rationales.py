@@ -13,7 +13,9 @@ from slm_edge.edge.errors import InputError
 from slm_edge.edge.final_number import flexible_answer, normalise
 from slm_edge.edge.prompts import gsm8k_messages
 from slm_edge.edge.session import Session
+from slm_edge.train.job import train
 from slm_edge.train.own_rationales import Drawing, _by_llama_cpp, _by_torch, own_rationales, reckoning, right_answer
+from slm_edge.train.recipe import Recipe
 from slm_edge.train.sampling import sample
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -153,6 +155,11 @@ def test_what_cannot_be_used_is_said(made, tmp_path):
     base, adapter, data, _, _ = made
     with pytest.raises(InputError, match="no question, or no answer with a final line"):
         own_rationales(base, [write_jsonl(tmp_path / "a.jsonl", [{"question": "x", "answer": "7"}])], tmp_path / "o")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no GPU can be used: torch"):
+            own_rationales(base, [data], tmp_path / "o", device="cuda")
+        with pytest.raises(InputError, match="no GPU can be used: torch"):
+            train(Recipe(task="math"), base=base, data=[data], output=tmp_path / "o", device="cuda")
     with pytest.raises(InputError, match="an adapter is a PEFT folder"):
         own_rationales(base, [data], tmp_path / "o", adapter=adapter, device="cuda")
     long = write_jsonl(tmp_path / "b.jsonl", [{"question": "word " * 300, "answer": "#### 7"}])

@@ -61,8 +61,17 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def prepare_gpu() -> None:
-    """How torch computes on a GPU, for all that follows in this process."""
+def prepare_device(device: str) -> None:
+    """Sets how torch computes on a GPU, for all that follows in this process; nothing on a CPU.
+
+    Raises:
+        InputError: this torch sees no GPU.
+    """
+    if device == "cpu":
+        return
+    if not torch.cuda.is_available():
+        built = "was built without CUDA" if torch.version.cuda is None else "finds none"
+        raise InputError(f"no GPU can be used: torch {torch.__version__} {built}", hint="--device cpu")
     # f32 products on the matrix units (TF32): finer than bf16, several times as fast as true f32
     torch.set_float32_matmul_precision("high")
     # cuDNN's attention plans anew for each shape of a pass, and no two passes have the same
@@ -107,11 +116,12 @@ def train(
         The record, as in train.json.
 
     Raises:
-        InputError: data, base or the adapter to start from cannot be used, or `output` exists.
+        InputError: data, base, device or the adapter to start from cannot be used, or `output` exists.
         DoesNotFitError: memory ran out.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError("exists already", where=output, hint="choose another place, or remove it first")
+    prepare_device(device)
     extras = extras or Extras()
     start = {"start": start_identity(extras.start, recipe)} if extras.start else {}
     with Ranks(device) as ranks:
@@ -143,8 +153,6 @@ def train(
         ranks.wait()
         stop_at = checkpoint.step_in(folder) if finish else None
         n_threads = threads or max(1, available_cores() // ranks.on_this_host)
-        if device != "cpu":
-            prepare_gpu()
         with Workers(n_threads if device == "cpu" else 1) as workers, memory_advice(recipe, device):
             machine = Machine(workers, ranks, ranks.device(device))
             loaded = opened.load_model(attention.register(), recipe.weights, machine.device)

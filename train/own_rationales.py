@@ -27,6 +27,7 @@ from ..edge.prompts import gsm8k_messages
 from ..edge.session import Session
 from .bases import Base, open_base
 from .examples import read_rows
+from .job import prepare_device
 from .lora import quiet_bitsandbytes
 from .sampling import sample
 
@@ -107,7 +108,7 @@ def own_rationales(
         Counts of problems, answers, right answers, problems with one, and rows written; tokens and seconds.
 
     Raises:
-        InputError: a row has no question or no final number, the adapter is the other engine's, or no answer is right.
+        InputError: a row has no question or no final number, device or adapter cannot be used, or no answer is right.
     """
     drawing = drawing or Drawing()
     base = Path(base)
@@ -116,6 +117,7 @@ def own_rationales(
     by_llama_cpp = device == "cpu" and base.is_file() and (adapter is None or exported)
     if exported and not by_llama_cpp:
         raise InputError("on a GPU, and on a folder, an adapter is a PEFT folder", where=adapter)
+    prepare_device(device)
     draw = _by_llama_cpp if by_llama_cpp else partial(_by_torch, device=device)
     begun = time.monotonic()
     questions = [question for question, _ in problems]
