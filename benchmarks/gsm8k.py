@@ -6,7 +6,7 @@ question in the model's chat template.
 
 from pathlib import Path
 
-from ..edge.final_number import flexible_answer, same_number, strict_answer
+from ..edge.final_number import boxed_answer, equal_numbers, flexible_answer, same_number, strict_answer
 from ..edge.prompts import gsm8k_messages
 from .task import Item, Metric, Task, json_lines
 
@@ -21,9 +21,13 @@ def load(data: Path) -> list[Item]:
 
 
 def score(item: Item, text: str) -> dict[str, float]:
-    """Both extractions against the item's number."""
+    """The extractions against the item's number."""
     truth = item.truth["answer"]
-    return {"strict": same_number(strict_answer(text), truth), "flexible": same_number(flexible_answer(text), truth)}
+    return {
+        "strict": same_number(strict_answer(text), truth),
+        "flexible": same_number(flexible_answer(text), truth),
+        "boxed": equal_numbers(boxed_answer(text), truth),
+    }
 
 
 TASK = Task(
@@ -35,9 +39,11 @@ TASK = Task(
     metrics=(
         Metric("strict", True, "exact match, strict"),
         Metric("flexible", True, "exact match, flexible"),
+        Metric("boxed", True, "exact match, boxed, as numbers"),
     ),
     load=load,
     score=score,
     protocol="0-shot, chat template, greedy; the number behind the first `####` (strict) or the last one (flexible), "
-    "extracted and compared as lm-evaluation-harness gsm8k v3.",
+    "extracted and compared as lm-evaluation-harness gsm8k v3; or the last one in the last \\boxed{}, compared as "
+    "numbers (boxed).",
 )

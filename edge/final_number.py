@@ -1,9 +1,10 @@
-"""The number that a worked answer ends with, and whether it is the right one.
+r"""The number that a worked answer ends with, and whether it is the right one.
 
     strict_answer("... #### 1,234.")  ->  "1,234."      normalise("$1,234.")  ->  "1234"
 
 Extraction and normalisation are those of EleutherAI's lm-evaluation-harness, task gsm8k version 3 (its yaml:
-strict-match, flexible-extract, regexes_to_ignore).
+strict-match, flexible-extract, regexes_to_ignore). `boxed_answer` and `equal_numbers` are beside it, for models that
+were taught to put their answer into a box: the last number misses "\boxed{8} years old, 4 years from now".
 """
 
 import re
@@ -11,6 +12,7 @@ import re
 INVALID = "[invalid]"
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+_BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
 _IGNORED = (re.compile(r","), re.compile(r"\$"), re.compile(r"(?s).*#### "), re.compile(r"\.$"))
 
 
@@ -36,3 +38,17 @@ def normalise(answer: str) -> str:
 def same_number(extracted: str, truth: str) -> float:
     """1.0 where both are the same text once normalised, else 0.0. "18.00" is not "18", as in the harness."""
     return float(normalise(extracted) == normalise(truth))
+
+
+def boxed_answer(text: str) -> str:
+    r"""The last number in the last `\boxed{...}`; without one, `flexible_answer`."""
+    found = _BOXED.findall(text)
+    return flexible_answer(found[-1] if found else text)
+
+
+def equal_numbers(extracted: str, truth: str) -> float:
+    """1.0 where both are numbers and equal: here "18.00" is "18"."""
+    try:
+        return float(float(normalise(extracted)) == float(normalise(truth)))
+    except ValueError:
+        return 0.0

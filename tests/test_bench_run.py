@@ -210,7 +210,7 @@ def test_report_counts_the_whole_beginning_and_pairs(pack, data, tmp_path):
     assert [(cell["n"], cell["n_wanted"]) for cell in report["cells"]] == [(40, 40), (30, 40)]
     assert report["cells"][0]["wall_s"] == 39
     assert report["cells"][1]["metrics"]["strict"]["value"] == pytest.approx(10 / 30)
-    [strict, _] = report["comparisons"]
+    [strict, *_] = report["comparisons"]
     expected = paired_shares([1.0 if i % 9 == 0 else 0.0 for i in range(30)], right[:30])
     assert {key: strict[key] for key in expected.as_dict()} == expected.as_dict()
     json.dumps(report, allow_nan=False)
@@ -311,10 +311,14 @@ def test_answers_are_scored_again_by_todays_rules(pack, data, tmp_path, slm_edge
     with AnswerFile(tmp_path / "answers", cell.identity, write=True) as answers:
         for item in cell.items[:3]:
             text = f"#### {item.truth['answer'] if item is right else 'x'}"
-            answers.add(Record(item.id, text, {"strict": 0.0, "flexible": 0.0}, 10, 5, "end", 0, 1.0))
+            answers.add(Record(item.id, text, {"strict": 0.0, "flexible": 0.0, "boxed": 0.0}, 10, 5, "end", 0, 1.0))
     command = ["bench", "gsm8k", "--pack", pack.folder, "--data", data, "--adapter", "math", "--max-tokens", 6]
     code, out, err = slm_edge(*command, "--limit", 3, "--out", tmp_path, "--rescore", "--report-only", "--json")
     assert code == 0
     assert "1 answers have other scores now" in err
     assert json.loads(out)["cells"][0]["metrics"]["strict"]["value"] == pytest.approx(1 / 3)
-    assert AnswerFile(tmp_path / "answers", cell.identity).records[right.id].scores == {"strict": 1, "flexible": 1}
+    assert AnswerFile(tmp_path / "answers", cell.identity).records[right.id].scores == {
+        "strict": 1,
+        "flexible": 1,
+        "boxed": 1,
+    }

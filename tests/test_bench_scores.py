@@ -44,9 +44,12 @@ def test_gsm8k_normalisation_of_a_whole_answer():
 
 def test_gsm8k_score():
     item = gsm8k.Item("test-0", [], {"answer": "1,450,000"})
-    assert gsm8k.score(item, "so #### 1450000") == {"strict": 1, "flexible": 1}
-    assert gsm8k.score(item, "so it is $1,450,000.") == {"strict": 0, "flexible": 1}
-    assert gsm8k.score(item, "#### 1450000 and 3") == {"strict": 1, "flexible": 0}
+    assert gsm8k.score(item, "so #### 1450000") == {"strict": 1, "flexible": 1, "boxed": 1}
+    assert gsm8k.score(item, "so it is $1,450,000.") == {"strict": 0, "flexible": 1, "boxed": 1}
+    assert gsm8k.score(item, "#### 1450000 and 3") == {"strict": 1, "flexible": 0, "boxed": 0}
+    assert gsm8k.score(item, r"\boxed{1,450,000.00} dollars in 4 years") == {"strict": 0, "flexible": 0, "boxed": 1}
+    assert gsm8k.score(item, r"\boxed{7}, no, \boxed{\text{\$}1450000}") == {"strict": 0, "flexible": 1, "boxed": 1}
+    assert gsm8k.score(item, r"1450000, so \boxed{x}") == {"strict": 0, "flexible": 1, "boxed": 0}
 
 
 def test_svamp_question():
@@ -197,7 +200,7 @@ def test_real_answers_score_full(shared_data):
     rows = [json.loads(line) for line in (shared_data / "gsm8k" / "test.jsonl").read_text().splitlines()]
     by_id = {f"test-{number}": row["answer"] for number, row in enumerate(rows)}
     for item in task("gsm8k").items(shared_data):
-        assert gsm8k.score(item, by_id[item.id]) == {"strict": 1, "flexible": 1}
+        assert gsm8k.score(item, by_id[item.id]) == {"strict": 1, "flexible": 1, "boxed": 1}
     for item in task("dolly").items(shared_data)[:40]:
         assert dolly.score(item, item.truth["answer"])["rouge1"] == pytest.approx(1)
     codes = {}
