@@ -89,6 +89,11 @@ def unpacked(archive: Path) -> bytes:
         raise DamagedError(f"is not a whole xz file ({error})", where=archive) from None
 
 
+def content(place: Path) -> bytes:
+    """The lines of an answer file or of its archive; DamagedError as `unpacked`."""
+    return unpacked(place) if place.suffix == ".xz" else place.read_bytes()
+
+
 def parsed(data: bytes, where: Path, of: Identity | None = None) -> tuple[Identity | None, list[Record], int]:
     """An answer file's identity, its records, and how many bytes are whole lines. None: not even one line is whole.
 
@@ -120,7 +125,7 @@ def ended_below(folder: Path, identity: Identity) -> list[Record]:
     rest = {**json.loads(json.dumps(identity)), "max_tokens": None}
     stem = answer_path(folder, identity).name.rsplit(".", 2)[0]
     for place in sorted(folder.glob(f"{stem}.*.jsonl")) + sorted(folder.glob(f"{stem}.*.jsonl.xz")):
-        other, records, _ = parsed(place.read_bytes() if place.suffix == ".jsonl" else unpacked(place), place)
+        other, records, _ = parsed(content(place), place)
         if other is None or {**other, "max_tokens": None} != rest or other["max_tokens"] >= identity["max_tokens"]:
             continue
         for record in records:
@@ -169,8 +174,7 @@ class AnswerFile:
         place = self.path if self.path.exists() else archive_path(self.path)
         if not place.exists():
             return 0
-        data = place.read_bytes() if place == self.path else unpacked(place)
-        _, records, whole = parsed(data, place, identity)
+        _, records, whole = parsed(content(place), place, identity)
         for record in records:
             self.records.setdefault(record.id, record)
         return whole

@@ -17,12 +17,11 @@ from ..edge.console import note, progress
 from ..edge.errors import InputError
 from ..edge.files import read_json, write_json
 from . import attention
-from .alora import activated
 from .bases import open_base
 from .batches import Packed
 from .frozen import dense_of
 from .job import RECORD
-from .loop import Machine
+from .loop import Machine, completion_states
 from .lora import fuse
 from .prepare import as_sources, prepare
 from .ranks import Ranks
@@ -70,7 +69,7 @@ def compare(base: Path, data: Sequence[Path], *, before: Path, after: Path) -> d
         passes = Machine(workers, ranks).passes(prepared.data.held_out, prepared.data, recipe)
         with progress("measuring", len(passes), "passes") as advance:
             for batch in passes:
-                states = {name: _hidden(model, None if name == "base" else name, batch) for name in losses}
+                states = {name: _states(model, None if name == "base" else name, batch) for name in losses}
                 for start in range(0, len(batch.targets), PIECE_TOKENS):
                     piece = slice(start, start + PIECE_TOKENS)
                     logs = {name: _log_probabilities(model, state[piece]) for name, state in states.items()}
@@ -93,20 +92,10 @@ def compare(base: Path, data: Sequence[Path], *, before: Path, after: Path) -> d
     return measured
 
 
-def _hidden(model: "PeftModel", adapter: str | None, batch: Packed) -> Tensor:
-    """Last hidden states (m, width) at the completion tokens, under one adapter or none."""
+def _states(model: "PeftModel", adapter: str | None, batch: Packed) -> Tensor:
+    """`completion_states` under one adapter, or none."""
     fuse(model, adapter)
-    causal: Any = model.get_base_model()
-    with activated(batch.active):
-        out = causal.model(
-            input_ids=batch.ids,
-            position_ids=batch.positions,
-            use_cache=False,
-            layout=batch.layout,
-            row_mask=batch.row_mask,
-        )
-    hidden: Tensor = out.last_hidden_state[0, batch.at]
-    return hidden
+    return completion_states(model, batch)
 
 
 def _log_probabilities(model: "PeftModel", hidden: Tensor) -> Tensor:

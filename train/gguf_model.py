@@ -190,10 +190,10 @@ def places(gguf: GgufFile) -> dict[str, Place]:
 
 
 def numbers_of(gguf: GgufFile, name: str, place: Place, device: str = "cpu") -> Tensor:
-    """One tensor, f32, as transformers wants it; a matrix for a GPU is decoded there."""
+    """One tensor on `device`, f32, as transformers wants it; a matrix for a GPU is decoded there."""
     if device != "cpu" and _is_matrix(gguf, name) and gguf.tensors[name].type in DECODERS:
         return dequantize(blocks_of(gguf, name, place).to(device), gguf.tensors[name].type)
-    return torch.from_numpy(np.array(place.in_order(tensor_of(gguf, name)), copy=True))
+    return torch.from_numpy(np.array(place.in_order(tensor_of(gguf, name)), copy=True)).to(device)
 
 
 def blocks_of(gguf: GgufFile, name: str, place: Place) -> Tensor:
@@ -295,5 +295,5 @@ def _replace(model: nn.Module, gguf: GgufFile, name: str, place: Place, weights:
         else:
             from .nf4 import Nf4Linear
 
-            new = Nf4Linear(numbers_of(gguf, name, place, device).to(device), bias)
+            new = Nf4Linear(numbers_of(gguf, name, place, device), bias)
     model.set_submodule(place.module, new)

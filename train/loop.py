@@ -67,8 +67,8 @@ def memory_text(device: str) -> str:
     return f"GPU memory {human_bytes(torch.cuda.max_memory_allocated())} at most"
 
 
-def packed_loss(model: "PeftModel", batch: Packed) -> Tensor:
-    """Summed cross-entropy (nats) of the completion tokens of one pass."""
+def completion_states(model: "PeftModel", batch: Packed) -> Tensor:
+    """Last hidden states (m, width) from which the completion tokens of one pass are told."""
     causal: Any = model.get_base_model()
     with activated(batch.active):
         out = causal.model(
@@ -79,7 +79,14 @@ def packed_loss(model: "PeftModel", batch: Packed) -> Tensor:
             row_mask=batch.row_mask,
             padding=batch.padding,
         )
-    return completion_loss(out.last_hidden_state[0, batch.at], causal.lm_head, batch.targets)
+    states: Tensor = out.last_hidden_state[0, batch.at]
+    return states
+
+
+def packed_loss(model: "PeftModel", batch: Packed) -> Tensor:
+    """Summed cross-entropy (nats) of the completion tokens of one pass."""
+    causal: Any = model.get_base_model()
+    return completion_loss(completion_states(model, batch), causal.lm_head, batch.targets)
 
 
 def held_out_loss(model: "PeftModel", data: Data, recipe: Recipe, machine: Machine) -> float | None:

@@ -71,6 +71,11 @@ class Drawing:
     n_parallel: int = 16
     threads: int | None = None
 
+    def places(self, prompt_tokens: Sequence[int]) -> list[int]:
+        """Which problems are asked, each as often as answers are drawn, from the lengths of all prompts."""
+        fitting = [at for at, n_tokens in enumerate(prompt_tokens) if n_tokens <= self.max_prompt_tokens]
+        return [at for at in fitting for _ in range(self.n_samples)]
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -161,8 +166,7 @@ def _by_llama_cpp(
     adapters = {} if adapter is None else {"own": (adapter, None)}
     with Session.of_files(base, adapters, threads=drawing.threads) as session:
         asked = [gsm8k_messages(question) for question in questions]
-        fitting = [at for at, m in enumerate(asked) if len(session.prompt_tokens(m)) <= drawing.max_prompt_tokens]
-        places = [at for at in fitting for _ in range(drawing.n_samples)]
+        places = drawing.places([len(session.prompt_tokens(messages)) for messages in asked])
         answers = generate_batch(
             session,
             [asked[at] for at in places],
@@ -191,9 +195,7 @@ def _by_torch(
     """Draws from the model in torch, where thousands of answers share each step of a GPU."""
     opened = open_base(base)
     asked = [opened.encode(opened.template.render(gsm8k_messages(question))) for question in questions]
-    places = [
-        at for at, ids in enumerate(asked) if len(ids) <= drawing.max_prompt_tokens for _ in range(drawing.n_samples)
-    ]
+    places = drawing.places([len(ids) for ids in asked])
     answers = sample(
         _model(opened, adapter, device),
         [asked[at] for at in places],
