@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..edge.errors import InputError
+from ..edge.files import sha256_file
 from ..edge.names import did_you_mean
+from ..edge.onnx_engine import runtime
+from ..edge.onnx_folder import ONNX_FILE
+from ..edge.onnx_pack import onnx_adapters, onnx_folder
 from ..edge.pack import Pack, PackedAdapter
 from ..edge.pack_write import ROUTER_FILE
 from .answers import Identity
@@ -135,26 +139,48 @@ def _identity(
     return identity
 
 
-def columns_of(pack: Pack, names: Sequence[str]) -> list[Column]:
+def columns_of(pack: Pack, names: Sequence[str], engine: str = "llama") -> list[Column]:
     """The columns named: an adapter, "none" (the base alone), "each" (the base and every adapter), "auto" (the router).
 
+    Args:
+        engine: "onnx" for the pack's ONNX form, with the adapters that have one.
+
     Raises:
-        InputError: a name that the pack doesn't have; nearest names are given. "auto" in a pack without a router.
+        InputError: a name that the pack doesn't have; nearest names are given. "auto" in a pack without a router. No
+            ONNX form where one is asked for.
     """
     chosen: dict[str, Column] = {}
+    adapters, facts = (pack.adapters, None) if engine == "llama" else (onnx_adapters(pack), _onnx_facts(pack))
     for name in names or ("each",):
         if name == "each":
-            chosen |= {"none": Column(None), **{key: Column(key, one) for key, one in pack.adapters.items()}}
+            chosen["none"] = Column(None, facts=facts)
+            chosen |= {key: Column(key, one, facts) for key, one in adapters.items()}
         elif name == "none":
-            chosen["none"] = Column(None)
-        elif name in pack.adapters:
-            chosen[name] = Column(name, pack.adapters[name])
+            chosen["none"] = Column(None, facts=facts)
+        elif name in adapters:
+            chosen[name] = Column(name, adapters[name], facts)
         elif name == AUTO:
-            chosen[AUTO] = Column(AUTO, facts=_router_facts(pack))
+            chosen[AUTO] = Column(AUTO, facts=_router_facts(pack) | (facts or {}))
+        elif name in pack.adapters:
+            raise InputError(
+                f"the adapter {name!r} has no ONNX form",
+                where=pack.folder,
+                hint=f"slm-edge export onnx-adapter, then slm-edge pack add PACK {name} {name}.onnx_adapter",
+            )
         else:
-            near = did_you_mean(name, [*pack.adapters, "none", "each", AUTO])
+            near = did_you_mean(name, [*adapters, "none", "each", AUTO])
             raise InputError(f"the pack {pack.name} has no adapter {name!r}", hint=f"there are: {', '.join(near)}")
     return list(chosen.values())
+
+
+def _onnx_facts(pack: Pack) -> dict[str, Any]:
+    """What answers of the ONNX form depend on besides: its files, told by its description, and onnxruntime."""
+    description = onnx_folder(pack) / ONNX_FILE
+    return {
+        "engine": "onnx",
+        "onnx_base_sha256": sha256_file(description),
+        "onnxruntime": runtime().__version__,
+    }
 
 
 def _router_facts(pack: Pack) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from ..edge.llama import lib
 from .task import Item
 
 if TYPE_CHECKING:
+    from ..edge.onnx_session import OnnxSession
     from ..edge.session import Session
+    from ..edge.vocab import Vocab
 
 # Logits of so many tokens are held at once: at 4 bytes x vocabulary each, 50 MB for 49,152
 _BATCH_TOKENS = 256
@@ -56,9 +58,9 @@ class Likelihoods:
     stop_reason: str = "end"
 
 
-def _tokens_of(session: "Session", item: Item) -> _Tokens:
+def _tokens_of(vocab: "Vocab", item: Item) -> _Tokens:
     assert item.raw is not None
-    encode = session.model.vocab.encode
+    encode = vocab.encode
     context = len(encode(item.raw, special=False, add_bos=True))
     texts = [encode(f"{item.raw} {ending}", special=False, add_bos=True) for ending in item.endings]
     # At least one token of each is left to be scored, and one in front to predict it
@@ -77,6 +79,32 @@ def log_softmax_at(logits: npt.NDArray[np.float32], token_ids: Sequence[int]) ->
     return [float(logits[token]) - float(most) - float(total) for token in token_ids]
 
 
+def _waiting(vocab: "Vocab", items: Sequence[Item], room_tokens: int) -> list[_Tokens]:
+    waiting = [_tokens_of(vocab, item) for item in items]
+    longest = max((max(map(len, one.texts)) for one in waiting), default=0)
+    if longest > room_tokens:
+        raise DoesNotFitError(f"an item has {longest} tokens; the base holds {room_tokens}")
+    return waiting
+
+
+def score_endings_onnx(
+    session: "OnnxSession", adapter: str | None, items: Sequence[Item], on_done: Callable[[int, Any], None]
+) -> None:
+    """As `score_endings`, on onnxruntime: one ending after the other behind its item's beginning, computed once."""
+    choice = session.choice_of(adapter)
+    for index, one in enumerate(_waiting(session.vocab, items, session.n_ctx_tokens)):
+        context = one.texts[0][: one.start]
+        session.lane.begin(context, session.sections(choice, context))
+        found = [[value] for value in log_softmax_at(session.engine.row, [text[one.start] for text in one.texts])]
+        for values, text in zip(found, one.texts, strict=True):
+            # The last token predicts nothing that is asked for
+            if ending := text[one.start : -1]:
+                rows = session.lane.look_ahead(ending)
+                for row, token in zip(rows, text[one.start + 1 :], strict=True):
+                    values += log_softmax_at(row, [token])
+        on_done(index, _likelihoods(one, found))
+
+
 def score_endings(
     session: "Session", adapter: str | None, items: Sequence[Item], on_done: Callable[[int, Any], None]
 ) -> None:
@@ -86,10 +114,7 @@ def score_endings(
         DoesNotFitError: an item is longer than the base's context.
     """
     choice = session.choice_of(adapter)
-    waiting = [_tokens_of(session, item) for item in items]
-    longest = max((max(map(len, one.texts)) for one in waiting), default=0)
-    if longest > session.base.n_ctx_train_tokens:
-        raise DoesNotFitError(f"an item has {longest} tokens; the base holds {session.base.n_ctx_train_tokens}")
+    waiting = _waiting(session.model.vocab, items, session.base.n_ctx_train_tokens)
     room = max(_ROOM_TOKENS, max((one.n_cells for one in waiting), default=0))
     endings = max((len(one.texts) for one in waiting), default=1)
     n_sequences = min(256, endings * 8)

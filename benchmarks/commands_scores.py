@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..edge.commands_options import data_option, threads_option
+from ..edge.commands_options import data_option, engine_option, threads_option
 from ..edge.console import emit, json_option, note
 from .tasks import DEFAULT, MODULES, task
 
@@ -27,6 +27,7 @@ DEFAULT_PARALLEL = 16
 @click.option(
     "--adapter", "names", multiple=True, metavar="NAME|none|each|auto", help="May be given again.  [default: each]"
 )
+@engine_option
 @click.option("--endpoint", metavar="URL", help="Measure a server with the OpenAI API instead of a pack.")
 @click.option(
     "--model", "models", multiple=True, metavar="NAME", help="Its model; may be given again, one column each."
@@ -52,6 +53,7 @@ def scores(
     tasks: tuple[str, ...],
     pack_folder: Path | None,
     names: tuple[str, ...],
+    engine: str,
     endpoint: str | None,
     models: tuple[str, ...],
     limit: int | None,
@@ -84,6 +86,7 @@ def scores(
       slm-edge bench --data DATA --out bench
       slm-edge bench gsm8k svamp --adapter math --adapter none --limit 200 --data DATA
       slm-edge bench humaneval --samples 1 --temperature 0 --adapter each --adapter auto --data DATA
+      slm-edge bench hellaswag --adapter none --engine onnx --data DATA
       slm-edge bench gsm8k --endpoint http://localhost:8000/v1 --model my-lora --data DATA
     """
     from ..edge.pack import Pack
@@ -92,11 +95,11 @@ def scores(
     chosen = [task(name) for name in dict.fromkeys(tasks or DEFAULT)]
     wanted = Wanted(limit, limit_others, max_tokens, _decoding(chosen, samples, temperature, top_p), seed)
     pack = None if endpoint is not None else Pack.open(pack_folder)
-    cells = plan(chosen, pack, _columns(pack, pack_folder, names, endpoint, models, chosen), data, wanted)
-    command = _command(tasks, names, models, wanted, endpoint)
+    cells = plan(chosen, pack, _columns(pack, pack_folder, names, engine, endpoint, models, chosen), data, wanted)
+    command = _command(tasks, names, models, wanted, engine, endpoint)
 
     def report(path: Path) -> dict[str, Any]:
-        return _write_report(cells, path, _about(pack, endpoint, cells, path), command)
+        return _write_report(cells, path, _about(pack, engine, endpoint, cells, path), command)
 
     if not report_only or rescore:
         _check_code(cells, allow_unsafe)
@@ -104,7 +107,7 @@ def scores(
         _rescore(cells, out)
     if not report_only:
         if pack is not None:
-            _measure_pack(cells, out, pack, parallel, threads, report)
+            _measure_pack(cells, out, pack, engine, parallel, threads, report)
         else:
             assert endpoint is not None
             from .endpoint import Endpoint, endpoint_generator
@@ -138,6 +141,7 @@ def _columns(
     pack: "Pack | None",
     pack_folder: Path | None,
     names: Sequence[str],
+    engine: str,
     endpoint: str | None,
     models: Sequence[str],
     tasks: "Sequence[Task]",
@@ -148,14 +152,14 @@ def _columns(
     if pack is not None:
         if models:
             raise InputError("--model names a model of --endpoint, which is not given")
-        return columns_of(pack, names)
+        return columns_of(pack, names, engine)
     if not models:
         raise InputError(
             "--endpoint needs the name of a model", hint="--model NAME; the server's /v1/models lists them"
         )
-    if names or pack_folder is not None:
+    if names or pack_folder is not None or engine != "llama":
         raise InputError(
-            "--pack and --adapter are for packs; an endpoint's adapters are its models", hint="--model NAME"
+            "--pack, --adapter and --engine are for packs; an endpoint's adapters are its models", hint="--model NAME"
         )
     if unfit := [task.name for task in tasks if task.way != "answers"]:
         raise UnsupportedError(
@@ -164,12 +168,14 @@ def _columns(
     return [Column(model, facts={"endpoint_model": model}) for model in dict.fromkeys(models)]
 
 
-def _about(pack: "Pack | None", endpoint: str | None, cells: "Sequence[Cell]", out: Path) -> dict[str, Any]:
+def _about(
+    pack: "Pack | None", engine: str, endpoint: str | None, cells: "Sequence[Cell]", out: Path
+) -> dict[str, Any]:
     from .answers import AnswerFile
     from .report import about_pack
 
     if pack is not None:
-        return about_pack(pack)
+        return about_pack(pack, engine)
     served: dict[str, None] = {}
     for cell in cells:
         with AnswerFile(out / "answers", cell.identity) as answers:
@@ -204,11 +210,13 @@ def _measure_pack(
     cells: "Sequence[Cell]",
     out: Path,
     pack: "Pack",
+    engine: str,
     parallel: int,
     threads: int | None,
     report: Callable[[Path], object],
 ) -> None:
     from ..devices.sensors import Sensors
+    from ..edge.onnx_session import OnnxSession
     from ..edge.session import Session
     from .answers import AnswerFile
     from .energy import Joules
@@ -220,8 +228,12 @@ def _measure_pack(
         identity = identities.get((task_name, adapter))
         return {} if identity is None else AnswerFile(out / "answers", identity).records
 
-    pack.base_path(allow_pull=True)
-    with Session.open(pack, threads=threads) as session, Joules(Sensors()) as joules:
+    if engine == "onnx":
+        opened: OnnxSession | Session = OnnxSession.open(pack, threads=threads)
+    else:
+        pack.base_path(allow_pull=True)
+        opened = Session.open(pack, threads=threads)
+    with opened as session, Joules(Sensors()) as joules:
         _measure(cells, out, session_generator(session, parallel, known), report, joules.totals)
 
 
@@ -249,10 +261,12 @@ def _measure(
 
 
 def _command(
-    tasks: Sequence[str], names: Sequence[str], models: Sequence[str], wanted: Any, endpoint: str | None
+    tasks: Sequence[str], names: Sequence[str], models: Sequence[str], wanted: Any, engine: str, endpoint: str | None
 ) -> str:
     """What was measured, as a command; folders, which say nothing to others, are left out."""
     words = ["slm-edge bench", *tasks, *(f"--adapter {name}" for name in names)]
+    if engine != "llama":
+        words += [f"--engine {engine}"]
     if endpoint is not None:
         words += ["--endpoint URL", *(f"--model {model}" for model in models)]
     options = {

@@ -7,14 +7,15 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from ..edge.errors import DoesNotFitError
+from ..edge.onnx_session import OnnxSession
 from ..edge.sampling import Sampling
 from ..edge.stream import Request
 from .answers import Record
 from .cells import Cell, Column
-from .choices import score_endings
+from .choices import score_endings, score_endings_onnx
 from .runner import Generate
 from .task import Item, sample_seed
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ..edge.choice import Choice
     from ..edge.session import Session
 
+AnySession = Union["Session", OnnxSession]
 # Answers per place in the batch between two points where all are done
 BLOCK_ROUNDS = 8
 # task, adapter -> answers that are there already, by item id
@@ -40,11 +42,12 @@ class Routed:
         return getattr(self.answer, name)
 
 
-def session_generator(session: "Session", n_parallel: int, known: Known | None = None) -> Generate:
-    """Answers of a session.
+def session_generator(session: AnySession, n_parallel: int, known: Known | None = None) -> Generate:
+    """Answers of a session, on either engine.
 
     Args:
-        n_parallel: answers computed at once. It can change an answer's last bits, see `edge/batcher.py`.
+        n_parallel: answers computed at once by llama.cpp, which can change an answer's last bits, see
+            `edge/batcher.py`; onnxruntime makes one after the other.
         known: answers of single adapters, which the router's column takes over where it chooses the same.
     """
 
@@ -63,7 +66,7 @@ def session_generator(session: "Session", n_parallel: int, known: Known | None =
 
 
 def _answer_routed(
-    session: "Session",
+    session: AnySession,
     cell: Cell,
     items: Sequence[Item],
     indices: Sequence[int],
@@ -88,7 +91,7 @@ def _answer_routed(
         _answer(session, dataclasses.replace(cell, column=column), items, missing, n_parallel, tell)
 
 
-def _routed(session: "Session", item: Item) -> str | None:
+def _routed(session: AnySession, item: Item) -> str | None:
     """The adapter that the router chooses for what is asked: the last turn, or the bare text."""
     prompt = item.raw if item.raw is not None else item.messages[-1]["content"]
     name: str | None = session.choose(prompt).adapter
@@ -96,7 +99,7 @@ def _routed(session: "Session", item: Item) -> str | None:
 
 
 def _answer(
-    session: "Session",
+    session: AnySession,
     cell: Cell,
     items: Sequence[Item],
     indices: Sequence[int],
@@ -106,7 +109,11 @@ def _answer(
     if not indices:
         return
     if cell.task.way == "choices":
-        score_endings(session, cell.adapter_name, [items[i] for i in indices], functools.partial(_of, indices, on_done))
+        asked, tell = [items[i] for i in indices], functools.partial(_of, indices, on_done)
+        if isinstance(session, OnnxSession):
+            score_endings_onnx(session, cell.adapter_name, asked, tell)
+        else:
+            score_endings(session, cell.adapter_name, asked, tell)
         return
     order = sorted(indices, key=lambda i: _length(items[i]))
     choice = session.choice_of(cell.adapter_name)
@@ -142,12 +149,13 @@ def _sampling(cell: Cell, item: Item) -> Sampling:
     )
 
 
-def _request(session: "Session", cell: Cell, item: Item, choice: "Choice") -> Request:
+def _request(session: AnySession, cell: Cell, item: Item, choice: "Choice") -> Request:
     if item.raw is None:
         ids, n_shared_tokens = session.rendered(item.messages, None, choice)
     else:
-        ids, n_shared_tokens = session.model.vocab.encode(item.raw, special=False, add_bos=True), 0
-    room = session.base.n_ctx_train_tokens
+        vocab = session.vocab if isinstance(session, OnnxSession) else session.model.vocab
+        ids, n_shared_tokens = vocab.encode(item.raw, special=False, add_bos=True), 0
+    room = session.n_ctx_tokens if isinstance(session, OnnxSession) else session.base.n_ctx_train_tokens
     if len(ids) >= room:
         raise DoesNotFitError(f"{cell.label}: the prompt of {item.id} has {len(ids)} tokens; the base holds {room}")
     return Request(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..edge.errors import SlmEdgeError
+from ..edge.onnx_engine import runtime
 from ..edge.pack import Pack
 from .answers import AnswerFile, Record, identity_sha256
 from .cells import AUTO, Cell
@@ -118,9 +119,10 @@ def _compare(metric: Metric, cell: Cell, first: Sequence[float], second: Sequenc
     return compare(first[:n], second[:n])
 
 
-def about_pack(pack: Pack) -> dict[str, Any]:
+def about_pack(pack: Pack, engine: str = "llama") -> dict[str, Any]:
     """What was measured, with its hashes; the chat template's where the base is at hand."""
     return {
+        **({"onnxruntime": runtime().__version__} if engine == "onnx" else {}),
         "pack": {
             "name": pack.name,
             "base": {"file": pack.base.file_name, "sha256": pack.base.sha256, "fingerprint": pack.base.fingerprint},

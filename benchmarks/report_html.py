@@ -4,7 +4,7 @@ import html as escape_html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .report_text import column_name, columns, joules_text, number, p_text
+from .report_text import column_name, columns, joules_text, number, p_text, versions
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1a1d21;background:#fff}
@@ -30,8 +30,7 @@ def html(report: Mapping[str, Any]) -> str:
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
         f"<title>Scores of {_e(title)}</title><style>{_STYLE}</style><h1>Scores of {_e(title)}</h1>",
-        f"<p><small>{_e(report['made_at'])}, <code>{_e(report['command'])}</code>, slm-edge {_e(report['slm_edge'])}, "
-        f"llama-cpp-python {_e(report['llama_cpp_python'])}</small></p>",
+        f"<p><small>{_e(report['made_at'])}, <code>{_e(report['command'])}</code>, {_e(versions(report))}</small></p>",
     ]
     for task, about in report["tasks"].items():
         parts += _task(report, task, about)

@@ -30,6 +30,12 @@ def columns(report: Mapping[str, Any]) -> list[str | None]:
     return sorted(found, key=lambda name: order.index(name) if name in order else len(order))
 
 
+def versions(report: Mapping[str, Any]) -> str:
+    """What made the answers; on onnxruntime llama.cpp is the tokenizer only."""
+    engines = [f"onnxruntime {report['onnxruntime']}"] if "onnxruntime" in report else []
+    return ", ".join([f"slm-edge {report['slm_edge']}", *engines, f"llama-cpp-python {report['llama_cpp_python']}"])
+
+
 def markdown(report: Mapping[str, Any]) -> str:
     """The whole report. Shares are in per cent; own adapters' cells are bold."""
     lines = [*_matrix(report), *_choice(report), *_comparisons(report), "", *_chart(report)]
@@ -37,8 +43,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += [
         "- Intervals: Wilson (shares), bootstrap (means); differences: Newcombe's paired interval, paired bootstrap.",
         *_effort(report),
-        f"- {_measured(report)}, slm-edge {report['slm_edge']}, llama-cpp-python {report['llama_cpp_python']}, "
-        f"{report['made_at']}: `{report['command']}`.",
+        f"- {_measured(report)}, {versions(report)}, {report['made_at']}: `{report['command']}`.",
     ]
     return "\n".join(lines) + "\n"
 

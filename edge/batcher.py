@@ -14,6 +14,7 @@ tokens are nearly tied an answer can differ from `ask`'s.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from .choice import Choice
 from .engine import Adapter, Context
@@ -29,18 +30,26 @@ from .vocab import Vocab
 _ROUND_TOKENS = 256
 
 
+class Queue(Protocol):
+    """Where requests wait: `Batcher`, or `onnx_queue.OnnxQueue`."""
+
+    def advance(self) -> bool:
+        """Goes on with what there is; whether anything is left to do."""
+
+    def cancel(self, pending: "Pending") -> None:
+        """Takes a request out."""
+
+
 class Pending:
     """A request that was handed in. Its answer is made by `result`, of this or of any other request."""
 
-    def __init__(
-        self, batcher: "Batcher", request: Request, choice: Choice, on_text: Callable[[str], object] | None
-    ) -> None:
+    def __init__(self, queue: Queue, request: Request, choice: Choice, on_text: Callable[[str], object] | None) -> None:
         self.request = request
         self.choice = choice
         self.on_text = on_text
         self.answer: Answer | None = None
         self.error: BaseException | None = None
-        self._batcher = batcher
+        self._queue = queue
 
     @property
     def done(self) -> bool:
@@ -54,7 +63,7 @@ class Pending:
             SlmEdgeError: what this request failed on.
         """
         while not self.done:
-            self._batcher.advance()
+            self._queue.advance()
         if self.error is not None:
             raise self.error
         assert self.answer is not None
@@ -62,7 +71,7 @@ class Pending:
 
     def cancel(self) -> None:
         """Gives it up, whether it waits or is being made."""
-        self._batcher.cancel(self)
+        self._queue.cancel(self)
 
 
 @dataclass

@@ -40,6 +40,13 @@ def threads_option(command: Command) -> Command:
     return click.option("--threads", type=click.IntRange(1, 512), help=help)(command)
 
 
+def engine_option(command: Command) -> Command:
+    """Adds `--engine`, passed as "llama" or "onnx"."""
+    help = "llama.cpp, or onnxruntime with the pack's ONNX form."
+    kind = click.Choice(["llama", "onnx"])
+    return click.option("--engine", type=kind, default="llama", show_default=True, help=help)(command)
+
+
 def data_option(help: str, *, required: bool = False) -> Callable[[Command], Command]:
     """Adds `--data`, the folder of the public data sets, which the environment may name; passed as a path or None."""
     kind = click.Path(path_type=Path)

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .commands_options import answer_options, grammar_options, grammar_text, session_options, size_bytes_of
+from .commands_options import (
+    answer_options,
+    engine_option,
+    grammar_options,
+    grammar_text,
+    session_options,
+    size_bytes_of,
+)
 from .console import emit, human_bytes, json_option, note
 from .errors import InputError
 
@@ -43,13 +50,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 @click.option(
     "--context", "context_tokens", type=click.IntRange(1), help="Longest prompt and answer, in tokens.  [default: 2048]"
 )
-@click.option(
-    "--engine",
-    type=click.Choice(["llama", "onnx"]),
-    default="llama",
-    show_default=True,
-    help="llama.cpp, or onnxruntime with the pack's ONNX form.",
-)
+@engine_option
 @session_options
 @click.option(
     "--prefix-cache",

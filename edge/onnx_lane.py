@@ -5,6 +5,9 @@ Prompts are cut into the same chunks, and a chunk is kept only under the adapter
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from .onnx_adapter import Array
 from .onnx_engine import OnnxEngine
 from .prefix import AdapterState, KvRecord, Section, chunks_of
@@ -53,10 +56,20 @@ class OnnxLane:
         """Computes one more token."""
         self._decode((token_id,), self.record.chunks[-1][1])
 
+    def look_ahead(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Logits after each of some tokens that could come next, (n_tokens, n_vocab); they are forgotten again."""
+        # The record stays as it is, so that whatever is computed next stands where these did.
+        self._compute(token_ids, self.record.chunks[-1][1], all_rows=True)
+        assert self.engine.rows is not None
+        return self.engine.rows
+
     def _decode(self, token_ids: Sequence[int], state: AdapterState) -> None:
-        pairs = self.pairs[state] if state.adapters else None
-        self.engine.decode(token_ids, self.n_tokens, key=state if state.adapters else None, pairs=pairs)
+        self._compute(token_ids, state)
         self.record.add(token_ids, state)
+
+    def _compute(self, token_ids: Sequence[int], state: AdapterState, *, all_rows: bool = False) -> None:
+        key, pairs = (state, self.pairs[state]) if state.adapters else (None, None)
+        self.engine.decode(token_ids, self.n_tokens, key=key, pairs=pairs, all_rows=all_rows)
 
     def sample(self, sampler: Sampler) -> int:
         """Chooses the next token from the last output."""

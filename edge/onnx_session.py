@@ -13,13 +13,14 @@ A session belongs to one thread and makes one answer at a time.
 import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
+from .batcher import Pending
 from .canary import CANARY
 from .card import TaskCard
 from .chat import ChatTemplate, Message, messages_of
@@ -30,6 +31,7 @@ from .onnx_engine import OnnxEngine
 from .onnx_folder import OnnxBase
 from .onnx_lane import OnnxLane
 from .onnx_pack import onnx_adapters, onnx_folder
+from .onnx_queue import OnnxQueue
 from .pack import Pack, PackedAdapter
 from .prefix import AdapterState, Section
 from .routing import Routing
@@ -60,6 +62,8 @@ class OnnxSession:
     Attributes:
         base: what the base is.
         engine: onnxruntime's sessions and the KV cache, for measuring.
+        lane: its one sequence, with the book of what the cache holds.
+        vocab: the tokenizer.
         template: the base's chat template.
         n_ctx_tokens: longest prompt and answer together.
 
@@ -94,7 +98,8 @@ class OnnxSession:
             self._owned = stack.pop_all()
         if self.vocab.n_tokens > base.n_vocab:
             raise DamagedError("the tokenizer has more tokens than the graph", where=base.folder)
-        self._lane = OnnxLane(self.engine)
+        self.lane = OnnxLane(self.engine)
+        self._queue = self.new_batcher()
         self._choice = Choice()
         if default_adapter is not None:
             card = find_adapter(self.adapters, default_adapter).card
@@ -155,13 +160,19 @@ class OnnxSession:
             DamagedError: the file's bytes changed since it was packed.
             EngineError: it does nothing to the base's output, or makes it no number.
         """
+        self._choice = self.choice_of(name, scale=scale, swap=swap)
+        return self
+
+    def choice_of(
+        self, name: str | Mapping[str, float | None] | None, *, scale: float | None = None, swap: Swap | None = None
+    ) -> Choice:
+        """What `use` would choose, loaded and tried; arguments and errors as there."""
         if swap == "activated":
             raise UnsupportedError("ONNX graphs apply an adapter to all tokens; there are no activated LoRAs")
         choice = choice_of(name, scale, lambda one: find_adapter(self.adapters, one).card)
         for one, _ in choice.scales:
             self._load(one)
-        self._choice = choice
-        return self
+        return choice
 
     def choose(self, prompt: str | Sequence[Message]) -> "Decision":
         """Which adapter the pack's router would give a prompt to, of those that have an ONNX form; `use` takes it up.
@@ -200,26 +211,33 @@ class OnnxSession:
                 "the adapter changes nothing: all logits are the same with and without", where=adapter.path
             )
 
-    def _section(self, choice: Choice, n_tokens: int) -> list[Section]:
-        """A whole prompt under a choice, whose numbers are bound from here on."""
+    def sections(self, choice: Choice, ids: Sequence[int], n_shared_tokens: int = 0) -> list[Section]:
+        """A whole prompt under a choice, whose numbers are bound from here on; nothing is kept for other prompts."""
         loaded = [(self._load(name), scale) for name, scale in choice.scales]
         state = AdapterState(tuple((adapter.sha256, scale) for adapter, scale in loaded))
-        if loaded and state not in self._lane.pairs:
-            self._lane.pairs[state] = _added(loaded, self.base)
-        return [Section(n_tokens, state)]
+        if loaded and state not in self.lane.pairs:
+            self.lane.pairs[state] = _added(loaded, self.base)
+        return [Section(len(ids), state)]
 
     def prompt_tokens(self, prompt: str | Sequence[Message], *, system: str | None = None) -> list[int]:
         """Token ids of a prompt as the model sees it, through the chat template; as `Session.prompt_tokens`."""
-        messages = messages_of(prompt, system, self._choice.card.system)
-        return self.vocab.encode(self.template.render(messages))
+        return self.rendered(prompt, system, self._choice)[0]
+
+    def rendered(self, prompt: str | Sequence[Message], system: str | None, choice: Choice) -> tuple[list[int], int]:
+        """As `Session.rendered`; that prompts begin alike is of no use here."""
+        return self.vocab.encode(self.template.render(messages_of(prompt, system, choice.card.system))), 0
 
     def stream(
         self, prompt: str | Sequence[Message], *, system: str | None = None, **settings: Unpack[Settings]
     ) -> Stream:
         """Begins an answer under the adapter in use; arguments and errors as `Session.stream`."""
         started_s = time.perf_counter()
-        choice = self._choice
-        ids = self.prompt_tokens(prompt, system=system)
+        return Stream(self.lane, self.vocab, self._request(prompt, self._choice, system, settings), started_s)
+
+    def _request(
+        self, prompt: str | Sequence[Message], choice: Choice, system: str | None, settings: Settings
+    ) -> Request:
+        ids, _ = self.rendered(prompt, system, choice)
         max_tokens = max_tokens_of(choice.card, settings)
         if len(ids) >= self.n_ctx_tokens:
             raise DoesNotFitError(
@@ -227,17 +245,33 @@ class OnnxSession:
                 f"the context holds {self.n_ctx_tokens}",
                 hint=f"shorten it, or take a larger context: this graph can do {self.base.max_length_tokens}",
             )
-        request = Request(
+        return Request(
             prompt=ids,
             adapter=choice.name,
-            sections=lambda: self._section(choice, len(ids)),
+            sections=lambda: self.sections(choice, ids),
             sampling=sampling_of(choice.card, settings),
             stop=stop_of(choice.card, settings),
             max_tokens=max_tokens,
             room_tokens=self.n_ctx_tokens,
             grammar=grammar_of(choice.card, settings),
         )
-        return Stream(self._lane, self.vocab, request, started_s)
+
+    def submit(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        choice: Choice | None = None,
+        system: str | None = None,
+        on_text: Callable[[str], object] | None = None,
+        **settings: Unpack[Settings],
+    ) -> Pending:
+        """Hands a request in, to be answered by `Pending.result`; as `Session.submit`, but one after the other."""
+        choice = choice or self._choice
+        return self._queue.submit(self._request(prompt, choice, system, settings), choice, on_text)
+
+    def new_batcher(self, n_parallel: int = 1) -> OnnxQueue:
+        """A queue of its own; whatever `n_parallel` is, one answer is made at a time."""
+        return OnnxQueue(self.lane, self.vocab)
 
     def ask(
         self, prompt: str | Sequence[Message], *, system: str | None = None, **settings: Unpack[Settings]
@@ -250,7 +284,8 @@ class OnnxSession:
 
     def close(self) -> None:
         """Frees sessions and adapters. Calling it twice does nothing."""
-        self._lane.pairs.clear()
+        self._queue.close()
+        self.lane.pairs.clear()
         self._loaded.clear()
         self._owned.close()
 

@@ -40,8 +40,8 @@ def made(request, tmp_path_factory):
     return folder, ours, theirs
 
 
-def opened(made, **options):
-    return OnnxSession.of_files(made[0] / "onnx", made[1], threads=1, **options)
+def opened(made, threads=1, **options):
+    return OnnxSession.of_files(made[0] / "onnx", made[1], threads=threads, **options)
 
 
 def test_after_any_swap_an_answer_is_a_fresh_sessions(made):
@@ -120,9 +120,18 @@ def test_the_base_alone_is_the_graph_without_lora(made):
     with opened(made) as session:
         session.ask("hello", max_tokens=2)
         assert list(session.engine._sessions) == ["base.onnx"]
-        spinning = session.engine.session(False).get_session_options()
-        assert spinning.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-        assert spinning.intra_op_num_threads == 1
+        options = session.engine.session(False).get_session_options()
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        assert options.intra_op_num_threads == 1
+
+
+def test_several_threads_spin_for_a_moment_and_never_between_tokens(made):
+    with opened(made) as one, opened(made, threads=2) as two:
+        options = two.engine.session(False).get_session_options()
+        assert options.intra_op_num_threads == 2
+        assert 0 < int(options.get_session_config_entry("session.intra_op.spin_duration_us")) <= 1000
+        assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+        assert one.ask("hello", max_tokens=8).token_ids == two.ask("hello", max_tokens=8).token_ids
 
 
 def test_only_long_answers_move_the_weights_and_the_numbers_stay(made):
