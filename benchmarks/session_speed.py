@@ -4,7 +4,8 @@
 
 Prefill: 512 random tokens to the first chosen one, through the session (its chunks, its books), against llama-bench's
 pp512. Decode: 128 tokens through a whole answer (sampling, text, stops), against tg128, which samples nothing. A ratio
-is the tool's seconds over ours in one round, so 0.98 is 2 % slower; the bound holds for the median. In each round
+is the tool's seconds over ours in one round, so 0.98 is 2 % slower; the bound holds for the median, and the mean has a
+95 % interval: one round's ratio varies by 5 to 10 %, so a dozen tell no more than some percent. In each round
 `llama-bench` starts anew (`-r 1`, after its own warm-up), and so does a process with a session, warmed up too: where
 the system puts their buffers moves either by some percent, and a second session of a process gets worse places. On
 Linux the tool runs over the very libraries of this Python's llama-cpp-python, if it was built from the same llama.cpp:
@@ -43,7 +44,7 @@ from ..edge.session import Session
 from ..edge.stream import Request, Stream
 from ..edge.vocab import Vocab
 from .random_adapter import write_random_adapter
-from .stats import spread
+from .stats import mean, spread
 
 N_PROMPT: Final = 512
 N_DECODE: Final = 128
@@ -202,7 +203,9 @@ def speeds(
         found[f"{name}_tokens_per_s"] = spread([n_tokens / seconds[i] for seconds in mine])
         if theirs:
             found[f"llama_bench_{name}_tokens_per_s"] = spread([n_tokens / seconds[i] for seconds in theirs])
-            found[f"{name}_ratio"] = spread([other[i] / own[i] for own, other in zip(mine, theirs, strict=True)])
+            ratios = [other[i] / own[i] for own, other in zip(mine, theirs, strict=True)]
+            found[f"{name}_ratio"] = spread(ratios)
+            found[f"{name}_ratio_mean"] = mean(ratios).as_dict()
     if theirs:
         found["same_libraries"] = not own_libraries
         found["within_bound"] = all(found[f"{name}_ratio"]["median"] >= LEAST_RATIO for name in ("prefill", "decode"))

@@ -5,7 +5,7 @@
     one.result().text, two.result().text
 
 Each step computes one token for every answer in the making; a finished one's place is taken by the next request.
-llama.cpp applies a context's adapters to all of its sequences, so a batch has one choice of adapters. Whose turn it
+Both engines apply adapters to all sequences of a batch, so it has one choice of them. Whose turn it
 is follows arrival: the oldest request's adapter goes first with all that wait for it, and what comes for it later joins
 only while nobody waits for another. How many are computed at once changes results in their last bits, so where two
 tokens are nearly tied an answer can differ from `ask`'s.
@@ -17,39 +17,53 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from .choice import Choice
-from .engine import Adapter, Context
 from .errors import DoesNotFitError, EngineError, InputError, SlmEdgeError
-from .prefix import KvRecord
-from .prefix_cache import PrefixCache
+from .prefix import Section
 from .sampling import Sampler
 from .stream import Answer, Request, StopReason
 from .text_out import TextOut
 from .vocab import Vocab
 
+# Answers at once where nothing else is said
+DEFAULT_PARALLEL = 8
 # llama.cpp rounds every sequence's part of a context up to this.
 _ROUND_TOKENS = 256
 
 
-class Queue(Protocol):
-    """Where requests wait: `Batcher`, or `onnx_queue.OnnxQueue`."""
+class Rows(Protocol):
+    """Where answers are computed side by side: `llama_rows.LlamaRows`, or `onnx_rows.OnnxRows`."""
 
-    def advance(self) -> bool:
-        """Goes on with what there is; whether anything is left to do."""
+    def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
+        """Computes a prompt in an empty sequence; how many of its tokens were kept from before."""
 
-    def cancel(self, pending: "Pending") -> None:
-        """Takes a request out."""
+    def step(self, token_ids: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> None:
+        """Computes one token for each of several sequences, which rise."""
+
+    def sample(self, sampler: Sampler, i: int) -> int:
+        """Chooses a token from the logits of the i-th of the last step; -1: from those of the last prompt."""
+
+    def release(self, sequence: int) -> None:
+        """Empties a sequence."""
+
+    def flush(self) -> None:
+        """Nobody waits for an answer."""
+
+    def close(self) -> None:
+        """Frees everything. Calling it twice does nothing."""
 
 
 class Pending:
     """A request that was handed in. Its answer is made by `result`, of this or of any other request."""
 
-    def __init__(self, queue: Queue, request: Request, choice: Choice, on_text: Callable[[str], object] | None) -> None:
+    def __init__(
+        self, batcher: "Batcher", request: Request, choice: Choice, on_text: Callable[[str], object] | None
+    ) -> None:
         self.request = request
         self.choice = choice
         self.on_text = on_text
         self.answer: Answer | None = None
         self.error: BaseException | None = None
-        self._queue = queue
+        self._batcher = batcher
 
     @property
     def done(self) -> bool:
@@ -63,7 +77,7 @@ class Pending:
             SlmEdgeError: what this request failed on.
         """
         while not self.done:
-            self._queue.advance()
+            self._batcher.advance()
         if self.error is not None:
             raise self.error
         assert self.answer is not None
@@ -71,7 +85,7 @@ class Pending:
 
     def cancel(self) -> None:
         """Gives it up, whether it waits or is being made."""
-        self._queue.cancel(self)
+        self._batcher.cancel(self)
 
 
 @dataclass
@@ -97,24 +111,23 @@ class _Slot:
 
 
 class Batcher:
-    """Makes answers in a context of its own, sized by what waits and kept for what comes.
+    """Makes answers in rows of its own, sized by what waits and kept for what comes.
 
     Args:
-        new_context: makes one for so many sequences of so many tokens each; DoesNotFitError: there is no memory.
+        new_rows: makes so many sequences of so many tokens each; DoesNotFitError: there is no memory.
         n_parallel: answers computed at once at most; memory grows with it by one KV cache each.
-        cache: restores and keeps the beginnings of prompts.
+
+    Attributes:
+        rows: what there is at the moment.
     """
 
-    def __init__(
-        self, new_context: Callable[[int, int], Context], vocab: Vocab, cache: PrefixCache, *, n_parallel: int
-    ) -> None:
+    def __init__(self, new_rows: Callable[[int, int], Rows], vocab: Vocab, *, n_parallel: int) -> None:
         if n_parallel < 1:
             raise InputError(f"n_parallel is {n_parallel}; at least 1 is possible")
         self.n_parallel = n_parallel
-        self._new_context = new_context
+        self._new_rows = new_rows
         self._vocab = vocab
-        self._cache = cache
-        self._context: Context | None = None
+        self.rows: Rows | None = None
         self._size = (0, 0)
         self._waiting: list[Pending] = []
         self._turn: list[Pending] = []
@@ -122,9 +135,9 @@ class Batcher:
         self._active: dict[int, _Slot] = {}
 
     @property
-    def adapters(self) -> list[Adapter]:
-        """Those with which answers are being made."""
-        return self._context.adapters if self._active and self._context is not None else []
+    def busy(self) -> bool:
+        """Whether answers are being made."""
+        return bool(self._active)
 
     def submit(self, request: Request, choice: Choice, on_text: Callable[[str], object] | None = None) -> Pending:
         """Hands a request in; nothing is computed yet."""
@@ -154,8 +167,8 @@ class Batcher:
         except BaseException as error:
             self._fail(error)
             raise
-        if not self._active and not self._turn:
-            self._cache.flush()
+        if not self._active and not self._turn and self.rows is not None:
+            self.rows.flush()
         return bool(self._active or self._turn or self._waiting)
 
     def cancel(self, pending: Pending) -> None:
@@ -173,9 +186,9 @@ class Batcher:
         """Frees the context; what is not answered fails. Calling it twice does nothing."""
         for pending in [*self._waiting, *self._turn, *(slot.pending for slot in self._active.values())]:
             self.cancel(pending)
-        if self._context is not None:
-            self._context.close()
-        self._context, self._size, self._free = None, (0, 0), []
+        if self.rows is not None:
+            self.rows.close()
+        self.rows, self._size, self._free = None, (0, 0), []
 
     def _take_in(self) -> None:
         """Chooses whose turn it is, and lets late requests join where nobody else waits."""
@@ -203,15 +216,15 @@ class Batcher:
         """Makes sure that the context, idle now, has room for these."""
         n_sequences = min(self.n_parallel, len(turn))
         n_tokens = max(_room(pending) for pending in turn)
-        if self._context is not None and self._size[0] >= n_sequences and self._size[1] >= n_tokens:
+        if self.rows is not None and self._size[0] >= n_sequences and self._size[1] >= n_tokens:
             return
         n_sequences, n_tokens = max(n_sequences, self._size[0]), max(n_tokens, self._size[1])
-        if self._context is not None:
-            self._context.close()
-            self._context, self._size, self._free = None, (0, 0), []
+        if self.rows is not None:
+            self.rows.close()
+            self.rows, self._size, self._free = None, (0, 0), []
         while True:
             try:
-                self._context = self._new_context(n_sequences, n_tokens)
+                self.rows = self._new_rows(n_sequences, n_tokens)
                 break
             except DoesNotFitError:
                 if n_sequences == 1:
@@ -232,11 +245,9 @@ class Batcher:
             return
         slot = _Slot(pending, self._free.pop(0), TextOut(request.stop), sampler, started_s)
         self._active[slot.sequence] = slot
-        assert self._context is not None
+        assert self.rows is not None
         before_s = time.perf_counter()
-        slot.n_kept_tokens = self._cache.prefill(
-            self._context, KvRecord(), request.prompt, sections, sequence=slot.sequence, keep=True
-        )
+        slot.n_kept_tokens = self.rows.prefill(slot.sequence, request.prompt, sections)
         slot.prefill_s = time.perf_counter() - before_s
         self._choose(slot, -1)
 
@@ -244,8 +255,8 @@ class Batcher:
         if not self._active:
             return
         rows = [self._active[sequence] for sequence in sorted(self._active)]
-        assert self._context is not None
-        self._context.decode_step(
+        assert self.rows is not None
+        self.rows.step(
             [slot.ids[-1] for slot in rows], [slot.position for slot in rows], [slot.sequence for slot in rows]
         )
         for row, slot in enumerate(rows):
@@ -254,8 +265,8 @@ class Batcher:
     def _choose(self, slot: _Slot, row: int) -> None:
         """Takes the next token of a slot from the row-th logits; ends it where it is whole."""
         request = slot.pending.request
-        assert self._context is not None
-        token_id = slot.sampler.sample(self._context, row)
+        assert self.rows is not None
+        token_id = self.rows.sample(slot.sampler, row)
         slot.first_s = slot.first_s or time.perf_counter()
         if self._vocab.is_end(token_id):
             slot.reason = "end"
@@ -279,9 +290,8 @@ class Batcher:
         if self._active.pop(slot.sequence, None) is None:
             return
         slot.sampler.close()
-        # A session that was closed has freed its contexts.
-        if self._context is not None and self._context.handle:
-            self._context.remove(slot.sequence, 0)
+        if self.rows is not None:
+            self.rows.release(slot.sequence)
         self._free.append(slot.sequence)
         self._free.sort()
 

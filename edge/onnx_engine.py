@@ -1,4 +1,4 @@
-"""onnxruntime's sessions over one ONNX base: a KV cache in place, and LoRA pairs bound as inputs.
+"""onnxruntime's sessions over one ONNX base: KV caches in place, and LoRA pairs bound as inputs.
 
     engine = OnnxEngine(OnnxBase.open("onnx-folder"), n_ctx_tokens=512, threads=1)
     engine.decode([1, 2, 3], 0, pairs=adapter.arrays)
@@ -69,22 +69,33 @@ class _Bound:
 
 
 class OnnxEngine:
-    """Computes tokens of one sequence.
+    """Computes tokens of one sequence, or of several.
 
     Args:
-        n_ctx_tokens: room of the KV cache; memory is taken as it fills.
+        n_ctx_tokens: room of the KV cache of each sequence; memory is taken as it fills.
         threads: None: the fast physical cores.
+        n_rows: sequences.
+        beside: an engine on the same base whose graphs are used, in place of opening them again.
 
     Attributes:
-        row: the logits of the last token that was computed, float32, (n_vocab,): valid until the next decode.
-        rows: of all tokens of the last decode with `outputs="all"`, (n_tokens, n_vocab).
+        row: the logits of the last token that `decode` computed, float32, (n_vocab,): valid until the next one.
+        rows: of all tokens of the last decode with `all_rows`, (n_tokens, n_vocab).
+        step_rows: of the last `step`, (n_sequences, n_vocab).
 
     Raises:
         DoesNotFitError: the graph has no positions for so long a context.
         EngineError: onnxruntime is missing, or cannot load a graph.
     """
 
-    def __init__(self, base: OnnxBase, *, n_ctx_tokens: int, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        base: OnnxBase,
+        *,
+        n_ctx_tokens: int,
+        threads: int | None = None,
+        n_rows: int = 1,
+        beside: "OnnxEngine | None" = None,
+    ) -> None:
         if not 1 <= n_ctx_tokens <= base.max_length_tokens:
             raise DoesNotFitError(
                 f"a context of {n_ctx_tokens} tokens is asked; the graph has positions for {base.max_length_tokens}",
@@ -93,12 +104,13 @@ class OnnxEngine:
             )
         self._ort = runtime()
         self.base = base
-        self.threads = threads or default_threads()
+        self._beside = beside
+        self.threads: int = beside.threads if beside is not None else threads or default_threads()
         self.n_ctx_tokens = n_ctx_tokens
         self._dtype = np.dtype(np.float16 if base.dtype == "f16" else np.float32)
         self._sessions: dict[str, Any] = {}
-        self._bound: dict[Any, _Bound] = {}
-        dims = (1, base.n_kv_heads, n_ctx_tokens, base.head_size)
+        self._bound: dict[tuple[Any, int, int], _Bound] = {}
+        dims = (n_rows, base.n_kv_heads, n_ctx_tokens, base.head_size)
         # Zeroed pages are the kernel's until they are written.
         self._cache = {
             f"{layer}.{part}": np.zeros(dims, self._dtype)
@@ -109,8 +121,9 @@ class OnnxEngine:
         self._mover: threading.Thread | None = None
         self._closed = threading.Event()
         self._mask = np.ones((1, n_ctx_tokens), np.int64)
-        self._last = np.zeros((1, 1, base.n_vocab), self._dtype)
+        self._last = np.zeros((n_rows, 1, base.n_vocab), self._dtype)
         self.row: npt.NDArray[np.float32] = np.zeros(base.n_vocab, np.float32)
+        self.step_rows: npt.NDArray[np.float32] = np.zeros((n_rows, base.n_vocab), np.float32)
         self.rows: npt.NDArray[np.float32] | None = None
 
     def session(self, lora: bool) -> Any:
@@ -119,6 +132,8 @@ class OnnxEngine:
         Raises:
             EngineError: onnxruntime refuses it.
         """
+        if self._beside is not None:
+            return self._beside.session(lora)
         name = MODEL_FILE if lora else BASE_FILE
         if name not in self._sessions:
             options = self._ort.SessionOptions()
@@ -148,6 +163,7 @@ class OnnxEngine:
         key: Any = None,
         pairs: Mapping[str, Array] | None = None,
         all_rows: bool = False,
+        row: int = 0,
     ) -> None:
         """Computes tokens at `position`, `position + 1`, …; what the cache holds after them is forgotten.
 
@@ -155,6 +171,7 @@ class OnnxEngine:
             key: name of the adapter's numbers, so that their binding is made once; None for the base alone.
             pairs: LoRA input -> its numbers; they must not change while the engine lives.
             all_rows: give logits of all tokens.
+            row: the sequence.
 
         Raises:
             InputError: no tokens.
@@ -164,16 +181,43 @@ class OnnxEngine:
         n, total = len(token_ids), position + len(token_ids)
         if n == 0:
             raise InputError("there are no tokens to decode")
-        if total > self.n_ctx_tokens:
-            raise DoesNotFitError(f"the context of {self.n_ctx_tokens} tokens has no room for {total}")
-        bound = self._bind(key, pairs)
-        logits = np.zeros((1, n, self.base.n_vocab), self._dtype) if all_rows else self._last
-        inputs = {
-            "input_ids": np.asarray([token_ids], np.int64),
-            "attention_mask": self._mask[:, :total],
-            FIRST_LOGIT: np.array([0 if all_rows else n - 1], np.int64),
-        }
+        logits = np.zeros((1, n, self.base.n_vocab), self._dtype) if all_rows else self._last[:1]
+        ids, mask = np.asarray([token_ids], np.int64), self._mask[:, :total]
+        self._run(self._bind(key, pairs, row, row + 1), ids, mask, 0 if all_rows else n - 1, logits)
+        self.rows = logits[0].astype(np.float32, copy=False) if all_rows else None
+        self.row = logits[0, -1].astype(np.float32, copy=False)
+        if n == 1:
+            self._count_step()
+
+    def step(
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        *,
+        key: Any = None,
+        pairs: Mapping[str, Array] | None = None,
+    ) -> None:
+        """Computes one token for each of the first sequences, at a position in each; arguments and errors as above."""
+        places = np.asarray(positions)
+        mask = (np.arange(places.max() + 1) <= places[:, None]).astype(np.int64)
+        logits = self._last[: len(places)]
+        ids = np.asarray(token_ids, np.int64)[:, None]
+        self._run(self._bind(key, pairs, 0, len(places)), ids, mask, 0, logits)
+        self.step_rows = logits[:, 0].astype(np.float32, copy=False)
+        self._count_step()
+
+    def _run(
+        self,
+        bound: _Bound,
+        ids: npt.NDArray[np.int64],
+        mask: npt.NDArray[np.int64],
+        first: int,
+        logits: npt.NDArray[Any],
+    ) -> None:
+        if mask.shape[1] > self.n_ctx_tokens:
+            raise DoesNotFitError(f"the context of {self.n_ctx_tokens} tokens has no room for {mask.shape[1]}")
         view = self._ort.OrtValue.ortvalue_from_numpy
+        inputs = {"input_ids": ids, "attention_mask": mask, FIRST_LOGIT: np.array([first], np.int64)}
         for name, values in inputs.items():
             bound.binding.bind_ortvalue_input(name, view(values))
         bound.binding.bind_ortvalue_output("logits", view(logits))
@@ -181,9 +225,13 @@ class OnnxEngine:
             bound.session.run_with_iobinding(bound.binding)
         except Exception as error:  # noqa: BLE001 - as above
             raise EngineError("onnxruntime fails", where=self.base.folder, problems=[str(error)[:500]]) from None
-        self.rows = logits[0].astype(np.float32, copy=False) if all_rows else None
-        self.row = logits[0, -1].astype(np.float32, copy=False)
-        self._steps += n == 1
+
+    def _count_step(self) -> None:
+        """Has the weights moved to huge pages once they have been gone through often enough."""
+        if self._beside is not None:
+            self._beside._count_step()
+            return
+        self._steps += 1
         if self._steps == MOVE_AFTER_STEPS and self._mover is None:
             self._mover = threading.Thread(target=to_huge_pages, args=(self._closed.is_set,), daemon=True)
             self._mover.start()
@@ -193,16 +241,17 @@ class OnnxEngine:
         if self._mover is not None:
             self._mover.join()
 
-    def _bind(self, key: Any, pairs: Mapping[str, Array] | None) -> _Bound:
+    def _bind(self, key: Any, pairs: Mapping[str, Array] | None, first: int, end: int) -> _Bound:
+        """The binding of the sequences from `first` to `end` (excluded) under an adapter."""
         if (key is None) != (pairs is None):
             raise EngineError("numbers of an adapter without a name, or a name without numbers")
-        found = self._bound.get(key)
+        found = self._bound.get((key, first, end))
         if found is None:
             session = self.session(pairs is not None)
             binding, alive = session.io_binding(), [pairs]
             view = self._ort.OrtValue.ortvalue_from_numpy
             for name, values in self._cache.items():
-                held = view(values)
+                held = view(values[first:end])
                 alive.append(held)
                 binding.bind_ortvalue_input(f"past_key_values.{name}", held)
                 binding.bind_ortvalue_output(f"present.{name}", held)
@@ -210,12 +259,13 @@ class OnnxEngine:
                 held = view(values)
                 alive.append(held)
                 binding.bind_ortvalue_input(name, held)
-            found = self._bound[key] = _Bound(session, binding, alive)
+            found = self._bound[key, first, end] = _Bound(session, binding, alive)
         return found
 
     def forget(self, key: Any) -> None:
-        """Lets go of an adapter's binding."""
-        self._bound.pop(key, None)
+        """Lets go of an adapter's bindings."""
+        for place in [place for place in self._bound if place[0] == key]:
+            del self._bound[place]
 
     def probe(self, token_ids: Sequence[int], pairs: Mapping[str, Array] | None = None) -> npt.NDArray[np.float32]:
         """Logits after the last of a few tokens, computed apart from the cache: (n_vocab,)."""

@@ -13,6 +13,7 @@ A session belongs to one thread and makes one answer at a time.
 import contextlib
 import os
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, Unpack
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Self, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from .batcher import Pending
+from .batcher import DEFAULT_PARALLEL, Batcher, Pending
 from .canary import CANARY
 from .card import TaskCard
 from .chat import ChatTemplate, Message, messages_of
@@ -31,7 +32,7 @@ from .onnx_engine import OnnxEngine
 from .onnx_folder import OnnxBase
 from .onnx_lane import OnnxLane
 from .onnx_pack import onnx_adapters, onnx_folder
-from .onnx_queue import OnnxQueue
+from .onnx_rows import OnnxRows
 from .pack import Pack, PackedAdapter
 from .prefix import AdapterState, Section
 from .routing import Routing
@@ -47,7 +48,7 @@ __all__ = ["Answer", "OnnxSession", "Stream"]
 
 DEFAULT_CTX_TOKENS: Final = 2048
 # What EngineOptions mean to llama.cpp alone; given here they would do nothing.
-OPTIONS: Final = frozenset({"n_ctx_tokens", "threads"})
+OPTIONS: Final = frozenset({"n_ctx_tokens", "n_parallel", "threads"})
 
 
 class OnnxSession:
@@ -57,7 +58,7 @@ class OnnxSession:
         base: the folder that `slm-edge export onnx` made, opened.
         adapters: by name, their files in onnxruntime's format; each is checked and tried when it is first used.
         default_adapter: in use until `use` is called; None for the base alone.
-        options: `n_ctx_tokens` and `threads` of `settings.EngineOptions`.
+        options: `n_ctx_tokens`, `n_parallel` and `threads` of `settings.EngineOptions`.
 
     Attributes:
         base: what the base is.
@@ -99,7 +100,9 @@ class OnnxSession:
         if self.vocab.n_tokens > base.n_vocab:
             raise DamagedError("the tokenizer has more tokens than the graph", where=base.folder)
         self.lane = OnnxLane(self.engine)
-        self._queue = self.new_batcher()
+        self._batcher: Batcher | None = None
+        self._batchers: weakref.WeakSet[Batcher] = weakref.WeakSet()
+        self._n_parallel = options.get("n_parallel", DEFAULT_PARALLEL)
         self._choice = Choice()
         if default_adapter is not None:
             card = find_adapter(self.adapters, default_adapter).card
@@ -265,13 +268,23 @@ class OnnxSession:
         on_text: Callable[[str], object] | None = None,
         **settings: Unpack[Settings],
     ) -> Pending:
-        """Hands a request in, to be answered by `Pending.result`; as `Session.submit`, but one after the other."""
+        """Hands a request in, to be answered together with others by `Pending.result`; as `Session.submit`."""
+        if self._batcher is None:
+            self._batcher = self.new_batcher(self._n_parallel)
         choice = choice or self._choice
-        return self._queue.submit(self._request(prompt, choice, system, settings), choice, on_text)
+        return self._batcher.submit(self._request(prompt, choice, system, settings), choice, on_text)
 
-    def new_batcher(self, n_parallel: int = 1) -> OnnxQueue:
-        """A queue of its own; whatever `n_parallel` is, one answer is made at a time."""
-        return OnnxQueue(self.lane, self.vocab)
+    def new_batcher(self, n_parallel: int) -> Batcher:
+        """A batcher with KV caches of its own beside the session's; close it when it is done with."""
+
+        def new_rows(n_sequences: int, n_tokens: int) -> OnnxRows:
+            n_tokens = min(n_tokens, self.base.max_length_tokens)
+            engine = OnnxEngine(self.base, n_ctx_tokens=n_tokens, n_rows=n_sequences, beside=self.engine)
+            return OnnxRows(engine, self.lane.pairs)
+
+        batcher = Batcher(new_rows, self.vocab, n_parallel=n_parallel)
+        self._batchers.add(batcher)
+        return batcher
 
     def ask(
         self, prompt: str | Sequence[Message], *, system: str | None = None, **settings: Unpack[Settings]
@@ -284,7 +297,8 @@ class OnnxSession:
 
     def close(self) -> None:
         """Frees sessions and adapters. Calling it twice does nothing."""
-        self._queue.close()
+        for batcher in list(self._batchers):
+            batcher.close()
         self.lane.pairs.clear()
         self._loaded.clear()
         self._owned.close()

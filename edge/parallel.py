@@ -6,11 +6,12 @@ from .base_info import BaseInfo
 from .console import human_bytes
 from .engine import Context, FlashAttention, Model
 from .errors import DoesNotFitError
+from .llama_rows import LlamaRows
 from .memory_plan import ContextSize, MemoryPlan
 from .prefix_cache import PrefixCache
 
 
-def parallel_contexts(
+def parallel_rows(
     model: Model,
     own: Context,
     base: BaseInfo,
@@ -19,7 +20,7 @@ def parallel_contexts(
     *,
     limit_bytes: int | None,
     flash_attention: FlashAttention,
-) -> Callable[[int, int], Context]:
+) -> Callable[[int, int], LlamaRows]:
     """Makes contexts for so many sequences of so many tokens each, as `own` is; for `batcher.Batcher`.
 
     Args:
@@ -29,7 +30,7 @@ def parallel_contexts(
     """
     chosen = plan.choices
 
-    def new_context(n_sequences: int, n_tokens: int) -> Context:
+    def new_rows(n_sequences: int, n_tokens: int) -> LlamaRows:
         n_batch_tokens = max(chosen.n_batch_tokens, n_sequences)
         if limit_bytes is not None:
             parts = ContextSize.of(base.file).bytes(
@@ -50,7 +51,7 @@ def parallel_contexts(
                     hint="ask for shorter answers, or keep fewer adapters in memory",
                 )
             cache.shrink(left_bytes)
-        return Context(
+        context = Context(
             model,
             n_ctx_tokens=n_sequences * n_tokens,
             n_batch_tokens=n_batch_tokens,
@@ -60,5 +61,6 @@ def parallel_contexts(
             kv_type=chosen.kv_type,
             flash_attention=flash_attention,
         )
+        return LlamaRows(context, cache)
 
-    return new_context
+    return new_rows

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack
 
 from .base_info import BaseInfo
-from .batcher import Batcher, Pending
+from .batcher import DEFAULT_PARALLEL, Batcher, Pending
 from .canary import Canary
 from .card import TaskCard
 from .chat import ChatTemplate, Message, messages_of
@@ -32,10 +32,11 @@ from .exactness import Exactness
 from .file_watch import FileWatch
 from .files import sha256_file
 from .lane import Lane
+from .llama_rows import LlamaRows
 from .memory_choice import limit_of, plan_session
 from .memory_plan import copied_spans
 from .pack import Pack, PackedAdapter
-from .parallel import parallel_contexts
+from .parallel import parallel_rows
 from .prefix import Section
 from .prefix_cache import open_prefix_cache
 from .routing import Routing
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
     from .router import Decision, Router
 
 __all__ = ["Answer", "Session", "Stream"]
-
-DEFAULT_PARALLEL = 8
 
 
 class Session:
@@ -265,7 +264,8 @@ class Session:
         return sections_of(scaled, ids, n_shared_tokens, self.model.vocab)
 
     def _adapters_in_use(self) -> list[Adapter]:
-        batched = [adapter for batcher in self._batchers for adapter in batcher.adapters]
+        busy = [batcher.rows for batcher in self._batchers if batcher.busy]
+        batched = [adapter for rows in busy if isinstance(rows, LlamaRows) for adapter in rows.adapters]
         return [*batched, *(self.context.adapters if self._lane.busy else ())]
 
     def prompt_tokens(self, prompt: str | Sequence[Message], *, system: str | None = None) -> list[int]:
@@ -373,7 +373,7 @@ class Session:
 
     def new_batcher(self, n_parallel: int) -> Batcher:
         """A batcher with a context of its own beside the session's; close it when it is done with."""
-        new_context = parallel_contexts(
+        new_rows = parallel_rows(
             self.model,
             self.context,
             self.base,
@@ -382,7 +382,7 @@ class Session:
             limit_bytes=self._limit_bytes,
             flash_attention=self.options.get("flash_attention", "auto"),
         )
-        batcher = Batcher(new_context, self.model.vocab, self.prefixes, n_parallel=n_parallel)
+        batcher = Batcher(new_rows, self.model.vocab, n_parallel=n_parallel)
         self._batchers.add(batcher)
         return batcher
 

@@ -81,6 +81,37 @@ def test_answers_are_llama_cpps(made):
         assert ours.use(None).ask(LONG * 1, max_tokens=1000, temperature=2.0, seed=1).stop_reason in ("context", "end")
 
 
+def test_answers_at_once_are_those_of_one_at_a_time(made):
+    """Prompts of unlike length, more than there are rows, adapters in turns, drawn and greedy, cut and cancelled."""
+    names = ["a", "b", "a", None, "b", "a", "a", None, {"a": 0.7, "b": -0.3}]
+    with opened(made, n_parallel=3) as session:
+        texts = {i: [] for i in range(len(names))}
+        asked = [
+            (LONG[: 7 + 41 * i], {"max_tokens": 5 + i, "temperature": 1.2 if i % 3 == 1 else 0.0, "seed": i})
+            for i in range(len(names))
+        ]
+        waiting = [
+            session.submit(prompt, choice=session.choice_of(name), on_text=texts[i].append, **settings)
+            for i, (name, (prompt, settings)) in enumerate(zip(names, asked, strict=True))
+        ]
+        given_up = session.submit(LONG, choice=session.choice_of("a"), max_tokens=3)
+        given_up.cancel()
+        assert not any(pending.done for pending in waiting)
+        for i, (name, (prompt, settings), pending) in enumerate(zip(names, asked, waiting, strict=True)):
+            one, alone = pending.result(), session.use(name).ask(prompt, **settings)
+            for field in ("text", "token_ids", "stop_reason", "adapter", "n_prompt_tokens", "n_tokens", "seed"):
+                assert getattr(one, field) == getattr(alone, field), (i, field)
+            assert "".join(texts[i]) == one.text
+        with pytest.raises(EngineError, match="given up"):
+            given_up.result()
+        # Again, now that the rows hold what other answers left, and with one row only
+        again = session.use("b").submit(LONG, max_tokens=6)
+        assert again.result().token_ids == session.ask(LONG, max_tokens=6).token_ids
+        late = session.submit("x", max_tokens=500)
+    with pytest.raises(EngineError, match="given up"):
+        late.result()
+
+
 def test_streams_and_settings(made):
     with opened(made) as session:
         assert session.adapter is None
