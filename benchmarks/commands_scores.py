@@ -1,5 +1,6 @@
 """`slm-edge bench scores`: the score matrix, tasks x adapters, through the runtime that users run."""
 
+import dataclasses
 import datetime
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -90,7 +91,7 @@ def scores(
       slm-edge bench gsm8k --endpoint http://localhost:8000/v1 --model my-lora --data DATA
     """
     from ..edge.pack import Pack
-    from .cells import Wanted, plan
+    from .cells import Wanted, columns_of, plan
 
     chosen = [task(name) for name in dict.fromkeys(tasks or DEFAULT)]
     wanted = Wanted(limit, limit_others, max_tokens, _decoding(chosen, samples, temperature, top_p), seed)
@@ -107,7 +108,10 @@ def scores(
         _rescore(cells, out)
     if not report_only:
         if pack is not None:
-            _measure_pack(cells, out, pack, engine, parallel, threads, report)
+            # The router's column takes over what adapters have answered, in whichever run that was
+            every = dataclasses.replace(wanted, limit_others=None)
+            each = plan(chosen, pack, columns_of(pack, ("each",), engine), data, every)
+            _measure_pack(cells, each, out, pack, engine, parallel, threads, report)
         else:
             assert endpoint is not None
             from .endpoint import Endpoint, endpoint_generator
@@ -208,6 +212,7 @@ def _rescore(cells: "Sequence[Cell]", out: Path) -> None:
 
 def _measure_pack(
     cells: "Sequence[Cell]",
+    each: "Sequence[Cell]",
     out: Path,
     pack: "Pack",
     engine: str,
@@ -222,7 +227,7 @@ def _measure_pack(
     from .energy import Joules
     from .generate import session_generator
 
-    identities = {(cell.task.name, cell.adapter_name): cell.identity for cell in cells}
+    identities = {(cell.task.name, cell.adapter_name): cell.identity for cell in each}
 
     def known(task_name: str, adapter: str | None) -> "Mapping[str, Record]":
         identity = identities.get((task_name, adapter))

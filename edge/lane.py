@@ -95,9 +95,9 @@ class Lane:
     def step(self, token_id: int) -> None:
         """Computes one more token."""
         self._row = None
-        chunk = (token_id,)
-        self.context.decode(chunk, self.n_tokens)
-        self.record.add_answer(chunk)
+        tokens = self.record.tokens
+        self.context.decode_one(token_id, len(tokens))
+        tokens.append(token_id)
 
     def sample(self, sampler: Sampler) -> int:
         """Chooses the next token from the last output."""

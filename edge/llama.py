@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -19,6 +20,8 @@ _lock = threading.Lock()
 _lib: Any = None
 _callback: Any = None
 _logs: list["Log"] = []
+# What it warned of while nobody listened, the newest last
+_unheard: deque[str] = deque(maxlen=50)
 _interrupted = False
 # Whether Ctrl-C or SIGTERM came; an import broken off by it may raise something else than KeyboardInterrupt.
 stop_asked = False
@@ -53,6 +56,8 @@ def _listen(level: int, text: bytes, _: Any) -> None:
         line = text.decode("utf-8", errors="replace")
         for log in _logs:
             log.add(level, line)
+        if not _logs and level in (_LEVEL_WARN, _LEVEL_ERROR):
+            _unheard.append(line.strip())
     except KeyboardInterrupt:
         # A program without our handler: ctypes would print and drop it, an exception cannot pass through C.
         _interrupted = True
@@ -61,7 +66,7 @@ def _listen(level: int, text: bytes, _: Any) -> None:
 def interrupt(signum: int, frame: FrameType | None) -> None:
     """The handler for Ctrl-C and SIGTERM: raises KeyboardInterrupt, but not inside llama.cpp's log callback.
 
-    An exception cannot pass through C, ctypes would print and drop it; it is raised by `quiet_logs` then.
+    An exception cannot pass through C, ctypes would print and drop it; it is raised by `quiet_logs` or `unheard` then.
     """
     global _interrupted, stop_asked
     stop_asked = True
@@ -119,9 +124,25 @@ def lib() -> Any:
     return _lib
 
 
+def unheard() -> list[str]:
+    """What llama.cpp warned of outside of `quiet_logs` since this was last asked: less work around a call than that.
+
+    A Ctrl-C that came while llama.cpp was logging is raised here too.
+    """
+    global _interrupted
+    if _interrupted:
+        _interrupted = False
+        raise KeyboardInterrupt
+    if not _unheard:
+        return []
+    lines = list(_unheard)
+    _unheard.clear()
+    return lines
+
+
 @contextlib.contextmanager
 def quiet_logs() -> Iterator[Log]:
-    """Collects what llama.cpp logs inside the block; outside of such blocks its log is dropped.
+    """Collects what llama.cpp logs inside the block; outside of such blocks warnings alone are kept, for `unheard`.
 
     A Ctrl-C that came while llama.cpp was logging is raised at the end of the block.
     """

@@ -131,6 +131,10 @@ class Stream(Iterator[str]):
             raise EngineError("the answer is not finished; read the stream to its end first")
         return self._answer
 
+    def __iter__(self) -> Iterator[str]:
+        # The generator itself: one call less for each token
+        return self._pieces
+
     def __next__(self) -> str:
         return next(self._pieces)
 

@@ -28,6 +28,9 @@ class Vocab:
         self.n_tokens: int = llama.llama_vocab_n_tokens(handle)
         self.bos_id: int = llama.llama_vocab_bos(handle)
         self.eos_id: int = llama.llama_vocab_eos(handle)
+        # Asked for every token of an answer, where a look into a table is quicker than a call
+        self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Vocab":
@@ -84,6 +87,14 @@ class Vocab:
 
     def piece(self, token_id: int, *, special: bool = False) -> bytes:
         """The bytes of one token; special tokens are empty unless `special`."""
+        if special:
+            return self._piece(token_id, special=True)
+        known = self._pieces.get(token_id)
+        if known is None:
+            known = self._pieces[token_id] = self._piece(token_id, special=False)
+        return known
+
+    def _piece(self, token_id: int, *, special: bool) -> bytes:
         buffer = ctypes.create_string_buffer(512)
         length = self._llama.llama_token_to_piece(self._vocab, token_id, buffer, len(buffer), 0, special)
         if length < 0:
@@ -97,4 +108,7 @@ class Vocab:
 
     def is_end(self, token_id: int) -> bool:
         """Whether the token ends a generation (EOS, end of turn, …)."""
-        return bool(self._llama.llama_vocab_is_eog(self._vocab, token_id))
+        known = self._ends.get(token_id)
+        if known is None:
+            known = self._ends[token_id] = bool(self._llama.llama_vocab_is_eog(self._vocab, token_id))
+        return known

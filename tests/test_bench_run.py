@@ -3,6 +3,7 @@
 import json
 import lzma
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -169,6 +170,26 @@ def test_router_column_is_what_the_router_chooses(pack, data, tmp_path):
     assert "What choosing right is worth" in html(report)
     with pytest.raises(InputError, match="no router"):
         columns_of(pack, ("auto",))
+
+
+def test_router_column_takes_over_what_another_run_measured(pack, data, tmp_path):
+    from build_router import small_router
+    from slm_edge.edge.pack import Pack
+    from slm_edge.edge.pack_router import put_router
+
+    folder = tmp_path / "pack"
+    shutil.copytree(pack.folder, folder)
+    put_router(folder, small_router())
+    routed, out = Pack.open(folder), tmp_path / "out"
+    words = ("--limit", "12", "--limit-others", "0", "--adapter")
+    assert bench(routed, data, out, *words, "math").wait(120) == 0
+    [path] = (out / "answers").glob("gsm8k.math.*.jsonl")
+    # A mark in what was kept tells whether it was taken over
+    path.write_text(re.sub(r'"text": "', '"text": "kept ', path.read_text()))
+    assert bench(routed, data, out, *words, "auto").wait(120) == 0
+    [path] = (out / "answers").glob("gsm8k.auto.*.jsonl")
+    chosen = [row for row in rows_of(path)[1:] if row["by"] == "math"]
+    assert chosen and all(row["text"].startswith("kept ") for row in chosen)
 
 
 def test_plan_takes_own_cells_first_and_names_what_is_wrong(pack, data):
