@@ -206,6 +206,11 @@ class OnnxEngine:
         self.step_rows = logits[:, 0].astype(np.float32, copy=False)
         self._count_step()
 
+    def copy(self, source: int, target: int, n_tokens: int) -> None:
+        """Copies what the cache holds of a sequence's first tokens into another sequence."""
+        for values in self._cache.values():
+            values[target, :, :n_tokens] = values[source, :, :n_tokens]
+
     def _run(
         self,
         bound: _Bound,

@@ -9,7 +9,7 @@ from typing import Any
 
 from .onnx_engine import OnnxEngine
 from .onnx_lane import Pairs
-from .prefix import AdapterState, Section, chunks_of
+from .prefix import AdapterState, KvRecord, Section, chunks_of
 from .sampling import Sampler
 
 
@@ -25,20 +25,30 @@ class OnnxRows:
         self._pairs = pairs
         self._state = AdapterState()
         self._sequences: Sequence[int] = ()
+        # What each row holds of its last prompt; a step of a free row writes behind it.
+        self._records: dict[int, KvRecord] = {}
 
     def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
-        """Computes a prompt in a row; how many of its tokens were kept from before: none."""
-        at = 0
-        for end, state in chunks_of(sections):
-            self._state = state
-            self._engine.decode(prompt[at:end], at, row=sequence, **self._numbers())
-            at = end
-        return 0
+        """Computes a prompt in a row, after what another row holds of it already; how many tokens that were."""
+        wanted = chunks_of(sections)
+        like = {row: record.reusable(prompt, wanted) for row, record in self._records.items()}
+        source = max(like, key=lambda row: (like[row], row == sequence), default=sequence)
+        kept = like.get(source, 0)
+        record = self._records[sequence] = KvRecord()
+        if source != sequence:
+            self._engine.copy(source, sequence, kept)
+        for end, state in wanted:
+            at = len(record.tokens)
+            if end > kept:
+                self._state = state
+                self._engine.decode(prompt[at:end], at, row=sequence, **self._numbers())
+            record.add(prompt[at:end], state)
+        return kept
 
     def step(self, token_ids: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> None:
         """Computes one token for each of several rows."""
-        n_rows = max(sequences) + 1
-        ids, places = [0] * n_rows, [0] * n_rows
+        ids = [0] * (max(sequences) + 1)
+        places = [len(self._records[row].tokens) for row in range(len(ids))]
         for token_id, position, sequence in zip(token_ids, positions, sequences, strict=True):
             ids[sequence], places[sequence] = token_id, position
         self._sequences = sequences
@@ -50,7 +60,7 @@ class OnnxRows:
         return sampler.sample_row(engine.row if i < 0 else engine.step_rows[self._sequences[i]])
 
     def release(self, sequence: int) -> None:
-        """The row is free: what stands in it is overwritten."""
+        """The row is free; its prompt stays, for others that begin alike."""
 
     def flush(self) -> None:
         """Nothing is kept on disk."""

@@ -107,6 +107,13 @@ def test_answers_at_once_are_those_of_one_at_a_time(made):
         # Again, now that the rows hold what other answers left, and with one row only
         again = session.use("b").submit(LONG, max_tokens=6)
         assert again.result().token_ids == session.ask(LONG, max_tokens=6).token_ids
+        # Prompts that begin alike are computed once, also where the row that has them is in use or free
+        alike = [session.submit(LONG * 2 + end, max_tokens=4) for end in ("one", "two", "one", "three", "two")]
+        kept = []
+        for pending, end in zip(alike, ("one", "two", "one", "three", "two"), strict=True):
+            kept.append(pending.result().n_kept_tokens)
+            assert pending.result().token_ids == session.ask(LONG * 2 + end, max_tokens=4).token_ids
+        assert kept[0] == 0 and min(kept[1:]) >= 128
         late = session.submit("x", max_tokens=500)
     with pytest.raises(EngineError, match="given up"):
         late.result()
