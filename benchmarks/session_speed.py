@@ -12,7 +12,8 @@ Linux the tool runs over the very libraries of this Python's llama-cpp-python, i
 two builds of one source differ by some percent too. `--own-libraries` leaves
 it those that it was built with.
 
-Python's cost: the same answer with `llama_decode` replaced by nothing; the sampling in C is measured by itself.
+What is not the model: microseconds between one token's `llama_decode` and the next one's, in a real answer. Choosing
+the token is in it, and that the weights have driven our code out of the caches, which triples what it costs.
 
 Cold start: one token of a short prompt, from the start of the process to its end, by the clock and in processor time:
 `slm-edge run` on a pack of this base against `llama-completion` (or `llama-cli` of older builds: a tool that knows
@@ -21,9 +22,11 @@ Cold start: one token of a short prompt, from the start of the process to its en
 Prints one JSON document; exit 1 where a bound is missed.
 """
 
+import itertools
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -39,7 +42,7 @@ from ..edge.base_info import BaseInfo
 from ..edge.errors import EngineError
 from ..edge.llama import lib
 from ..edge.pack_write import NewAdapter, build_pack
-from ..edge.sampling import Sampler, Sampling
+from ..edge.sampling import Sampling
 from ..edge.session import Session
 from ..edge.stream import Request, Stream
 from ..edge.vocab import Vocab
@@ -68,19 +71,22 @@ class _Endless(Vocab):
         return False
 
 
-class _NoDecode:
-    """llama.cpp's functions, but nothing is computed: the logits stay those of the last decode."""
+class _Timed:
+    """llama.cpp's functions; keeps when each decode began and ended."""
 
     def __init__(self, library: Any) -> None:
         self._library = library
+        self.times_s: list[tuple[float, float]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._library, name)
 
-    @staticmethod
-    def llama_decode(handle: Any, batch: Any) -> int:
-        """Says that all went well."""
-        return 0
+    def llama_decode(self, handle: Any, batch: Any) -> int:
+        """As llama.cpp's."""
+        began_s = time.perf_counter()
+        code: int = self._library.llama_decode(handle, batch)
+        self.times_s.append((began_s, time.perf_counter()))
+        return code
 
 
 class Ours:
@@ -124,26 +130,17 @@ class Ours:
         assert rate is not None
         return N_DECODE / rate
 
-    def python_us(self) -> dict[str, float]:
-        """Microseconds of processor time for each token: all but the model, and the sampling in C alone."""
+    def between_us(self) -> list[float]:
+        """Microseconds by the clock between llama.cpp's end of one token and its beginning of the next."""
         context = self.session.context
-        list(self.stream(self.ids(1), 2))
-        with Sampler(Sampling()) as sampler:
-            began_s = time.thread_time()
-            for _ in range(N_DECODE):
-                sampler.sample(context)
-            sampling_s = time.thread_time() - began_s
         library = context._llama
-        context._llama = _NoDecode(library)
+        timed = context._llama = _Timed(library)
         try:
-            began_s = time.thread_time()
             list(self.stream(self.ids(1), N_DECODE + 1))
-            whole_s = time.thread_time() - began_s
         finally:
             context._llama = library
-            self.session._lane.record.cut(0)
-        whole, sampling = (1e6 * seconds / N_DECODE for seconds in (whole_s, sampling_s))
-        return {"without_model": whole, "sampling_in_c": sampling, "python": whole - sampling}
+        # The first token of the answer is that of the prompt.
+        return [1e6 * (after[0] - before[1]) for before, after in itertools.pairwise(timed.times_s[1:])]
 
 
 def our_libraries() -> dict[str, str]:
@@ -171,12 +168,13 @@ def bench_s(tool: Path, base: Path, threads: int, environment: dict[str, str] | 
 
 
 def measure(base: Path, threads: int | None) -> dict[str, Any]:
-    """Our seconds for the prompt and for the tokens, and what of a token is not the model, in this process."""
+    """Our seconds for the prompt and for the tokens, and how long the model waits between two, in this process."""
     with Session.of_files(base, {}, threads=threads) as session:
         ours = Ours(session)
         ours.prefill_s(), ours.decode_s()
         seconds = (ours.prefill_s(), ours.decode_s())
-        return {"threads": session.context.threads, "seconds": seconds, "us_per_token": ours.python_us()}
+        between_us = statistics.median(ours.between_us())
+        return {"threads": session.context.threads, "seconds": seconds, "between_us": between_us}
 
 
 def one_round(base: Path, threads: int | None) -> dict[str, Any]:
@@ -188,14 +186,14 @@ def one_round(base: Path, threads: int | None) -> dict[str, Any]:
 def speeds(
     base: Path, threads: int | None, tool: Path | None, rounds: int, own_libraries: bool = False
 ) -> dict[str, Any]:
-    """Prefill and decode in turns with llama-bench, or alone, and the parts of a token that are not the model."""
+    """Prefill and decode in turns with llama-bench, or alone, and how long the model waits between tokens."""
     environment = None if own_libraries else our_libraries()
-    mine, theirs, costs = [], [], []
+    mine, theirs, between_us = [], [], []
     for _ in range(rounds):
         own = one_round(base, threads)
         threads = own["threads"]
         mine.append(own["seconds"])
-        costs.append(own["us_per_token"])
+        between_us.append(own["between_us"])
         if tool is not None:
             theirs.append(bench_s(tool, base, threads, environment))
     found: dict[str, Any] = {"threads": threads}
@@ -209,7 +207,9 @@ def speeds(
     if theirs:
         found["same_libraries"] = not own_libraries
         found["within_bound"] = all(found[f"{name}_ratio"]["median"] >= LEAST_RATIO for name in ("prefill", "decode"))
-    found["us_per_token"] = {name: spread([cost[name] for cost in costs]) for name in costs[0]}
+    found["us_between_tokens"] = spread(between_us)
+    token_s = statistics.median(seconds[1] for seconds in mine) / N_DECODE
+    found["share_between_tokens"] = statistics.median(between_us) * 1e-6 / token_s
     return found
 
 
