@@ -8,7 +8,9 @@ give the tokens to compare with.
 
 With `--batched-bench PATH` llama.cpp's own tool takes its turn in each run (it knows no adapters: the base alone
 answers then). It decodes as many tokens in as many sequences after prompts of the same length, and neither samples nor
-stops; the ratio is that of generated tokens over the time of all, prompts included. Prints one JSON document.
+stops; the ratio is that of generated tokens over the time of all, prompts included.
+
+With `--onnx FOLDER` the base's ONNX form answers on onnxruntime, the base alone. Prints one JSON document.
 """
 
 import json
@@ -23,6 +25,7 @@ import click
 
 from ..edge.base_info import BaseInfo
 from ..edge.errors import EngineError
+from ..edge.onnx_session import OnnxSession
 from ..edge.session import Session
 from .random_adapter import write_random_adapter
 from .stats import spread
@@ -59,6 +62,14 @@ def batched_bench(
     raise EngineError(f"gave no figures (code {done.returncode})", where=tool, problems=problems)
 
 
+def _session(
+    base: Path, onnx: Path | None, adapter: Path, threads: int | None, n_parallel: int
+) -> Session | OnnxSession:
+    if onnx is not None:
+        return OnnxSession.of_files(onnx, {}, threads=threads, n_parallel=n_parallel)
+    return Session.of_files(base, {"a": (adapter, None)}, threads=threads, n_parallel=n_parallel)
+
+
 @click.command()
 @click.argument("base", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--parallel", multiple=True, type=int, default=(1, 2, 4, 8), show_default=True)
@@ -66,6 +77,7 @@ def batched_bench(
 @click.option("--runs", default=3, show_default=True)
 @click.option("--threads", type=int)
 @click.option("--no-adapter", is_flag=True, help="The base alone.")
+@click.option("--onnx", type=click.Path(exists=True, file_okay=False, path_type=Path), help="The base's ONNX form.")
 @click.option("--batched-bench", "tool", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def main(
     base: Path,
@@ -74,18 +86,20 @@ def main(
     runs: int,
     threads: int | None,
     no_adapter: bool,
+    onnx: Path | None,
     tool: Path | None,
 ) -> None:
     """Measure answering several requests together."""
     n_most = max(parallel)
+    alone_only = no_adapter or onnx is not None or tool is not None
     prompts = [f"Tell me {i + 1} things about {SUBJECTS[i % len(SUBJECTS)]}." for i in range(n_most)]
     theirs: dict[int, list[float]] = {n: [] for n in parallel}
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "a.gguf"
         write_random_adapter(BaseInfo.open(base), file)
-        with Session.of_files(base, {"a": (file, None)}, threads=threads, n_parallel=n_most) as session:
-            session.use(None if no_adapter or tool is not None else "a")
-            used_threads = session.context.threads
+        with _session(base, onnx, file, threads, n_most) as session:
+            session.use(None if alone_only else "a")
+            used_threads = session.engine.threads if isinstance(session, OnnxSession) else session.context.threads
             n_prompt = round(statistics.mean(len(session.prompt_tokens(prompt)) for prompt in prompts))
             alone = [session.ask(prompt, max_tokens=tokens).token_ids for prompt in prompts]
             # The batch's context is made once, for as many as will be.
@@ -118,7 +132,15 @@ def main(
             row["llama_batched_bench_tokens_per_s"] = spread(theirs[n])
             row["ratio_to_llama_batched_bench"] = spread([a / b for a, b in zip(rates[n], theirs[n], strict=True)])
         results.append(row)
-    about = {"base": base.name, "threads": used_threads, "prompt_tokens": n_prompt, "tokens_each": tokens, "runs": runs}
+    engine = "llama.cpp" if onnx is None else "onnxruntime"
+    about = {
+        "base": base.name,
+        "engine": engine,
+        "threads": used_threads,
+        "prompt_tokens": n_prompt,
+        "tokens_each": tokens,
+        "runs": runs,
+    }
     click.echo(json.dumps({**about, "results": results}, indent=2))
 
 

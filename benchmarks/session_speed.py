@@ -12,8 +12,9 @@ Linux the tool runs over the very libraries of this Python's llama-cpp-python, i
 two builds of one source differ by some percent too. `--own-libraries` leaves
 it those that it was built with.
 
-What is not the model: microseconds between one token's `llama_decode` and the next one's, in a real answer. Choosing
-the token is in it, and that the weights have driven our code out of the caches, which triples what it costs.
+What is not the model: microseconds of a prompt that are not spent in `llama_decode`, and those between one token's and
+the next one's, in real answers, with their shares of the time. Choosing the token is in it, and that the weights have
+driven our code out of the caches, which triples what it costs.
 
 Cold start: one token of a short prompt, from the start of the process to its end, by the clock and in processor time:
 `slm-edge run` on a pack of this base against `llama-completion` (or `llama-cli` of older builds: a tool that knows
@@ -130,17 +131,21 @@ class Ours:
         assert rate is not None
         return N_DECODE / rate
 
-    def between_us(self) -> list[float]:
-        """Microseconds by the clock between llama.cpp's end of one token and its beginning of the next."""
+    def outside(self) -> dict[str, float]:
+        """What the model waits for: microseconds of a prompt, and of a token, that are not spent in `llama_decode`."""
         context = self.session.context
         library = context._llama
         timed = context._llama = _Timed(library)
         try:
+            prompt_s = self.prefill_s()
+            inside_s = sum(ended_s - began_s for began_s, ended_s in timed.times_s)
+            timed.times_s.clear()
             list(self.stream(self.ids(1), N_DECODE + 1))
         finally:
             context._llama = library
-        # The first token of the answer is that of the prompt.
-        return [1e6 * (after[0] - before[1]) for before, after in itertools.pairwise(timed.times_s[1:])]
+        # The first decode is that of the prompt.
+        gaps_s = [after[0] - before[1] for before, after in itertools.pairwise(timed.times_s[1:])]
+        return {"prompt": 1e6 * (prompt_s - inside_s), "token": 1e6 * statistics.median(gaps_s)}
 
 
 def our_libraries() -> dict[str, str]:
@@ -173,8 +178,7 @@ def measure(base: Path, threads: int | None) -> dict[str, Any]:
         ours = Ours(session)
         ours.prefill_s(), ours.decode_s()
         seconds = (ours.prefill_s(), ours.decode_s())
-        between_us = statistics.median(ours.between_us())
-        return {"threads": session.context.threads, "seconds": seconds, "between_us": between_us}
+        return {"threads": session.context.threads, "seconds": seconds, "outside_us": ours.outside()}
 
 
 def one_round(base: Path, threads: int | None) -> dict[str, Any]:
@@ -188,12 +192,12 @@ def speeds(
 ) -> dict[str, Any]:
     """Prefill and decode in turns with llama-bench, or alone, and how long the model waits between tokens."""
     environment = None if own_libraries else our_libraries()
-    mine, theirs, between_us = [], [], []
+    mine, theirs, outside = [], [], []
     for _ in range(rounds):
         own = one_round(base, threads)
         threads = own["threads"]
         mine.append(own["seconds"])
-        between_us.append(own["between_us"])
+        outside.append(own["outside_us"])
         if tool is not None:
             theirs.append(bench_s(tool, base, threads, environment))
     found: dict[str, Any] = {"threads": threads}
@@ -207,9 +211,10 @@ def speeds(
     if theirs:
         found["same_libraries"] = not own_libraries
         found["within_bound"] = all(found[f"{name}_ratio"]["median"] >= LEAST_RATIO for name in ("prefill", "decode"))
-    found["us_between_tokens"] = spread(between_us)
-    token_s = statistics.median(seconds[1] for seconds in mine) / N_DECODE
-    found["share_between_tokens"] = statistics.median(between_us) * 1e-6 / token_s
+    for i, (name, n_tokens) in enumerate((("prompt", 1), ("token", N_DECODE))):
+        found[f"us_outside_model_per_{name}"] = spread([one[name] for one in outside])
+        one_s = statistics.median(seconds[i] for seconds in mine) / n_tokens
+        found[f"share_outside_model_per_{name}"] = statistics.median(one[name] for one in outside) * 1e-6 / one_s
     return found
 
 

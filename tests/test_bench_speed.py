@@ -7,6 +7,7 @@ import pytest
 from build_gguf import tiny_base
 from click.testing import CliRunner
 from slm_edge.benchmarks import batch_throughput, session_speed, speculation
+from slm_edge.export.onnx_base import export_onnx
 
 CODE = "def add(a, b):\n    return a + b\n"
 
@@ -40,9 +41,11 @@ def test_a_session_against_the_tools_figures(base, tmp_path):
     )
     for part in ("prefill", "decode"):
         assert found[f"{part}_ratio"]["median"] == pytest.approx(found[f"{part}_tokens_per_s"]["median"], rel=1e-3)
-    token_us = 1e6 / found["decode_tokens_per_s"]["median"]
-    assert 0 < found["us_between_tokens"]["median"] < token_us
-    assert found["share_between_tokens"] == pytest.approx(found["us_between_tokens"]["median"] / token_us, rel=1e-2)
+    for name, tokens_per_s, n_tokens in (("prompt", "prefill", 512), ("token", "decode", 1)):
+        whole_us = 1e6 * n_tokens / found[f"{tokens_per_s}_tokens_per_s"]["median"]
+        ours_us = found[f"us_outside_model_per_{name}"]["median"]
+        assert 0 < ours_us < whole_us
+        assert found[f"share_outside_model_per_{name}"] == pytest.approx(ours_us / whole_us, rel=1e-2)
     assert code == 0 and found["within_bound"]
 
 
@@ -55,6 +58,14 @@ def test_batches_against_the_tools_figures(base, tmp_path):
     for row in found["results"]:
         assert row["same_tokens_as_alone"] == f"{row['sequences']} of {row['sequences']}"
         assert row["ratio_to_llama_batched_bench"]["median"] > 1
+
+
+def test_batches_of_the_onnx_form(base, tmp_path):
+    export_onnx(base, tmp_path / "onnx", kind="f32")
+    options = ["--parallel", 1, "--parallel", 3, "--tokens", 8, "--runs", 1, "--threads", 1]
+    _, found = run(batch_throughput.main, base, *options, "--onnx", tmp_path / "onnx")
+    assert found["engine"] == "onnxruntime"
+    assert [row["same_tokens_as_alone"] for row in found["results"]] == ["1 of 1", "3 of 3"]
 
 
 def test_speculation_compares_tokens(base, tmp_path):
