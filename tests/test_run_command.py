@@ -172,13 +172,17 @@ def test_ctrl_c_at_any_moment_gives_no_traceback(pack, tmp_path):
     code = f"import sys; from slm_edge.edge.cli import main; sys.argv[1:] = {arguments!r}; print(flush=True); main()"
     codes = []
     for delay_s in (0.0, 0.02, 0.05, 0.1, 0.2, 0.4):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        process.stdout.readline()
-        time.sleep(delay_s)
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        for _ in range(10):
+            process = subprocess.Popen(
+                [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            process.stdout.readline()
+            time.sleep(delay_s)
+            process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=60)
+            # On a busy machine the signal may come before `main` is called: not ours, once more.
+            if not (b'File "<string>", line 1, in <module>\nKeyboardInterrupt' in error and b"slm_edge" not in error):
+                break
         codes.append(process.returncode)
         assert b"Traceback" not in error, error.decode()
         assert b"ignored" not in error, error.decode()
