@@ -182,6 +182,7 @@ class OnnxEngine:
         if n == 0:
             raise InputError("there are no tokens to decode")
         logits = np.zeros((1, n, self.base.n_vocab), self._dtype) if all_rows else self._last[:1]
+        self._has_room(total)
         ids, mask = np.asarray([token_ids], np.int64), self._mask[:, :total]
         self._run(self._bind(key, pairs, row, row + 1), ids, mask, 0 if all_rows else n - 1, logits)
         self.rows = logits[0].astype(np.float32, copy=False) if all_rows else None
@@ -199,6 +200,7 @@ class OnnxEngine:
     ) -> None:
         """Computes one token for each of the first sequences, at a position in each; arguments and errors as above."""
         places = np.asarray(positions)
+        self._has_room(int(places.max()) + 1)
         mask = (np.arange(places.max() + 1) <= places[:, None]).astype(np.int64)
         logits = self._last[: len(places)]
         ids = np.asarray(token_ids, np.int64)[:, None]
@@ -211,6 +213,10 @@ class OnnxEngine:
         for values in self._cache.values():
             values[target, :, :n_tokens] = values[source, :, :n_tokens]
 
+    def _has_room(self, n_tokens: int) -> None:
+        if n_tokens > self.n_ctx_tokens:
+            raise DoesNotFitError(f"the context of {self.n_ctx_tokens} tokens has no room for {n_tokens}")
+
     def _run(
         self,
         bound: _Bound,
@@ -219,8 +225,6 @@ class OnnxEngine:
         first: int,
         logits: npt.NDArray[Any],
     ) -> None:
-        if mask.shape[1] > self.n_ctx_tokens:
-            raise DoesNotFitError(f"the context of {self.n_ctx_tokens} tokens has no room for {mask.shape[1]}")
         view = self._ort.OrtValue.ortvalue_from_numpy
         inputs = {"input_ids": ids, "attention_mask": mask, FIRST_LOGIT: np.array([first], np.int64)}
         for name, values in inputs.items():

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from slm_edge.edge.cli import cli
 from slm_edge.edge.commands_run import run
 from slm_edge.edge.errors import DamagedError, DoesNotFitError, EngineError, InputError, UnsupportedError
-from slm_edge.edge.onnx_engine import MOVE_AFTER_STEPS
+from slm_edge.edge.onnx_engine import MOVE_AFTER_STEPS, OnnxEngine
 from slm_edge.edge.onnx_folder import OnnxBase
 from slm_edge.edge.onnx_pack import add_onnx_adapter, add_onnx_base, has_onnx, onnx_adapters
 from slm_edge.edge.onnx_session import OnnxSession
@@ -117,6 +117,19 @@ def test_answers_at_once_are_those_of_one_at_a_time(made):
         late = session.submit("x", max_tokens=500)
     with pytest.raises(EngineError, match="given up"):
         late.result()
+
+
+def test_a_cache_that_is_full_refuses(made):
+    """onnxruntime would write behind it."""
+    base = OnnxBase.open(made[0] / "onnx")
+    engine = OnnxEngine(base, n_ctx_tokens=8, threads=1, n_rows=2)
+    engine.decode(range(3, 10), 0, row=1)
+    with pytest.raises(DoesNotFitError, match="8 tokens has no room for 9"):
+        engine.decode([3, 4], 7)
+    engine.step([3, 4], [2, 7])
+    with pytest.raises(DoesNotFitError, match="8 tokens has no room for 9"):
+        engine.step([3, 4], [2, 8])
+    engine.close()
 
 
 def test_streams_and_settings(made):
