@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..edge.errors import InputError
-from ..edge.files import sha256_file
 from ..edge.names import did_you_mean
 from ..edge.onnx_engine import runtime
-from ..edge.onnx_folder import ONNX_FILE
-from ..edge.onnx_pack import onnx_adapters, onnx_folder
+from ..edge.onnx_pack import base_sha256, onnx_adapters
 from ..edge.pack import Pack, PackedAdapter
 from ..edge.pack_write import ROUTER_FILE
 from .answers import Identity
@@ -175,10 +173,9 @@ def columns_of(pack: Pack, names: Sequence[str], engine: str = "llama") -> list[
 
 def _onnx_facts(pack: Pack) -> dict[str, Any]:
     """What answers of the ONNX form depend on besides: its files, told by its description, and onnxruntime."""
-    description = onnx_folder(pack) / ONNX_FILE
     return {
         "engine": "onnx",
-        "onnx_base_sha256": sha256_file(description),
+        "onnx_base_sha256": base_sha256(pack),
         "onnxruntime": runtime().__version__,
     }
 

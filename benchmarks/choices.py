@@ -79,11 +79,11 @@ def log_softmax_at(logits: npt.NDArray[np.float32], token_ids: Sequence[int]) ->
     return [float(logits[token]) - float(most) - float(total) for token in token_ids]
 
 
-def _waiting(vocab: "Vocab", items: Sequence[Item], room_tokens: int) -> list[_Tokens]:
-    waiting = [_tokens_of(vocab, item) for item in items]
+def _waiting(session: "Session | OnnxSession", items: Sequence[Item]) -> list[_Tokens]:
+    waiting = [_tokens_of(session.vocab, item) for item in items]
     longest = max((max(map(len, one.texts)) for one in waiting), default=0)
-    if longest > room_tokens:
-        raise DoesNotFitError(f"an item has {longest} tokens; the base holds {room_tokens}")
+    if longest > session.longest_tokens:
+        raise DoesNotFitError(f"an item has {longest} tokens; the base holds {session.longest_tokens}")
     return waiting
 
 
@@ -92,7 +92,7 @@ def score_endings_onnx(
 ) -> None:
     """As `score_endings`, on onnxruntime: one ending after the other behind its item's beginning, computed once."""
     choice = session.choice_of(adapter)
-    for index, one in enumerate(_waiting(session.vocab, items, session.n_ctx_tokens)):
+    for index, one in enumerate(_waiting(session, items)):
         context = one.texts[0][: one.start]
         session.lane.begin(context, session.sections(choice, context))
         found = [[value] for value in log_softmax_at(session.engine.row, [text[one.start] for text in one.texts])]
@@ -114,7 +114,7 @@ def score_endings(
         DoesNotFitError: an item is longer than the base's context.
     """
     choice = session.choice_of(adapter)
-    waiting = _waiting(session.model.vocab, items, session.base.n_ctx_train_tokens)
+    waiting = _waiting(session, items)
     room = max(_ROOM_TOKENS, max((one.n_cells for one in waiting), default=0))
     endings = max((len(one.texts) for one in waiting), default=1)
     n_sequences = min(256, endings * 8)

@@ -108,9 +108,11 @@ def scores(
         _rescore(cells, out)
     if not report_only:
         if pack is not None:
-            # The router's column takes over what adapters have answered, in whichever run that was
-            every = dataclasses.replace(wanted, limit_others=None)
-            each = plan(chosen, pack, columns_of(pack, ("each",), engine), data, every)
+            each: list[Cell] = []
+            if any(cell.column.is_auto for cell in cells):
+                # It takes over what adapters have answered, in whichever run that was
+                every = dataclasses.replace(wanted, limit_others=None)
+                each = plan(chosen, pack, columns_of(pack, ("each",), engine), data, every)
             _measure_pack(cells, each, out, pack, engine, parallel, threads, report)
         else:
             assert endpoint is not None

@@ -46,8 +46,7 @@ def session_generator(session: AnySession, n_parallel: int, known: Known | None 
     """Answers of a session, on either engine.
 
     Args:
-        n_parallel: answers computed at once by llama.cpp, which can change an answer's last bits, see
-            `edge/batcher.py`; onnxruntime makes one after the other.
+        n_parallel: answers computed at once. It can change an answer's last bits, see `edge/batcher.py`.
         known: answers of single adapters, which the router's column takes over where it chooses the same.
     """
 
@@ -153,9 +152,8 @@ def _request(session: AnySession, cell: Cell, item: Item, choice: "Choice") -> R
     if item.raw is None:
         ids, n_shared_tokens = session.rendered(item.messages, None, choice)
     else:
-        vocab = session.vocab if isinstance(session, OnnxSession) else session.model.vocab
-        ids, n_shared_tokens = vocab.encode(item.raw, special=False, add_bos=True), 0
-    room = session.n_ctx_tokens if isinstance(session, OnnxSession) else session.base.n_ctx_train_tokens
+        ids, n_shared_tokens = session.vocab.encode(item.raw, special=False, add_bos=True), 0
+    room = session.longest_tokens
     if len(ids) >= room:
         raise DoesNotFitError(f"{cell.label}: the prompt of {item.id} has {len(ids)} tokens; the base holds {room}")
     return Request(

@@ -211,10 +211,10 @@ def speeds(
     if theirs:
         found["same_libraries"] = not own_libraries
         found["within_bound"] = all(found[f"{name}_ratio"]["median"] >= LEAST_RATIO for name in ("prefill", "decode"))
-    for i, (name, n_tokens) in enumerate((("prompt", 1), ("token", N_DECODE))):
-        found[f"us_outside_model_per_{name}"] = spread([one[name] for one in outside])
-        one_s = statistics.median(seconds[i] for seconds in mine) / n_tokens
-        found[f"share_outside_model_per_{name}"] = statistics.median(one[name] for one in outside) * 1e-6 / one_s
+    for name, per_s, n_tokens in (("prompt", "prefill", N_PROMPT), ("token", "decode", 1)):
+        found[f"us_outside_model_per_{name}"] = outside_us = spread([one[name] for one in outside])
+        whole_s = n_tokens / found[f"{per_s}_tokens_per_s"]["median"]
+        found[f"share_outside_model_per_{name}"] = outside_us["median"] * 1e-6 / whole_s
     return found
 
 

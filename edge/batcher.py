@@ -14,7 +14,7 @@ tokens are nearly tied an answer can differ from `ask`'s.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from .choice import Choice
 from .errors import DoesNotFitError, EngineError, InputError, SlmEdgeError
@@ -52,11 +52,14 @@ class Rows(Protocol):
         """Frees everything. Calling it twice does nothing."""
 
 
+RowsT = TypeVar("RowsT", bound=Rows)
+
+
 class Pending:
     """A request that was handed in. Its answer is made by `result`, of this or of any other request."""
 
     def __init__(
-        self, batcher: "Batcher", request: Request, choice: Choice, on_text: Callable[[str], object] | None
+        self, batcher: "Batcher[Any]", request: Request, choice: Choice, on_text: Callable[[str], object] | None
     ) -> None:
         self.request = request
         self.choice = choice
@@ -110,7 +113,7 @@ class _Slot:
         return len(self.pending.request.prompt) + len(self.ids) - 1
 
 
-class Batcher:
+class Batcher(Generic[RowsT]):
     """Makes answers in rows of its own, sized by what waits and kept for what comes.
 
     Args:
@@ -121,13 +124,13 @@ class Batcher:
         rows: what there is at the moment.
     """
 
-    def __init__(self, new_rows: Callable[[int, int], Rows], vocab: Vocab, *, n_parallel: int) -> None:
+    def __init__(self, new_rows: Callable[[int, int], RowsT], vocab: Vocab, *, n_parallel: int) -> None:
         if n_parallel < 1:
             raise InputError(f"n_parallel is {n_parallel}; at least 1 is possible")
         self.n_parallel = n_parallel
         self._new_rows = new_rows
         self._vocab = vocab
-        self.rows: Rows | None = None
+        self.rows: RowsT | None = None
         self._size = (0, 0)
         self._waiting: list[Pending] = []
         self._turn: list[Pending] = []

@@ -156,7 +156,7 @@ class DraftingLane:
         if 0 < after < len(self._batch) and self._batch[after] == token_id:
             self._row = after
             self.n_accepted_tokens += 1
-            self._lane.record.add_answer((token_id,))
+            self._lane.record.add_answer(token_id)
             return
         self._settle()
         guess = [] if self._proof else self._guess()
@@ -172,7 +172,7 @@ class DraftingLane:
             return
         batch = (token_id, *guess)
         self._context.decode(batch, self.n_tokens, outputs="all")
-        self._lane.record.add_answer((token_id,))
+        self._lane.record.add_answer(token_id)
         self.n_drafted_tokens += len(guess)
         self._batch, self._row = batch, 0
 

@@ -95,9 +95,8 @@ class Lane:
     def step(self, token_id: int) -> None:
         """Computes one more token."""
         self._row = None
-        tokens = self.record.tokens
-        self.context.decode_one(token_id, len(tokens))
-        tokens.append(token_id)
+        self.context.decode_one(token_id, self.n_tokens)
+        self.record.add_answer(token_id)
 
     def sample(self, sampler: Sampler) -> int:
         """Chooses the next token from the last output."""

@@ -4,6 +4,7 @@ Prompts are cut into the same chunks, and a chunk is kept only under the adapter
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,10 @@ Pairs = dict[AdapterState, Mapping[str, Array]]
 class OnnxLane:
     """Computes prompts and tokens, keeping of the cache what is the same bit for bit, and nothing else.
 
+    Args:
+        pairs: see below, where several lanes have them in common.
+        row: the engine's sequence.
+
     Attributes:
         record: what is in the KV cache.
         turn: number of prompts begun; tells an answer that was left behind that the cache is no longer its own.
@@ -30,11 +35,12 @@ class OnnxLane:
     n_drafted_tokens = 0
     n_accepted_tokens = 0
 
-    def __init__(self, engine: OnnxEngine) -> None:
+    def __init__(self, engine: OnnxEngine, pairs: Pairs | None = None, row: int = 0) -> None:
         self.engine = engine
+        self._row = row
         self.record = KvRecord()
         self.turn = 0
-        self.pairs: Pairs = {}
+        self.pairs: Pairs = {} if pairs is None else pairs
 
     @property
     def n_tokens(self) -> int:
@@ -68,8 +74,12 @@ class OnnxLane:
         self.record.add(token_ids, state)
 
     def _compute(self, token_ids: Sequence[int], state: AdapterState, *, all_rows: bool = False) -> None:
-        key, pairs = (state, self.pairs[state]) if state.adapters else (None, None)
-        self.engine.decode(token_ids, self.n_tokens, key=key, pairs=pairs, all_rows=all_rows)
+        bound = self.numbers(state)
+        self.engine.decode(token_ids, self.n_tokens, **bound, all_rows=all_rows, row=self._row)
+
+    def numbers(self, state: AdapterState) -> dict[str, Any]:
+        """What the engine is to bind under an adapter state: `key` and `pairs`, nothing for the base alone."""
+        return {"key": state, "pairs": self.pairs[state]} if state.adapters else {}
 
     def sample(self, sampler: Sampler) -> int:
         """Chooses the next token from the last output."""

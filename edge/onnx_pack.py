@@ -40,6 +40,12 @@ def onnx_folder(pack: Pack) -> Path:
     return pack.folder / ONNX_FOLDER
 
 
+def base_sha256(pack: Pack) -> str:
+    """Of the description of the base's ONNX form, which names its other files; raises as `onnx_folder`."""
+    onnx_folder(pack)
+    return pack.manifest.files[_BASE]
+
+
 def adapter_file(name: str) -> str:
     """Where a pack keeps the ONNX form of an adapter."""
     return f"{ONNX_ADAPTERS}/{name}{SUFFIX}"

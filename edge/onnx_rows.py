@@ -5,11 +5,10 @@ run of the graph, in which a row that is free computes nothing of use.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from .onnx_engine import OnnxEngine
-from .onnx_lane import Pairs
-from .prefix import AdapterState, KvRecord, Section, chunks_of
+from .onnx_lane import OnnxLane, Pairs
+from .prefix import Section, chunks_of
 from .sampling import Sampler
 
 
@@ -23,36 +22,31 @@ class OnnxRows:
     def __init__(self, engine: OnnxEngine, pairs: Pairs) -> None:
         self._engine = engine
         self._pairs = pairs
-        self._state = AdapterState()
         self._sequences: Sequence[int] = ()
         # What each row holds of its last prompt; a step of a free row writes behind it.
-        self._records: dict[int, KvRecord] = {}
+        self._lanes: dict[int, OnnxLane] = {}
 
     def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
         """Computes a prompt in a row, after what another row holds of it already; how many tokens that were."""
         wanted = chunks_of(sections)
-        like = {row: record.reusable(prompt, wanted) for row, record in self._records.items()}
+        like = {row: lane.record.reusable(prompt, wanted) for row, lane in self._lanes.items()}
         source = max(like, key=lambda row: (like[row], row == sequence), default=sequence)
-        kept = like.get(source, 0)
-        record = self._records[sequence] = KvRecord()
+        lane = self._lanes.setdefault(sequence, OnnxLane(self._engine, self._pairs, sequence))
         if source != sequence:
-            self._engine.copy(source, sequence, kept)
-        for end, state in wanted:
-            at = len(record.tokens)
-            if end > kept:
-                self._state = state
-                self._engine.decode(prompt[at:end], at, row=sequence, **self._numbers())
-            record.add(prompt[at:end], state)
-        return kept
+            lane.record = self._lanes[source].record.beginning(like[source])
+            self._engine.copy(source, sequence, like[source])
+        return lane.begin(prompt, sections)
 
     def step(self, token_ids: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> None:
         """Computes one token for each of several rows."""
         ids = [0] * (max(sequences) + 1)
-        places = [len(self._records[row].tokens) for row in range(len(ids))]
+        places = [self._lanes[row].n_tokens for row in range(len(ids))]
         for token_id, position, sequence in zip(token_ids, positions, sequences, strict=True):
             ids[sequence], places[sequence] = token_id, position
         self._sequences = sequences
-        self._engine.step(ids, places, **self._numbers())
+        # A batch has one choice of adapters.
+        lane = self._lanes[sequences[0]]
+        self._engine.step(ids, places, **lane.numbers(lane.record.chunks[-1][1]))
 
     def sample(self, sampler: Sampler, i: int) -> int:
         """Chooses a token from the logits of the i-th of the last step; -1: from those of the last prompt."""
@@ -68,7 +62,3 @@ class OnnxRows:
     def close(self) -> None:
         """Frees the rows."""
         self._engine.close()
-
-    def _numbers(self) -> dict[str, Any]:
-        state = self._state
-        return {"key": state, "pairs": self._pairs[state]} if state.adapters else {}

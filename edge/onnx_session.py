@@ -26,7 +26,7 @@ from .canary import CANARY
 from .card import TaskCard
 from .chat import ChatTemplate, Message, messages_of
 from .choice import Choice, Swap, choice_of
-from .errors import DamagedError, DoesNotFitError, EngineError, UnsupportedError
+from .errors import DamagedError, EngineError, UnsupportedError
 from .onnx_adapter import Array, OnnxAdapter
 from .onnx_engine import OnnxEngine
 from .onnx_folder import OnnxBase
@@ -36,7 +36,7 @@ from .onnx_rows import OnnxRows
 from .pack import Pack, PackedAdapter
 from .prefix import AdapterState, Section
 from .routing import Routing
-from .settings import EngineOptions, Settings, grammar_of, max_tokens_of, sampling_of, stop_of
+from .settings import EngineOptions, Settings, request_of
 from .shelf import find_adapter
 from .stream import Answer, Request, Stream
 from .vocab import Vocab
@@ -67,6 +67,7 @@ class OnnxSession:
         vocab: the tokenizer.
         template: the base's chat template.
         n_ctx_tokens: longest prompt and answer together.
+        longest_tokens: as `Session` has it; here the same.
 
     Raises:
         UnsupportedError: an option that only llama.cpp has.
@@ -88,6 +89,7 @@ class OnnxSession:
         self.base = base
         self.template = ChatTemplate.of(base.tokenizer)
         self.n_ctx_tokens = options.get("n_ctx_tokens") or min(DEFAULT_CTX_TOKENS, base.max_length_tokens)
+        self.longest_tokens = self.n_ctx_tokens
         self.adapters: dict[str, PackedAdapter] = dict(adapters)
         self._loaded: dict[str, OnnxAdapter] = {}
         self._base_row: npt.NDArray[np.float32] | None = None
@@ -100,8 +102,8 @@ class OnnxSession:
         if self.vocab.n_tokens > base.n_vocab:
             raise DamagedError("the tokenizer has more tokens than the graph", where=base.folder)
         self.lane = OnnxLane(self.engine)
-        self._batcher: Batcher | None = None
-        self._batchers: weakref.WeakSet[Batcher] = weakref.WeakSet()
+        self._batcher: Batcher[OnnxRows] | None = None
+        self._batchers: weakref.WeakSet[Batcher[OnnxRows]] = weakref.WeakSet()
         self._n_parallel = options.get("n_parallel", DEFAULT_PARALLEL)
         self._choice = Choice()
         if default_adapter is not None:
@@ -215,7 +217,7 @@ class OnnxSession:
             )
 
     def sections(self, choice: Choice, ids: Sequence[int], n_shared_tokens: int = 0) -> list[Section]:
-        """A whole prompt under a choice, whose numbers are bound from here on; nothing is kept for other prompts."""
+        """A whole prompt under a choice, whose numbers are bound from here on; what others share is not told apart."""
         loaded = [(self._load(name), scale) for name, scale in choice.scales]
         state = AdapterState(tuple((adapter.sha256, scale) for adapter, scale in loaded))
         if loaded and state not in self.lane.pairs:
@@ -227,7 +229,7 @@ class OnnxSession:
         return self.rendered(prompt, system, self._choice)[0]
 
     def rendered(self, prompt: str | Sequence[Message], system: str | None, choice: Choice) -> tuple[list[int], int]:
-        """As `Session.rendered`; that prompts begin alike is of no use here."""
+        """As `Session.rendered`; how many tokens others share is not told: 0."""
         return self.vocab.encode(self.template.render(messages_of(prompt, system, choice.card.system))), 0
 
     def stream(
@@ -241,22 +243,13 @@ class OnnxSession:
         self, prompt: str | Sequence[Message], choice: Choice, system: str | None, settings: Settings
     ) -> Request:
         ids, _ = self.rendered(prompt, system, choice)
-        max_tokens = max_tokens_of(choice.card, settings)
-        if len(ids) >= self.n_ctx_tokens:
-            raise DoesNotFitError(
-                f"the prompt has {len(ids)} tokens and up to {max_tokens} are to follow; "
-                f"the context holds {self.n_ctx_tokens}",
-                hint=f"shorten it, or take a larger context: this graph can do {self.base.max_length_tokens}",
-            )
-        return Request(
-            prompt=ids,
-            adapter=choice.name,
-            sections=lambda: self.sections(choice, ids),
-            sampling=sampling_of(choice.card, settings),
-            stop=stop_of(choice.card, settings),
-            max_tokens=max_tokens,
+        return request_of(
+            ids,
+            choice,
+            settings,
+            lambda: self.sections(choice, ids),
             room_tokens=self.n_ctx_tokens,
-            grammar=grammar_of(choice.card, settings),
+            longest=f"this graph can do {self.base.max_length_tokens}",
         )
 
     def submit(
@@ -274,7 +267,7 @@ class OnnxSession:
         choice = choice or self._choice
         return self._batcher.submit(self._request(prompt, choice, system, settings), choice, on_text)
 
-    def new_batcher(self, n_parallel: int) -> Batcher:
+    def new_batcher(self, n_parallel: int) -> Batcher[OnnxRows]:
         """A batcher with KV caches of its own beside the session's; close it when it is done with."""
 
         def new_rows(n_sequences: int, n_tokens: int) -> OnnxRows:

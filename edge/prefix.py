@@ -115,6 +115,12 @@ class KvRecord:
         self.tokens += token_ids
         self.chunks.append((len(self.tokens), state))
 
-    def add_answer(self, token_ids: Sequence[int]) -> None:
-        """Takes in tokens of an answer: no prompt is computed in such pieces, so none can keep them."""
-        self.tokens += token_ids
+    def beginning(self, n_tokens: int) -> "KvRecord":
+        """The record of another sequence that gets the first `n_tokens`, the end of a chunk."""
+        record = KvRecord(list(self.tokens), list(self.chunks), self.n_stable_tokens)
+        record.cut(n_tokens)
+        return record
+
+    def add_answer(self, token_id: int) -> None:
+        """Takes in a token of an answer: no prompt is computed in such pieces, so none can keep it."""
+        self.tokens.append(token_id)

@@ -27,7 +27,7 @@ from .chat import ChatTemplate, Message, messages_of
 from .choice import Choice, Swap, choice_of, sections_of, swap_of
 from .drafting import Drafting, outputs_of
 from .engine import Adapter, Context, Model
-from .errors import DamagedError, DoesNotFitError, InputError
+from .errors import DamagedError, InputError
 from .exactness import Exactness
 from .file_watch import FileWatch
 from .files import sha256_file
@@ -40,7 +40,7 @@ from .parallel import parallel_rows
 from .prefix import Section
 from .prefix_cache import open_prefix_cache
 from .routing import Routing
-from .settings import EngineOptions, Settings, grammar_of, max_tokens_of, sampling_of, stop_of
+from .settings import EngineOptions, Settings, request_of
 from .shelf import Shelf, pinned_of
 from .stream import Answer, Request, Stream
 from .system_prefix import SystemPrefix
@@ -67,6 +67,8 @@ class Session:
         model, context: the engine's objects, for measuring.
         template: the base's chat template.
         n_ctx_tokens: longest prompt and answer together.
+        longest_tokens: the same of a request that is handed to a batcher itself.
+        vocab: the tokenizer.
         options: as given, with what was chosen where they left it open.
         plan: the memory that was planned.
         prefixes: computed beginnings of prompts, in memory and on disk.
@@ -96,18 +98,20 @@ class Session:
         flash_attention = options.get("flash_attention", "auto")
         chosen = self.plan.choices
         self.n_ctx_tokens = chosen.n_ctx_tokens
+        self.longest_tokens = self.base.n_ctx_train_tokens
         options |= vars(chosen)  # type: ignore[typeddict-item]
         self.options = options
         self._choice = Choice()
         self._routing = Routing(adapters)
-        self._batcher: Batcher | None = None
-        self._batchers: weakref.WeakSet[Batcher] = weakref.WeakSet()
+        self._batcher: Batcher[LlamaRows] | None = None
+        self._batchers: weakref.WeakSet[Batcher[LlamaRows]] = weakref.WeakSet()
         # llama.cpp maps the file itself.
         self.base.file.release()
         with contextlib.ExitStack() as stack:
             self.model = stack.enter_context(
                 Model.load(base_path, mmap=chosen.mmap, repack=chosen.repack, copied=copied_spans(self.base))
             )
+            self.vocab = self.model.vocab
             self.context = Context(
                 self.model,
                 n_ctx_tokens=self.n_ctx_tokens,
@@ -136,7 +140,7 @@ class Session:
             if default_adapter is not None:
                 card = self._shelf.packed(default_adapter).card
                 self._choice = Choice(((default_adapter, card.scale),), card)
-            self._system = SystemPrefix(self.template, self.model.vocab)
+            self._system = SystemPrefix(self.template, self.vocab)
             stack.callback(self.prefixes.flush)
             self._owned = stack.pop_all()
 
@@ -261,11 +265,11 @@ class Session:
         loaded = self._shelf.load([name for name, _ in choice.scales])
         swap_of(loaded)
         scaled = [(one, scale) for one, (_, scale) in zip(loaded, choice.scales, strict=True)]
-        return sections_of(scaled, ids, n_shared_tokens, self.model.vocab)
+        return sections_of(scaled, ids, n_shared_tokens, self.vocab)
 
     def _adapters_in_use(self) -> list[Adapter]:
-        busy = [batcher.rows for batcher in self._batchers if batcher.busy]
-        batched = [adapter for rows in busy if isinstance(rows, LlamaRows) for adapter in rows.adapters]
+        busy = [batcher.rows for batcher in self._batchers if batcher.busy and batcher.rows is not None]
+        batched = [adapter for rows in busy for adapter in rows.adapters]
         return [*batched, *(self.context.adapters if self._lane.busy else ())]
 
     def prompt_tokens(self, prompt: str | Sequence[Message], *, system: str | None = None) -> list[int]:
@@ -284,7 +288,7 @@ class Session:
     def rendered(self, prompt: str | Sequence[Message], system: str | None, choice: Choice) -> tuple[list[int], int]:
         """Token ids as of `prompt_tokens`, and how many of them every prompt with that system message begins with."""
         messages = messages_of(prompt, system, choice.card.system)
-        ids = self.model.vocab.encode(self.template.render(messages))
+        ids = self.vocab.encode(self.template.render(messages))
         return ids, self._system.length(messages, ids)
 
     def stream(
@@ -304,7 +308,7 @@ class Session:
         started_s = time.perf_counter()
         request = self.request(prompt, self._choice, system, settings)
         worker = self._drafting.worker(self._lane, self._choice, request.room_tokens)
-        return Stream(worker, self.model.vocab, request, started_s)
+        return Stream(worker, self.vocab, request, started_s)
 
     def request(
         self,
@@ -321,25 +325,17 @@ class Session:
         """
         room_tokens = room_tokens or self.n_ctx_tokens
         ids, n_shared_tokens = self.rendered(prompt, system, choice)
-        max_tokens = max_tokens_of(choice.card, settings)
-        if len(ids) >= room_tokens:
-            raise DoesNotFitError(
-                f"the prompt has {len(ids)} tokens and up to {max_tokens} are to follow; "
-                f"the context holds {room_tokens}",
-                hint=f"shorten it, or take a larger context: this base can do {self.base.n_ctx_train_tokens}",
-            )
+        request = request_of(
+            ids,
+            choice,
+            settings,
+            lambda: self.sections(choice, ids, n_shared_tokens),
+            room_tokens=room_tokens,
+            longest=f"this base can do {self.base.n_ctx_train_tokens}",
+        )
         # An invocation that is missing is told now, not when the answer is read.
         self.sections(choice, ids)
-        return Request(
-            prompt=ids,
-            adapter=choice.name,
-            sections=lambda: self.sections(choice, ids, n_shared_tokens),
-            sampling=sampling_of(choice.card, settings),
-            stop=stop_of(choice.card, settings),
-            max_tokens=max_tokens,
-            room_tokens=room_tokens,
-            grammar=grammar_of(choice.card, settings),
-        )
+        return request
 
     def ask(
         self, prompt: str | Sequence[Message], *, system: str | None = None, **settings: Unpack[Settings]
@@ -371,7 +367,7 @@ class Session:
         choice = choice or self._choice
         return self._batcher.submit(self.request(prompt, choice, system, settings), choice, on_text)
 
-    def new_batcher(self, n_parallel: int) -> Batcher:
+    def new_batcher(self, n_parallel: int) -> Batcher[LlamaRows]:
         """A batcher with a context of its own beside the session's; close it when it is done with."""
         new_rows = parallel_rows(
             self.model,
@@ -382,7 +378,7 @@ class Session:
             limit_bytes=self._limit_bytes,
             flash_attention=self.options.get("flash_attention", "auto"),
         )
-        batcher = Batcher(new_rows, self.model.vocab, n_parallel=n_parallel)
+        batcher = Batcher(new_rows, self.vocab, n_parallel=n_parallel)
         self._batchers.add(batcher)
         return batcher
 

@@ -2,13 +2,16 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 from .card import Speculate, TaskCard
+from .choice import Choice
 from .engine import FlashAttention, KvType
-from .errors import InputError
+from .errors import DoesNotFitError, InputError
+from .prefix import Section
 from .sampling import Sampling
+from .stream import Request
 
 
 class EngineOptions(TypedDict, total=False):
@@ -117,3 +120,41 @@ def grammar_of(card: TaskCard, settings: Settings) -> str | None:
 
         return schema_grammar(card.schema)
     return card.grammar
+
+
+def request_of(
+    ids: Sequence[int],
+    choice: Choice,
+    settings: Settings,
+    sections: Callable[[], Sequence[Section]],
+    *,
+    room_tokens: int,
+    longest: str,
+) -> Request:
+    """Everything that decides the answer to a rendered prompt, checked.
+
+    Args:
+        sections: the parts of the prompt with their adapters.
+        room_tokens: longest prompt and answer together.
+        longest: what could be had at most, for the user whose prompt does not fit, such as "this base can do 8192".
+
+    Raises:
+        InputError: settings out of range.
+        DoesNotFitError: the prompt leaves no room.
+    """
+    max_tokens = max_tokens_of(choice.card, settings)
+    if len(ids) >= room_tokens:
+        raise DoesNotFitError(
+            f"the prompt has {len(ids)} tokens and up to {max_tokens} are to follow; the context holds {room_tokens}",
+            hint=f"shorten it, or take a larger context: {longest}",
+        )
+    return Request(
+        prompt=ids,
+        adapter=choice.name,
+        sections=sections,
+        sampling=sampling_of(choice.card, settings),
+        stop=stop_of(choice.card, settings),
+        max_tokens=max_tokens,
+        room_tokens=room_tokens,
+        grammar=grammar_of(choice.card, settings),
+    )
