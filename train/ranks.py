@@ -39,6 +39,9 @@ class Ranks:
         self._state: Any = None
         self._gloo = False
         if self.n > 1:
+            # Before the group: imported later, its functions' default arguments keep the group and its threads for good,
+            # and a gloo thread that drops its last message while Python shuts down aborts the process
+            import torch.distributed.nn
             from accelerate import PartialState
 
             shared = device != "cpu" and self.on_this_host > torch.cuda.device_count()
@@ -65,7 +68,7 @@ class Ranks:
 
     def device(self, kind: str) -> str:
         """This process's device of a kind: with several GPUs each process has its own."""
-        return kind if self._state is None else str(self._state.device)
+        return kind if self._state is None or kind == "cpu" else str(self._state.device)
 
     @property
     def on_this_host(self) -> int:
