@@ -24,6 +24,7 @@ from .stats import Interval, Paired, mean, paired_means, paired_shares, share
 from .task import Metric
 
 REPORT_SCHEMA = 1
+Key = tuple[str, str | None]  # task, adapter
 
 
 def complete_prefix(cell: Cell, answers: AnswerFile) -> list[Record]:
@@ -155,7 +156,7 @@ def make_report(
         made_at, command: stated in it.
     """
     rows: list[dict[str, Any]] = []
-    counted: dict[tuple[str, str | None], tuple[Cell, list[Record]]] = {}
+    counted: dict[Key, tuple[Cell, list[Record]]] = {}
     for cell in cells:
         with AnswerFile(folder, cell.identity) as answers:
             records = complete_prefix(cell, answers)
@@ -189,7 +190,7 @@ def make_report(
         },
         "cells": rows,
         "comparisons": comparisons,
-        "choice": choice_matrix(rows),
+        "choice": choice_matrix(counted),
     }
 
 
@@ -212,39 +213,41 @@ def _comparisons(cell: Cell, records: list[Record], name: str | None, others: li
     return found
 
 
-def choice_matrix(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def choice_matrix(counted: Mapping[Key, tuple[Cell, list[Record]]]) -> list[dict[str, Any]]:
     """What choosing right is worth, by task: the main metric of base, router, oracle and wrong adapters.
 
-    oracle: the adapter made for the task. wrong: the mean over all others, and the worst of them.
+    oracle: the adapter made for the task. These three are of the same items, as many as all of them have; wrong: the
+    mean over all other adapters, and the worst of them, each on the items that it has.
     """
     found = []
-    for task in dict.fromkeys(row["task"] for row in rows):
-        of = [row for row in rows if row["task"] == task and row["metrics"]]
-        if not any(row["own"] for row in of):
+    for task in dict.fromkeys(task for task, _ in counted):
+        of = [pair for (name, _), pair in counted.items() if name == task]
+        own = next((cell.adapter_name for cell, _ in of if cell.is_own), None)
+        metric = next((one for one in of[0][0].task.metrics if values_of(*of[0], one)), None)
+        if own is None or metric is None:
             continue
-        metric = next(iter(of[0]["metrics"]))
+        values = {cell.adapter_name: values_of(cell, records, metric) for cell, records in of}
+        same = {name: key for name, key in (("base", None), ("router", AUTO), ("oracle", own)) if key in values}
+        n = min(len(values[key]) for key in same.values())
 
-        def value(row: Mapping[str, Any], metric: str = metric) -> dict[str, Any]:
-            return {"value": row["metrics"][metric]["value"], "n": row["n"], "adapter": row["adapter"]}
+        def rate(key: str | None, n: int, values: Mapping[str | None, list[float]] = values) -> dict[str, Any]:
+            return {"value": sum(values[key][:n]) / n, "n": n, "adapter": key}
 
-        wrong = [value(row) for row in of if row["adapter"] not in (None, AUTO) and not row["own"]]
-        entry: dict[str, Any] = {"task": task, "metric": metric}
-        for name, rows_of in (
-            ("base", [row for row in of if row["adapter"] is None]),
-            ("router", [row for row in of if row["adapter"] == AUTO]),
-            ("oracle", [row for row in of if row["own"]]),
-        ):
-            entry[name] = value(rows_of[0]) if rows_of else None
-        entry["wrong"] = (
+        wrong = [rate(key, len(values[key])) for key in values if key not in (None, AUTO, own)]
+        found.append(
             {
-                "value": sum(one["value"] for one in wrong) / len(wrong),
-                "n": min(one["n"] for one in wrong),
-                "worst": min(wrong, key=lambda one: float(one["value"])),
+                "task": task,
+                "metric": metric.name,
+                **{name: rate(same[name], n) if name in same else None for name in ("base", "router", "oracle")},
+                "wrong": {
+                    "value": sum(one["value"] for one in wrong) / len(wrong),
+                    "n": min(one["n"] for one in wrong),
+                    "worst": min(wrong, key=lambda one: float(one["value"])),
+                }
+                if wrong
+                else None,
             }
-            if wrong
-            else None
         )
-        found.append(entry)
     return found
 
 

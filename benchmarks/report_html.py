@@ -4,7 +4,7 @@ import html as escape_html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .report_text import column_name, columns, joules_text, number, p_text, versions
+from .report_text import column_name, columns, joules_text, number, p_text, versions, wrong_cells
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1a1d21;background:#fff}
@@ -118,17 +118,13 @@ def _choice(report: Mapping[str, Any]) -> list[str]:
         about = report["tasks"][row["task"]]
         binary = about["metrics"][row["metric"]]["binary"]
         cells = ["" if row[key] is None else number(row[key]["value"], binary) for key in ("base", "router", "oracle")]
-        wrong = row["wrong"]
-        cells += ["", ""] if wrong is None else [
-            number(wrong["value"], binary),
-            f"{number(wrong['worst']['value'], binary)} ({_e(wrong['worst']['adapter'])})",
-        ]  # fmt: skip
+        cells += [str(row["oracle"]["n"]), *map(_e, wrong_cells(row["wrong"], binary))]
         rows.append([f"{_e(about['title'])}, {_e(about['metrics'][row['metric']]['title'])}", *cells])
     if not rows:
         return []
     return [
         "<h2>What choosing right is worth</h2>",
-        _table(["", "base", "router", "oracle (own adapter)", "wrong adapter, mean", "worst"], rows),
+        _table(["", "base", "router", "oracle (own adapter)", "n", "wrong adapter, mean", "worst, n"], rows),
     ]
 
 

@@ -76,20 +76,26 @@ def _choice(report: Mapping[str, Any]) -> list[str]:
         return []
     lines = [
         "",
-        "| choosing | base | router | oracle (own adapter) | wrong adapter, mean | worst |",
-        "|---|---|---|---|---|---|",
+        "| choosing | base | router | oracle (own adapter) | n | wrong adapter, mean | worst, n |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in report["choice"]:
         about = report["tasks"][row["task"]]
         binary = about["metrics"][row["metric"]]["binary"]
         unit = ", %" if binary else ""
         cells = ["" if row[key] is None else number(row[key]["value"], binary) for key in ("base", "router", "oracle")]
-        wrong = row["wrong"]
-        worst = "" if wrong is None else f"{number(wrong['worst']['value'], binary)} ({wrong['worst']['adapter']})"
-        cells += ["" if wrong is None else number(wrong["value"], binary), worst]
+        cells += [str(row["oracle"]["n"]), *wrong_cells(row["wrong"], binary)]
         title = f"{about['title']}, {about['metrics'][row['metric']]['title']}{unit}"
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return lines
+
+
+def wrong_cells(wrong: Mapping[str, Any] | None, binary: bool) -> list[str]:
+    """Mean of the wrong adapters, and the worst of them with its name and number of items."""
+    if wrong is None:
+        return ["", ""]
+    worst = wrong["worst"]
+    return [number(wrong["value"], binary), f"{number(worst['value'], binary)} ({worst['adapter']}, n={worst['n']})"]
 
 
 def _comparisons(report: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,9 @@
 Prefill: 512 random tokens to the first chosen one, through the session (its chunks, its books), against llama-bench's
 pp512. Decode: 128 tokens through a whole answer (sampling, text, stops), against tg128, which samples nothing. A ratio
 is the tool's seconds over ours in one round, so 0.98 is 2 % slower; the bound holds for the median, and the mean has a
-95 % interval: one round's ratio varies by 5 to 10 %, so a dozen tell no more than some percent. In each round
+95 % interval: one round's ratio varies by 5 to 10 %, so a dozen tell no more than some percent. With `--control` the
+tool runs twice in each round: ours is compared with the mean of both, and the tool with itself, which says how small a
+difference this machine can show. In each round
 `llama-bench` starts anew (`-r 1`, after its own warm-up), and so does a process with a session, warmed up too: where
 the system puts their buffers moves either by some percent, and a second session of a process gets worse places. On
 Linux the tool runs over the very libraries of this Python's llama-cpp-python, if it was built from the same llama.cpp:
@@ -188,11 +190,11 @@ def one_round(base: Path, threads: int | None) -> dict[str, Any]:
 
 
 def speeds(
-    base: Path, threads: int | None, tool: Path | None, rounds: int, own_libraries: bool = False
+    base: Path, threads: int | None, tool: Path | None, rounds: int, own_libraries: bool = False, control: bool = False
 ) -> dict[str, Any]:
     """Prefill and decode in turns with llama-bench, or alone, and how long the model waits between tokens."""
     environment = None if own_libraries else our_libraries()
-    mine, theirs, outside = [], [], []
+    mine, theirs, again, outside = [], [], [], []
     for _ in range(rounds):
         own = one_round(base, threads)
         threads = own["threads"]
@@ -200,14 +202,21 @@ def speeds(
         outside.append(own["outside_us"])
         if tool is not None:
             theirs.append(bench_s(tool, base, threads, environment))
+        if tool is not None and control:
+            again.append(bench_s(tool, base, threads, environment))
     found: dict[str, Any] = {"threads": threads}
     for i, (name, n_tokens) in enumerate((("prefill", N_PROMPT), ("decode", N_DECODE))):
         found[f"{name}_tokens_per_s"] = spread([n_tokens / seconds[i] for seconds in mine])
         if theirs:
             found[f"llama_bench_{name}_tokens_per_s"] = spread([n_tokens / seconds[i] for seconds in theirs])
-            ratios = [other[i] / own[i] for own, other in zip(mine, theirs, strict=True)]
-            found[f"{name}_ratio"] = spread(ratios)
-            found[f"{name}_ratio_mean"] = mean(ratios).as_dict()
+            runs_s = [[times[i] for times in runs] for runs in (theirs, again) if runs]
+            tools_s = [statistics.fmean(of_round) for of_round in zip(*runs_s, strict=True)]
+            ratios = {"ratio": [tool_s / own[i] for own, tool_s in zip(mine, tools_s, strict=True)]}
+            if again:
+                ratios["control_ratio"] = [one[i] / other[i] for one, other in zip(theirs, again, strict=True)]
+            for kind, values in ratios.items():
+                found[f"{name}_{kind}"] = spread(values)
+                found[f"{name}_{kind}_mean"] = mean(values).as_dict()
     if theirs:
         found["same_libraries"] = not own_libraries
         found["within_bound"] = all(found[f"{name}_ratio"]["median"] >= LEAST_RATIO for name in ("prefill", "decode"))
@@ -262,6 +271,7 @@ def cold_start(tool: Path, base: Path, threads: int, runs: int, cold_file: bool)
 @click.option("--llama-cli", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="llama-completion.")
 @click.option("--own-libraries", is_flag=True, help="llama-bench over the libraries that it was built with.")
 @click.option("--rounds", default=5, show_default=True)
+@click.option("--control", is_flag=True, help="llama-bench twice in each round, and against itself.")
 @click.option("--threads", type=int)
 @click.option("--cold-file", is_flag=True, help="Drop the base from the page cache before each start.")
 def main(
@@ -270,11 +280,12 @@ def main(
     llama_cli: Path | None,
     own_libraries: bool,
     rounds: int,
+    control: bool,
     threads: int | None,
     cold_file: bool,
 ) -> None:
     """Measure a session against llama.cpp's tools."""
-    measured = speeds(base, threads, llama_bench, rounds, own_libraries)
+    measured = speeds(base, threads, llama_bench, rounds, own_libraries, control)
     result: dict[str, Any] = {"base": base.name, "rounds": rounds, **measured}
     if llama_cli is not None:
         result["cold_start"] = cold_start(llama_cli, base, result["threads"], rounds, cold_file)

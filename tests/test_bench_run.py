@@ -15,7 +15,7 @@ from build_gguf import tiny_adapter, tiny_base
 from slm_edge.benchmarks.answers import AnswerFile, Record
 from slm_edge.benchmarks.cells import Column, Wanted, columns_of, plan
 from slm_edge.benchmarks.generate import session_generator
-from slm_edge.benchmarks.report import about_pack, card_scores, complete_prefix, make_report
+from slm_edge.benchmarks.report import about_pack, card_scores, choice_matrix, complete_prefix, make_report
 from slm_edge.benchmarks.report_html import html
 from slm_edge.benchmarks.report_text import markdown
 from slm_edge.benchmarks.runner import run_cell
@@ -165,7 +165,17 @@ def test_router_column_is_what_the_router_chooses(pack, data, tmp_path):
     assert {(one["adapter"], one["against"]) for one in report["comparisons"]} == {
         ("math", None), ("code", None), ("auto", None), ("auto", "math")
     }  # fmt: skip
-    assert "| choosing | base | router | oracle (own adapter) |" in markdown(report)
+    assert "| choosing | base | router | oracle (own adapter) | n |" in markdown(report)
+    # Of unlike numbers of items, those that base, router and oracle all have
+    counted = {
+        (cell.task.name, cell.adapter_name): (cell, complete_prefix(cell, AnswerFile(tmp_path, cell.identity)))
+        for cell in cells
+    }
+    counted["gsm8k", "auto"] = cells[-1], counted["gsm8k", "auto"][1][:5]
+    [row] = choice_matrix(counted)
+    strict = [record.scores["strict"] for record in counted["gsm8k", "math"][1]]
+    assert [row[name]["n"] for name in ("base", "router", "oracle")] == [5, 5, 5]
+    assert (row["oracle"]["value"], row["wrong"]["n"]) == (sum(strict[:5]) / 5, 12)
     assert "What choosing right is worth" in html(report)
     with pytest.raises(InputError, match="no router"):
         columns_of(pack, ("auto",))

@@ -28,8 +28,6 @@ print(threads())
 def test_no_thread_of_the_group_lives_on_after_it_is_left(tmp_path):
     (script := tmp_path / "leaves.py").write_text(LEAVES)
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
-    done = subprocess.run(
-        words, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["0", "0"]

@@ -39,8 +39,8 @@ class Ranks:
         self._state: Any = None
         self._gloo = False
         if self.n > 1:
-            # Before the group: imported later, its functions' default arguments keep the group and its threads for good,
-            # and a gloo thread that drops its last message while Python shuts down aborts the process
+            # Before the group: imported later, its functions' defaults keep the group and its threads for good, and a
+            # gloo thread that drops its last message while Python shuts down aborts the process
             import torch.distributed.nn
             from accelerate import PartialState
 
