@@ -7,6 +7,7 @@ the runtime that answers users.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from ..edge.engine import Context
 from ..edge.errors import InputError
 from ..edge.pack import Pack
 from ..edge.session import Session
+from .log_probs import LogProbs, log_probs_after
 from .perplexity import score_chunk
 from .stats import Interval, mean
 from .task import Item
@@ -40,10 +42,10 @@ class _Opened:
         vocab = self.session.model.vocab
         return [*prompt, *vocab.encode(str(item.truth["answer"]).strip(), special=False), vocab.eos_id], len(prompt)
 
-    def take_up(self, ids: Sequence[int]) -> Context:
-        """The context with the adapter on it."""
+    def take_up(self, ids: Sequence[int]) -> LogProbs:
+        """What scores, with the adapter on it."""
         self.context.set_adapters(self.session.sections(self.choice, ids)[-1].adapters)
-        return self.context
+        return functools.partial(log_probs_after, self.context)
 
 
 @contextlib.contextmanager

@@ -1,24 +1,27 @@
 """`slm-edge bench perplexity`: perplexity of a pack on a text, and its KL divergence from a reference base."""
 
 import contextlib
+import functools
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..edge.commands_options import threads_option
+from ..edge.commands_options import engine_option, threads_option
 from ..edge.console import emit, json_option, note, progress
 
 if TYPE_CHECKING:
     from ..edge.engine import Context
     from ..edge.model import Model
     from ..edge.pack import Pack
-    from ..edge.session import Session
+    from ..edge.vocab import Vocab
     from .answers import AnswerFile
     from .cells import Column
+    from .generate import AnySession
+    from .log_probs import LogProbs
 
 
 @click.command()
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 )
 @click.option("--ctx", "n_ctx", type=click.IntRange(8), default=512, show_default=True, help="Tokens of a chunk.")
 @click.option("--limit", type=click.IntRange(1), help="Chunks, from the beginning.  [default: all]")
+@engine_option
 @threads_option
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("bench"), show_default=True, help="Chunks and report."
@@ -44,6 +48,7 @@ def perplexity(
     against: Path | None,
     n_ctx: int,
     limit: int | None,
+    engine: str,
     threads: int | None,
     out: Path,
     as_json: bool,
@@ -56,17 +61,17 @@ def perplexity(
     \b
     Example:
       slm-edge bench perplexity DATA/wikitext2/test.txt --adapter none --adapter math --limit 100
+      slm-edge bench perplexity DATA/wikitext2/test.txt --pack my-pack --engine onnx
     """
     from ..edge.errors import InputError
     from ..edge.files import make_folder, sha256_file, write_json
     from ..edge.pack import Pack
-    from ..edge.session import Session
     from .answers import identity_sha256
     from .cells import columns_of
     from .perplexity import chunks_of, summary
 
     pack = Pack.open(pack_folder)
-    columns = columns_of(pack, names or ("none",))
+    columns = columns_of(pack, names or ("none",), engine)
     if any(column.is_auto for column in columns):
         raise InputError("a text has no prompt that a router could choose by", hint="--adapter NAME, none or each")
     try:
@@ -76,14 +81,16 @@ def perplexity(
     if against is not None and not against.is_file():
         raise InputError("no such file", where=against)
     reference_sha256 = sha256_file(against) if against is not None else None
-    pack.base_path(allow_pull=True)
     rows: list[dict[str, Any]] = []
-    with Session.open(pack, threads=threads) as session, _reference(session, against, n_ctx) as reference:
-        chunks = chunks_of(session.model.vocab, text, n_ctx)[:limit]
+    with (
+        _scorers(pack, engine, n_ctx, threads) as (session, scorer_of, n_threads),
+        _reference(session.vocab, against, n_ctx, n_threads) as reference,
+    ):
+        chunks = chunks_of(session.vocab, text, n_ctx)[:limit]
         for column in columns:
             identity = _identity(text, pack, column, n_ctx, reference_sha256)
             with _opened(make_folder(out / "answers"), identity) as answers:
-                _measure(session, column, chunks, reference, answers, n_ctx)
+                _measure(session.vocab, column, scorer_of, chunks, reference, answers)
                 records = [answers.records[str(i)] for i in range(len(chunks))]
                 rows.append(
                     {
@@ -115,6 +122,7 @@ def _identity(text: str, pack: "Pack", column: "Column", n_ctx: int, reference_s
         "scale": column.adapter.card.scale if column.adapter else None,
         "reference_sha256": reference_sha256,
         "llama_cpp_python": metadata.version("llama-cpp-python"),
+        **(column.facts or {}),
     }
 
 
@@ -128,38 +136,69 @@ def _opened(folder: Path, identity: dict[str, Any]) -> "Iterator[AnswerFile]":
         yield answers
 
 
-def _context(session: "Session", model: "Model", n_ctx: int) -> "Context":
+def _context(model: "Model", n_ctx: int, threads: int) -> "Context":
     from ..edge.engine import Context
 
     half = -(-n_ctx // 2)
-    return Context(model, n_ctx_tokens=n_ctx, n_batch_tokens=half, n_outputs_max=half, threads=session.context.threads)
+    return Context(model, n_ctx_tokens=n_ctx, n_batch_tokens=half, n_outputs_max=half, threads=threads)
 
 
 @contextlib.contextmanager
-def _reference(session: "Session", path: Path | None, n_ctx: int) -> "Iterator[Context | None]":
+def _scorers(
+    pack: "Pack", engine: str, n_ctx: int, threads: int | None
+) -> "Iterator[tuple[AnySession, Callable[[Column, list[int]], LogProbs], int]]":
+    """The pack's session, what scores chunks under a column, given one of them, and the number of threads."""
+    from ..edge.onnx_session import OnnxSession
+    from ..edge.session import Session
+    from .log_probs import log_probs_after, onnx_log_probs_after
+
+    if engine == "onnx":
+        with OnnxSession.open(pack, n_ctx_tokens=n_ctx, threads=threads) as onnx:
+
+            def on_onnx(column: "Column", chunk: list[int]) -> "LogProbs":
+                section = onnx.sections(onnx.choice_of(column.name), chunk)[-1]
+                return functools.partial(onnx_log_probs_after, onnx.engine, **onnx.lane.numbers(section.state))
+
+            yield onnx, on_onnx, onnx.engine.threads
+        return
+    pack.base_path(allow_pull=True)
+    with Session.open(pack, threads=threads) as session:
+        n_threads = session.context.threads
+        with _context(session.model, n_ctx, n_threads) as context:
+
+            def on_llama(column: "Column", chunk: list[int]) -> "LogProbs":
+                context.set_adapters(session.sections(session.choice_of(column.name), chunk)[-1].adapters)
+                return functools.partial(log_probs_after, context)
+
+            yield session, on_llama, n_threads
+
+
+@contextlib.contextmanager
+def _reference(ours: "Vocab", path: Path | None, n_ctx: int, threads: int) -> "Iterator[LogProbs | None]":
     from ..edge.base_info import BaseInfo
     from ..edge.errors import InputError
     from ..edge.model import Model
+    from .log_probs import log_probs_after
 
     if path is None:
         yield None
         return
     BaseInfo.open(path)
-    with Model.load(path) as model, _context(session, model, n_ctx) as context:
-        ours, theirs = session.model.vocab, model.vocab
+    with Model.load(path) as model, _context(model, n_ctx, threads) as context:
+        theirs = model.vocab
         probe = "The 3 rivers, été 1984.\n\n"
         if ours.n_tokens != theirs.n_tokens or ours.encode(probe) != theirs.encode(probe):
             raise InputError("has another tokenizer than the pack's base", where=path)
-        yield context
+        yield functools.partial(log_probs_after, context)
 
 
 def _measure(
-    session: "Session",
+    vocab: "Vocab",
     column: "Column",
+    scorer_of: "Callable[[Column, list[int]], LogProbs]",
     chunks: list[list[int]],
-    reference: "Context | None",
+    reference: "LogProbs | None",
     answers: "AnswerFile",
-    n_ctx: int,
 ) -> None:
     from .answers import Record
     from .perplexity import score_chunks
@@ -168,15 +207,16 @@ def _measure(
     if not missing:
         return
     label = f"perplexity x {column.name or 'base'}"
-    choice = session.choice_of(column.name)
     begun = time.monotonic()
-    with _context(session, session.model, n_ctx) as context, progress(label, len(chunks), "chunks") as advance:
-        context.set_adapters(session.sections(choice, chunks[0])[-1].adapters)
+    with progress(label, len(chunks), "chunks") as advance:
         advance(len(chunks) - len(missing))
-        found = score_chunks(context, session.model.vocab, [chunks[i] for i in missing], reference)
+        found = score_chunks(scorer_of(column, chunks[0]), vocab, [chunks[i] for i in missing], reference)
         for i, score in zip(missing, found, strict=True):
             at_s = round(time.monotonic() - begun, 6)
-            answers.add(Record(str(i), score.text(), score.scores(), n_ctx, score.n_scored, "end", answers.run, at_s))
+            record = Record(
+                str(i), score.text(), score.scores(), len(chunks[i]), score.n_scored, "end", answers.run, at_s
+            )
+            answers.add(record)
             advance(1)
 
 

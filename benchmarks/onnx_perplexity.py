@@ -17,16 +17,9 @@ from ..edge.console import emit, json_option, progress
 from ..edge.engine import Context, Model
 from ..edge.onnx_engine import OnnxEngine
 from ..edge.onnx_folder import OnnxBase
-from .perplexity import ChunkScore, Floats, chunks_of, compared, log_probs_after, log_softmax, wants_bos
+from .log_probs import log_probs_after, onnx_log_probs_after
+from .perplexity import ChunkScore, chunks_of, compared, wants_bos
 from .stats import mean
-
-
-def onnx_log_probs_after(engine: OnnxEngine, ids: Sequence[int], first: int) -> Floats:
-    """`perplexity.log_probs_after` on onnxruntime: (len(ids) - 1 - first, vocabulary)."""
-    engine.decode(ids[:first], 0)
-    engine.decode(ids[first:], first, all_rows=True)
-    assert engine.rows is not None
-    return log_softmax(engine.rows[:-1])
 
 
 def measure(

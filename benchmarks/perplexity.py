@@ -1,6 +1,6 @@
 """Perplexity of a text, and the KL divergence from a reference model on it, chunk by chunk as llama.cpp measures them.
 
-    for chunk in score_chunks(context, vocab, chunks_of(vocab, text, 512)): ...
+    for chunk in score_chunks(partial(log_probs_after, context), vocab, chunks_of(vocab, text, 512)): ...
     found = summary(records)          # {"perplexity": ..., "kl": ..., "same_top": ...}
 
 The text is cut into chunks of `n_ctx` tokens; each is computed by itself, its first token replaced by BOS where the
@@ -14,16 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ..edge.engine import Context
 from ..edge.errors import InputError
 from ..edge.llama import lib
 from ..edge.vocab import Vocab
 from .answers import Record
+from .log_probs import Floats, LogProbs
 from .stats import Interval, mean
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -72,33 +69,16 @@ def wants_bos(vocab: Vocab) -> bool:
     return bool(lib().llama_vocab_get_add_bos(vocab._vocab))
 
 
-def log_softmax(logits: Floats) -> Floats:
-    """Rows of log-probabilities, shape as given (n, vocabulary), in nats."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    total = np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64))
-    rows: Floats = (shifted - total).astype(np.float32)
-    return rows
-
-
-def log_probs_after(context: Context, ids: Sequence[int], first: int) -> Floats:
-    """Log-probabilities after each token from `first` on but the last: (len(ids) - 1 - first, vocabulary)."""
-    context.clear()
-    context.decode(ids[:first], 0, outputs="none")
-    context.decode(ids[first:], first, outputs="all")
-    return log_softmax(np.stack([context.logits_view(i) for i in range(len(ids) - 1 - first)]))
-
-
 def score_chunk(
-    context: Context, ids: Sequence[int], reference: Context | None = None, first: int | None = None
+    after: LogProbs, ids: Sequence[int], reference: LogProbs | None = None, first: int | None = None
 ) -> ChunkScore:
-    """Scores one chunk; both contexts are made with room for its scored tokens (`n_outputs_max`).
+    """Scores one chunk by a model, beside a reference where there is one.
 
     Args:
         first: place of the token after which scoring begins, 1 or more; None: the middle.
     """
     first = len(ids) // 2 if first is None else first
-    ours = log_probs_after(context, ids, first)
-    return compared(ours, ids[first + 1 :], None if reference is None else log_probs_after(reference, ids, first))
+    return compared(after(ids, first), ids[first + 1 :], None if reference is None else reference(ids, first))
 
 
 def compared(ours: Floats, targets: Sequence[int], theirs: Floats | None) -> ChunkScore:
@@ -112,12 +92,12 @@ def compared(ours: Floats, targets: Sequence[int], theirs: Floats | None) -> Chu
 
 
 def score_chunks(
-    context: Context, vocab: Vocab, chunks: Sequence[Sequence[int]], reference: Context | None = None
+    after: LogProbs, vocab: Vocab, chunks: Sequence[Sequence[int]], reference: LogProbs | None = None
 ) -> Iterator[ChunkScore]:
     """Scores chunks one after the other."""
     bos = vocab.bos_id if wants_bos(vocab) else None
     for ids in chunks:
-        yield score_chunk(context, ids if bos is None else [bos, *ids[1:]], reference)
+        yield score_chunk(after, ids if bos is None else [bos, *ids[1:]], reference)
 
 
 def summary(records: Sequence[Record]) -> dict[str, object]:

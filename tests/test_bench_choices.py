@@ -4,12 +4,14 @@ import json
 import math
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 from build_gguf import tiny_adapter, tiny_base
 from slm_edge.benchmarks import hellaswag
 from slm_edge.benchmarks.choices import score_endings
+from slm_edge.benchmarks.log_probs import log_probs_after
 from slm_edge.benchmarks.perplexity import chunks_of, score_chunk
 from slm_edge.edge.engine import Context
 from slm_edge.edge.errors import InputError
@@ -144,7 +146,7 @@ def test_perplexity_and_kl_are_torchs(tmp_path):
         options = {"n_ctx_tokens": 64, "n_batch_tokens": 32, "n_outputs_max": 32, "threads": 1}
         options |= {"kv_type": "f32", "flash_attention": "off"}
         with Context(ours, **options) as context, Context(theirs, **options) as reference:
-            found = score_chunk(context, ids, reference)
+            found = score_chunk(partial(log_probs_after, context), ids, partial(log_probs_after, reference))
     p, q = torch_rows(paths[1], ids), torch_rows(paths[0], ids)
     scored = range(32, 63)
     assert found.n_scored == 31

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from slm_edge.benchmarks import onnx_perplexity
 from slm_edge.benchmarks.answers import AnswerFile
 from slm_edge.benchmarks.cells import Wanted, columns_of, plan
+from slm_edge.benchmarks.commands_perplexity import perplexity
 from slm_edge.benchmarks.commands_scores import scores
 from slm_edge.benchmarks.generate import session_generator
 from slm_edge.benchmarks.runner import run_cell
@@ -101,6 +102,27 @@ def test_scores_of_the_onnx_form_are_those_of_the_same_numbers(both, tmp_path):
                     assert record.text == theirs[key].text
                 assert (record.n_prompt_tokens, record.n_tokens) == (theirs[key].n_prompt_tokens, theirs[key].n_tokens)
     assert len(texts) > 12
+
+
+def test_perplexity_of_the_onnx_form_is_that_of_the_same_numbers(both, tmp_path):
+    """Base and adapter, beside llama.cpp on the GGUF that the form was made from; chunks of each engine are its own."""
+    pack, _ = both
+    (tmp_path / "text.txt").write_text("the world and the rest of it, again and again. " * 12)
+    words = [tmp_path / "text.txt", "--pack", pack, "--ctx", 32, "--limit", 3, "--threads", 1, "--out", tmp_path]
+    words += ["--adapter", "none", "--adapter", "math", "--against", pack.parent / "base.gguf", "--json"]
+    rows = {}
+    for engine in ("llama", "onnx"):
+        result = CliRunner().invoke(perplexity, [str(word) for word in (*words, "--engine", engine)])
+        assert result.exit_code == 0, result.output
+        rows[engine] = json.loads(result.stdout)["rows"]
+    assert len(list((tmp_path / "answers").glob("*.jsonl"))) == 4
+    for llama, onnx in zip(rows["llama"], rows["onnx"], strict=True):
+        assert onnx["n_chunks"] == 3 and onnx["identity"]["engine"] == "onnx"
+        # llama.cpp's KV cache is F16 there
+        assert onnx["nll"]["value"] == pytest.approx(llama["nll"]["value"], abs=2e-3)
+        assert onnx["kl"]["value"] == pytest.approx(llama["kl"]["value"], abs=2e-3)
+    base, math = rows["onnx"]
+    assert 0 < base["kl"]["value"] < 1e-3 < 0.01 < math["kl"]["value"]
 
 
 def test_what_has_no_onnx_form_is_said(both, tmp_path):
