@@ -9,16 +9,16 @@ and a run that goes on unpacks it first.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..edge.errors import DamagedError
 from ..edge.files import atomic_file
+from ..edge.journal import Journal, line_of, rows_of
 
 Identity = Mapping[str, Any]
 
@@ -100,19 +100,18 @@ def parsed(data: bytes, where: Path, of: Identity | None = None) -> tuple[Identi
     Raises:
         DamagedError: a line is not a record, or the identity is not `of`.
     """
-    whole = data.rfind(b"\n") + 1
+    rows, whole = rows_of(data, where)
     identity: Identity | None = None
     records: list[Record] = []
-    for number, line in enumerate(data[:whole].splitlines(), 1):
+    for number, row in enumerate(rows, 1):
         try:
-            row = json.loads(line)
             if number == 1:
                 identity = dict(row["identity"])
                 if of is not None and identity != json.loads(json.dumps(of)):
                     raise DamagedError("holds the answers of something else", where=where)
             else:
                 records.append(Record(**row))
-        except (ValueError, TypeError, KeyError) as error:
+        except (TypeError, KeyError) as error:
             raise DamagedError(
                 f"line {number} is not an answer ({error})", where=where, hint="remove it to measure this again"
             ) from None
@@ -134,10 +133,6 @@ def ended_below(folder: Path, identity: Identity) -> list[Record]:
     return list(found.values())
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
-
-
 class AnswerFile:
     """The answers of a cell, opened to read what is there and to add to it. Hold `files.locked` around it to write.
 
@@ -153,7 +148,7 @@ class AnswerFile:
         self.identity = identity
         self.path = answer_path(folder, identity)
         self.records: dict[str, Record] = {}
-        self._stream: BinaryIO | None = None
+        self._journal: Journal | None = None
         whole = self._read(identity)
         earlier = ended_below(folder, identity) if write and whole == 0 else []
         runs = [record.run for record in (*self.records.values(), *earlier)]
@@ -162,10 +157,9 @@ class AnswerFile:
             if not self.path.exists() and archive_path(self.path).exists():
                 with atomic_file(self.path) as aside:
                     aside.write_bytes(unpacked(archive_path(self.path)))
-            self._stream = self.path.open("ab", buffering=0)
-            os.ftruncate(self._stream.fileno(), whole)
+            self._journal = Journal(self.path, whole)
             if whole == 0:
-                self._write({"identity": identity})
+                self._journal.add({"identity": identity})
             for record in earlier:
                 self.add(record)
 
@@ -179,22 +173,18 @@ class AnswerFile:
             self.records.setdefault(record.id, record)
         return whole
 
-    def _write(self, row: Mapping[str, Any]) -> None:
-        assert self._stream is not None
-        # One unbuffered write of one whole line: what was written survives the process
-        self._stream.write(_line(row))
-
     def add(self, record: Record) -> None:
         """Writes one answer. An item that has one already is left as it is."""
         if record.id not in self.records:
-            self._write(record.as_row())
+            assert self._journal is not None
+            self._journal.add(record.as_row())
             self.records[record.id] = record
 
     def replace(self, records: Iterable[Record]) -> None:
         """Writes the file anew with these records, in one step; for files that are not open to be added to."""
-        assert self._stream is None
+        assert self._journal is None
         self.records = {record.id: record for record in records}
-        lines = [_line({"identity": self.identity}), *(_line(record.as_row()) for record in self.records.values())]
+        lines = [line_of({"identity": self.identity}), *(line_of(record.as_row()) for record in self.records.values())]
         with atomic_file(self.path) as aside:
             aside.write_bytes(b"".join(lines))
 
@@ -207,9 +197,9 @@ class AnswerFile:
 
     def close(self) -> None:
         """Ends writing."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
 
     def __enter__(self) -> "AnswerFile":
         return self

@@ -23,7 +23,7 @@ def generate_batch(
     max_tokens: int | None = None,
     stop: Sequence[str] | None = None,
     temperature: float = 0.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     system: str | None = None,
     n_parallel: int = 16,
     on_done: Callable[[int, Answer], object] | None = None,
@@ -33,7 +33,7 @@ def generate_batch(
     Args:
         prompts: user messages or conversations.
         max_tokens, stop, system: None: as the adapter's task card says.
-        temperature: 0 is greedy and deterministic; else prompt i draws with the seed `seed + i`.
+        temperature: 0 is greedy and deterministic; else prompt i draws with `seed + i`, or the i-th of several seeds.
         n_parallel: answers computed at once; memory grows with it by one KV cache each.
         on_done: told of each answer, with its prompt's index, as soon as it is there.
 
@@ -50,7 +50,7 @@ def generate_batch(
     for i, prompt in enumerate(prompts):
         settings: Settings = {"max_tokens": max_tokens, "stop": stop, "temperature": temperature}
         if temperature:
-            settings["seed"] = seed + i
+            settings["seed"] = seed + i if isinstance(seed, int) else seed[i]
         try:
             request = session.request(prompt, choice, system, settings, room_tokens=session.base.n_ctx_train_tokens)
         except DoesNotFitError as error:

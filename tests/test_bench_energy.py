@@ -22,7 +22,10 @@ def lay(root, files):
     for name, text in files.items():
         path = root / "sys" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n")
+        # In one step, as the kernel changes a value: the thread that reads must not see an empty file
+        aside = path.with_name("aside")
+        aside.write_text(f"{text}\n")
+        aside.replace(path)
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from slm_edge.edge.final_number import flexible_answer, normalise
 from slm_edge.edge.prompts import gsm8k_messages
 from slm_edge.edge.session import Session
 from slm_edge.train.job import train
+from slm_edge.train.kept_answers import KeptAnswers
 from slm_edge.train.own_rationales import Drawing, _by_llama_cpp, _by_torch, own_rationales, reckoning, right_answer
 from slm_edge.train.recipe import Recipe
 from slm_edge.train.sampling import sample
@@ -141,14 +144,63 @@ def test_in_torch_too(made, tmp_path):
     base, _, _, rows, _ = made
     questions = [row["question"] for row in rows[:70]]
     drawing = Drawing(n_samples=1, temperature=0, max_tokens=MAX_TOKENS, n_parallel=40)
-    by_session = _by_llama_cpp(base, None, questions, drawing, lambda *_: None)
-    by_torch = _by_torch(base, None, questions, drawing, lambda *_: None, device="cpu")
-    assert [answer.problem for answer in by_torch] == [answer.problem for answer in by_session]
+    answers = []
+    for name, draw in (("session", _by_llama_cpp), ("torch", partial(_by_torch, device="cpu"))):
+        with KeptAnswers(tmp_path / name, {}) as kept:
+            assert draw(base, None, questions, drawing, kept, lambda *_, **__: None) == list(range(70))
+            answers.append([kept.answers[at] for at in range(70)])
+    by_session, by_torch = answers
     # f16 KV, activations in 8 bits and other kernels: a near tie may fall the other way
     same = [one.text is not None and one.text == other.text for one, other in zip(by_torch, by_session, strict=True)]
     ended = [answer.text is not None for answer in by_session]
     assert 0 < sum(ended) < len(ended)
     assert sum(same) > 0.5 * sum(ended)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("in_torch", [False, True])
+def test_a_stopped_run_goes_on(made, tmp_path, in_torch):
+    """Stopped by Ctrl-C, and cut within a line as by kill -9: the rows are those of a run that was not stopped."""
+    base, adapter, _, rows, says = made
+    rows = sorted(rows, key=lambda row: says[row["question"]].stop_reason != "end")[:40]
+    drawing = Drawing(n_samples=1, temperature=0.2, max_tokens=MAX_TOKENS, n_parallel=1)
+    if in_torch:
+        recipe = Recipe(task="math", rank=4, batch=2, steps=1, max_tokens=300, held_out=4)
+        adapter, drawing = tmp_path / "peft", replace(drawing, n_parallel=8)
+        train(recipe, base=base, data=[write_jsonl(tmp_path / "some.jsonl", rows)], output=adapter, threads=1)
+        # Problems whose number is what is drawn
+        questions = [row["question"] for row in rows]
+        with KeptAnswers(tmp_path / "first", {}) as first:
+            _by_torch(base, adapter, questions, drawing, first, lambda *_, **__: None, device="cpu")
+        numbers = [normalise(flexible_answer(first.answers[at].text or "")) for at in range(len(rows))]
+        first.remove()
+        rows = [
+            {"question": question, "answer": f"x\n#### {number if number.isdigit() else 77}"}
+            for question, number in zip(questions, numbers, strict=True)
+        ]
+    data = write_jsonl(tmp_path / "train.jsonl", rows)
+    draw = partial(own_rationales, base, [data], adapter=adapter, device="cpu")
+    output, whole, kept = (tmp_path / name for name in ("own.jsonl", "whole.jsonl", "own.jsonl.answers"))
+    done = []
+
+    def advance(n=1, /, *, total=None):
+        done.append(n)
+        if sum(done) == 21:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw(output, drawing=drawing, advance=advance)
+    assert not output.exists()
+    with kept.open("ab") as stream:
+        stream.write(b'{"at": 140, "te')
+    with pytest.raises(InputError, match="holds answers to other prompts, or drawn in another way"):
+        draw(output, drawing=replace(drawing, seed=2))
+    assert len(kept.read_bytes().splitlines()) == 1 + 21 + 1
+    again, alone = draw(output, drawing=drawing), draw(whole, drawing=drawing)
+    assert again["answers"] == alone["answers"] == len(rows)
+    assert again["tokens_drawn"] < again["tokens"] == alone["tokens"] == alone["tokens_drawn"]
+    assert output.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob("*.answers"))
 
 
 def test_what_cannot_be_used_is_said(made, tmp_path):

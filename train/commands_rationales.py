@@ -51,7 +51,8 @@ def own_rationales(
 ) -> None:
     """Let the model work problems out several times, and keep the answers that came out right.
 
-    What it writes is data for `train math`, beside the gold answers or in their place.
+    What it writes is data for `train math`, beside the gold answers or in their place. Stopped, the same command goes
+    on where it was; until the output is there, answers are kept beside it.
 
     \b
     Example:
@@ -68,8 +69,9 @@ def own_rationales(
         found = draw(
             base, data, output, adapter=adapter, n_kept=n_kept, drawing=drawing, device=device, advance=advance
         )
+    per_s = found["tokens_drawn"] / found["seconds"]
     text = (
         f"{output}: {found['rows']} rows; {found['right']} of {found['answers']} answers were right, to "
-        f"{found['problems_right']} of {found['problems']} problems; {found['tokens'] / found['seconds']:.0f} tokens/s"
+        f"{found['problems_right']} of {found['problems']} problems; {per_s:.0f} tokens/s"
     )
     emit({**found, "file": str(output)}, as_json, text)

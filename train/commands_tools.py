@@ -205,7 +205,8 @@ def own_answers(base: Path, data: tuple[Path, ...], output: Path, n_prompts: int
     """Let a base answer general prompts, for `--replay`: what an adapter should not change.
 
     Rows are chats (`messages`), or have a `prompt`, or an `instruction` with `input` or `context`; their own answers
-    are not read. An answer that does not end within --max-tokens is left out.
+    are not read. An answer that does not end within --max-tokens is left out. Stopped, the same command goes on where
+    it was.
 
     \b
     Example:

@@ -12,10 +12,12 @@ from ..edge.batch import generate_batch
 from ..edge.chat import Message
 from ..edge.console import Advance
 from ..edge.errors import InputError
-from ..edge.files import atomic_file
+from ..edge.files import atomic_file, sha256_file
 from ..edge.prompts import dolly_held_out, dolly_messages, user_message
 from ..edge.session import Session
+from ..edge.stream import Answer
 from .examples import Row, read_rows
+from .kept_answers import Kept, KeptAnswers, sha256_of
 
 
 def prompt_of(row: Row) -> list[Message] | None:
@@ -51,6 +53,7 @@ def own_answers(
 ) -> dict[str, int]:
     """Lets a base answer prompts, the likeliest token each time, and writes them as `messages`, a row each.
 
+    Answers are kept as they come (`kept_answers.py`), so that a run that was stopped goes on where it was.
     An answer that does not end by itself is left out: where it was cut would be learned as its end.
 
     Args:
@@ -75,21 +78,35 @@ def own_answers(
         if not prompts:
             raise InputError(f"no prompt has at most {max_prompt_tokens} tokens", where=data[0])
         chosen = random.Random(f"own answers/{seed}").sample(prompts, min(n_prompts, len(prompts)))
-        answers = generate_batch(
-            session,
-            chosen,
-            adapter=None,
-            max_tokens=max_tokens,
-            n_parallel=n_parallel,
-            on_done=lambda *_: advance(1) if advance else None,
-        )
+        of = {"base_sha256": sha256_file(base), "prompts_sha256": sha256_of(chosen), "max_tokens": max_tokens}
+        with KeptAnswers(output, of) as kept:
+            missing = [at for at in range(len(chosen)) if at not in kept.answers]
+
+            def on_done(place: int, answer: Answer) -> None:
+                kept.add(missing[place], Kept.of(answer))
+                if advance is not None:
+                    advance(1)
+
+            if advance is not None:
+                advance(kept.n_before)
+            generate_batch(
+                session,
+                [chosen[at] for at in missing],
+                adapter=None,
+                max_tokens=max_tokens,
+                n_parallel=n_parallel,
+                on_done=on_done,
+            )
+    texts = [(kept.answers[at].text or "").strip() for at in range(len(chosen))]
     rows = [
-        {"messages": [*prompt, {"role": "assistant", "content": answer.text.strip()}]}
-        for prompt, answer in zip(chosen, answers, strict=True)
-        if answer.stop_reason == "end" and answer.text.strip()
+        {"messages": [*prompt, {"role": "assistant", "content": text}]}
+        for prompt, text in zip(chosen, texts, strict=True)
+        if text
     ]
     if not rows:
+        kept.remove()
         raise InputError(f"no answer ended within {max_tokens} tokens", hint="allow longer ones: --max-tokens")
     with atomic_file(output) as aside:
         aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    kept.remove()
     return {"prompts": len(chosen), "rows": len(rows)}

@@ -10,8 +10,8 @@ Gold answers are another hand's: learning them can cost an instruct model more t
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,17 @@ import torch
 from ..edge.batch import generate_batch
 from ..edge.console import Advance
 from ..edge.errors import InputError
-from ..edge.files import atomic_file
+from ..edge.files import atomic_file, sha256_file
 from ..edge.final_number import INVALID, flexible_answer, normalise, same_number, strict_answer
 from ..edge.prompts import gsm8k_messages
 from ..edge.session import Session
+from ..edge.stream import Answer
 from .bases import Base, open_base
 from .examples import read_rows
 from .job import prepare_device
+from .kept_answers import Kept, KeptAnswers, sha256_of
 from .lora import quiet_bitsandbytes
-from .sampling import sample
+from .sampling import Sampled, sample
 
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
@@ -77,15 +79,6 @@ class Drawing:
         return [at for at in fitting for _ in range(self.n_samples)]
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """One answer to problem number `problem`; cut ones have no text."""
-
-    problem: int
-    text: str | None
-    n_tokens: int
-
-
 def own_rationales(
     base: str | Path,
     data: Sequence[Path],
@@ -100,6 +93,7 @@ def own_rationales(
     """Draws answers and writes the right ones as rows of `question` and `answer`.
 
     On a CPU llama.cpp answers, where base and adapter are GGUF files; else the model in torch, on a GPU in bf16.
+    Answers are kept as they come (`kept_answers.py`), so that a run that was stopped goes on where it was.
 
     Args:
         base: a GGUF or a Hugging Face folder.
@@ -110,7 +104,8 @@ def own_rationales(
         advance: told of each answer.
 
     Returns:
-        Counts of problems, answers, right answers, problems with one, and rows written; tokens and seconds.
+        Counts of problems, answers, right answers, problems with one, and rows written; tokens in all, and how many of
+        them were drawn in this run's seconds.
 
     Raises:
         InputError: a row has no question or no final number, device or adapter cannot be used, or no answer is right.
@@ -125,62 +120,97 @@ def own_rationales(
     prepare_device(device)
     draw = _by_llama_cpp if by_llama_cpp else partial(_by_torch, device=device)
     begun = time.monotonic()
-    questions = [question for question, _ in problems]
-    answers = draw(base, adapter, questions, drawing, lambda *_: advance(1) if advance else None)
+    of = {
+        "base": _identity(base),
+        "adapter": None if adapter is None else _identity(adapter),
+        "problems_sha256": sha256_of(problems),
+        "drawing": {**asdict(drawing), "threads": None, "n_parallel": None if by_llama_cpp else drawing.n_parallel},
+        "device": device,
+    }
+    with KeptAnswers(output, of) as kept:
+        asked = draw(base, adapter, [question for question, _ in problems], drawing, kept, advance or _silent)
     seconds = time.monotonic() - begun
-    if not answers:
+    if not asked:
         raise InputError(f"no problem has at most {drawing.max_prompt_tokens} tokens", where=data[0])
+    answers = [kept.answers[place] for place in range(len(asked))]
     rows: list[dict[str, str]] = []
     seen: dict[int, set[tuple[str, ...]]] = {}
     n_right = 0
-    for answer in answers:
-        question, truth = problems[answer.problem]
+    for number, answer in zip(asked, answers, strict=True):
+        question, truth = problems[number]
         text = None if answer.text is None else right_answer(answer.text, truth)
         if text is None:
             continue
         n_right += 1
-        of_problem = seen.setdefault(answer.problem, set())
+        of_problem = seen.setdefault(number, set())
         if len(of_problem) < n_kept and reckoning(text) not in of_problem:
             of_problem.add(reckoning(text))
             rows.append({"question": question, "answer": text})
     if not rows:
+        kept.remove()
         raise InputError(f"none of {len(answers)} answers was right", hint="more --samples, or start from an --adapter")
     with atomic_file(output) as aside:
         aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    kept.remove()
+    n_tokens = [answer.n_tokens for answer in kept.answers.values()]
     return {
-        "problems": len({answer.problem for answer in answers}),
+        "problems": len(set(asked)),
         "answers": len(answers),
         "ended": sum(answer.text is not None for answer in answers),
         "right": n_right,
         "problems_right": len(seen),
         "rows": len(rows),
-        "tokens": sum(answer.n_tokens for answer in answers),
+        "tokens": sum(n_tokens),
+        "tokens_drawn": sum(n_tokens[kept.n_before :]),
         "seconds": seconds,
     }
 
 
+def _silent(n: float = 1, /, *, text: str | None = None, total: float | None = None) -> None:
+    """Tells nobody of progress."""
+
+
+def _identity(model: Path) -> dict[str, str]:
+    """The sha256 of a file, or of each file of a folder."""
+    files = sorted(path for path in model.glob("*") if path.is_file()) if model.is_dir() else [model]
+    return {path.name: sha256_file(path) for path in files if path.exists()}
+
+
 def _by_llama_cpp(
-    base: Path, adapter: Path | None, questions: Sequence[str], drawing: Drawing, on_done: Callable[..., object]
-) -> list[Drawn]:
-    """Draws through the session that runs the base on a device; top-k, top-p and min-p are the session's own."""
+    base: Path,
+    adapter: Path | None,
+    questions: Sequence[str],
+    drawing: Drawing,
+    kept: KeptAnswers,
+    advance: Advance,
+) -> list[int]:
+    """Draws through the session that runs the base on a device; top-k, top-p and min-p are the session's own.
+
+    Returns:
+        Which question each answer is to.
+    """
     adapters = {} if adapter is None else {"own": (adapter, None)}
     with Session.of_files(base, adapters, threads=drawing.threads) as session:
-        asked = [gsm8k_messages(question) for question in questions]
-        places = drawing.places([len(session.prompt_tokens(messages)) for messages in asked])
-        answers = generate_batch(
+        messages = [gsm8k_messages(question) for question in questions]
+        asked = drawing.places([len(session.prompt_tokens(one)) for one in messages])
+        missing = [place for place in range(len(asked)) if place not in kept.answers]
+        advance(kept.n_before, total=len(asked))
+
+        def on_done(i: int, answer: Answer) -> None:
+            kept.add(missing[i], Kept.of(answer))
+            advance(1)
+
+        generate_batch(
             session,
-            [asked[at] for at in places],
+            [messages[asked[place]] for place in missing],
             adapter="own" if adapters else None,
             max_tokens=drawing.max_tokens,
             temperature=drawing.temperature,
-            seed=drawing.seed,
+            seed=[drawing.seed + place for place in missing],
             n_parallel=drawing.n_parallel,
             on_done=on_done,
         )
-    return [
-        Drawn(at, answer.text if answer.stop_reason == "end" else None, answer.n_tokens)
-        for at, answer in zip(places, answers, strict=True)
-    ]
+    return asked
 
 
 def _by_torch(
@@ -188,28 +218,34 @@ def _by_torch(
     adapter: Path | None,
     questions: Sequence[str],
     drawing: Drawing,
-    on_done: Callable[..., object],
+    kept: KeptAnswers,
+    advance: Advance,
     *,
     device: str,
-) -> list[Drawn]:
-    """Draws from the model in torch, where thousands of answers share each step of a GPU."""
+) -> list[int]:
+    """Draws from the model in torch, where thousands of answers share each step of a GPU; returns the same."""
     opened = open_base(base)
-    asked = [opened.encode(opened.template.render(gsm8k_messages(question))) for question in questions]
-    places = drawing.places([len(ids) for ids in asked])
-    answers = sample(
+    prompts = [opened.encode(opened.template.render(gsm8k_messages(question))) for question in questions]
+    asked = drawing.places([len(ids) for ids in prompts])
+    advance(kept.n_before, total=len(asked))
+
+    def on_done(place: int, answer: Sampled) -> None:
+        if place not in kept.answers:
+            kept.add(place, Kept(opened.decode(answer.ids) if answer.ended else None, len(answer.ids)))
+            advance(1)
+
+    sample(
         _model(opened, adapter, device),
-        [asked[at] for at in places],
+        [prompts[at] for at in asked],
         is_end=opened.is_end,
         max_tokens=drawing.max_tokens,
         temperature=drawing.temperature,
         seed=drawing.seed,
         n_parallel=drawing.n_parallel,
         on_done=on_done,
+        known=kept.answers,
     )
-    return [
-        Drawn(at, opened.decode(answer.ids) if answer.ended else None, len(answer.ids))
-        for at, answer in zip(places, answers, strict=True)
-    ]
+    return asked
 
 
 def _problem(row: dict[str, Any], path: Path) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 sample(model, [ids, ...], ends={2}, max_tokens=256, temperature=0.7, seed=1)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ def sample(
     seed: int,
     n_parallel: int,
     on_done: Callable[[int, Sampled], object] = lambda place, answer: None,
+    known: Container[int] = (),
 ) -> list[Sampled]:
     """One answer to each prompt, in the order of the prompts.
 
@@ -45,17 +46,20 @@ def sample(
         temperature: 0 takes the likeliest token each time.
         n_parallel: rows computed at once.
         on_done: told the place and the answer of each prompt, a batch after another.
+        known: places whose answers are there; batches of nothing else are left out, with their answers.
     """
     order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
     answers: dict[int, Sampled] = {}
     for start in range(0, len(order), n_parallel):
         places = order[start : start + n_parallel]
+        if all(at in known for at in places):
+            continue
         generator = torch.Generator(model.device).manual_seed(seed * 1_000_003 + start)
         rows = [prompts[at] for at in places]
         for at, answer in zip(places, _batch(model, rows, is_end, max_tokens, temperature, generator), strict=True):
             answers[at] = answer
             on_done(at, answer)
-    return [answers[at] for at in range(len(prompts))]
+    return [answers[at] for at in sorted(answers)]
 
 
 @torch.inference_mode()
