@@ -1,4 +1,6 @@
-"""How the next token is chosen: the likeliest by numpy, else llama.cpp's own sampler chain; never walked in Python.
+"""How the next token is chosen: the likeliest by numpy, else by llama.cpp's sampler chain; never walked in Python.
+
+Top-p over a whole vocabulary (top-k off) is numpy's too: llama.cpp sorts up to all of its tokens for that, 0.5 to 5 ms.
 
 with Sampler(Sampling(temperature=0.7, seed=1)) as sampler:
     token_id = sampler.sample(context)
@@ -19,6 +21,8 @@ from .llama import lib
 
 # Above this value llama.cpp draws a seed itself (LLAMA_DEFAULT_SEED), which would be lost to the user.
 MAX_SEED = (1 << 32) - 2
+# Of the likeliest one's probability: sorted are those above the first of these shares that the nucleus lies above.
+_SHARES = (1e-2, 1e-3, 1e-4, 1e-5, 0.0)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Sampler:
         self.seed: int | None = None
         # None: the likeliest is taken.
         self._chain: Any = None
+        self._top_p: float | None = None
         if sampling.temperature == 0:
             return
         llama = lib()
@@ -82,9 +87,11 @@ class Sampler:
         if not self._chain:
             raise EngineError("llama.cpp cannot make a sampler")
         self.seed = secrets.randbelow(MAX_SEED) if sampling.seed is None else sampling.seed
+        # Over the whole vocabulary: cut by us, before the chain
+        self._top_p = sampling.top_p if sampling.top_k == 0 and sampling.top_p < 1 else None
         for link in (
             llama.llama_sampler_init_top_k(sampling.top_k),
-            llama.llama_sampler_init_top_p(sampling.top_p, 1),
+            llama.llama_sampler_init_top_p(1.0 if self._top_p is not None else sampling.top_p, 1),
             llama.llama_sampler_init_min_p(sampling.min_p, 1),
             llama.llama_sampler_init_temp(sampling.temperature),
             llama.llama_sampler_init_dist(self.seed),
@@ -96,6 +103,8 @@ class Sampler:
         if self._chain is None:
             # llama.cpp's greedy sampler would first write a row of 12 bytes for each of the vocabulary.
             token_id = int(context.logits_view(i).argmax())
+        elif self._top_p is not None:
+            token_id = self._draw(context.logits_view(i))
         else:
             token_id = int(self._sample(self._chain, context.handle, i))
         grammar = self._grammar
@@ -118,10 +127,13 @@ class Sampler:
         if self._chain is None:
             return int(logits.argmax())
         llama = lib()
-        rows = np.zeros(len(logits), [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-        rows["id"], rows["logit"] = np.arange(len(logits)), logits
+        ids = np.arange(len(logits)) if self._top_p is None else nucleus(logits, self._top_p)
+        rows = np.zeros(len(ids), [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+        rows["id"], rows["logit"] = ids, logits if self._top_p is None else logits[ids]
         first = ctypes.cast(rows.ctypes.data, llama.llama_token_data_p)
-        candidates = llama.llama_token_data_array(data=first, size=len(rows), selected=-1, sorted=False)
+        candidates = llama.llama_token_data_array(
+            data=first, size=len(rows), selected=-1, sorted=self._top_p is not None
+        )
         llama.llama_sampler_apply(self._chain, ctypes.byref(candidates))
         if candidates.selected < 0:
             raise EngineError("llama.cpp's sampler chose no token")
@@ -142,3 +154,21 @@ class Sampler:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def nucleus(logits: npt.NDArray[np.float32], top_p: float) -> npt.NDArray[np.intp]:
+    """The likeliest tokens whose probabilities first add up to `top_p`, likeliest first, at least one.
+
+    Args:
+        logits: (n_vocab,).
+    """
+    weights = np.exp(logits - logits.max())
+    needed = top_p * float(weights.sum(dtype=np.float64))
+    ids = np.arange(0)
+    for share in _SHARES:
+        ids = np.flatnonzero(weights >= share)
+        if float(weights[ids].sum(dtype=np.float64)) >= needed:
+            break
+    ids = ids[np.argsort(-weights[ids])]
+    total = np.cumsum(weights[ids], dtype=np.float64)
+    return ids[: int(np.searchsorted(total, needed)) + 1]
