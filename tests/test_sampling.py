@@ -1,10 +1,12 @@
 """Drawn tokens: those of llama.cpp's own chain, also where a part of it is ours."""
 
-import ctypes
+import json
 
 import numpy as np
 import pytest
-from slm_edge.edge.llama import lib
+from build_gguf import tiny_base
+from click.testing import CliRunner
+from slm_edge.benchmarks.draw_cost import Chain, main
 from slm_edge.edge.sampling import Sampler, Sampling, nucleus
 
 
@@ -15,24 +17,10 @@ def rows(n_vocab, n_rows, scale):
 
 
 def by_llama_cpp(logits, sampling):
-    """The tokens that llama.cpp's links draw from the whole vocabulary, in the order that `Sampling` states."""
-    llama = lib()
-    chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-    for link in (
-        llama.llama_sampler_init_top_k(sampling.top_k),
-        llama.llama_sampler_init_top_p(sampling.top_p, 1),
-        llama.llama_sampler_init_min_p(sampling.min_p, 1),
-        llama.llama_sampler_init_temp(sampling.temperature),
-        llama.llama_sampler_init_dist(sampling.seed),
-    ):
-        llama.llama_sampler_chain_add(chain, link)
-    found = []
-    for row in logits:
-        data = (llama.llama_token_data * len(row))(*((i, value, 0.0) for i, value in enumerate(row.tolist())))
-        candidates = llama.llama_token_data_array(data=data, size=len(row), selected=-1, sorted=False)
-        llama.llama_sampler_apply(chain, ctypes.byref(candidates))
-        found.append(candidates.data[candidates.selected].id)
-    llama.llama_sampler_free(chain)
+    """The tokens that llama.cpp's links alone draw from the whole vocabulary."""
+    chain = Chain(sampling)
+    found = [chain.sample_row(row) for row in logits]
+    chain.close()
     return found
 
 
@@ -74,3 +62,13 @@ def test_what_a_grammar_forbids_is_in_no_nucleus():
     row[[3, 500]] = 1.0, 2.0
     assert nucleus(row, 0.99).tolist() == [500, 3]
     assert nucleus(row, 0.5).tolist() == [500]
+
+
+def test_the_cost_of_a_draw_is_measured_on_the_same_tokens(tmp_path):
+    (tmp_path / "text.txt").write_text("the world and the rest of it, again and again. " * 4)
+    words = [str(tiny_base(tmp_path / "base.gguf")), str(tmp_path / "text.txt"), "--tokens", "20", "--rounds", "2"]
+    result = CliRunner().invoke(main, [*words, "--threads", "1"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["rows"]
+    assert [(row["top_k"], row["temperature"]) for row in found] == [(0, 0.2), (0, 1.0), (40, 0.2), (40, 1.0)]
+    assert all(row["same_tokens"] == 1 and row["n_draws"] == 20 and row["ratio"]["median"] > 0 for row in found)
