@@ -157,9 +157,7 @@ class AnswerFile:
             if not self.path.exists() and archive_path(self.path).exists():
                 with atomic_file(self.path) as aside:
                     aside.write_bytes(unpacked(archive_path(self.path)))
-            self._journal = Journal(self.path, whole)
-            if whole == 0:
-                self._journal.add({"identity": identity})
+            self._journal = Journal(self.path, whole, {"identity": identity})
             for record in earlier:
                 self.add(record)
 

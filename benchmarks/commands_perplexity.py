@@ -14,8 +14,6 @@ from ..edge.commands_options import engine_option, threads_option
 from ..edge.console import emit, json_option, note, progress
 
 if TYPE_CHECKING:
-    from ..edge.engine import Context
-    from ..edge.model import Model
     from ..edge.pack import Pack
     from ..edge.vocab import Vocab
     from .answers import AnswerFile
@@ -136,13 +134,6 @@ def _opened(folder: Path, identity: dict[str, Any]) -> "Iterator[AnswerFile]":
         yield answers
 
 
-def _context(model: "Model", n_ctx: int, threads: int) -> "Context":
-    from ..edge.engine import Context
-
-    half = -(-n_ctx // 2)
-    return Context(model, n_ctx_tokens=n_ctx, n_batch_tokens=half, n_outputs_max=half, threads=threads)
-
-
 @contextlib.contextmanager
 def _scorers(
     pack: "Pack", engine: str, n_ctx: int, threads: int | None
@@ -150,7 +141,7 @@ def _scorers(
     """The pack's session, what scores chunks under a column, given one of them, and the number of threads."""
     from ..edge.onnx_session import OnnxSession
     from ..edge.session import Session
-    from .log_probs import log_probs_after, onnx_log_probs_after
+    from .log_probs import log_probs_after, onnx_log_probs_after, scoring_context
 
     if engine == "onnx":
         with OnnxSession.open(pack, n_ctx_tokens=n_ctx, threads=threads) as onnx:
@@ -164,7 +155,7 @@ def _scorers(
     pack.base_path(allow_pull=True)
     with Session.open(pack, threads=threads) as session:
         n_threads = session.context.threads
-        with _context(session.model, n_ctx, n_threads) as context:
+        with scoring_context(session.model, n_ctx, n_threads) as context:
 
             def on_llama(column: "Column", chunk: list[int]) -> "LogProbs":
                 context.set_adapters(session.sections(session.choice_of(column.name), chunk)[-1].adapters)
@@ -178,13 +169,13 @@ def _reference(ours: "Vocab", path: Path | None, n_ctx: int, threads: int) -> "I
     from ..edge.base_info import BaseInfo
     from ..edge.errors import InputError
     from ..edge.model import Model
-    from .log_probs import log_probs_after
+    from .log_probs import log_probs_after, scoring_context
 
     if path is None:
         yield None
         return
     BaseInfo.open(path)
-    with Model.load(path) as model, _context(model, n_ctx, threads) as context:
+    with Model.load(path) as model, scoring_context(model, n_ctx, threads) as context:
         theirs = model.vocab
         probe = "The 3 rivers, été 1984.\n\n"
         if ours.n_tokens != theirs.n_tokens or ours.encode(probe) != theirs.encode(probe):

@@ -8,7 +8,6 @@ is off by some 1e-4, so that from flat distributions its nucleus has a few of th
 document.
 """
 
-import ctypes
 import itertools
 import json
 import time
@@ -21,40 +20,27 @@ import numpy as np
 import numpy.typing as npt
 
 from ..edge.llama import lib
-from ..edge.sampling import Sampler, Sampling
+from ..edge.sampling import Sampler, Sampling, draw, new_chain
 from ..edge.session import Session
 from .stats import spread
 
 Rows = Sequence[npt.NDArray[np.float32]]
 
 
-class Chain:
-    """llama.cpp's links alone, in the order that `Sampling` states; draws as `Sampler.sample_row` does."""
+def by_llama_cpp(rows: Rows, sampling: Sampling) -> list[int]:
+    """The tokens that llama.cpp's links alone draw from the whole vocabulary."""
+    assert sampling.seed is not None
+    chain = new_chain(sampling, sampling.seed)
+    try:
+        return [draw(chain, row) for row in rows]
+    finally:
+        lib().llama_sampler_free(chain)
 
-    def __init__(self, sampling: Sampling) -> None:
-        llama = self._llama = lib()
-        self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-        for link in (
-            llama.llama_sampler_init_top_k(sampling.top_k),
-            llama.llama_sampler_init_top_p(sampling.top_p, 1),
-            llama.llama_sampler_init_min_p(sampling.min_p, 1),
-            llama.llama_sampler_init_temp(sampling.temperature),
-            llama.llama_sampler_init_dist(sampling.seed),
-        ):
-            llama.llama_sampler_chain_add(self._chain, link)
 
-    def sample_row(self, logits: npt.NDArray[np.float32]) -> int:
-        """A token id from logits of shape (n_vocab,)."""
-        rows = np.zeros(len(logits), [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-        rows["id"], rows["logit"] = np.arange(len(logits)), logits
-        first = ctypes.cast(rows.ctypes.data, self._llama.llama_token_data_p)
-        candidates = self._llama.llama_token_data_array(data=first, size=len(rows), selected=-1, sorted=False)
-        self._llama.llama_sampler_apply(self._chain, ctypes.byref(candidates))
-        return int(candidates.data[candidates.selected].id)
-
-    def close(self) -> None:
-        """Frees the chain."""
-        self._llama.llama_sampler_free(self._chain)
+def by_us(rows: Rows, sampling: Sampling) -> list[int]:
+    """The tokens that our sampler draws."""
+    with Sampler(sampling) as sampler:
+        return [sampler.sample_row(row) for row in rows]
 
 
 def rows_of(base: Path, text: str, n_tokens: int, threads: int | None) -> Rows:
@@ -67,10 +53,10 @@ def rows_of(base: Path, text: str, n_tokens: int, threads: int | None) -> Rows:
     return rows
 
 
-def _drawn(draw: Callable[[npt.NDArray[np.float32]], int], rows: Rows) -> tuple[list[int], float]:
+def _timed(draws: Callable[[Rows, Sampling], list[int]], rows: Rows, sampling: Sampling) -> tuple[list[int], float]:
     """Token ids, and processor time in ms for each."""
     begun_s = time.process_time()
-    ids = [draw(row) for row in rows]
+    ids = draws(rows, sampling)
     return ids, 1e3 * (time.process_time() - begun_s) / len(rows)
 
 
@@ -78,11 +64,8 @@ def compare(rows: Rows, sampling: Sampling, rounds: int) -> dict[str, Any]:
     """Milliseconds of a draw by both, in turns, and their ratio."""
     ours, theirs, same = [], [], []
     for _ in range(rounds):
-        with Sampler(sampling) as sampler:
-            mine, own_ms = _drawn(sampler.sample_row, rows)
-        chain = Chain(sampling)
-        other, chain_ms = _drawn(chain.sample_row, rows)
-        chain.close()
+        mine, own_ms = _timed(by_us, rows, sampling)
+        other, chain_ms = _timed(by_llama_cpp, rows, sampling)
         same += [one == two for one, two in zip(mine, other, strict=True)]
         ours.append(own_ms)
         theirs.append(chain_ms)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..edge.engine import Context
+from ..edge.engine import Context, Model
 from ..edge.onnx_adapter import Array
 from ..edge.onnx_engine import OnnxEngine
 
@@ -25,6 +25,12 @@ def log_softmax(logits: Floats) -> Floats:
     total = np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64))
     rows: Floats = (shifted - total).astype(np.float32)
     return rows
+
+
+def scoring_context(model: Model, n_ctx_tokens: int, threads: int) -> Context:
+    """A context for the second half of chunks of so many tokens."""
+    half = -(-n_ctx_tokens // 2)
+    return Context(model, n_ctx_tokens=n_ctx_tokens, n_batch_tokens=half, n_outputs_max=half, threads=threads)
 
 
 def log_probs_after(context: Context, ids: Sequence[int], first: int) -> Floats:

@@ -14,10 +14,10 @@ import click
 import numpy as np
 
 from ..edge.console import emit, json_option, progress
-from ..edge.engine import Context, Model
+from ..edge.engine import Model
 from ..edge.onnx_engine import OnnxEngine
 from ..edge.onnx_folder import OnnxBase
-from .log_probs import log_probs_after, onnx_log_probs_after
+from .log_probs import log_probs_after, onnx_log_probs_after, scoring_context
 from .perplexity import ChunkScore, chunks_of, compared, wants_bos
 from .stats import mean
 
@@ -31,11 +31,10 @@ def measure(
         InputError: the text is shorter than a chunk.
         SlmEdgeError: as the engines do.
     """
-    half = -(-n_ctx_tokens // 2)
     found: dict[str, list[ChunkScore]] = {name: [] for name in ("llama.cpp", *map(str, folders))}
     with (
         Model.load(gguf) as model,
-        Context(model, n_ctx_tokens=n_ctx_tokens, n_batch_tokens=half, n_outputs_max=half, threads=threads) as context,
+        scoring_context(model, n_ctx_tokens, threads) as context,
     ):
         bases = [OnnxBase.open(folder) for folder in folders]
         engines = [OnnxEngine(base, n_ctx_tokens=n_ctx_tokens, threads=threads) for base in bases]

@@ -36,6 +36,10 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
+def silent(n: float = 1, /, *, text: str | None = None, total: float | None = None) -> None:
+    """An `Advance` that shows nothing."""
+
+
 @contextlib.contextmanager
 def progress(description: str, total: float | None = None, unit: str = "") -> Iterator[Advance]:
     """A progress line on stderr with rate and time left, where stderr is a terminal; silent elsewhere.
@@ -49,7 +53,7 @@ def progress(description: str, total: float | None = None, unit: str = "") -> It
         `advance(n, text=..., total=...)`: n more are done; `text` replaces the words behind the bar.
     """
     if not sys.stderr.isatty():
-        yield lambda n=1, /, *, text=None, total=None: None
+        yield silent
         return
     from rich import progress as bars
     from rich.console import Console

@@ -134,6 +134,11 @@ def sha256_file(path: str | os.PathLike[str], on_bytes: Callable[[int], object] 
     return digest.hexdigest()
 
 
+def sha256_json(value: Any) -> str:
+    """sha256 of what JSON can say, whatever the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def write_json(path: str | os.PathLike[str], data: Any) -> None:
     """Writes `data` as indented UTF-8 JSON, atomically. NaN and infinity are refused."""
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -40,11 +40,14 @@ class Journal:
 
     Args:
         whole_bytes: of it that are kept: whole lines.
+        first: the row of a file that has none yet: what it is of.
     """
 
-    def __init__(self, path: Path, whole_bytes: int = 0) -> None:
+    def __init__(self, path: Path, whole_bytes: int, first: Mapping[str, Any]) -> None:
         self._stream: BinaryIO = path.open("ab", buffering=0)
         os.ftruncate(self._stream.fileno(), whole_bytes)
+        if whole_bytes == 0:
+            self.add(first)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Writes a row: one unbuffered write of one whole line, so what was written survives the process."""

@@ -9,7 +9,7 @@ with Sampler(Sampling(temperature=0.7, seed=1)) as sampler:
 
 import ctypes
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,29 +82,17 @@ class Sampler:
         self._top_p: float | None = None
         if sampling.temperature == 0:
             return
-        llama = lib()
-        self._sample = llama.llama_sampler_sample
-        self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-        if not self._chain:
-            raise EngineError("llama.cpp cannot make a sampler")
+        self._sample = lib().llama_sampler_sample
         self.seed = secrets.randbelow(MAX_SEED) if sampling.seed is None else sampling.seed
-        # Over the whole vocabulary: cut by us, before the chain
-        self._top_p = sampling.top_p if sampling.top_k == 0 and sampling.top_p < 1 else None
-        for link in (
-            llama.llama_sampler_init_top_k(sampling.top_k),
-            llama.llama_sampler_init_top_p(1.0 if self._top_p is not None else sampling.top_p, 1),
-            llama.llama_sampler_init_min_p(sampling.min_p, 1),
-            llama.llama_sampler_init_temp(sampling.temperature),
-            llama.llama_sampler_init_dist(self.seed),
-        ):
-            llama.llama_sampler_chain_add(self._chain, link)
+        if sampling.top_k == 0 and sampling.top_p < 1:
+            # Over the whole vocabulary: cut by us, before the chain
+            self._top_p, sampling = sampling.top_p, replace(sampling, top_p=1.0)
+        self._chain = new_chain(sampling, self.seed)
 
     def sample(self, context: Context, i: int = -1) -> int:
         """Chooses a token from the i-th logits of the last decode; -1 is the last output."""
-        if self._chain is None:
+        if self._chain is None or self._top_p is not None:
             # llama.cpp's greedy sampler would first write a row of 12 bytes for each of the vocabulary.
-            token_id = int(context.logits_view(i).argmax())
-        elif self._top_p is not None:
             token_id = self._draw(context.logits_view(i))
         else:
             token_id = int(self._sample(self._chain, context.handle, i))
@@ -127,20 +115,7 @@ class Sampler:
     def _draw(self, logits: npt.NDArray[np.float32]) -> int:
         if self._chain is None:
             return int(logits.argmax())
-        llama = lib()
-        ids = np.arange(len(logits)) if self._top_p is None else nucleus(logits, self._top_p)
-        rows = np.zeros(len(ids), [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-        rows["id"], rows["logit"] = ids, logits if self._top_p is None else logits[ids]
-        first = ctypes.cast(rows.ctypes.data, llama.llama_token_data_p)
-        candidates = llama.llama_token_data_array(
-            data=first, size=len(rows), selected=-1, sorted=self._top_p is not None
-        )
-        llama.llama_sampler_apply(self._chain, ctypes.byref(candidates))
-        if candidates.selected < 0:
-            raise EngineError("llama.cpp's sampler chose no token")
-        token_id = int(candidates.data[candidates.selected].id)
-        llama.llama_sampler_accept(self._chain, token_id)
-        return token_id
+        return draw(self._chain, logits, None if self._top_p is None else nucleus(logits, self._top_p))
 
     def close(self) -> None:
         """Frees what belongs to llama.cpp. Calling it twice does nothing."""
@@ -155,6 +130,50 @@ class Sampler:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def new_chain(sampling: Sampling, seed: int) -> Any:
+    """llama.cpp's links in the order that `Sampling` states; the caller frees it.
+
+    Raises:
+        EngineError: llama.cpp makes none.
+    """
+    llama = lib()
+    chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+    if not chain:
+        raise EngineError("llama.cpp cannot make a sampler")
+    for link in (
+        llama.llama_sampler_init_top_k(sampling.top_k),
+        llama.llama_sampler_init_top_p(sampling.top_p, 1),
+        llama.llama_sampler_init_min_p(sampling.min_p, 1),
+        llama.llama_sampler_init_temp(sampling.temperature),
+        llama.llama_sampler_init_dist(seed),
+    ):
+        llama.llama_sampler_chain_add(chain, link)
+    return chain
+
+
+def draw(chain: Any, logits: npt.NDArray[np.float32], ids: npt.NDArray[np.intp] | None = None) -> int:
+    """A chain's choice.
+
+    Args:
+        logits: (n_vocab,).
+        ids: of these tokens, the likeliest first; None: of all.
+
+    Raises:
+        EngineError: it chose none.
+    """
+    llama = lib()
+    rows = np.zeros(len(logits if ids is None else ids), [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+    rows["id"], rows["logit"] = (np.arange(len(logits)), logits) if ids is None else (ids, logits[ids])
+    first = ctypes.cast(rows.ctypes.data, llama.llama_token_data_p)
+    candidates = llama.llama_token_data_array(data=first, size=len(rows), selected=-1, sorted=ids is not None)
+    llama.llama_sampler_apply(chain, ctypes.byref(candidates))
+    if candidates.selected < 0:
+        raise EngineError("llama.cpp's sampler chose no token")
+    token_id = int(candidates.data[candidates.selected].id)
+    llama.llama_sampler_accept(chain, token_id)
+    return token_id
 
 
 def nucleus(logits: npt.NDArray[np.float32], top_p: float) -> npt.NDArray[np.intp]:

@@ -4,8 +4,6 @@ They lie in a folder beside the output, `OUT.run/`, with the settings they belon
 or other data doesn't take them up.
 """
 
-import hashlib
-import json
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ..edge.errors import DamagedError, InputError
-from ..edge.files import atomic_file, make_folder
+from ..edge.files import atomic_file, make_folder, sha256_json
 
 FILE = "checkpoint.pt"
 
 
 def settings_hash(settings: dict[str, Any]) -> str:
     """sha256 over everything that decides the result: recipe, base, data, versions."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return sha256_json(settings)
 
 
 def run_folder(output: Path) -> Path:

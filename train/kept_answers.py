@@ -2,21 +2,24 @@
 
 with KeptAnswers(Path("own.jsonl"), {"seed": 1, ...}) as kept:
     kept.add(3, Kept("12 - 5 = 7", 9))         # the answer to the fourth prompt
-kept.remove()                                  # once the output is written
+kept.finish(rows)                              # the output is written
 """
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..edge.console import note
+from ..edge.batch import generate_batch
+from ..edge.chat import Message
+from ..edge.console import Advance, note
 from ..edge.errors import DamagedError, InputError
-from ..edge.journal import Journal, rows_of
+from ..edge.files import atomic_file
+from ..edge.journal import Journal, line_of, rows_of
+from ..edge.session import Session
 from ..edge.stream import Answer
 
 
@@ -26,16 +29,6 @@ class Kept:
 
     text: str | None
     n_tokens: int
-
-    @classmethod
-    def of(cls, answer: Answer) -> "Kept":
-        """What a session answered."""
-        return cls(answer.text if answer.stop_reason == "end" else None, answer.n_tokens)
-
-
-def sha256_of(value: Any) -> str:
-    """The hash of what JSON can say."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 class KeptAnswers(AbstractContextManager["KeptAnswers"]):
@@ -54,10 +47,12 @@ class KeptAnswers(AbstractContextManager["KeptAnswers"]):
     """
 
     def __init__(self, output: Path, of: Mapping[str, Any]) -> None:
+        self._output = output
         self.path = output.with_name(f"{output.name}.answers")
         self.answers: dict[int, Kept] = {}
         rows, whole = rows_of(self.path.read_bytes(), self.path) if self.path.exists() else ([], 0)
-        if rows and rows[0] != {"of": json.loads(json.dumps(of))}:
+        self._first = {"of": json.loads(json.dumps(of))}
+        if rows and rows[0] != self._first:
             raise InputError(
                 "holds answers to other prompts, or drawn in another way",
                 where=self.path,
@@ -70,7 +65,6 @@ class KeptAnswers(AbstractContextManager["KeptAnswers"]):
             except (KeyError, TypeError, ValueError) as error:
                 raise DamagedError(f"is damaged ({error})", where=self.path, hint="remove it to begin anew") from None
         self.n_before = len(self.answers)
-        self._of = of
         self._whole_bytes = whole
         self._journal: Journal | None = None
 
@@ -79,11 +73,46 @@ class KeptAnswers(AbstractContextManager["KeptAnswers"]):
         if at not in self.answers:
             if self._journal is None:
                 # Not before there is an answer, so that what fails early leaves nothing
-                self._journal = Journal(self.path, self._whole_bytes)
-                if self._whole_bytes == 0:
-                    self._journal.add({"of": self._of})
+                self._journal = Journal(self.path, self._whole_bytes, self._first)
             self._journal.add({"at": at, **asdict(answer)})
             self.answers[at] = answer
+
+    def answer(
+        self,
+        session: Session,
+        prompts: Sequence[Sequence[Message]],
+        advance: Advance,
+        *,
+        adapter: str | None,
+        max_tokens: int,
+        n_parallel: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """Has a session answer those of all prompts that are not answered yet; arguments as of `generate_batch`."""
+        missing = [at for at in range(len(prompts)) if at not in self.answers]
+        advance(self.n_before, total=len(prompts))
+
+        def on_done(i: int, answer: Answer) -> None:
+            self.add(missing[i], Kept(answer.text if answer.stop_reason == "end" else None, answer.n_tokens))
+            advance(1)
+
+        generate_batch(
+            session,
+            [prompts[at] for at in missing],
+            adapter=adapter,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=[seed + at for at in missing],
+            n_parallel=n_parallel,
+            on_done=on_done,
+        )
+
+    def finish(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the output, a row a line, and removes the file."""
+        with atomic_file(self._output) as aside:
+            aside.write_bytes(b"".join(map(line_of, rows)))
+        self.remove()
 
     def remove(self) -> None:
         """Removes the file."""

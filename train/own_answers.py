@@ -3,21 +3,18 @@
 counts = own_answers(Path("base.gguf"), [Path("dolly/closed_qa.jsonl")], Path("own.jsonl"), n_prompts=300)
 """
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..edge.batch import generate_batch
 from ..edge.chat import Message
-from ..edge.console import Advance
+from ..edge.console import Advance, silent
 from ..edge.errors import InputError
-from ..edge.files import atomic_file, sha256_file
+from ..edge.files import sha256_file, sha256_json
 from ..edge.prompts import dolly_held_out, dolly_messages, user_message
 from ..edge.session import Session
-from ..edge.stream import Answer
 from .examples import Row, read_rows
-from .kept_answers import Kept, KeptAnswers, sha256_of
+from .kept_answers import KeptAnswers
 
 
 def prompt_of(row: Row) -> list[Message] | None:
@@ -49,7 +46,7 @@ def own_answers(
     seed: int = 1,
     n_parallel: int = 16,
     threads: int | None = None,
-    advance: Advance | None = None,
+    advance: Advance = silent,
 ) -> dict[str, int]:
     """Lets a base answer prompts, the likeliest token each time, and writes them as `messages`, a row each.
 
@@ -78,25 +75,9 @@ def own_answers(
         if not prompts:
             raise InputError(f"no prompt has at most {max_prompt_tokens} tokens", where=data[0])
         chosen = random.Random(f"own answers/{seed}").sample(prompts, min(n_prompts, len(prompts)))
-        of = {"base_sha256": sha256_file(base), "prompts_sha256": sha256_of(chosen), "max_tokens": max_tokens}
+        of = {"base_sha256": sha256_file(base), "prompts_sha256": sha256_json(chosen), "max_tokens": max_tokens}
         with KeptAnswers(output, of) as kept:
-            missing = [at for at in range(len(chosen)) if at not in kept.answers]
-
-            def on_done(place: int, answer: Answer) -> None:
-                kept.add(missing[place], Kept.of(answer))
-                if advance is not None:
-                    advance(1)
-
-            if advance is not None:
-                advance(kept.n_before)
-            generate_batch(
-                session,
-                [chosen[at] for at in missing],
-                adapter=None,
-                max_tokens=max_tokens,
-                n_parallel=n_parallel,
-                on_done=on_done,
-            )
+            kept.answer(session, chosen, advance, adapter=None, max_tokens=max_tokens, n_parallel=n_parallel)
     texts = [(kept.answers[at].text or "").strip() for at in range(len(chosen))]
     rows = [
         {"messages": [*prompt, {"role": "assistant", "content": text}]}
@@ -106,7 +87,5 @@ def own_answers(
     if not rows:
         kept.remove()
         raise InputError(f"no answer ended within {max_tokens} tokens", hint="allow longer ones: --max-tokens")
-    with atomic_file(output) as aside:
-        aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    kept.remove()
+    kept.finish(rows)
     return {"prompts": len(chosen), "rows": len(rows)}

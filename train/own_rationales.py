@@ -7,7 +7,6 @@ so many that reckon differently for each problem (rejection sampling fine-tuning
 Gold answers are another hand's: learning them can cost an instruct model more than they teach.
 """
 
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -18,18 +17,16 @@ from typing import Any
 
 import torch
 
-from ..edge.batch import generate_batch
-from ..edge.console import Advance
+from ..edge.console import Advance, silent
 from ..edge.errors import InputError
-from ..edge.files import atomic_file, sha256_file
+from ..edge.files import sha256_file, sha256_json
 from ..edge.final_number import INVALID, flexible_answer, normalise, same_number, strict_answer
 from ..edge.prompts import gsm8k_messages
 from ..edge.session import Session
-from ..edge.stream import Answer
 from .bases import Base, open_base
 from .examples import read_rows
 from .job import prepare_device
-from .kept_answers import Kept, KeptAnswers, sha256_of
+from .kept_answers import Kept, KeptAnswers
 from .lora import quiet_bitsandbytes
 from .sampling import Sampled, sample
 
@@ -88,7 +85,7 @@ def own_rationales(
     n_kept: int = 4,
     drawing: Drawing | None = None,
     device: str = "cpu",
-    advance: Advance | None = None,
+    advance: Advance = silent,
 ) -> dict[str, Any]:
     """Draws answers and writes the right ones as rows of `question` and `answer`.
 
@@ -123,12 +120,12 @@ def own_rationales(
     of = {
         "base": _identity(base),
         "adapter": None if adapter is None else _identity(adapter),
-        "problems_sha256": sha256_of(problems),
+        "problems_sha256": sha256_json(problems),
         "drawing": {**asdict(drawing), "threads": None, "n_parallel": None if by_llama_cpp else drawing.n_parallel},
         "device": device,
     }
     with KeptAnswers(output, of) as kept:
-        asked = draw(base, adapter, [question for question, _ in problems], drawing, kept, advance or _silent)
+        asked = draw(base, adapter, [question for question, _ in problems], drawing, kept, advance)
     seconds = time.monotonic() - begun
     if not asked:
         raise InputError(f"no problem has at most {drawing.max_prompt_tokens} tokens", where=data[0])
@@ -149,9 +146,7 @@ def own_rationales(
     if not rows:
         kept.remove()
         raise InputError(f"none of {len(answers)} answers was right", hint="more --samples, or start from an --adapter")
-    with atomic_file(output) as aside:
-        aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    kept.remove()
+    kept.finish(rows)
     n_tokens = [answer.n_tokens for answer in kept.answers.values()]
     return {
         "problems": len(set(asked)),
@@ -164,10 +159,6 @@ def own_rationales(
         "tokens_drawn": sum(n_tokens[kept.n_before :]),
         "seconds": seconds,
     }
-
-
-def _silent(n: float = 1, /, *, text: str | None = None, total: float | None = None) -> None:
-    """Tells nobody of progress."""
 
 
 def _identity(model: Path) -> dict[str, str]:
@@ -193,22 +184,15 @@ def _by_llama_cpp(
     with Session.of_files(base, adapters, threads=drawing.threads) as session:
         messages = [gsm8k_messages(question) for question in questions]
         asked = drawing.places([len(session.prompt_tokens(one)) for one in messages])
-        missing = [place for place in range(len(asked)) if place not in kept.answers]
-        advance(kept.n_before, total=len(asked))
-
-        def on_done(i: int, answer: Answer) -> None:
-            kept.add(missing[i], Kept.of(answer))
-            advance(1)
-
-        generate_batch(
+        kept.answer(
             session,
-            [messages[asked[place]] for place in missing],
+            [messages[at] for at in asked],
+            advance,
             adapter="own" if adapters else None,
             max_tokens=drawing.max_tokens,
             temperature=drawing.temperature,
-            seed=[drawing.seed + place for place in missing],
+            seed=drawing.seed,
             n_parallel=drawing.n_parallel,
-            on_done=on_done,
         )
     return asked
 
