@@ -21,7 +21,6 @@ import click
 import numpy as np
 
 from ..edge.base_info import BaseInfo
-from ..edge.kv_state import read_sequence, write_sequence
 from ..edge.prefix_store import PrefixStore
 from ..edge.session import Session
 from .random_adapter import write_random_adapter
@@ -60,9 +59,9 @@ def measure(session: Session, system: str, runs: int) -> list[dict[str, Any]]:
         restored_s, n_restored, restored = first_token(memory, False)
         disk_s, n_disk, from_disk = first_token(nothing, True)
         computed_s, n_computed, computed = first_token(nothing, False)
-        blob = read_sequence(session.context, 0)
+        blob = session.context.read_sequence(0)
         began_s = time.perf_counter()
-        write_sequence(session.context, 0, blob)
+        session.context.write_sequence(0, blob)
         copy_s = time.perf_counter() - began_s
         session._lane.record.cut(0)
         exact = all(np.array_equal(row.view(np.uint32), computed.view(np.uint32)) for row in (restored, from_disk))

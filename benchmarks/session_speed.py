@@ -136,15 +136,19 @@ class Ours:
     def outside(self) -> dict[str, float]:
         """What the model waits for: microseconds of a prompt, and of a token, that are not spent in `llama_decode`."""
         context = self.session.context
+        contexts = [context, *filter(None, [getattr(context, "prompts", None)])]
         library = context._llama
-        timed = context._llama = _Timed(library)
+        timed = _Timed(library)
+        for one in contexts:
+            one._llama = timed
         try:
             prompt_s = self.prefill_s()
             inside_s = sum(ended_s - began_s for began_s, ended_s in timed.times_s)
             timed.times_s.clear()
             list(self.stream(self.ids(1), N_DECODE + 1))
         finally:
-            context._llama = library
+            for one in contexts:
+                one._llama = library
         # The first decode is that of the prompt.
         gaps_s = [after[0] - before[1] for before, after in itertools.pairwise(timed.times_s[1:])]
         return {"prompt": 1e6 * (prompt_s - inside_s), "token": 1e6 * statistics.median(gaps_s)}
@@ -180,7 +184,8 @@ def measure(base: Path, threads: int | None) -> dict[str, Any]:
         ours = Ours(session)
         ours.prefill_s(), ours.decode_s()
         seconds = (ours.prefill_s(), ours.decode_s())
-        return {"threads": session.context.threads, "seconds": seconds, "outside_us": ours.outside()}
+        found = {"threads": session.context.threads, "seconds": seconds, "outside_us": ours.outside()}
+        return {**found, "setup": session.plan.choices.describe()}
 
 
 def one_round(base: Path, threads: int | None) -> dict[str, Any]:
@@ -204,7 +209,7 @@ def speeds(
             theirs.append(bench_s(tool, base, threads, environment))
         if tool is not None and control:
             again.append(bench_s(tool, base, threads, environment))
-    found: dict[str, Any] = {"threads": threads}
+    found: dict[str, Any] = {"threads": threads, "setup": own["setup"]}
     for i, (name, n_tokens) in enumerate((("prefill", N_PROMPT), ("decode", N_DECODE))):
         found[f"{name}_tokens_per_s"] = spread([n_tokens / seconds[i] for seconds in mine])
         if theirs:

@@ -7,6 +7,7 @@ The model has 154 million weights, as large as to miss the caches: what is measu
 llama.cpp that is installed, not a formula.
 """
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -57,22 +58,30 @@ def kernel_rates(label: str, threads: int) -> KernelRates:
     """Measures one of `PROBED_TYPES`."""
     from ..edge.engine import Context, Model
     from ..edge.gguf_file import GgufFile
+    from ..edge.memory_plan import cpu_features, faster_as_stored
 
     with tempfile.TemporaryDirectory(prefix="slm-edge-probe-") as folder:
         path = Path(folder) / f"{label}.gguf"
         write_model(path, label)
-        work = Workload.of_file(GgufFile.open(path))
-        with Model.load(path, mmap=False) as model:
+        file = GgufFile.open(path)
+        work = Workload.of_file(file)
+        with contextlib.ExitStack() as stack:
+            model = stack.enter_context(Model.load(path, mmap=False))
+            for_prompts = model
+            if faster_as_stored(file, cpu_features()):
+                # As a session computes them.
+                for_prompts = stack.enter_context(Model.load(path, mmap=False, repack=False))
             prompt = [i % 250 for i in range(N_PROMPT)]
-            with Context(model, n_ctx_tokens=256, n_batch_tokens=N_PROMPT, threads=threads) as context:
+            size: dict[str, Any] = {"n_ctx_tokens": 256, "n_batch_tokens": N_PROMPT}
+            with Context(for_prompts, **size, threads=threads) as context:
                 context.decode([1], 0)
                 prompt_s = min(_times(lambda i: _prompt(context, prompt), 3))
-                context.clear()
+            with Context(model, **size, threads=threads) as context:
                 context.decode([1], 0)
                 token_s = float(np.median(_times(lambda i: _token(context, i + 1), N_DECODE)))
             token_one_s = token_s
             if threads > 1:
-                with Context(model, n_ctx_tokens=256, n_batch_tokens=N_PROMPT, threads=1) as context:
+                with Context(model, **size, threads=1) as context:
                     context.decode([1], 0)
                     token_one_s = float(np.median(_times(lambda i: _token(context, i + 1), N_DECODE)))
     return KernelRates(work, token_s, token_one_s, prompt_s)

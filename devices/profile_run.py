@@ -95,6 +95,7 @@ def run_profile(request: Request, sensors: Sensors | None = None) -> dict[str, A
             "kv_type": choices.kv_type,
             "mmap": choices.mmap,
             "repack": choices.repack,
+            "both_layouts": choices.both_layouts,
             "repeats": plan.repeats,
             "emulated": request.emulated,
         }

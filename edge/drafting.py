@@ -40,7 +40,7 @@ from .stream import Worker
 SIZES: Final = ((8, 8), (4, 5))
 MOST_AT_ONCE: Final = 8
 # So many rows of logits, equal bit for bit, are asked for: which kernels are taken follows from shapes alone, and is
-# the same for 4 rows as for 8.
+# the same for 4 rows as for as many as `Exactness.most_at_once` allows.
 PROOF_ROWS: Final = 8
 PROOF_AT_ONCE: Final = 4
 # From so many tokens in the cache on, llama.cpp splits attention among the threads.
@@ -116,6 +116,7 @@ class DraftingLane:
         self._drafting = drafting
         self._room_tokens = room_tokens
         self._exact = exact
+        self._most_at_once = (drafting.exactness.most_at_once if exact else None) or MOST_AT_ONCE
         self._ngrams = Ngrams()
         # What the last decode computed, which row of it the next token is sampled from.
         self._batch: Sequence[int] = ()
@@ -210,6 +211,8 @@ class DraftingLane:
         guess, n_same = self._ngrams.guess(MOST_AT_ONCE - 1)
         at = self.n_tokens
         for size, n_least in SIZES:
+            if size > self._most_at_once:
+                continue
             if len(guess) >= size - 1 and n_same >= n_least and at + size <= self._room_tokens:
                 # Rows of one batch on both sides of the border would be proved by one side's kernels alone.
                 across = self._context.threads > 1 and at < SPLIT_TOKENS < at + size

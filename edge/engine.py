@@ -11,17 +11,19 @@ ends the process on malformed ones. Nothing is locked: a model with its contexts
 
 import ctypes
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from .cpu import default_decode_threads, default_threads
 from .errors import DoesNotFitError, EngineError, InputError
-from .llama import lib, unheard
+from .kv_bytes import Blob, of_one_stream, of_streams
+from .llama import lib, quiet_logs, unheard
 from .model import Adapter, Model, created
+from .token_batch import TokenBatch
 
-__all__ = ["Adapter", "Context", "FlashAttention", "KvType", "Model", "Outputs"]
+__all__ = ["Adapter", "Blob", "Context", "FlashAttention", "KvType", "Model", "Outputs"]
 
 KvType = Literal["f16", "f32", "q8_0"]
 FlashAttention = Literal["auto", "on", "off"]
@@ -37,30 +39,6 @@ MAX_SEQUENCES: Final = 256
 MAX_THREADS: Final = 512
 # llama_get_logits_ith as an address: a view of it is made once for each row, which costs as much as choosing a token
 _ADDRESS_OF_ROW: Final = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
-
-
-class _Batch:
-    """A `llama_batch` over arrays of our own, made once and filled anew for every decode. One sequence per token."""
-
-    def __init__(self, n_tokens: int) -> None:
-        self.tokens = np.zeros(n_tokens, np.int32)
-        self.positions = np.zeros(n_tokens, np.int32)
-        self.sequences = np.zeros(n_tokens, np.int32)
-        self.outputs = np.zeros(n_tokens, np.int8)
-        self._n_sequences = np.ones(n_tokens, np.int32)
-        # seq_id is an array of pointers, each to one token's list of sequences: here a list of length one.
-        self._pointers = self.sequences.ctypes.data + 4 * np.arange(n_tokens, dtype=np.uintp)
-        llama = lib()
-        types = dict(llama.llama_batch._fields_)
-        self.struct = llama.llama_batch()
-        for name, array in (
-            ("token", self.tokens),
-            ("pos", self.positions),
-            ("n_seq_id", self._n_sequences),
-            ("seq_id", self._pointers),
-            ("logits", self.outputs),
-        ):
-            setattr(self.struct, name, ctypes.cast(array.ctypes.data, types[name]))
 
 
 class Context:
@@ -111,6 +89,7 @@ class Context:
         self._model = model
         self._active: list[tuple[Adapter, float]] = []
         self._kept_rows: npt.NDArray[np.float32] | None = None
+        self._n_streams = 1 if kv_unified else n_seq_max
         self._logits_address = _ADDRESS_OF_ROW(ctypes.cast(llama.llama_get_logits_ith, ctypes.c_void_p).value or 0)
         self._views: dict[int, npt.NDArray[np.float32]] = {}
         self.threads_batch = threads_batch or threads or default_threads()
@@ -136,8 +115,8 @@ class Context:
         self.n_batch_tokens: int = llama.llama_n_batch(self.handle)
         self.n_outputs_max = n_outputs_max
         self.n_vocab = model.vocab.n_tokens
-        self._batch = _Batch(self.n_batch_tokens)
-        self._one = _Batch(1)
+        self._batch = TokenBatch(self.n_batch_tokens)
+        self._one = TokenBatch(1)
         self._one.outputs[0] = True
         self._one.struct.n_tokens = 1
 
@@ -153,7 +132,7 @@ class Context:
         if len({id(adapter) for adapter, _ in adapters}) != len(adapters):
             raise InputError("an adapter stands twice in the set; add up its scales instead")
         for adapter, _ in adapters:
-            if not adapter.handle or adapter.model is not self._model:
+            if not adapter.handle or adapter.model not in (self._model, self._model.lender):
                 raise InputError("the adapter is closed or was loaded for another model", where=adapter.path)
         self._alive()
         n = len(adapters)
@@ -270,6 +249,11 @@ class Context:
             raise DoesNotFitError(f"the context of {self.n_ctx_tokens} tokens has no room for {n_tokens} more")
         raise EngineError(f"llama.cpp cannot decode (code {code})", where=self._model.path, problems=problems)
 
+    @property
+    def output_handle(self) -> Any:
+        """The `llama_context` that holds the last output, for llama.cpp's samplers."""
+        return self.handle
+
     def logits_view(self, i: int = -1) -> npt.NDArray[np.float32]:
         """The logits of the i-th output as llama.cpp holds them, shape (n_vocab,): valid until the next decode.
 
@@ -309,6 +293,48 @@ class Context:
         if not self._llama.llama_memory_seq_rm(self._memory, sequence, start, end):
             raise EngineError(f"llama.cpp cannot forget positions {start} to {end}", where=self._model.path)
 
+    def length(self, sequence: int) -> int:
+        """The position behind the last one that the KV cache holds of a sequence."""
+        self._alive()
+        return int(self._llama.llama_memory_seq_pos_max(self._memory, sequence)) + 1
+
+    def sequence_bytes(self, sequence: int) -> int:
+        """How many bytes `read_sequence` would give; of several sequences a few more."""
+        self._alive()
+        return int(self._llama.llama_state_seq_get_size(self.handle, sequence))
+
+    def read_sequence(self, sequence: int) -> Blob:
+        """Keys and values of a sequence as bytes, shape (n_bytes,), for a context over the same base and of any size.
+
+        Raises:
+            EngineError: llama.cpp fails.
+        """
+        blob = np.empty(self.sequence_bytes(sequence), np.uint8)
+        with quiet_logs() as log:
+            n_bytes = self._llama.llama_state_seq_get_data(self.handle, _bytes_of(blob), blob.size, sequence)
+        if n_bytes != blob.size:
+            raise EngineError("llama.cpp cannot give out the KV cache", problems=log.errors())
+        return of_one_stream(blob, self._n_streams)
+
+    def write_sequence(self, sequence: int, blob: Blob) -> bool:
+        """Replaces what the KV cache holds of a sequence; False, with the sequence empty, when llama.cpp refuses it.
+
+        llama.cpp checks that layers, types and row sizes fit, and nothing else: not which model computed them, under
+        which adapters, from which tokens. `prefix_store.py` and `prefix_disk.py` keep those books.
+        """
+        self._alive()
+        blob = of_streams(blob, self._n_streams)
+        with quiet_logs():
+            n_bytes = self._llama.llama_state_seq_set_data(self.handle, _bytes_of(blob), blob.size, sequence)
+        if n_bytes == blob.size:
+            return True
+        self.remove(sequence, 0)
+        return False
+
+    def beside(self, **options: Any) -> "Context":
+        """Another context over the same base, computing as this one does; options as of the class."""
+        return Context(self._model, **options)
+
     def clear(self) -> None:
         """Forgets everything in the KV cache."""
         self._alive()
@@ -329,6 +355,10 @@ class Context:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _bytes_of(blob: Blob) -> Any:
+    return blob.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 def _check_sizes(n_ctx: int, n_batch: int, n_seq: int, n_outputs: int, kv_type: str, flash_attention: str) -> None:

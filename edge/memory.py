@@ -29,11 +29,24 @@ def peak_memory_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def proportional_bytes() -> int:
+    """What is resident now, every page counted once, those of other processes for their share (PSS; Linux)."""
+    found = re.search(r"^Pss:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
 def available_bytes() -> int:
     """What new memory can take at this moment without swapping, the page cache that can be dropped included."""
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+def machine_bytes() -> int:
+    """The memory that the machine has."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)
 
 
 def memory_limit_bytes(cgroup: Path = CGROUP, own: Path = Path("/proc/self/cgroup")) -> int | None:

@@ -1,7 +1,7 @@
 """Fits a session into a memory budget: the best setup that stays within it, or a refusal with the numbers.
 
-What is given up, in this order: the faster layout of the weights, KV in F16, the size of batches, half the context
-again and again down to `LEAST_CTX_TOKENS`. What the user asked for by name is never given up.
+What is given up, in this order: the second layout of the weights, the faster one, KV in F16, the size of batches, half
+the context again and again down to `LEAST_CTX_TOKENS`. What the user asked for by name is never given up.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,8 +13,9 @@ from .base_info import BaseInfo
 from .console import human_bytes
 from .cpu import default_threads
 from .errors import DoesNotFitError
-from .memory import available_bytes, memory_limit_bytes
-from .memory_plan import MemoryPlan, plan_memory
+from .mapped_pages import CAN_LET_GO
+from .memory import available_bytes, machine_bytes, memory_limit_bytes
+from .memory_plan import MemoryPlan, cpu_features, faster_as_stored, plan_memory, repacked_tensors
 from .prefix import BATCH_TOKENS, CHUNK_TOKENS
 from .prefix_cache import DEFAULT_BUDGET_BYTES
 from .settings import EngineOptions
@@ -23,6 +24,8 @@ from .shelf import MOST_LOADED
 DEFAULT_CTX_TOKENS: Final = 2048
 LEAST_CTX_TOKENS: Final = 512
 LEAST_BATCH_TOKENS: Final = 32
+# Copies of so small a part of the weights do not make tokens faster that anyone could measure.
+FEW: Final = 0.1
 
 
 def maps_well(plan: MemoryPlan, room_bytes: int | None = None) -> bool:
@@ -39,6 +42,27 @@ def maps_well(plan: MemoryPlan, room_bytes: int | None = None) -> bool:
     if not plan.passing_bytes:
         return False
     return plan.total_bytes + plan.passing_bytes <= (available_bytes() if room_bytes is None else room_bytes)
+
+
+def layouts(base: BaseInfo, repack: bool | None, both: bool | None, mmap: bool | None) -> list[tuple[bool, bool]]:
+    """Ways to hold the weights, as (repack, both_layouts), the fastest first.
+
+    Args:
+        repack, both, mmap: as asked for; None leaves it open.
+    """
+    can_both = mmap is not False and CAN_LET_GO
+    if both and can_both:
+        return [(True, True)]
+    if repack is not None:
+        return [(repack, False)]
+    file = base.file
+    slow_bytes = sum(info.size_bytes for info in faster_as_stored(file, cpu_features()))
+    copies_bytes = sum(info.size_bytes for info in repacked_tensors(file, cpu_features()))
+    stored_bytes = sum(info.size_bytes for info in file.tensors.values())
+    if slow_bytes == copies_bytes and 0 < slow_bytes <= FEW * stored_bytes:
+        # A part of the prompt's time is lost by the copies, and what a token gains cannot be measured.
+        return [(False, False)]
+    return [*([(True, True)] if slow_bytes and both is None and can_both else []), (True, False), (False, False)]
 
 
 def plan_session(
@@ -59,7 +83,8 @@ def plan_session(
             f"a context of {n_ctx_tokens} tokens is asked of a base trained for {trained}", where=base.file.path
         )
     asked: dict[str, Any] = {
-        name: options.get(name) for name in ("mmap", "repack", "n_ctx_tokens", "kv_type", "n_batch_tokens")
+        name: options.get(name)
+        for name in ("mmap", "repack", "both_layouts", "n_ctx_tokens", "kv_type", "n_batch_tokens")
     }
     budget_bytes = options.get("adapter_budget_bytes")
     # What can be loaded at once; those that are pinned stay beside one more.
@@ -85,17 +110,21 @@ def plan_session(
         # What nothing else needs; fewer kept prefixes cost time and nothing else.
         spare_bytes = limit_bytes - plan.total_bytes + plan.snapshots_bytes
         return replace(plan, snapshots_bytes=min(max(budget_bytes, plan.kv_bytes if on_disk else 0), spare_bytes))
+    (repack, both), *others = layouts(base, asked.pop("repack"), asked.pop("both_layouts"), asked["mmap"])
     defaults = {
-        "repack": True,
         "n_ctx_tokens": min(DEFAULT_CTX_TOKENS, trained),
         "kv_type": "f16",
         "n_batch_tokens": BATCH_TOKENS,
     }
     chosen: dict[str, Any] = {name: defaults.get(name) if value is None else value for name, value in asked.items()}
-    mapped = plan_memory(base, **{**chosen, "mmap": True}, **sizes)
+    mapped = plan_memory(base, **{**chosen, "mmap": True}, repack=repack, both_layouts=both, **sizes)
+    # By what the machine has, not by what is free: the same prompt is to give the same bits tomorrow.
+    if both and others and mapped.total_bytes > machine_bytes() // 2:
+        repack, both = others[0]
+        mapped = plan_memory(base, **{**chosen, "mmap": True}, repack=repack, **sizes)
     if chosen["mmap"] is None:
-        chosen["mmap"] = maps_well(mapped)
-    plan = mapped if chosen["mmap"] else plan_memory(base, **chosen, **sizes)
+        chosen["mmap"] = both or maps_well(mapped)
+    plan = mapped if chosen["mmap"] else plan_memory(base, **chosen, repack=repack, **sizes)
     # One that comes from the disk, or waits to be written, pushes others out.
     return replace(plan, snapshots_bytes=max(budget_bytes, plan.kv_bytes if on_disk else 0))
 
@@ -111,6 +140,7 @@ def fit(
     *,
     mmap: bool | None = None,
     repack: bool | None = None,
+    both_layouts: bool | None = None,
     n_ctx_tokens: int | None = None,
     kv_type: Any = None,
     n_batch_tokens: int | None = None,
@@ -119,7 +149,7 @@ def fit(
     """The best plan whose total is within `ram_bytes`.
 
     Args:
-        mmap, repack, n_ctx_tokens, kv_type, n_batch_tokens: None leaves the choice open.
+        mmap, repack, both_layouts, n_ctx_tokens, kv_type, n_batch_tokens: None leaves the choice open.
         sizes: further arguments of `plan_memory`.
 
     Raises:
@@ -128,14 +158,18 @@ def fit(
     ctx = [n_ctx_tokens] if n_ctx_tokens else _contexts(base.n_ctx_train_tokens)
     batches = [n_batch_tokens] if n_batch_tokens else [BATCH_TOKENS, CHUNK_TOKENS, LEAST_BATCH_TOKENS]
     kv_types = [kv_type] if kv_type else ["f16"] + ["q8_0"] * (sizes.get("flash_attention", True) and _kv_q8(base))
-    repacks = [repack] if repack is not None else [True, False]
+    ways = layouts(base, repack, both_layouts, mmap)
     loads = [mmap] if mmap is not None else [False, True]
     least: MemoryPlan | None = None
-    for n_ctx, n_batch, kv, packed in product(ctx, batches, kv_types, repacks):
-        plans = [
-            plan_memory(base, mmap=load, repack=packed, n_ctx_tokens=n_ctx, kv_type=kv, n_batch_tokens=n_batch, **sizes)
-            for load in loads
-        ]
+    for n_ctx, n_batch, kv, (packed, both) in product(ctx, batches, kv_types, ways):
+        setup = {
+            "repack": packed,
+            "both_layouts": both,
+            "n_ctx_tokens": n_ctx,
+            "kv_type": kv,
+            "n_batch_tokens": n_batch,
+        }
+        plans = [plan_memory(base, mmap=load, **setup, **sizes) for load in ([True] if both else loads)]
         # Equal but for a few pages: mapped, as that is faster and shared, unless the file would be read twice.
         plan = min(
             plans,

@@ -4,7 +4,8 @@
     plan.total_bytes, plan.kv_bytes, plan.choices.mmap
 
 What is planned is the peak of the resident set (VmHWM on Linux): private memory and the mapped pages of the base. It
-needs no sampling, and the page cache counts only where it is mapped. With `mmap` the base's pages can be dropped by
+needs no sampling, and the page cache counts only where it is mapped. Pages that `two_layouts.py` maps twice count once,
+as in PSS. With `mmap` the base's pages can be dropped by
 the kernel and are shared with other processes: `evictable_bytes` says how much that is. Pages that weights were copied
 from are let go where the system can (`mapped_pages.py`); elsewhere they stay, and count.
 
@@ -42,12 +43,17 @@ REPACKED: Final[dict[GgmlType, tuple[tuple[frozenset[str], int], ...]]] = {
     GgmlType.Q6_K: ((frozenset({"NEON", "DOTPROD"}), 8),),
     GgmlType.Q8_0: ((frozenset({"NEON", "DOTPROD"}), 4),),
 }
+# Of these, the types of which a prompt is computed faster from the stored layout, by ggml-cpu/tiled, on a CPU with this
+# feature, and single tokens from the copies: 1.5 and 1.2 times. With AVX2 alone a prompt takes as long from either.
+FASTER_AS_STORED: Final[dict[GgmlType, str]] = {GgmlType.Q4_K: "AVX512_VNNI"}
 # ggml-cpu's tiled matrix products keep one such slot for each thread (ggml_tiled_ws_size).
 THREAD_WORK_BYTES: Final = 512 << 10
 # Measured on Linux x86-64 with CPython 3.11, two real vocabularies (49,152 and 151,936 tokens): Python with numpy,
 # jinja2, llama.cpp and our modules; then for each token and each merge of the vocabulary, here and in llama.cpp.
 PROCESS_BYTES: Final = 49 * MIB
 VOCABULARY_ENTRY_BYTES: Final = 245
+# The same of a second `llama_model`, which has no part of Python's.
+SECOND_ENTRY_BYTES: Final = 166
 # Metadata of graphs that llama.cpp makes for each adapter that is loaded, for each of the base's matrices.
 ADAPTER_MATRIX_BYTES: Final = 16 << 10
 
@@ -58,6 +64,7 @@ class Choices:
 
     mmap: bool
     repack: bool
+    both_layouts: bool
     n_ctx_tokens: int
     kv_type: KvType
     n_batch_tokens: int
@@ -66,6 +73,7 @@ class Choices:
         """ "mapped, repacked, context 2048, KV f16, batch 256" """
         load = "mapped" if self.mmap else "read into memory"
         layout = "repacked" if self.repack else "as stored"
+        layout = "repacked and for prompts as stored" if self.both_layouts else layout
         return f"{load}, {layout}, context {self.n_ctx_tokens}, KV {self.kv_type}, batch {self.n_batch_tokens}"
 
 
@@ -154,6 +162,16 @@ def repacked_tensors(file: GgufFile, features: Iterable[str]) -> list[TensorInfo
     ]
 
 
+def faster_as_stored(file: GgufFile, features: Iterable[str]) -> list[TensorInfo]:
+    """Those of `repacked_tensors` that slow prompts down; not the head, which a prompt needs for one token."""
+    has = frozenset(features)
+    return [
+        info
+        for info in repacked_tensors(file, has)
+        if FASTER_AS_STORED.get(info.type) in has and info.name not in ("output.weight", "token_embd.weight")
+    ]
+
+
 def copied_spans(base: BaseInfo) -> list[Span]:
     """First byte and the one behind the last of what repacking copies from and nothing else reads; for `Model.load`."""
     spans: list[Span] = []
@@ -177,6 +195,7 @@ def plan_memory(
     n_batch_tokens: int = BATCH_TOKENS,
     mmap: bool = True,
     repack: bool = True,
+    both_layouts: bool = False,
     adapters_bytes: int = 0,
     n_adapters: int = 0,
     snapshots_bytes: int = 0,
@@ -190,7 +209,8 @@ def plan_memory(
     """The memory of a session with one context over `base`.
 
     Args:
-        n_ctx_tokens, kv_type, n_batch_tokens, mmap, repack: as in `settings.EngineOptions`.
+        n_ctx_tokens, kv_type, n_batch_tokens, mmap, repack, both_layouts: as in `settings.EngineOptions`; the last one
+            with both others before it.
         adapters_bytes, n_adapters: files of the adapters that are loaded at once, and how many they are.
         snapshots_bytes: budget of the prefixes kept in memory.
         n_parallel: answers computed at once in a context beside, each as long as the context; 0: there is none.
@@ -203,11 +223,17 @@ def plan_memory(
     tensors = file.tensors
     context = ContextSize.of(file)
     options: Any = {"kv_type": kv_type, "n_threads": n_threads, "flash_attention": flash_attention}
-    own = context.bytes(n_ctx_tokens, n_batch_tokens=n_batch_tokens, n_outputs=n_outputs, **options)
-    beside = (0, 0, 0)
+    kv, compute, outputs = context.bytes(n_ctx_tokens, n_batch_tokens=n_batch_tokens, n_outputs=n_outputs, **options)
+    beside = 0
     if n_parallel:
         n_batch = max(n_batch_tokens, n_parallel)
-        beside = context.bytes(n_ctx_tokens, n_batch_tokens=n_batch, n_outputs=n_parallel, n_seq=n_parallel, **options)
+        sizes = context.bytes(n_ctx_tokens, n_batch_tokens=n_batch, n_outputs=n_parallel, n_seq=n_parallel, **options)
+        beside = sum(sizes)
+    if both_layouts:
+        # Each context has another one beside it, for one prompt.
+        prompts = context.bytes(n_ctx_tokens, n_batch_tokens=n_batch_tokens, **options)
+        kv, compute, outputs = kv + prompts[0], compute + prompts[1], outputs + prompts[2]
+        beside += sum(prompts) if n_parallel else 0
     metadata_bytes = ADAPTER_MATRIX_BYTES * 7 * context.n_layers
     adapters_bytes += n_adapters * metadata_bytes
     if n_adapters:
@@ -231,6 +257,9 @@ def plan_memory(
             # All of the file before the first copy is made, then tensor by tensor.
             largest = max(info.size_bytes for info in copies)
             loading = max(stored + loading - weights - repacked, largest - weights, 0)
+        if both_layouts:
+            # They come back when the first prompt is computed, in a second mapping of the same pages.
+            weights, loading, passing = stored, max(loading - passing, 0), 0
     else:
         passing, weights = 0, stored - copied_alone
         # A copy is made from a buffer as large as its tensor, the largest first, before the others are read.
@@ -242,16 +271,16 @@ def plan_memory(
     return MemoryPlan(
         weights_bytes=weights,
         repacked_bytes=repacked,
-        kv_bytes=own[0],
-        compute_bytes=own[1],
-        outputs_bytes=own[2],
+        kv_bytes=kv,
+        compute_bytes=compute,
+        outputs_bytes=outputs,
         adapters_bytes=adapters_bytes,
         snapshots_bytes=snapshots_bytes,
-        parallel_bytes=sum(beside),
-        process_bytes=PROCESS_BYTES + VOCABULARY_ENTRY_BYTES * n_entries,
+        parallel_bytes=beside,
+        process_bytes=PROCESS_BYTES + (VOCABULARY_ENTRY_BYTES + both_layouts * SECOND_ENTRY_BYTES) * n_entries,
         loading_bytes=loading,
         passing_bytes=passing,
-        choices=Choices(mmap, repack, n_ctx_tokens, kv_type, n_batch_tokens),
+        choices=Choices(mmap, repack, both_layouts, n_ctx_tokens, kv_type, n_batch_tokens),
     )
 
 

@@ -53,6 +53,7 @@ class Model:
         size_bytes: of the tensors, as stored.
         handle: the `llama_model` pointer, for calls that have no method here.
         contexts, adapters: those that are alive; they register and remove themselves.
+        lender: a model of the same base whose adapters its contexts take too; llama.cpp ties them by tensor names.
     """
 
     def __init__(self, path: Path, handle: Any) -> None:
@@ -64,6 +65,7 @@ class Model:
         self.size_bytes: int = llama.llama_model_size(handle)
         self.contexts: dict[int, Dependent] = {}
         self.adapters: dict[int, Adapter] = {}
+        self.lender: Model | None = None
 
     @classmethod
     def load(

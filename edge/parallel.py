@@ -1,10 +1,11 @@
 """The second context, where several answers are computed at once, within what memory the session's plan leaves."""
 
+import functools
 from collections.abc import Callable
 
 from .base_info import BaseInfo
 from .console import human_bytes
-from .engine import Context, FlashAttention, Model
+from .engine import Context, FlashAttention
 from .errors import DoesNotFitError
 from .llama_rows import LlamaRows
 from .memory_plan import ContextSize, MemoryPlan
@@ -12,7 +13,6 @@ from .prefix_cache import PrefixCache
 
 
 def parallel_rows(
-    model: Model,
     own: Context,
     base: BaseInfo,
     plan: MemoryPlan,
@@ -33,15 +33,15 @@ def parallel_rows(
     def new_rows(n_sequences: int, n_tokens: int) -> LlamaRows:
         n_batch_tokens = max(chosen.n_batch_tokens, n_sequences)
         if limit_bytes is not None:
-            parts = ContextSize.of(base.file).bytes(
+            size = functools.partial(
+                ContextSize.of(base.file).bytes,
                 n_tokens,
                 n_batch_tokens=n_batch_tokens,
-                n_outputs=n_sequences,
-                n_seq=n_sequences,
                 kv_type=chosen.kv_type,
                 n_threads=max(own.threads, own.threads_batch),
                 flash_attention=flash_attention != "off",
             )
+            parts = size(n_outputs=n_sequences, n_seq=n_sequences) + (size() if chosen.both_layouts else ())
             taken_bytes = plan.total_bytes - plan.parallel_bytes - plan.snapshots_bytes
             left_bytes = limit_bytes - taken_bytes - sum(parts)
             if left_bytes < 0:
@@ -51,8 +51,7 @@ def parallel_rows(
                     hint="ask for shorter answers, or keep fewer adapters in memory",
                 )
             cache.shrink(left_bytes)
-        context = Context(
-            model,
+        context = own.beside(
             n_ctx_tokens=n_sequences * n_tokens,
             n_batch_tokens=n_batch_tokens,
             n_seq_max=n_sequences,

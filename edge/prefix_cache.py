@@ -15,7 +15,6 @@ from .base_info import BaseInfo
 from .engine import Context, Outputs
 from .errors import InputError
 from .files import make_folder
-from .kv_state import read_sequence, sequence_bytes, write_sequence
 from .prefix import Chunk, KvRecord, Section, chunk_ends, chunks_of
 from .prefix_disk import PrefixDisk
 from .prefix_domain import kv_domain
@@ -114,14 +113,14 @@ class PrefixCache:
         """Takes the whole sequence into memory, unless it is there or does not fit beside what is used next."""
         if self.store.covers(record.tokens, record.chunks):
             return
-        if self.store.make_room(sequence_bytes(context, sequence), next_up):
-            self.store.add(Snapshot(list(record.tokens), list(record.chunks), read_sequence(context, sequence)))
+        if self.store.make_room(context.sequence_bytes(sequence), next_up):
+            self.store.add(Snapshot(list(record.tokens), list(record.chunks), context.read_sequence(sequence)))
 
     def _shared(self, context: Context, record: KvRecord, sequence: int, keep: bool) -> None:
         """A shared beginning has been computed: it fills the sequence."""
-        if self.disk is not None and self.disk.wants(record.tokens, record.chunks, sequence_bytes(context, sequence)):
-            self.store.give_way(sequence_bytes(context, sequence))
-            self.disk.offer(Snapshot(list(record.tokens), list(record.chunks), read_sequence(context, sequence)))
+        if self.disk is not None and self.disk.wants(record.tokens, record.chunks, context.sequence_bytes(sequence)):
+            self.store.give_way(context.sequence_bytes(sequence))
+            self.disk.offer(Snapshot(list(record.tokens), list(record.chunks), context.read_sequence(sequence)))
         if keep:
             self._remember(context, record, sequence)
 
@@ -143,7 +142,7 @@ class PrefixCache:
         """Puts a snapshot into the sequence; gives how many tokens of it count, 0 when llama.cpp refuses it."""
         snapshot, n_tokens = found
         record.cut(0)
-        if not write_sequence(context, sequence, snapshot.blob):
+        if not context.write_sequence(sequence, snapshot.blob):
             self.store.drop(snapshot)
             return 0
         record.tokens = list(snapshot.tokens)

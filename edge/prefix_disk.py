@@ -23,7 +23,7 @@ import numpy as np
 
 from .errors import SlmEdgeError
 from .files import atomic_file, locked, make_folder
-from .kv_state import Blob
+from .kv_bytes import Blob
 from .prefix import Chunk
 from .prefix_store import Snapshot
 

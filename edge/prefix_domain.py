@@ -38,6 +38,7 @@ def kv_domain(base: BaseInfo, context: Context, options: EngineOptions, folder: 
         "batch_tokens": context.n_batch_tokens,
         "chunk_tokens": [CHUNK_TOKENS, BATCH_TOKENS],
         "repack": options.get("repack", True),
+        "both_layouts": options.get("both_layouts", False),
         "kv_type": options.get("kv_type", "f16"),
         "flash_attention": options.get("flash_attention", "auto"),
     }

@@ -11,7 +11,7 @@ which adapters at which scale. Base, KV type and all else are those of the one s
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .kv_state import Blob
+from .kv_bytes import Blob
 from .prefix import Chunk, same_chunks
 
 
@@ -21,7 +21,7 @@ class Snapshot:
 
     Attributes:
         tokens, chunks: as in `prefix.KvRecord`.
-        blob: from `kv_state.read_sequence`.
+        blob: from `engine.Context.read_sequence`.
     """
 
     tokens: list[int]

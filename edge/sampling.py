@@ -95,7 +95,7 @@ class Sampler:
             # llama.cpp's greedy sampler would first write a row of 12 bytes for each of the vocabulary.
             token_id = self._draw(context.logits_view(i))
         else:
-            token_id = int(self._sample(self._chain, context.handle, i))
+            token_id = int(self._sample(self._chain, context.output_handle, i))
         grammar = self._grammar
         if grammar is not None:
             # One token is tried first; the whole vocabulary is only where that one is not allowed.

@@ -26,7 +26,7 @@ from .card import TaskCard
 from .chat import ChatTemplate, Message, messages_of
 from .choice import Choice, Swap, choice_of, sections_of, swap_of
 from .drafting import Drafting, outputs_of
-from .engine import Adapter, Context, Model
+from .engine import Adapter, Model
 from .errors import DamagedError, InputError
 from .exactness import Exactness
 from .file_watch import FileWatch
@@ -44,6 +44,7 @@ from .settings import EngineOptions, Settings, request_of
 from .shelf import Shelf, pinned_of
 from .stream import Answer, Request, Stream
 from .system_prefix import SystemPrefix
+from .two_layouts import StoredModel, new_context
 
 if TYPE_CHECKING:
     from .hidden_state import State
@@ -112,8 +113,10 @@ class Session:
                 Model.load(base_path, mmap=chosen.mmap, repack=chosen.repack, copied=copied_spans(self.base))
             )
             self.vocab = self.model.vocab
-            self.context = Context(
+            stored = stack.enter_context(StoredModel(self.model)) if chosen.both_layouts else None
+            self.context = new_context(
                 self.model,
+                stored,
                 n_ctx_tokens=self.n_ctx_tokens,
                 n_batch_tokens=chosen.n_batch_tokens,
                 n_outputs_max=min(n_outputs, chosen.n_batch_tokens),
@@ -370,7 +373,6 @@ class Session:
     def new_batcher(self, n_parallel: int) -> Batcher[LlamaRows]:
         """A batcher with a context of its own beside the session's; close it when it is done with."""
         new_rows = parallel_rows(
-            self.model,
             self.context,
             self.base,
             self.plan,

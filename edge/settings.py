@@ -21,8 +21,10 @@ class EngineOptions(TypedDict, total=False):
     threads, threads_batch: for single tokens, and for prompts and batches; as in `engine.Context`.
     ram_bytes: the most memory that the session may take; what is left out below is then chosen to fit, or refused with
         the numbers. By default a limit of the process (control group, rlimit) is kept to.
-    mmap, repack: as in `model.Model.load`; by default the weights are repacked, and mapped where memory has
-        room for the whole file beside (`memory_choice.maps_well`).
+    mmap, repack: as in `model.Model.load`; by default the weights are repacked where that is faster, and mapped where
+        memory has room for the whole file beside (`memory_choice.maps_well`).
+    both_layouts: prompts are computed over the weights as they are stored, tokens over repacked ones (`two_layouts.py`,
+        Linux); by default where that is faster and takes no more than half of the machine's memory.
     kv_type, flash_attention, n_batch_tokens: as in `engine.Context`; "f16" by default, and batches of one chunk.
     prefix_budget_bytes: what computed prefixes may hold in memory, 64 MiB by default; used by swaps alone.
     prefix_cache, prefix_cache_bytes: a folder where system prefixes last from one process to the next, and what it
@@ -39,6 +41,7 @@ class EngineOptions(TypedDict, total=False):
     ram_bytes: int | None
     mmap: bool | None
     repack: bool | None
+    both_layouts: bool | None
     kv_type: KvType | None
     n_batch_tokens: int | None
     flash_attention: FlashAttention

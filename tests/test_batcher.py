@@ -50,6 +50,16 @@ def test_a_shared_system_prefix_is_computed_once(session):
     assert kept == [0, shared, shared, shared]
 
 
+def test_what_was_computed_for_one_answer_serves_several_at_once_and_the_other_way_round(session):
+    for name in ("a", "b"):
+        session.use(name).ask(PROMPTS[0], max_tokens=3)
+    shared = session.use("a").rendered("x", None, session.choice)[1]
+    waiting = [session.submit(prompt, max_tokens=3) for prompt in PROMPTS[:2]]
+    assert [pending.result().n_kept_tokens for pending in waiting] == [shared, shared]
+    assert session.submit(PROMPTS[2], choice=session.choice_of("b"), max_tokens=3).result().n_kept_tokens == 0
+    assert session.use("a").ask(PROMPTS[1], max_tokens=3).n_kept_tokens == shared
+
+
 def test_the_oldest_request_decides_and_nobody_starves(session):
     a, b = session.choice_of("a"), session.choice_of("b")
     done = []

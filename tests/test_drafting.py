@@ -5,12 +5,16 @@ import json
 import numpy as np
 import pytest
 from build_gguf import tiny_adapter, tiny_base, tiny_pack
+from slm_edge.benchmarks.random_base import make_base
 from slm_edge.edge.base_info import BaseInfo
 from slm_edge.edge.card import TaskCard
 from slm_edge.edge.drafting import MOST_AT_ONCE
+from slm_edge.edge.engine import Context, Model
 from slm_edge.edge.errors import EngineError
-from slm_edge.edge.exactness import Exactness, tiled_products
+from slm_edge.edge.exactness import TILE_ROWS, Exactness, tiled_products
+from slm_edge.edge.ggml_type import GgmlType
 from slm_edge.edge.gguf_file import GgufFile
+from slm_edge.edge.memory_plan import cpu_features
 from slm_edge.edge.ngrams import LEAST_TOKENS, Ngrams
 from slm_edge.edge.pack import Pack
 from slm_edge.edge.session import Session
@@ -181,6 +185,47 @@ def test_what_the_rules_know_of_adapters(base, tmp_path):
     adapter = tiny_adapter(tmp_path / "b.gguf", base, rank=8, targets=("attn_q",))
     assert len(tiled_products(GgufFile.open(adapter))) == 4
     assert not Exactness(BaseInfo.open(base), {}, repack=False, flash_attention="on").possible([])
+
+
+def test_fewer_are_guessed_where_eight_rows_take_another_kernel(tmp_path):
+    """A head in Q6_K, which many files have: llama.cpp's own logits say how many rows are computed as one is."""
+    like = tiny_base(tmp_path / "like.gguf", n_embd=256, n_ff=512)
+    for head, tiled in ((GgmlType.Q6_K, "AVX" in cpu_features()), (GgmlType.Q8_0, False)):
+        base = make_base(tmp_path / f"{head.name}.gguf", like=like, type=GgmlType.Q8_0, head=head)
+        exactness = Exactness(BaseInfo.open(base), {}, repack=True, flash_attention="auto")
+        assert exactness.most_at_once == (TILE_ROWS - 1 if tiled else None)
+        with (
+            Model.load(base) as model,
+            Context(model, n_ctx_tokens=256, n_batch_tokens=16, n_outputs_max=16, threads=1) as context,
+        ):
+            ids = [(5 * i) % model.vocab.n_tokens for i in range(40)]
+            context.decode(ids, 0)
+            single = []
+            for i in range(8):
+                context.decode_one(ids[i], 40 + i)
+                single.append(context.logits())
+            for n in (4, TILE_ROWS - 1, TILE_ROWS):
+                context.remove(0, 40)
+                context.decode(ids[:n], 40, outputs="all")
+                equal = all(np.array_equal(context.logits(i), single[i]) for i in range(n))
+                assert equal is (n < TILE_ROWS or not tiled)
+        with opened(base, {}, "exact") as session:
+            sizes = sizes_of_decodes(session)
+            session.ask(PROMPTS[3], max_tokens=60, grammar=GRAMMAR)
+            assert max(sizes[1:], default=1) <= (4 if tiled else 8)
+
+
+def sizes_of_decodes(session):
+    """Of all calls of `Context.decode` from now on; tokens that are computed alone take another way."""
+    sizes = []
+    decode = session.context.decode
+
+    def counted(ids, *arguments, **options):
+        sizes.append(len(ids))
+        decode(ids, *arguments, **options)
+
+    session.context.decode = counted
+    return sizes
 
 
 PROGRAM = """Rename the function to solve, change nothing else.

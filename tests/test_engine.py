@@ -195,3 +195,29 @@ def test_sampling_frequencies_are_the_softmax(model):
 def test_sampling_out_of_range(wrong):
     with pytest.raises(InputError):
         Sampling(**wrong)
+
+
+@pytest.mark.parametrize("kv_unified", [False, True])
+def test_a_sequence_goes_from_a_context_of_one_size_into_any_other(model, kv_unified):
+    """llama.cpp itself refuses bytes of a context with another number of streams."""
+    ids = list(range(3, 60))
+    many = {**EXACT, "n_ctx_tokens": 4 * 256, "n_seq_max": 4, "kv_unified": kv_unified}
+    with Context(model, **EXACT) as one, Context(model, **many) as four, Context(model, **EXACT) as other:
+        one.decode(ids[:-1], 0)
+        blob = one.read_sequence(0)
+        for sequence in range(4):
+            four.decode([9] * sequence or [5], 0, sequence=sequence)
+            assert four.write_sequence(sequence, blob)
+            assert four.length(sequence) == len(ids) - 1
+            back = four.read_sequence(sequence)
+            assert back.size == blob.size
+            assert other.write_sequence(0, back)
+            other.decode_one(ids[-1], len(ids) - 1)
+            four.decode(ids[-1:], len(ids) - 1, sequence=sequence)
+            # Where there are more cells, attention adds up in another order.
+            np.testing.assert_allclose(other.logits(), four.logits(), atol=1e-4)
+        one.decode_one(ids[-1], len(ids) - 1)
+        assert np.array_equal(one.logits(), other.logits())
+        four.remove(2, 0)
+        assert other.write_sequence(0, four.read_sequence(2))
+        assert other.length(0) == 0
