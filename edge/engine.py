@@ -322,14 +322,18 @@ class Context:
         llama.cpp checks that layers, types and row sizes fit, and nothing else: not which model computed them, under
         which adapters, from which tokens. `prefix_store.py` and `prefix_disk.py` keep those books.
         """
-        self._alive()
+        # Bytes of an empty sequence would leave it as it is.
+        self.remove(sequence, 0)
+        return self._put(sequence, blob)
+
+    def _put(self, sequence: int, blob: Blob) -> bool:
+        """`write_sequence` into an empty sequence."""
         blob = of_streams(blob, self._n_streams)
         with quiet_logs():
             n_bytes = self._llama.llama_state_seq_set_data(self.handle, _bytes_of(blob), blob.size, sequence)
-        if n_bytes == blob.size:
-            return True
-        self.remove(sequence, 0)
-        return False
+        if n_bytes != blob.size:
+            self.remove(sequence, 0)
+        return bool(n_bytes == blob.size)
 
     def beside(self, **options: Any) -> "Context":
         """Another context over the same base, computing as this one does; options as of the class."""

@@ -160,11 +160,6 @@ class TwoLayouts(Context):
         self._settle()
         return super().sequence_bytes(sequence)
 
-    def write_sequence(self, sequence: int, blob: Blob) -> bool:
-        """As `Context.write_sequence`."""
-        self.remove(sequence, 0)
-        return super().write_sequence(sequence, blob)
-
     def beside(self, **options: Any) -> Context:
         """As `Context.beside`."""
         return TwoLayouts(self._model, self._stored, **options)
@@ -215,7 +210,8 @@ class TwoLayouts(Context):
         """Brings here what only the second context has."""
         if self._ahead and self.prompts is not None:
             self._ahead = False
-            _carry(self.prompts.read_sequence(0), super().write_sequence, self._guest)
+            super().remove(self._guest, 0)
+            _carry(self.prompts.read_sequence(0), self._put, self._guest)
 
 
 def _carry(blob: Blob, write: Callable[[int, Blob], bool], sequence: int) -> None:
