@@ -1,6 +1,8 @@
 """Many mixed swaps and requests in one process: every answer right, no growth in memory. Run long by hand:
 
-cd tests && python build_soak.py 10000
+cd tests && python build_soak.py 10000 [both]
+
+With "both" the weights are held in two layouts (F32 has one alone, so the answers are those of a session of one).
 """
 
 import gc
@@ -14,14 +16,17 @@ from build_gguf import tiny_adapter, tiny_base
 from slm_edge.edge.session import Session
 
 LONG = "the world and the rest of it, again and again. " * 5
+KEPT_BYTES = 200_000
 CHOICES = ("a", "b", "c", "d", None, {"a": 0.5, "b": 0.5})
 
 
-def soak(folder: Path, n_turns: int, seed: int = 0) -> int:
+def soak(folder: Path, n_turns: int, seed: int = 0, *, both_layouts: bool = False) -> int:
     """Does `n_turns` random turns and checks every answer; gives the growth in bytes over the second half."""
     base = tiny_base(folder / "base.gguf")
     files = {name: (tiny_adapter(folder / f"{name}.gguf", base, seed=i), None) for i, name in enumerate("abcd", 1)}
-    prompts = [LONG[: 40 * i] + "and" for i in range(1, 6)]
+    # Two layouts matter from prompts of 128 tokens on.
+    step = 250 if both_layouts else 40
+    prompts = [(LONG * 6)[: step * i] + "and" for i in range(1, 6)]
     right = {}
     with Session.of_files(base, files, threads=1, prefix_budget_bytes=0) as session:
         for number, choice in enumerate(CHOICES):
@@ -36,9 +41,10 @@ def soak(folder: Path, n_turns: int, seed: int = 0) -> int:
         threads=1,
         n_parallel=2,
         adapter_budget_bytes=int(2.5 * size_bytes),
-        prefix_budget_bytes=200_000,
+        prefix_budget_bytes=KEPT_BYTES,
         prefix_cache=folder / "kv",
         prefix_cache_bytes=300_000,
+        both_layouts=both_layouts,
     ) as session:
         for turn in range(n_turns):
             number = int(rng.integers(len(CHOICES)))
@@ -56,7 +62,7 @@ def soak(folder: Path, n_turns: int, seed: int = 0) -> int:
                 next(left, None)
                 left.close()
             assert len(session.model.adapters) <= 2
-            assert session.prefixes.store.used_bytes <= 200_000
+            assert session.prefixes.store.used_bytes <= KEPT_BYTES
             if turn == n_turns // 2:
                 gc.collect()
                 half_bytes = process.memory_info().rss
@@ -67,4 +73,8 @@ def soak(folder: Path, n_turns: int, seed: int = 0) -> int:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
-        print("grown by", soak(Path(temporary), int(sys.argv[1])), "bytes over the second half")  # noqa: T201
+        print(
+            "grown by",
+            soak(Path(temporary), int(sys.argv[1]), both_layouts="both" in sys.argv),
+            "bytes over the second half",
+        )  # noqa: T201

@@ -7,16 +7,18 @@ from build_gguf import tiny_adapter, tiny_base
 from build_soak import soak
 from slm_edge.edge.card import TaskCard
 from slm_edge.edge.errors import DamagedError, SlmEdgeError
+from slm_edge.edge.mapped_pages import CAN_LET_GO
 from slm_edge.edge.session import Session
 
 SYSTEM = "Answer as the keeper of the light house would, in the words of the sea. " * 3
 
 
-def test_mixed_swaps_and_requests_stay_right_and_do_not_grow(tmp_path):
+@pytest.mark.parametrize("both_layouts", [False, True] if CAN_LET_GO else [False])
+def test_mixed_swaps_and_requests_stay_right_and_do_not_grow(tmp_path, both_layouts):
     # The long form: cd tests && python build_soak.py 10000
     # Allocators settle over the first hundreds of turns. Adapters or contexts that are not freed would be far more:
     # each turn loads or makes one of 100 KiB and more.
-    assert soak(tmp_path, 300) < 8 << 20
+    assert soak(tmp_path, 300, both_layouts=both_layouts) < 8 << 20
 
 
 @pytest.fixture
