@@ -9,11 +9,11 @@
 Each row is a process of its own that opens a session and computes a prompt of more than 512 tokens. Measured is
 the peak of its resident set as the kernel counts it (VmHWM), which is what the plan is about; with two layouts, which
 map the base twice, PSS at the end. For a published shape the plan is that of `slm-edge devices fit --model`, which sees
-no file. With `--rank` a random adapter is swapped with
-the base, prefixes are kept up to a budget, and two answers are begun at once in a second context. With `--ceiling` the
-same is run in a control group of its own (root is needed), whose limit the kernel enforces by killing: once at the
-planned size, where it must end well, and once at 60 % of the least plan, where it must be refused with exit code 4.
-RLIMIT_DATA is no honest ceiling: it counts what is reserved and never touched.
+no file. With `--rank` a random adapter is swapped with the base, prefixes are kept up to a budget, and two answers are
+begun at once in a second context. With `--ceiling` the same is run in a control group of its own (root is needed),
+whose limit the kernel enforces by killing: once at the planned size, where it must end well, and once at 60 % of the
+least plan, where it must be refused with exit code 4. RLIMIT_DATA is no honest ceiling: it counts what is reserved and
+never touched.
 """
 
 import contextlib

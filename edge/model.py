@@ -75,7 +75,7 @@ class Model:
 
         Args:
             mmap: map the file; its pages are shared between processes and can be dropped by the kernel.
-            repack: copy weights into this CPU's faster layout where there is one (more memory, faster prefill).
+            repack: copy weights into another layout where there is a faster one for single tokens (`two_layouts.py`).
             copied: bytes of the file, from and to, that repacking copies from: mapped pages that are let go.
 
         Raises:

@@ -73,8 +73,5 @@ def soak(folder: Path, n_turns: int, seed: int = 0, *, both_layouts: bool = Fals
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
-        print(
-            "grown by",
-            soak(Path(temporary), int(sys.argv[1]), both_layouts="both" in sys.argv),
-            "bytes over the second half",
-        )  # noqa: T201
+        grown_bytes = soak(Path(temporary), int(sys.argv[1]), both_layouts="both" in sys.argv)
+        print(f"grown by {grown_bytes} bytes over the second half")  # noqa: T201

@@ -208,7 +208,9 @@ def test_fewer_are_guessed_where_eight_rows_take_another_kernel(tmp_path):
                 context.remove(0, 40)
                 context.decode(ids[:n], 40, outputs="all")
                 equal = all(np.array_equal(context.logits(i), single[i]) for i in range(n))
-                assert equal is (n < TILE_ROWS or not tiled)
+                assert equal or (tiled and n == TILE_ROWS)
+                if tiled and n == TILE_ROWS and "AVX512_VNNI" in cpu_features():
+                    assert not equal
         with opened(base, {}, "exact") as session:
             sizes = sizes_of_decodes(session)
             session.ask(PROMPTS[3], max_tokens=60, grammar=GRAMMAR)
