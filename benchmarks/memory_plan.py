@@ -6,14 +6,13 @@
     python -m slm_edge.benchmarks.memory_plan base.gguf --rank 16 --rank 128
     python -m slm_edge.benchmarks.memory_plan base.gguf --ceiling --rank 16
 
-Each row is a process of its own that opens a session and computes a prompt of more than 512 tokens. Measured is
-the peak of its resident set as the kernel counts it (VmHWM), which is what the plan is about; with two layouts, which
-map the base twice, PSS at the end. For a published shape the plan is that of `slm-edge devices fit --model`, which sees
-no file. With `--rank` a random adapter is swapped with the base, prefixes are kept up to a budget, and two answers are
-begun at once in a second context. With `--ceiling` the same is run in a control group of its own (root is needed),
-whose limit the kernel enforces by killing: once at the planned size, where it must end well, and once at 60 % of the
-least plan, where it must be refused with exit code 4. RLIMIT_DATA is no honest ceiling: it counts what is reserved and
-never touched.
+Each row is a process of its own that opens a session and computes a prompt of more than 512 tokens. Measured is the
+peak of its resident set as the kernel counts it (VmHWM), less pages that are mapped twice at the end, which is what the
+plan is about. For a published shape the plan is that of `slm-edge devices fit --model`, which sees no file. With
+`--rank` a random adapter is swapped with the base, prefixes are kept up to a budget, and two answers are begun at once
+in a second context. With `--ceiling` the same is run in a control group of its own (root is needed), whose limit the
+kernel enforces by killing: once at the planned size, where it must end well, and once at 60 % of the least plan, where
+it must be refused with exit code 4. RLIMIT_DATA is no honest ceiling: it counts what is reserved and never touched.
 """
 
 import contextlib
@@ -45,7 +44,7 @@ from .random_base import make_base, make_shape
 CHILD = """
 import json, sys
 from slm_edge.edge.errors import DoesNotFitError
-from slm_edge.edge.memory import peak_memory_bytes, proportional_bytes
+from slm_edge.edge.memory import peak_memory_bytes
 from slm_edge.edge.session import Session
 path, adapters, options = json.loads(sys.argv[1])
 try:
@@ -65,9 +64,7 @@ try:
                 batcher.submit(session.request(PROMPT, session.choice, "", longest), session.choice)
             for _ in range(10):
                 batcher.advance()
-        # The base is mapped twice then, which the resident set counts twice.
-        peak_bytes = proportional_bytes() if session.plan.choices.both_layouts else peak_memory_bytes()
-        print(json.dumps({"peak_bytes": peak_bytes, "n_prompt_tokens": answer.n_prompt_tokens}))
+        print(json.dumps({"peak_bytes": peak_memory_bytes(), "n_prompt_tokens": answer.n_prompt_tokens}))
 except DoesNotFitError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)

@@ -221,6 +221,7 @@ def _long_prompt(session: Session, head: str) -> tuple[str, int]:
 def memory_now() -> dict[str, int | None]:
     """RSS, PSS, USS and page faults of this process; None where the system does not tell."""
     from ..edge.memory import peak_memory_bytes
+    from ..edge.own_memory import counted_twice_bytes
 
     names = ("peak_rss_bytes", "rss_bytes", "pss_bytes", "uss_bytes", "major_faults", "minor_faults")
     found: dict[str, int | None] = dict.fromkeys(names)
@@ -238,7 +239,7 @@ def memory_now() -> dict[str, int | None]:
     found["rss_bytes"], found["pss_bytes"] = kib["Rss"] * 1024, kib["Pss"] * 1024
     found["uss_bytes"] = (kib["Private_Clean"] + kib["Private_Dirty"]) * 1024
     # The kernel's own peak lags by a few pages.
-    found["peak_rss_bytes"] = max(found["peak_rss_bytes"] or 0, kib["Rss"] * 1024)
+    found["peak_rss_bytes"] = max(found["peak_rss_bytes"] or 0, kib["Rss"] * 1024 - counted_twice_bytes())
     return found
 
 

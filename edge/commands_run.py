@@ -174,7 +174,8 @@ def run(
                 pass
         else:
             show(stream)
-    numbers = _numbers(stream.answer, load_s) | ({"router": decision.as_dict()} if decision is not None else {})
+        # While the base is mapped: what is mapped twice is to be told from its mappings.
+        numbers = _numbers(stream.answer, load_s) | ({"router": decision.as_dict()} if decision is not None else {})
     if as_json:
         emit(numbers, True, "")
     if stats:

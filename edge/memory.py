@@ -5,6 +5,8 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from .own_memory import counted_twice_bytes
+
 CGROUP: Final = Path("/sys/fs/cgroup")
 # Control groups of version 1 write "no limit" as a number near 2^63.
 UNLIMITED_BYTES: Final = 1 << 60
@@ -13,11 +15,11 @@ UNLIMITED_BYTES: Final = 1 << 60
 def peak_memory_bytes() -> int:
     """The most memory that was resident at once, mapped files included.
 
-    On Linux VmHWM is read: getrusage's value starts from what the parent process had.
+    On Linux VmHWM is read, as getrusage's value starts from what the parent process had, less what it counts twice now.
     """
     if sys.platform == "linux":
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        return int(found[1]) * 1024 if found else 0
+        return int(found[1]) * 1024 - counted_twice_bytes() if found else 0
     elif sys.platform == "win32":  # noqa: RET505  (type checkers follow platforms through if and elif only)
         import psutil
 
@@ -27,12 +29,6 @@ def peak_memory_bytes() -> int:
 
         # macOS counts in bytes here, the others in KiB.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def proportional_bytes() -> int:
-    """What is resident now, every page counted once, those of other processes for their share (PSS; Linux)."""
-    found = re.search(r"^Pss:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
 
 
 def available_bytes() -> int:

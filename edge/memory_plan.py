@@ -4,10 +4,10 @@
     plan.total_bytes, plan.kv_bytes, plan.choices.mmap
 
 What is planned is the peak of the resident set (VmHWM on Linux): private memory and the mapped pages of the base. It
-needs no sampling, and the page cache counts only where it is mapped. Pages that `two_layouts.py` maps twice count once,
-as in PSS. With `mmap` the base's pages can be dropped by the kernel and are shared with other processes:
-`evictable_bytes` says how much that is. Pages that weights were copied from are let go where the system can
-(`mapped_pages.py`); elsewhere they stay, and count.
+needs no sampling, and the page cache counts only where it is mapped. Pages that `two_layouts.py` maps twice count once.
+With `mmap` the base's pages can be dropped by the kernel and are shared with other processes: `evictable_bytes` says
+how much that is. Pages that weights were copied from are let go where the system can (`mapped_pages.py`); elsewhere
+they stay, and count.
 
 The rules are those of llama.cpp's CPU backend as of 2026-10, its source read and its own figures compared: which
 weights are copied into a faster layout, what the loader stages, how large the graph's buffers are. The process's own

@@ -7,6 +7,7 @@ for mapping in mappings():
 
 import ctypes
 import functools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -39,6 +40,27 @@ def mappings() -> Iterator[Mapping]:
         place, rights, offset, _, inode, *name = line.split(maxsplit=5)
         first, last = (int(address, 16) for address in place.split("-"))
         yield Mapping(first, last, rights, int(offset, 16), int(inode), name[0] if name else "")
+
+
+def counted_twice_bytes() -> int:
+    """What the resident set counts too often: pages of files that are mapped more than once here (`two_layouts.py`)."""
+    mapped, size = Counter[int](), Counter[int]()
+    for mapping in mappings():
+        if mapping.inode and mapping.rights[3] == "s":
+            mapped[mapping.inode] += mapping.last - mapping.first
+            end = mapping.offset_bytes + mapping.last - mapping.first
+            size[mapping.inode] = max(size[mapping.inode], end)
+    if all(mapped[inode] <= size[inode] for inode in mapped):
+        return 0
+    resident: Counter[int] = Counter()
+    inode = 0
+    for line in MAPS.with_name("smaps").read_text(errors="surrogateescape").splitlines():
+        words = line.split(maxsplit=5)
+        if words[0] == "Rss:":
+            resident[inode] += int(words[1]) * 1024
+        elif "-" in words[0] and len(words) > 4:
+            inode = int(words[4]) if words[1][3] == "s" else 0
+    return sum(max(resident[inode] - size[inode], 0) for inode in size)
 
 
 @functools.cache

@@ -4,6 +4,7 @@ Weights in F32 have one layout only, so a context of two must do on them what a 
 """
 
 import contextlib
+import mmap
 import random
 import shutil
 
@@ -18,6 +19,7 @@ from slm_edge.edge.ggml_type import GgmlType
 from slm_edge.edge.mapped_pages import CAN_LET_GO
 from slm_edge.edge.memory_choice import fit, layouts, plan_session
 from slm_edge.edge.memory_plan import cpu_features, faster_as_stored, plan_memory
+from slm_edge.edge.own_memory import counted_twice_bytes
 from slm_edge.edge.sampling import Sampler, Sampling
 from slm_edge.edge.session import Session
 from slm_edge.edge.two_layouts import LEAST_TOKENS, StoredModel, TwoLayouts, new_context
@@ -224,6 +226,19 @@ def test_a_base_whose_name_was_given_to_another_file_goes_on(base, tmp_path):
         (tmp_path / "other").rename(path)
         assert session.ask(prompt, max_tokens=8).token_ids == expected
         assert session.context.prompts is not None
+
+
+def test_pages_that_are_mapped_twice_count_once(tmp_path):
+    n_bytes = 64 * mmap.PAGESIZE
+    path = tmp_path / "file"
+    path.write_bytes(bytes(n_bytes))
+    before = counted_twice_bytes()
+    with path.open("rb") as file:
+        maps = [mmap.mmap(file.fileno(), n_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ) for _ in range(2)]
+    assert [sum(one[:: mmap.PAGESIZE]) for one in maps] == [0, 0]
+    assert counted_twice_bytes() - before == n_bytes
+    maps.pop().close()
+    assert counted_twice_bytes() == before
 
 
 def test_which_layouts_are_chosen(base, q4_k, tmp_path, monkeypatch):
