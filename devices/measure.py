@@ -236,10 +236,11 @@ def memory_now() -> dict[str, int | None]:
     except OSError:
         return found
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    found["rss_bytes"], found["pss_bytes"] = kib["Rss"] * 1024, kib["Pss"] * 1024
+    rss_bytes = kib["Rss"] * 1024 - counted_twice_bytes()
+    found["rss_bytes"], found["pss_bytes"] = rss_bytes, kib["Pss"] * 1024
     found["uss_bytes"] = (kib["Private_Clean"] + kib["Private_Dirty"]) * 1024
     # The kernel's own peak lags by a few pages.
-    found["peak_rss_bytes"] = max(found["peak_rss_bytes"] or 0, kib["Rss"] * 1024 - counted_twice_bytes())
+    found["peak_rss_bytes"] = max(found["peak_rss_bytes"] or 0, rss_bytes)
     return found
 
 

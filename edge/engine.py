@@ -23,7 +23,7 @@ from .llama import lib, quiet_logs, unheard
 from .model import Adapter, Model, created
 from .token_batch import TokenBatch
 
-__all__ = ["Adapter", "Blob", "Context", "FlashAttention", "KvType", "Model", "Outputs"]
+__all__ = ["Adapter", "Context", "FlashAttention", "KvType", "Model", "Outputs"]
 
 KvType = Literal["f16", "f32", "q8_0"]
 FlashAttention = Literal["auto", "on", "off"]

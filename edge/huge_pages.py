@@ -56,7 +56,7 @@ def to_huge_pages(stopped: Callable[[], bool] = lambda: False) -> int:
 def _mappings(size_bytes: int) -> list[tuple[int, int]]:
     """Ranges of whole huge pages in mappings that are ours to read and write and come from no file."""
     found = []
-    for first, last, rights, _, inode, name in mappings():
+    for first, last, rights, _, inode, name, _ in mappings():
         if rights != "rw-p" or inode or name not in ("", "[heap]"):
             continue
         first, last = -(-first // size_bytes) * size_bytes, last // size_bytes * size_bytes

@@ -223,17 +223,12 @@ def plan_memory(
     tensors = file.tensors
     context = ContextSize.of(file)
     options: Any = {"kv_type": kv_type, "n_threads": n_threads, "flash_attention": flash_attention}
+    options["both_layouts"] = both_layouts
     kv, compute, outputs = context.bytes(n_ctx_tokens, n_batch_tokens=n_batch_tokens, n_outputs=n_outputs, **options)
-    beside = 0
+    beside = (0, 0, 0)
     if n_parallel:
         n_batch = max(n_batch_tokens, n_parallel)
-        sizes = context.bytes(n_ctx_tokens, n_batch_tokens=n_batch, n_outputs=n_parallel, n_seq=n_parallel, **options)
-        beside = sum(sizes)
-    if both_layouts:
-        # Each context has another one beside it, for one prompt.
-        prompts = context.bytes(n_ctx_tokens, n_batch_tokens=n_batch_tokens, **options)
-        kv, compute, outputs = kv + prompts[0], compute + prompts[1], outputs + prompts[2]
-        beside += sum(prompts) if n_parallel else 0
+        beside = context.bytes(n_ctx_tokens, n_batch_tokens=n_batch, n_outputs=n_parallel, n_seq=n_parallel, **options)
     metadata_bytes = ADAPTER_MATRIX_BYTES * 7 * context.n_layers
     adapters_bytes += n_adapters * metadata_bytes
     if n_adapters:
@@ -276,7 +271,7 @@ def plan_memory(
         outputs_bytes=outputs,
         adapters_bytes=adapters_bytes,
         snapshots_bytes=snapshots_bytes,
-        parallel_bytes=beside,
+        parallel_bytes=sum(beside),
         process_bytes=PROCESS_BYTES + (VOCABULARY_ENTRY_BYTES + both_layouts * SECOND_ENTRY_BYTES) * n_entries,
         loading_bytes=loading,
         passing_bytes=passing,
@@ -321,6 +316,7 @@ class ContextSize:
         kv_type: KvType = "f16",
         n_threads: int = 1,
         flash_attention: bool = True,
+        both_layouts: bool = False,
     ) -> tuple[int, int, int]:
         """Bytes of keys and values, of buffers of the graph and its operations, and of the logits that are kept.
 
@@ -330,6 +326,7 @@ class ContextSize:
 
         Args:
             n_ctx_tokens: of each of the `n_seq` sequences.
+            both_layouts: with the second context that `two_layouts.py` has beside, for one sequence.
         """
         cells = -(-n_ctx_tokens // KV_PAD_TOKENS) * KV_PAD_TOKENS
         n_batch = min(n_batch_tokens, cells * n_seq)
@@ -344,4 +341,9 @@ class ContextSize:
         # Activations are quantised for a product: at most 292 bytes for 256 values (Q8_K), here those of ffn_down.
         work = n_batch * self.n_ff * 292 // 256 + n_threads * THREAD_WORK_BYTES
         kv_bytes = round(self.n_layers * n_seq * cells * self.n_kv * KV_VALUE_BYTES[kv_type])
-        return kv_bytes, graph + work, 4 * self.n_vocab * n_outputs
+        outputs_bytes = 4 * self.n_vocab * n_outputs
+        if not both_layouts:
+            return kv_bytes, graph + work, outputs_bytes
+        options: Any = {"kv_type": kv_type, "n_threads": n_threads, "flash_attention": flash_attention}
+        second = self.bytes(n_ctx_tokens, n_batch_tokens=n_batch_tokens, **options)
+        return kv_bytes + second[0], graph + work + second[1], outputs_bytes + second[2]

@@ -16,10 +16,12 @@ MAPS: Final = Path("/proc/self/maps")
 # Of the kernel's uapi; the same on x86 and ARM
 MADV_DONTNEED: Final = 4
 MADV_COLLAPSE: Final = 25
+# Device and inode
+File = tuple[str, int]
 
 
 class Mapping(NamedTuple):
-    """A line of /proc/self/maps: addresses, rights as "rw-p", the place in the file, its inode and its name or ""."""
+    """A line of /proc/self/maps: addresses, rights as "rw-p", place in the file; its inode, name or "", device."""
 
     first: int
     last: int
@@ -27,6 +29,14 @@ class Mapping(NamedTuple):
     offset_bytes: int
     inode: int
     name: str
+    device: str
+
+    @classmethod
+    def of(cls, line: str) -> "Mapping":
+        """From "7f0000000000-7f0000100000 r--s 00000000 fe:00 1234    /a path/base.gguf"."""
+        place, rights, offset, device, inode, *name = line.split(maxsplit=5)
+        first, last = (int(address, 16) for address in place.split("-"))
+        return cls(first, last, rights, int(offset, 16), int(inode), name[0] if name else "", device)
 
 
 def mappings() -> Iterator[Mapping]:
@@ -35,32 +45,33 @@ def mappings() -> Iterator[Mapping]:
         lines = MAPS.read_text(errors="surrogateescape").splitlines()
     except OSError:
         return
-    for line in lines:
-        # "7f0000000000-7f0000100000 r--s 00000000 fe:00 1234    /a path/base.gguf"
-        place, rights, offset, _, inode, *name = line.split(maxsplit=5)
-        first, last = (int(address, 16) for address in place.split("-"))
-        yield Mapping(first, last, rights, int(offset, 16), int(inode), name[0] if name else "")
+    yield from map(Mapping.of, lines)
 
 
 def counted_twice_bytes() -> int:
     """What the resident set counts too often: pages of files that are mapped more than once here (`two_layouts.py`)."""
-    mapped, size = Counter[int](), Counter[int]()
+    mapped, size = Counter[File](), Counter[File]()
     for mapping in mappings():
-        if mapping.inode and mapping.rights[3] == "s":
-            mapped[mapping.inode] += mapping.last - mapping.first
-            end = mapping.offset_bytes + mapping.last - mapping.first
-            size[mapping.inode] = max(size[mapping.inode], end)
-    if all(mapped[inode] <= size[inode] for inode in mapped):
+        if file := _shared_file(mapping):
+            n_bytes = mapping.last - mapping.first
+            mapped[file] += n_bytes
+            size[file] = max(size[file], mapping.offset_bytes + n_bytes)
+    if all(mapped[file] <= size[file] for file in mapped):
         return 0
-    resident: Counter[int] = Counter()
-    inode = 0
+    resident = Counter[File | None]()
+    file = None
     for line in MAPS.with_name("smaps").read_text(errors="surrogateescape").splitlines():
-        words = line.split(maxsplit=5)
-        if words[0] == "Rss:":
-            resident[inode] += int(words[1]) * 1024
-        elif "-" in words[0] and len(words) > 4:
-            inode = int(words[4]) if words[1][3] == "s" else 0
-    return sum(max(resident[inode] - size[inode], 0) for inode in size)
+        # Each mapping's line is followed by its numbers, "Rss:   123 kB" among them.
+        if line.startswith("Rss:"):
+            resident[file] += int(line.split()[1]) * 1024
+        elif not line.split(maxsplit=1)[0].endswith(":"):
+            file = _shared_file(Mapping.of(line))
+    return sum(max(resident[file] - size[file], 0) for file in size)
+
+
+def _shared_file(mapping: Mapping) -> File | None:
+    """The device and inode of the file that this mapping shares its pages with."""
+    return (mapping.device, mapping.inode) if mapping.inode and mapping.rights[3] == "s" else None
 
 
 @functools.cache

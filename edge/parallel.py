@@ -1,6 +1,5 @@
 """The second context, where several answers are computed at once, within what memory the session's plan leaves."""
 
-import functools
 from collections.abc import Callable
 
 from .base_info import BaseInfo
@@ -33,15 +32,16 @@ def parallel_rows(
     def new_rows(n_sequences: int, n_tokens: int) -> LlamaRows:
         n_batch_tokens = max(chosen.n_batch_tokens, n_sequences)
         if limit_bytes is not None:
-            size = functools.partial(
-                ContextSize.of(base.file).bytes,
+            parts = ContextSize.of(base.file).bytes(
                 n_tokens,
                 n_batch_tokens=n_batch_tokens,
+                n_outputs=n_sequences,
+                n_seq=n_sequences,
                 kv_type=chosen.kv_type,
                 n_threads=max(own.threads, own.threads_batch),
                 flash_attention=flash_attention != "off",
+                both_layouts=chosen.both_layouts,
             )
-            parts = size(n_outputs=n_sequences, n_seq=n_sequences) + (size() if chosen.both_layouts else ())
             taken_bytes = plan.total_bytes - plan.parallel_bytes - plan.snapshots_bytes
             left_bytes = limit_bytes - taken_bytes - sum(parts)
             if left_bytes < 0:

@@ -104,8 +104,7 @@ class TwoLayouts(Context):
     def decode(self, token_ids: Sequence[int], position: int, *, sequence: int = 0, outputs: Outputs = "last") -> None:
         """As `Context.decode`, over the layout that is faster for so many tokens."""
         if len(token_ids) < LEAST_TOKENS or outputs == "all" or len(self._active) > MOST_ADAPTERS:
-            self._settle()
-            self._there = False
+            self._take_over()
             super().decode(token_ids, position, sequence=sequence, outputs=outputs)
             return
         self._alive()
@@ -121,15 +120,12 @@ class TwoLayouts(Context):
 
     def decode_one(self, token_id: int, position: int) -> None:
         """As `Context.decode_one`."""
-        if self._ahead:
-            self._settle()
-        self._there = False
+        self._take_over()
         super().decode_one(token_id, position)
 
     def decode_step(self, token_ids: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> None:
         """As `Context.decode_step`."""
-        self._settle()
-        self._there = False
+        self._take_over()
         super().decode_step(token_ids, positions, sequences)
 
     def drop_adapter(self, adapter: Adapter) -> None:
@@ -205,6 +201,11 @@ class TwoLayouts(Context):
         prompts.remove(0, position)
         prompts.set_adapters(self._active)
         return prompts
+
+    def _take_over(self) -> None:
+        """What comes next is computed here."""
+        self._settle()
+        self._there = False
 
     def _settle(self) -> None:
         """Brings here what only the second context has."""
