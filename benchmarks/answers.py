@@ -7,16 +7,17 @@ repeated of its prompt. Where a file isn't there, its archive NAME.jsonl.xz is r
 and a run that goes on unpacks it first.
 """
 
+import dataclasses
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..edge.errors import DamagedError
+from ..edge.errors import DamagedError, InputError
 from ..edge.files import atomic_file
 from ..edge.journal import Journal, line_of, rows_of
 
@@ -47,7 +48,7 @@ class Record:
 
     def as_row(self) -> dict[str, Any]:
         """As it stands in the file: what is not known is left out."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 def identity_sha256(identity: Identity) -> str:
@@ -94,6 +95,25 @@ def content(place: Path) -> bytes:
     return unpacked(place) if place.suffix == ".xz" else place.read_bytes()
 
 
+def answers_below(folder: Path) -> Path:
+    """Where a run's answers lie: `folder` is its --out, or what this returns."""
+    return folder / "answers" if (folder / "answers").is_dir() else folder
+
+
+def answer_places(folder: Path) -> list[Path]:
+    """The answer files of a run, and the archives of those that are not there.
+
+    Raises:
+        InputError: there are none.
+    """
+    source = answers_below(folder)
+    files = sorted(source.glob("*.jsonl"))
+    places = files + [one for one in sorted(source.glob("*.jsonl.xz")) if one.with_suffix("") not in files]
+    if not places:
+        raise InputError("there are no answers (*.jsonl)", where=source, hint="name the --out of a `slm-edge bench`")
+    return places
+
+
 def parsed(data: bytes, where: Path, of: Identity | None = None) -> tuple[Identity | None, list[Record], int]:
     """An answer file's identity, its records, and how many bytes are whole lines. None: not even one line is whole.
 
@@ -130,6 +150,15 @@ def ended_below(folder: Path, identity: Identity) -> list[Record]:
         for record in records:
             if record.stop_reason in ("end", "stop"):
                 found.setdefault(record.id, record)
+    return list(found.values())
+
+
+def joined(there: Iterable[Record], more: Iterable[Record]) -> list[Record]:
+    """The answers of runs that knew nothing of each other, as if those of `more` had followed."""
+    found = {record.id: record for record in there}
+    runs = 1 + max((record.run for record in found.values()), default=-1)
+    for record in more:
+        found.setdefault(record.id, dataclasses.replace(record, run=runs + record.run))
     return list(found.values())
 
 

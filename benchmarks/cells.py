@@ -3,6 +3,7 @@
 A column is what answers: the base alone, one adapter, the router's choice ("auto"), or a model behind an endpoint.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -49,8 +50,9 @@ class Cell:
 
     Attributes:
         items: all of the task's, in running order; with several samples, those of a problem stand together.
-        n: how many of them this run is to measure.
+        n: how many of them are to be measured, by all parts together.
         decoding: how answers are drawn, with `seed` where they are not greedy.
+        part: (2, 3) where this run measures the second of three parts.
         identity: everything that an answer depends on.
     """
 
@@ -62,6 +64,14 @@ class Cell:
     identity: Identity
     decoding: Decoding = field(default_factory=Decoding)
     seed: int = 0
+    part: tuple[int, int] = (1, 1)
+
+    @property
+    def wanted(self) -> list[Item]:
+        """The items that this run is to measure: the first `n`, of these every part's share, whole problems."""
+        number, of = self.part
+        per_problem = self.decoding.samples
+        return [item for i, item in enumerate(self.items[: self.n]) if i // per_problem % of == number - 1]
 
     @property
     def adapter(self) -> PackedAdapter | None:
@@ -96,6 +106,7 @@ class Wanted:
         max_tokens: cap of an answer in place of the task's own.
         decoding: in place of the own one of tasks that take several samples.
         seed: of drawn answers.
+        part: which part of each cell, of how many; the answers are the same whoever measures them.
     """
 
     limit: int | None = None
@@ -103,6 +114,7 @@ class Wanted:
     max_tokens: int | None = None
     decoding: Decoding | None = None
     seed: int = 0
+    part: tuple[int, int] = (1, 1)
 
     def decoding_of(self, task: Task) -> Decoding:
         return self.decoding if self.decoding is not None and task.takes_samples else task.decoding
@@ -233,7 +245,7 @@ def plan(
             limit = wanted.limit_others if is_other and wanted.limit_others is not None else wanted.limit
             n = len(items) if limit is None else min(limit * per_item, len(items))
             if n:
-                cells.append(Cell(task, column, items, n, cap, identity, decoding, wanted.seed))
+                cells.append(dataclasses.replace(cell, n=n, part=wanted.part))
     if problems:
         raise InputError("data of the tasks is missing or damaged", where=data, problems=problems, hint="--data DIR")
     return sorted(

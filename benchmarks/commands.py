@@ -15,6 +15,9 @@ COMMANDS: dict[str, Entry] = {
     ),
     "loss": Entry("benchmarks.commands_loss:loss", "Likelihood of a task's reference answers.", "bench"),
     "pack-answers": Entry("benchmarks.commands_answers:pack_answers", "Compress the answers of a run.", "bench"),
+    "join-answers": Entry(
+        "benchmarks.commands_answers:join_answers", "Put the answers of several runs together.", "bench"
+    ),
     "reproduce": Entry(
         "benchmarks.commands_reproduce:reproduce", "Train, export, pack and score, base by base.", "bench"
     ),

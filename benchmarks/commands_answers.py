@@ -1,6 +1,7 @@
-"""`slm-edge bench pack-answers`: the answers of a run as small archives, to keep them or to go on elsewhere."""
+"""`slm-edge bench pack-answers` and `join-answers`: what to do with the answers of runs: keep, move, put together."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,13 +27,10 @@ def pack_answers(folder: Path, output: Path | None, as_json: bool) -> None:
     from ..edge.console import human_bytes
     from ..edge.errors import InputError
     from ..edge.files import atomic_file, make_folder
-    from .answers import archive_path, packed, parsed, unpacked
+    from .answers import answer_places, answers_below, archive_path, packed, parsed, unpacked
 
-    source = folder / "answers" if (folder / "answers").is_dir() else folder
-    files = sorted(source.glob("*.jsonl"))
-    if not files:
-        raise InputError("there are no answers (*.jsonl)", where=source, hint="name the --out of a `slm-edge bench`")
-    dest = source if output is None else make_folder(output / "answers")
+    files = [place for place in answer_places(folder) if place.suffix == ".jsonl"]
+    dest = answers_below(folder) if output is None else make_folder(output / "answers")
     rows = []
     for file in files:
         data = file.read_bytes()
@@ -56,4 +54,46 @@ def pack_answers(folder: Path, output: Path | None, as_json: bool) -> None:
         f"{row['file']}: {row['n']} answers, {human_bytes(row['bytes'])} as {human_bytes(row['packed_bytes'])}"
         for row in rows
     ]
-    emit({"folder": str(dest), "files": rows}, as_json, "\n".join(lines))
+    emit({"folder": str(dest), "files": rows}, as_json, "\n".join(lines or ["all answers are packed already"]))
+
+
+@click.command("join-answers")
+@click.argument("folders", metavar="OUT...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The --out that gets them all.")
+@json_option
+def join_answers(folders: tuple[Path, ...], output: Path, as_json: bool) -> None:
+    """Put the answers of several runs together: of parts (`slm-edge bench --part`), or of machines.
+
+    Each OUT is the --out of a `slm-edge bench`, or its folder of answers, packed or not. Answers of the same task,
+    adapter, prompts and settings are joined; an item that has an answer in the output, or in an OUT named before, keeps
+    it. Seconds of all runs add up, as if one had run after the other.
+
+    \b
+    Example:
+      slm-edge bench hellaswag --part 1/2 --threads 1 --data DATA --out part1 &
+      slm-edge bench hellaswag --part 2/2 --threads 1 --data DATA --out part2 & wait
+      slm-edge bench join-answers part1 part2 -o bench
+      slm-edge bench hellaswag --data DATA --out bench
+    """
+    from ..edge.files import locked, make_folder
+    from .answers import AnswerFile, answer_path, answer_places, content, joined, parsed
+
+    # All are looked at before anything is written
+    read = [parsed(content(place), place)[:2] for folder in folders for place in answer_places(folder)]
+    dest = make_folder(output / "answers")
+    rows: dict[str, dict[str, Any]] = {}
+    for identity, records in read:
+        if identity is None:
+            continue
+        path = answer_path(dest, identity)
+        with locked(path.with_suffix(".lock"), lambda: None), AnswerFile(dest, identity) as answers:
+            new = [record for record in records if record.id not in answers.records]
+            if new:
+                answers.replace(joined(answers.records.values(), new))
+            n = len(answers.records)
+        row = rows.setdefault(path.name, {"task": identity["task"], "adapter": identity["adapter"], "n_joined": 0})
+        row |= {"n": n, "n_joined": row["n_joined"] + len(new)}
+    lines = [f"{name}: {row['n']} answers, {row['n_joined']} of them joined now" for name, row in rows.items()]
+    emit(
+        {"folder": str(dest), "files": [{"file": name, **row} for name, row in rows.items()]}, as_json, "\n".join(lines)
+    )

@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 DEFAULT_PARALLEL = 16
 
 
+def _part_of(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int]:
+    """ "2/3" -> (2, 3); nothing: the only part."""
+    if value is None:
+        return 1, 1
+    number, slash, of = value.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise click.BadParameter(f"{value!r} is not like 2/3, the second of three parts")
+    return int(number), int(of)
+
+
 @click.command()
 @click.argument("tasks", nargs=-1, type=click.Choice(list(MODULES)), metavar="[TASK]...")
 @click.option("--pack", "pack_folder", type=click.Path(path_type=Path), help="Pack to measure.  [default: the starter]")
@@ -43,6 +53,7 @@ DEFAULT_PARALLEL = 16
 @click.option("--parallel", type=click.IntRange(1, 256), default=DEFAULT_PARALLEL, show_default=True, help="At once.")
 @threads_option
 @click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: each task's own]")
+@click.option("--part", metavar="K/N", callback=_part_of, help="Measure the K-th of N parts; see join-answers.")
 @click.option("--allow-unsafe", is_flag=True, help="Run the model's code even where this system cannot confine it.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("bench"), show_default=True, help="Answers and report."
@@ -67,6 +78,7 @@ def scores(
     parallel: int,
     threads: int | None,
     max_tokens: int | None,
+    part: tuple[int, int],
     allow_unsafe: bool,
     out: Path,
     report_only: bool,
@@ -80,6 +92,8 @@ def scores(
     Every answer is written to --out as it comes: the same command again goes on where the last one stopped, killed or
     not, and measures only what is new; answers may lie there packed (`bench pack-answers`). humaneval and mbpp run what
     the model wrote, in a sandbox.
+    Several processes or machines share the work: each measures its --part into an --out of its own, then
+    `slm-edge bench join-answers` puts the answers together.
     --out gets report.json, report.md, report.html, scores.json (for task cards), answers/ and samples/.
 
     \b
@@ -88,18 +102,25 @@ def scores(
       slm-edge bench gsm8k svamp --adapter math --adapter none --limit 200 --data DATA
       slm-edge bench humaneval --samples 1 --temperature 0 --adapter each --adapter auto --data DATA
       slm-edge bench hellaswag --adapter none --engine onnx --data DATA
+      slm-edge bench hellaswag --part 2/3 --threads 1 --data DATA --out part2
       slm-edge bench gsm8k --endpoint http://localhost:8000/v1 --model my-lora --data DATA
     """
     from ..edge.pack import Pack
     from .cells import Wanted, columns_of, plan
 
+    is_part = part != (1, 1)
+    if is_part and (report_only or rescore):
+        raise click.UsageError("--part measures; --report-only and --rescore take all answers that are there")
     chosen = [task(name) for name in dict.fromkeys(tasks or DEFAULT)]
-    wanted = Wanted(limit, limit_others, max_tokens, _decoding(chosen, samples, temperature, top_p), seed)
+    wanted = Wanted(limit, limit_others, max_tokens, _decoding(chosen, samples, temperature, top_p), seed, part)
     pack = None if endpoint is not None else Pack.open(pack_folder)
     cells = plan(chosen, pack, _columns(pack, pack_folder, names, engine, endpoint, models, chosen), data, wanted)
     command = _command(tasks, names, models, wanted, engine, endpoint)
 
     def report(path: Path) -> dict[str, Any]:
+        if is_part:
+            # A score counts answers from the first item on, of which a part has every so many
+            return {"part": list(part), "folder": str(path)}
         return _write_report(cells, path, _about(pack, engine, endpoint, cells, path), command)
 
     if not report_only or rescore:
@@ -122,6 +143,10 @@ def scores(
             note(f"{endpoint} serves {', '.join(server.models()) or 'no model that it names'}")
             _measure(cells, out, endpoint_generator(server), report)
     data_out = report(out)
+    if is_part:
+        joined = f"part {part[0]} of {part[1]} is in {out}; all together: slm-edge bench join-answers PART… -o OUT"
+        emit(data_out, as_json, joined)
+        return
     from .report_text import markdown
 
     emit(data_out, as_json, markdown(data_out))
@@ -260,7 +285,7 @@ def _measure(
         for cell in cells:
             asked = run_cell(cell, out / "answers", generate, joules)
             report(out)
-            note(f"{cell.label}: {cell.n} answers, {asked} of them new")
+            note(f"{cell.label}: {len(cell.wanted)} answers, {asked} of them new")
     except KeyboardInterrupt:
         report(out)
         note(f"stopped; {out} has what was measured, and the same command goes on from there")

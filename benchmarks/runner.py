@@ -42,8 +42,8 @@ Generate = Callable[[Cell, list[Item], Callable[[int, Any], None]], object]
 class _Tally:
     """Running score and speed of one cell, for the person who waits."""
 
-    def __init__(self, cell: Cell, advance: Advance, before: list[Record]) -> None:
-        self._cell, self._advance = cell, advance
+    def __init__(self, cell: Cell, advance: Advance, before: list[Record], n_wanted: int) -> None:
+        self._cell, self._advance, self._n_wanted = cell, advance, n_wanted
         self._n, self._tokens = len(before), 0
         # pass@k for k > 1 is not a mean of answers; the report has it
         self._metrics = [metric for metric in cell.task.metrics if metric.k in (None, 1)]
@@ -71,8 +71,8 @@ class _Tally:
         self._advance(1, text=self._text())
         now = time.monotonic()
         if now - self._noted >= _NOTE_EVERY_S and not sys.stderr.isatty():
-            left_s = (self._cell.n - self._n) * (now - self._begun) / max(self._n - self._n_before, 1)
-            note(f"{self._cell.label}: {self._n} of {self._cell.n}, {self._text()}, {left_s / 60:.1f} min left")
+            left_s = (self._n_wanted - self._n) * (now - self._begun) / max(self._n - self._n_before, 1)
+            note(f"{self._cell.label}: {self._n} of {self._n_wanted}, {self._text()}, {left_s / 60:.1f} min left")
             self._noted = now
 
 
@@ -115,7 +115,7 @@ def run_cell(cell: Cell, folder: Path, generate: Generate, joules: Callable[[], 
     path = answer_path(folder, cell.identity)
     wait = locked(path.with_suffix(".lock"), lambda: note(f"{cell.label}: another process is at it; waiting"))
     with wait, AnswerFile(folder, cell.identity, write=True) as answers:
-        wanted = cell.items[: cell.n]
+        wanted = cell.wanted
         missing = [item for item in wanted if item.id not in answers.records]
         if not missing:
             return 0
@@ -124,10 +124,10 @@ def run_cell(cell: Cell, folder: Path, generate: Generate, joules: Callable[[], 
         ]
         begun, begun_j = time.monotonic(), joules()
         with (
-            progress(cell.label, total=cell.n, unit="answers") as advance,
+            progress(cell.label, total=len(wanted), unit="answers") as advance,
             concurrent.futures.ThreadPoolExecutor(1, "score") as scorer,
         ):
-            tally = _Tally(cell, advance, before)
+            tally = _Tally(cell, advance, before, len(wanted))
             pending: list[concurrent.futures.Future[None]] = []
 
             def keep(item: Item, answer: Generated, at_s: float, energy_j: Mapping[str, float]) -> None:

@@ -19,6 +19,7 @@ from slm_edge.edge.errors import InputError
 from slm_edge.train.checkpoint import State
 from slm_edge.train.commands import train as train_command
 from slm_edge.train.job import Extras, train
+from slm_edge.train.loop import others_on_gpu
 from slm_edge.train.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -159,6 +160,15 @@ def test_out_of_memory_says_which_knob_to_turn(tmp_path):
     for knob in ("memory ran out", "--forward-tokens (now 8000)", "--threads 1", "--weights gguf"):
         assert knob in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_gpu_that_others_fill_is_said():
+    # An H100 that twelve trainings shared: the one that failed held 1.1 GiB
+    gib = 1 << 30
+    said = others_on_gpu(10 << 20, 79 * gib, 1 * gib)
+    assert said.startswith("other processes hold 78.0 GiB of this GPU's 79.0 GiB: run fewer at once")
+    # Alone on it: CUDA's own context is all that is not ours
+    assert others_on_gpu(1 * gib, 79 * gib, 77 * gib) is None
 
 
 def launched(n, args, **more):

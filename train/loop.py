@@ -67,6 +67,17 @@ def memory_text(device: str) -> str:
     return f"GPU memory {human_bytes(torch.cuda.max_memory_allocated())} at most"
 
 
+def others_on_gpu(free_bytes: int, total_bytes: int, ours_bytes: int) -> str | None:
+    """What to do where other processes hold a tenth of the GPU's memory or more; else None."""
+    others_bytes = total_bytes - free_bytes - ours_bytes
+    if others_bytes < total_bytes / 10:
+        return None
+    return (
+        f"other processes hold {human_bytes(others_bytes)} of this GPU's {human_bytes(total_bytes)}: run fewer at "
+        "once; the same command then goes on from its last checkpoint"
+    )
+
+
 def completion_states(model: "PeftModel", batch: Packed) -> Tensor:
     """Last hidden states (m, width) from which the completion tokens of one pass are told."""
     causal: Any = model.get_base_model()
@@ -297,7 +308,10 @@ class memory_advice:
                 "the result the same but for rounding",
                 f"lower --max-tokens (now {recipe.max_tokens}): longer rows are then left out",
             ]
-            if self._device == "cpu":
+            if self._device != "cpu":
+                crowded = others_on_gpu(*torch.cuda.mem_get_info(), torch.cuda.memory_reserved())
+                knobs = [crowded, *knobs] if crowded else knobs
+            else:
                 knobs.insert(1, "run fewer passes at once: --threads 1; the result stays the same")
             if recipe.weights == "f32":
                 knobs.insert(-1, "--weights gguf keeps the frozen weights as the GGUF's blocks, bf16 halves them")
@@ -306,5 +320,7 @@ class memory_advice:
             raise DoesNotFitError(
                 f"memory ran out in a training step ({memory_text(self._device)})",
                 problems=knobs,
-                hint="--threads takes up the last checkpoint; the others begin anew (--fresh)",
+                hint="--threads takes up the last checkpoint; the others begin anew (--fresh)"
+                if self._device == "cpu"
+                else "with another setting the run begins anew (--fresh)",
             ) from error
