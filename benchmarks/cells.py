@@ -106,7 +106,7 @@ class Wanted:
         max_tokens: cap of an answer in place of the task's own.
         decoding: in place of the own one of tasks that take several samples.
         seed: of drawn answers.
-        part: which part of each cell, of how many; the answers are the same whoever measures them.
+        part: which part of each cell, of how many; no answer depends on it, so it is in no identity.
     """
 
     limit: int | None = None
