@@ -6,12 +6,13 @@ import importlib.util
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
-from types import FrameType
-from typing import Any
+from collections.abc import Callable, Iterator
+from types import CodeType, FrameType
+from typing import Any, TypeVar
 
 from .errors import EngineError
 
+_T = TypeVar("_T")
 _LEVEL_WARN = 3
 _LEVEL_ERROR = 4
 _LEVEL_CONT = 5
@@ -63,15 +64,24 @@ def _listen(level: int, text: bytes, _: Any) -> None:
         _interrupted = True
 
 
+_called_by_c: set[CodeType] = {_listen.__code__}
+
+
+def called_by_c(function: Callable[..., _T]) -> Callable[..., _T]:
+    """Marks a function that llama.cpp calls back: a Ctrl-C anywhere in it is raised after the call."""
+    _called_by_c.add(function.__code__)
+    return function
+
+
 def interrupt(signum: int, frame: FrameType | None) -> None:
-    """The handler for Ctrl-C and SIGTERM: raises KeyboardInterrupt, but not inside llama.cpp's log callback.
+    """The handler for Ctrl-C and SIGTERM: raises KeyboardInterrupt, but not inside what llama.cpp calls back.
 
     An exception cannot pass through C, ctypes would print and drop it; it is raised by `quiet_logs` or `unheard` then.
     """
     global _interrupted, stop_asked
     stop_asked = True
     while frame is not None:
-        if frame.f_code is _listen.__code__:
+        if frame.f_code in _called_by_c:
             _interrupted = True
             return
         frame = frame.f_back

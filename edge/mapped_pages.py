@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from .llama import interrupt_waits
+from .llama import called_by_c, interrupt_waits
 from .own_memory import MADV_DONTNEED, advise, mappings
 
 CAN_LET_GO: Final = sys.platform == "linux"
@@ -62,6 +62,7 @@ class LettingGo:
         self.error: BaseException | None = None
         self._path, self._spans, self._at = path, spans, -1.0
 
+    @called_by_c
     def _progress(self, share: float, _: object) -> bool:
         try:
             if share >= self._at + STEP:
