@@ -7,18 +7,19 @@ repeated of its prompt. Where a file isn't there, its archive NAME.jsonl.xz is r
 and a run that goes on unpacks it first.
 """
 
-import dataclasses
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ..edge.console import note
 from ..edge.errors import DamagedError, InputError
-from ..edge.files import atomic_file
+from ..edge.files import atomic_file, locked
 from ..edge.journal import Journal, line_of, rows_of
 
 Identity = Mapping[str, Any]
@@ -48,7 +49,7 @@ class Record:
 
     def as_row(self) -> dict[str, Any]:
         """As it stands in the file: what is not known is left out."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def identity_sha256(identity: Identity) -> str:
@@ -107,11 +108,15 @@ def answer_places(folder: Path) -> list[Path]:
         InputError: there are none.
     """
     source = answers_below(folder)
-    files = sorted(source.glob("*.jsonl"))
-    places = files + [one for one in sorted(source.glob("*.jsonl.xz")) if one.with_suffix("") not in files]
+    places = _places(source, "*.jsonl")
     if not places:
         raise InputError("there are no answers (*.jsonl)", where=source, hint="name the --out of a `slm-edge bench`")
     return places
+
+
+def _places(folder: Path, pattern: str) -> list[Path]:
+    files = sorted(folder.glob(pattern))
+    return files + [one for one in sorted(folder.glob(f"{pattern}.xz")) if one.with_suffix("") not in files]
 
 
 def parsed(data: bytes, where: Path, of: Identity | None = None) -> tuple[Identity | None, list[Record], int]:
@@ -143,7 +148,7 @@ def ended_below(folder: Path, identity: Identity) -> list[Record]:
     found: dict[str, Record] = {}
     rest = {**json.loads(json.dumps(identity)), "max_tokens": None}
     stem = answer_path(folder, identity).name.rsplit(".", 2)[0]
-    for place in sorted(folder.glob(f"{stem}.*.jsonl")) + sorted(folder.glob(f"{stem}.*.jsonl.xz")):
+    for place in _places(folder, f"{stem}.*.jsonl"):
         other, records, _ = parsed(content(place), place)
         if other is None or {**other, "max_tokens": None} != rest or other["max_tokens"] >= identity["max_tokens"]:
             continue
@@ -158,12 +163,12 @@ def joined(there: Iterable[Record], more: Iterable[Record]) -> list[Record]:
     found = {record.id: record for record in there}
     runs = 1 + max((record.run for record in found.values()), default=-1)
     for record in more:
-        found.setdefault(record.id, dataclasses.replace(record, run=runs + record.run))
+        found.setdefault(record.id, replace(record, run=runs + record.run))
     return list(found.values())
 
 
 class AnswerFile:
-    """The answers of a cell, opened to read what is there and to add to it. Hold `files.locked` around it to write.
+    """The answers of a cell, opened to read what is there and to add to it. To write, open it by `held`.
 
     Attributes:
         records: by item id, in the order of the file.
@@ -235,3 +240,17 @@ class AnswerFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def held(folder: Path, identity: Identity, label: str, *, write: bool = False) -> Iterator[AnswerFile]:
+    """An answer file that no other process writes meanwhile; waits for one that does, and says so.
+
+    Args:
+        label: what is measured, for that note.
+        write: opened to be added to; without, `AnswerFile.replace` is possible.
+    """
+    lock = answer_path(folder, identity).with_suffix(".lock")
+    wait = locked(lock, lambda: note(f"{label}: another process is at it; waiting"))
+    with wait, AnswerFile(folder, identity, write=write) as answers:
+        yield answers

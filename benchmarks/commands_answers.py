@@ -75,8 +75,8 @@ def join_answers(folders: tuple[Path, ...], output: Path, as_json: bool) -> None
       slm-edge bench join-answers part1 part2 -o bench
       slm-edge bench hellaswag --data DATA --out bench
     """
-    from ..edge.files import locked, make_folder
-    from .answers import AnswerFile, answer_path, answer_places, content, joined, parsed
+    from ..edge.files import make_folder
+    from .answers import answer_places, content, held, joined, parsed
 
     # All are looked at before anything is written
     read = [parsed(content(place), place)[:2] for folder in folders for place in answer_places(folder)]
@@ -85,15 +85,13 @@ def join_answers(folders: tuple[Path, ...], output: Path, as_json: bool) -> None
     for identity, records in read:
         if identity is None:
             continue
-        path = answer_path(dest, identity)
-        with locked(path.with_suffix(".lock"), lambda: None), AnswerFile(dest, identity) as answers:
-            new = [record for record in records if record.id not in answers.records]
-            if new:
-                answers.replace(joined(answers.records.values(), new))
-            n = len(answers.records)
-        row = rows.setdefault(path.name, {"task": identity["task"], "adapter": identity["adapter"], "n_joined": 0})
-        row |= {"n": n, "n_joined": row["n_joined"] + len(new)}
-    lines = [f"{name}: {row['n']} answers, {row['n_joined']} of them joined now" for name, row in rows.items()]
-    emit(
-        {"folder": str(dest), "files": [{"file": name, **row} for name, row in rows.items()]}, as_json, "\n".join(lines)
-    )
+        with held(dest, identity, identity["task"]) as answers:
+            after = joined(answers.records.values(), records)
+            n_joined = len(after) - len(answers.records)
+            if n_joined:
+                answers.replace(after)
+        name = answers.path.name
+        row = rows.setdefault(name, {"file": name, "task": identity["task"], "adapter": identity["adapter"]})
+        row |= {"n": len(after), "n_joined": row.get("n_joined", 0) + n_joined}
+    lines = [f"{row['file']}: {row['n']} answers, {row['n_joined']} of them joined now" for row in rows.values()]
+    emit({"folder": str(dest), "files": list(rows.values())}, as_json, "\n".join(lines))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..edge.commands_options import engine_option, threads_option
-from ..edge.console import emit, json_option, note, progress
+from ..edge.console import emit, json_option, progress
 
 if TYPE_CHECKING:
     from ..edge.pack import Pack
@@ -62,9 +62,9 @@ def perplexity(
       slm-edge bench perplexity DATA/wikitext2/test.txt --pack my-pack --engine onnx
     """
     from ..edge.errors import InputError
-    from ..edge.files import make_folder, sha256_file, write_json
+    from ..edge.files import sha256_file, write_json
     from ..edge.pack import Pack
-    from .answers import identity_sha256
+    from .answers import held, identity_sha256
     from .cells import columns_of
     from .perplexity import chunks_of, summary
 
@@ -87,7 +87,7 @@ def perplexity(
         chunks = chunks_of(session.vocab, text, n_ctx)[:limit]
         for column in columns:
             identity = _identity(text, pack, column, n_ctx, reference_sha256)
-            with _opened(make_folder(out / "answers"), identity) as answers:
+            with held(out / "answers", identity, "perplexity", write=True) as answers:
                 _measure(session.vocab, column, scorer_of, chunks, reference, answers)
                 records = [answers.records[str(i)] for i in range(len(chunks))]
                 rows.append(
@@ -122,16 +122,6 @@ def _identity(text: str, pack: "Pack", column: "Column", n_ctx: int, reference_s
         "llama_cpp_python": metadata.version("llama-cpp-python"),
         **(column.facts or {}),
     }
-
-
-@contextlib.contextmanager
-def _opened(folder: Path, identity: dict[str, Any]) -> "Iterator[AnswerFile]":
-    from ..edge.files import locked
-    from .answers import AnswerFile, answer_path
-
-    wait = locked(answer_path(folder, identity).with_suffix(".lock"), lambda: note("another process is at it; waiting"))
-    with wait, AnswerFile(folder, identity, write=True) as answers:
-        yield answers
 
 
 @contextlib.contextmanager

@@ -142,14 +142,11 @@ def scores(
             server = Endpoint.of(endpoint, parallel)
             note(f"{endpoint} serves {', '.join(server.models()) or 'no model that it names'}")
             _measure(cells, out, endpoint_generator(server), report)
-    data_out = report(out)
-    if is_part:
-        joined = f"part {part[0]} of {part[1]} is in {out}; all together: slm-edge bench join-answers PART… -o OUT"
-        emit(data_out, as_json, joined)
-        return
     from .report_text import markdown
 
-    emit(data_out, as_json, markdown(data_out))
+    data_out = report(out)
+    where = f"part {part[0]} of {part[1]} is in {out}; all together: slm-edge bench join-answers PART… -o OUT"
+    emit(data_out, as_json, where if is_part else markdown(data_out))
 
 
 def _decoding(

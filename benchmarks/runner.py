@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..edge.console import Advance, note, progress
-from ..edge.files import locked, make_folder
-from .answers import AnswerFile, Record, answer_path
+from .answers import Record, held
 from .cells import Cell
 from .task import Item
 
@@ -85,10 +84,8 @@ def with_all_scores(cell: Cell, item: Item, record: Record) -> Record:
 
 def rescore_cell(cell: Cell, folder: Path) -> int:
     """Scores the answers of `cell` that are there by the task's rules of today; the number whose scores changed."""
-    path = answer_path(folder, cell.identity)
     items = {item.id: item for item in cell.items}
-    wait = locked(path.with_suffix(".lock"), lambda: note(f"{cell.label}: another process is at it; waiting"))
-    with wait, AnswerFile(folder, cell.identity) as answers:
+    with held(folder, cell.identity, cell.label) as answers:
         before = list(answers.records.values())
         after = []
         with progress(f"scoring {cell.label}", total=len(before), unit="answers") as advance:
@@ -111,10 +108,7 @@ def run_cell(cell: Cell, folder: Path, generate: Generate, joules: Callable[[], 
         generate: makes the answers; it may give them in any order.
         joules: totals of energy by sensor, from any beginning on.
     """
-    make_folder(folder)
-    path = answer_path(folder, cell.identity)
-    wait = locked(path.with_suffix(".lock"), lambda: note(f"{cell.label}: another process is at it; waiting"))
-    with wait, AnswerFile(folder, cell.identity, write=True) as answers:
+    with held(folder, cell.identity, cell.label, write=True) as answers:
         wanted = cell.wanted
         missing = [item for item in wanted if item.id not in answers.records]
         if not missing:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from .errors import EngineError
 
-_T = TypeVar("_T")
+_F = TypeVar("_F", bound=Callable[..., Any])
 _LEVEL_WARN = 3
 _LEVEL_ERROR = 4
 _LEVEL_CONT = 5
@@ -26,6 +26,8 @@ _unheard: deque[str] = deque(maxlen=50)
 _interrupted = False
 # Whether Ctrl-C or SIGTERM came; an import broken off by it may raise something else than KeyboardInterrupt.
 stop_asked = False
+# The code of what llama.cpp calls back, see `interrupt`
+_called_by_c: set[CodeType] = set()
 
 
 class Log:
@@ -51,6 +53,13 @@ class Log:
         return "".join(text for _, text in self.lines)
 
 
+def called_by_c(function: _F) -> _F:
+    """Marks a function that llama.cpp calls back: a Ctrl-C anywhere in it is raised after the call."""
+    _called_by_c.add(function.__code__)
+    return function
+
+
+@called_by_c
 def _listen(level: int, text: bytes, _: Any) -> None:
     global _interrupted
     try:
@@ -62,15 +71,6 @@ def _listen(level: int, text: bytes, _: Any) -> None:
     except KeyboardInterrupt:
         # A program without our handler: ctypes would print and drop it, an exception cannot pass through C.
         _interrupted = True
-
-
-_called_by_c: set[CodeType] = {_listen.__code__}
-
-
-def called_by_c(function: Callable[..., _T]) -> Callable[..., _T]:
-    """Marks a function that llama.cpp calls back: a Ctrl-C anywhere in it is raised after the call."""
-    _called_by_c.add(function.__code__)
-    return function
 
 
 def interrupt(signum: int, frame: FrameType | None) -> None:

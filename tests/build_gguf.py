@@ -6,10 +6,13 @@ math = tiny_adapter(tmp_path / "math.gguf", base, seed=7, task="math")
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
+
+if TYPE_CHECKING:
+    from slm_edge.edge.pack import Pack
 
 CHATML = (
     "{% for message in messages %}"
@@ -237,6 +240,18 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def task_pack(folder: Path, **seeds: int) -> "Pack":
+    """A pack of a tiny base with an adapter for each task named, made from its seed."""
+    from slm_edge.edge.pack_write import NewAdapter, build_pack
+
+    base = tiny_base(folder / "tiny.gguf")
+    new = [
+        NewAdapter(task, tiny_adapter(folder / f"{task}.gguf", base, seed=seed, task=task))
+        for task, seed in seeds.items()
+    ]
+    return build_pack(folder / "pack", base=base, adapters=new)
 
 
 def tiny_pack(folder: Path) -> Path:

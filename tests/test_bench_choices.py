@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from build_gguf import tiny_adapter, tiny_base
+from build_gguf import task_pack, tiny_base
 from slm_edge.benchmarks import hellaswag
 from slm_edge.benchmarks.choices import score_endings
 from slm_edge.benchmarks.log_probs import log_probs_after
@@ -16,7 +16,6 @@ from slm_edge.benchmarks.perplexity import chunks_of, score_chunk
 from slm_edge.edge.engine import Context
 from slm_edge.edge.errors import InputError
 from slm_edge.edge.model import Model
-from slm_edge.edge.pack_write import NewAdapter, build_pack
 from slm_edge.edge.session import Session
 
 # F16 in the KV cache and flash attention round otherwise in a batch than alone
@@ -41,10 +40,7 @@ ITEMS = [
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made")
-    base = tiny_base(folder / "tiny.gguf")
-    new = [NewAdapter("math", tiny_adapter(folder / "math.gguf", base, seed=3, task="math"))]
-    return build_pack(folder / "pack", base=base, adapters=new)
+    return task_pack(tmp_path_factory.mktemp("made"), math=3)
 
 
 def one_at_a_time(session, adapter, entry):

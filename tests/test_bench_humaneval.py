@@ -8,7 +8,7 @@ from fractions import Fraction
 from itertools import combinations
 
 import pytest
-from build_gguf import tiny_adapter, tiny_base
+from build_gguf import task_pack
 from slm_edge.benchmarks import humaneval
 from slm_edge.benchmarks.cells import Column, Wanted, columns_of, plan
 from slm_edge.benchmarks.generate import session_generator
@@ -20,7 +20,6 @@ from slm_edge.benchmarks.samples_file import evaluate, read_samples, summary
 from slm_edge.benchmarks.task import Decoding
 from slm_edge.benchmarks.tasks import task
 from slm_edge.edge.errors import InputError
-from slm_edge.edge.pack_write import NewAdapter, build_pack
 from slm_edge.edge.session import Session
 
 # The example of openai/human-eval: one problem, six samples, of which the harness passes three
@@ -128,13 +127,7 @@ def test_answers_become_completions(answer, passed):
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made")
-    base = tiny_base(folder / "tiny.gguf")
-    return build_pack(
-        folder / "pack",
-        base=base,
-        adapters=[NewAdapter("code", tiny_adapter(folder / "c.gguf", base, seed=1, task="code"))],
-    )
+    return task_pack(tmp_path_factory.mktemp("made"), code=1)
 
 
 @pytest.fixture(scope="module")

@@ -6,32 +6,24 @@ import sys
 from dataclasses import replace
 
 import pytest
-from build_gguf import tiny_adapter, tiny_base
+from build_gguf import task_pack
+from build_rows import gsm8k_row, write_jsonl
 from slm_edge.benchmarks.answers import AnswerFile, Record, joined
 from slm_edge.benchmarks.cells import Cell
 from slm_edge.benchmarks.task import Decoding, Item, sampled
 from slm_edge.benchmarks.tasks import task
-from slm_edge.edge.pack_write import NewAdapter, build_pack
 
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made")
-    base = tiny_base(folder / "tiny.gguf")
-    return build_pack(
-        folder / "pack",
-        base=base,
-        adapters=[NewAdapter("math", tiny_adapter(folder / "math.gguf", base, seed=1, task="math"))],
-    )
+    return task_pack(tmp_path_factory.mktemp("made"), math=1)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     (folder / "gsm8k").mkdir()
-    with (folder / "gsm8k" / "test.jsonl").open("w") as out:
-        for i in range(30):
-            out.write(json.dumps({"question": f"{i} and {i}?", "answer": f"so\n#### {2 * i}"}) + "\n")
+    write_jsonl(folder / "gsm8k" / "test.jsonl", [gsm8k_row(n) for n in range(30)])
     return folder
 
 

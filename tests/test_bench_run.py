@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from build_gguf import tiny_adapter, tiny_base
+from build_gguf import task_pack
 from slm_edge.benchmarks.answers import AnswerFile, Record
 from slm_edge.benchmarks.cells import Column, Wanted, columns_of, plan
 from slm_edge.benchmarks.generate import session_generator
@@ -22,7 +22,6 @@ from slm_edge.benchmarks.runner import run_cell
 from slm_edge.benchmarks.stats import paired_shares, share
 from slm_edge.benchmarks.tasks import task
 from slm_edge.edge.errors import DamagedError, InputError
-from slm_edge.edge.pack_write import NewAdapter, build_pack
 from slm_edge.edge.session import Session
 
 N_ITEMS = 300
@@ -30,11 +29,7 @@ N_ITEMS = 300
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made")
-    base = tiny_base(folder / "tiny.gguf")
-    new = [NewAdapter(name, tiny_adapter(folder / f"{name}.gguf", base, seed=i, task=name)) for i, name in
-           enumerate(("math", "code"))]  # fmt: skip
-    return build_pack(folder / "pack", base=base, adapters=new)
+    return task_pack(tmp_path_factory.mktemp("made"), math=0, code=1)
 
 
 @pytest.fixture(scope="module")

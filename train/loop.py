@@ -308,11 +308,12 @@ class memory_advice:
                 "the result the same but for rounding",
                 f"lower --max-tokens (now {recipe.max_tokens}): longer rows are then left out",
             ]
-            if self._device != "cpu":
-                crowded = others_on_gpu(*torch.cuda.mem_get_info(), torch.cuda.memory_reserved())
-                knobs = [crowded, *knobs] if crowded else knobs
-            else:
+            hint = "with another setting the run begins anew (--fresh)"
+            if self._device == "cpu":
                 knobs.insert(1, "run fewer passes at once: --threads 1; the result stays the same")
+                hint = "--threads takes up the last checkpoint; the others begin anew (--fresh)"
+            elif crowded := others_on_gpu(*torch.cuda.mem_get_info(), torch.cuda.memory_reserved()):
+                knobs.insert(0, crowded)
             if recipe.weights == "f32":
                 knobs.insert(-1, "--weights gguf keeps the frozen weights as the GGUF's blocks, bf16 halves them")
             elif recipe.weights == "bf16":
@@ -320,7 +321,5 @@ class memory_advice:
             raise DoesNotFitError(
                 f"memory ran out in a training step ({memory_text(self._device)})",
                 problems=knobs,
-                hint="--threads takes up the last checkpoint; the others begin anew (--fresh)"
-                if self._device == "cpu"
-                else "with another setting the run begins anew (--fresh)",
+                hint=hint,
             ) from error
