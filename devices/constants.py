@@ -1,6 +1,6 @@
 """The constants of the prediction, as fitted to published measurements; `fitted.toml` is written by the fit.
 
-`python -m slm_edge.devices.evaluate MEASUREMENTS.csv --write` makes the file again; classes.toml has what is not fitted.
+`python -m slm_edge.devices.evaluate MEASUREMENTS.csv --write` writes it again; what is not fitted is in classes.toml.
 """
 
 import functools
