@@ -70,10 +70,6 @@ def main(base: Path, out: Path, starter: Path) -> None:
         router = next((path for path in (out / "router.npz", starter / "router.npz") if path.is_file()), None)
         if router is not None:
             command += ["--router", str(router)]
-            # its second stage was made for that very router
-            if router.parent == starter and (starter / "router_second.npz").is_file():
-                shutil.copy(starter / "router_second.npz", aside)
-                command += ["--include", str(aside / "router_second.npz")]
         if scores.is_file():
             (aside / "scores").mkdir()
             for name in ("report.json", "report.md"):

@@ -18,9 +18,8 @@ from ..edge.pack import Pack
 from .answers import AnswerFile, Record, identity_sha256
 from .cells import AUTO, Cell
 from .energy import energy_rows
-from .pass_at_k import problem_value
 from .runner import with_all_scores
-from .stats import Interval, Paired, mean, paired_means, paired_shares, share
+from .stats import Interval, Paired, mean, paired_means, paired_shares, problem_value, share
 from .task import Metric
 
 REPORT_SCHEMA = 1

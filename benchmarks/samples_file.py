@@ -19,9 +19,8 @@ from .answers import AnswerFile
 from .cells import Cell
 from .code_sandbox import Limits
 from .humaneval import LIMITS, check, samples
-from .pass_at_k import problem_value
 from .report import complete_prefix
-from .stats import mean, share
+from .stats import mean, problem_value, share
 from .task import json_lines
 
 KS = (1, 10, 100)

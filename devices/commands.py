@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..edge.console import emit, human_bytes, json_option, note, progress
+from ..edge.console import emit, json_option, note, progress
 from ..edge.errors import InputError
 
 if TYPE_CHECKING:
@@ -233,34 +233,3 @@ def calibrate(profile_file: Path, device_name: str, as_json: bool) -> None:
     if calibration.pair_s is not None:
         lines.append(f"  {calibration.pair_s * 1e6:.1f} microseconds for each pair of an adapter")
     emit(data, as_json, "\n".join(lines))
-
-
-@devices.command()
-@click.argument("measurements", type=click.Path(path_type=Path))
-@click.option("--write", is_flag=True, help="Write the fit (fitted.toml) and the table in devices/README.md.")
-@json_option
-def evaluate(measurements: Path, write: bool, as_json: bool) -> None:
-    """Fit the prediction to published MEASUREMENTS (CSV) and show its error on rows that it was not fitted on.
-
-    \b
-    Example:
-      slm-edge devices evaluate measurements.csv
-    """
-    from ..edge.files import atomic_file
-    from .constants import FITTED_FILE, render
-    from .evaluate import evaluate as evaluated
-    from .evaluate_text import markdown, summary, write_into
-    from .measured_rows import merge_repeats, read_rows
-
-    rows = read_rows(measurements)
-    merged = merge_repeats(rows)
-    if not any(row.flag is None for row in merged):
-        raise InputError("no row can be held against the prediction", where=measurements)
-    evaluation = evaluated(merged)
-    text = markdown(evaluation, rows, merged)
-    if write:
-        with atomic_file(FITTED_FILE) as aside:
-            aside.write_text(render(evaluation.constants, measurements.name), encoding="utf-8")
-        write_into(FITTED_FILE.with_name("README.md"), text)
-        note(f"wrote {FITTED_FILE.name} and README.md ({human_bytes(len(text))} of tables)")
-    emit(summary(evaluation, rows), as_json, text)

@@ -1,6 +1,6 @@
 """The constants of the prediction, as fitted to published measurements; `fitted.toml` is written by the fit.
 
-`slm-edge devices evaluate MEASUREMENTS.csv --write` makes the file again; what is not fitted stands in classes.toml.
+`python -m slm_edge.devices.evaluate MEASUREMENTS.csv --write` writes it again; what is not fitted is in classes.toml.
 """
 
 import functools
@@ -79,7 +79,7 @@ def render(constants: Constants, source: str) -> str:
         source: the measurements that it was fitted to, for the comment on top.
     """
     lines = [
-        f"# Fitted by `slm-edge devices evaluate` to {source}; devices/README.md has the errors.",
+        f"# Fitted by evaluate.py to {source}; devices/README.md has the errors.",
         f"read_part = {constants.read_part:.3f}",
         f"theory_part = {constants.theory_part:.3f}",
         f"layer_s = {constants.layer_s:.2e}",

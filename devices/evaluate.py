@@ -1,5 +1,7 @@
 """Fits the constants to published rows and says how far the prediction is off on rows that it was not fitted on.
 
+    python -m slm_edge.devices.evaluate MEASUREMENTS.csv --write
+
 Two errors, each on rows that the fit did not see:
     uncalibrated   all rows of a board are left out, the constants are fitted to the other boards
     calibrated     besides, one row of the same unit and build gives a factor; every other row of it is predicted, and
@@ -8,13 +10,20 @@ Two errors, each on rows that the fit did not see:
 
 import math
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
-from .constants import BoardFit, Constants
-from .measured_rows import Row
+import click
+
+from ..edge.console import emit, human_bytes, json_option, note
+from ..edge.errors import InputError, SlmEdgeError
+from ..edge.files import atomic_file
+from .constants import FITTED_FILE, BoardFit, Constants, render
+from .measured_rows import Row, merge_repeats, read_rows
 from .predict import Kernel, Predictor
 
 Key = TypeVar("Key")
@@ -262,3 +271,33 @@ def _by_board(residuals: Sequence[Residual]) -> dict[str, list[Residual]]:
     for residual in residuals:
         boards[residual.row.board].append(residual)
     return boards
+
+
+@click.command()
+@click.argument("measurements", type=click.Path(path_type=Path))
+@click.option("--write", is_flag=True, help="Write the fit (fitted.toml) and the table in devices/README.md.")
+@json_option
+def main(measurements: Path, write: bool, as_json: bool) -> None:
+    """Fit the prediction to published MEASUREMENTS (CSV) and show its error on rows that it was not fitted on."""
+    from .evaluate_text import markdown, summary, write_into
+
+    rows = read_rows(measurements)
+    merged = merge_repeats(rows)
+    if not any(row.flag is None for row in merged):
+        raise InputError("no row can be held against the prediction", where=measurements)
+    evaluation = evaluate(merged)
+    text = markdown(evaluation, rows, merged)
+    if write:
+        with atomic_file(FITTED_FILE) as aside:
+            aside.write_text(render(evaluation.constants, measurements.name), encoding="utf-8")
+        write_into(FITTED_FILE.with_name("README.md"), text)
+        note(f"wrote {FITTED_FILE.name} and README.md ({human_bytes(len(text))} of tables)")
+    emit(summary(evaluation, rows), as_json, text)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SlmEdgeError as error:
+        note(str(error))
+        sys.exit(error.exit_code)

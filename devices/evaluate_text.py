@@ -3,15 +3,17 @@
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..edge.errors import InputError
 from ..edge.files import atomic_file
-from .evaluate import Evaluation, Residual
 from .measured_rows import Row
 
-BEGIN: Final = "<!-- written by slm-edge devices evaluate -->"
-END: Final = "<!-- end of what devices evaluate writes -->"
+if TYPE_CHECKING:
+    from .evaluate import Evaluation, Residual
+
+BEGIN: Final = "<!-- begin of what evaluate writes -->"
+END: Final = "<!-- end of what evaluate writes -->"
 # kind -> (title, bound of the median error)
 KINDS: Final[dict[str, tuple[str, float | None]]] = {
     "decode_prior": ("decode, nothing measured on the board", 0.20),
@@ -22,7 +24,7 @@ KINDS: Final[dict[str, tuple[str, float | None]]] = {
 }
 
 
-def summary(evaluation: Evaluation, rows: Sequence[Row]) -> dict[str, Any]:
+def summary(evaluation: "Evaluation", rows: Sequence[Row]) -> dict[str, Any]:
     """The figures for JSON: by kind, median and 90 % error, coverage, by board; and the flagged rows."""
     return {
         "n_rows": len(rows),
@@ -35,7 +37,7 @@ def summary(evaluation: Evaluation, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _figures(residuals: Sequence[Residual]) -> dict[str, Any]:
+def _figures(residuals: "Sequence[Residual]") -> dict[str, Any]:
     errors = sorted(residual.relative for residual in residuals)
     boards = sorted({residual.row.board for residual in residuals})
     own = {board: [r.relative for r in residuals if r.row.board == board] for board in boards}
@@ -50,7 +52,7 @@ def _figures(residuals: Sequence[Residual]) -> dict[str, Any]:
     }
 
 
-def markdown(evaluation: Evaluation, rows: Sequence[Row], merged: Sequence[Row]) -> str:
+def markdown(evaluation: "Evaluation", rows: Sequence[Row], merged: Sequence[Row]) -> str:
     """The tables."""
     figures = summary(evaluation, rows)
     n_flagged = sum(row.flag is not None for row in rows)

@@ -25,11 +25,6 @@ PROMPT = "> "
     metavar="NAME|none|auto",
     help="Which adapter begins; auto: the router chooses at each turn.  [default: the pack's default adapter]",
 )
-@click.option(
-    "--second-stage",
-    is_flag=True,
-    help="With auto: where the router is unsure of a first message, the base reads it and helps to decide.",
-)
 @click.option("--system", help="System message, in place of the adapter's own; '' for none.")
 @answer_options
 @click.option(
@@ -41,7 +36,6 @@ PROMPT = "> "
 def chat(
     pack: Path | None,
     adapter: str | None,
-    second_stage: bool,
     system: str | None,
     max_tokens: int | None,
     temperature: float | None,
@@ -86,17 +80,11 @@ def chat(
     name = opened.default_adapter if adapter is None else adapter
     if name not in (None, "none", "auto"):
         find_adapter(opened.adapters, str(name))
-    if second_stage:
-        from .second_stage import read_second_stage
-
-        # A pack without one is told now, not at the first question.
-        read_second_stage(opened)
     opened.base_path(allow_pull=True)
     with Session.open(opened, **options) as session:
         talk = Talk(
             session,
             system=system,
-            second_stage=second_stage,
             settings={"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "grammar": gbnf},
         )
         talk.use("none" if name is None else name)

@@ -10,8 +10,6 @@ from .console import emit, human_bytes, json_option
 PATH = click.Path(path_type=Path)
 COMMANDS = {
     "train": Entry("train.commands_router:train", "Train the router for math, code and summarize.", "train"),
-    "train-second": Entry("train.commands_second:train_second", "Train the router's second stage on a base.", "train"),
-    "eval-second": Entry("benchmarks.commands_second:evaluate", "Measure the second stage and its cost.", "bench"),
     "eval": Entry("benchmarks.commands_router:evaluate", "Measure a router on sources that it never saw.", "bench"),
     "speed": Entry("benchmarks.commands_router:speed", "Time a router at 3 and at 1,000 adapters.", "bench"),
 }

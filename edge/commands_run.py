@@ -40,11 +40,6 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
     help="Which adapter answers, or several added up; auto chooses by the prompt.  [default: the pack's default]",
 )
 @click.option("--explain", is_flag=True, help="With --adapter auto: say on stderr what decided, feature by feature.")
-@click.option(
-    "--second-stage",
-    is_flag=True,
-    help="With --adapter auto: where the router is unsure, the base reads the prompt first and helps to decide.",
-)
 @click.option("--system", help="System message, in place of the adapter's own; '' for none.")
 @answer_options
 @click.option(
@@ -65,7 +60,6 @@ def run(
     pack: Path | None,
     adapter: str | None,
     explain: bool,
-    second_stage: bool,
     system: str | None,
     max_tokens: int | None,
     temperature: float | None,
@@ -108,9 +102,6 @@ def run(
     name = opened.default_adapter if adapter is None else None if adapter == "none" else adapter
     chosen: dict[str, float | None] = {}
     decision = None
-    unsure = False
-    if second_stage and (adapter != "auto" or engine == "onnx"):
-        raise click.UsageError("--second-stage needs --adapter auto and --engine llama.")
     if adapter == "auto":
         from .pack_router import open_router
 
@@ -123,10 +114,6 @@ def run(
         name = decision.adapter
         if explain and not as_json:
             note(decision.text())
-        if second_stage:
-            from .second_stage import read_second_stage
-
-            unsure = decision.confidence < read_second_stage(opened).below
     elif explain:
         raise click.UsageError("--explain says what the router decided: it needs --adapter auto.")
     if name is not None:
@@ -145,8 +132,6 @@ def run(
     if engine == "llama":
         # What was chosen is loaded, whatever else is in the pack.
         needed_bytes = sum(opened.adapters[one].size_bytes for one in chosen)
-        if unsure:
-            needed_bytes = max(packed.size_bytes for packed in opened.adapters.values())
         options["adapter_budget_bytes"] = needed_bytes if budget_bytes is None else min(needed_bytes, budget_bytes)
         options["prefix_cache"] = prefix_cache
         if prefix_cache is None:
@@ -160,11 +145,6 @@ def run(
         )
     with kind.open(opened, **options) as session:
         load_s = time.perf_counter() - start_s
-        if unsure and isinstance(session, Session):
-            decision = session.choose(text, second_stage=True)
-            chosen = parse_choice(decision.adapter) if decision.adapter else {}
-            if explain and not as_json:
-                note(decision.text())
         session.use(chosen or None)
         stream = session.stream(
             text, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed, grammar=gbnf

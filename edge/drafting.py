@@ -140,8 +140,6 @@ class DraftingLane:
 
     def begin(self, prompt: Sequence[int], sections: Sequence[Section]) -> int:
         """As `Lane.begin`."""
-        # Rows are read from the context here, which has lost that of a prompt that is ready.
-        self._lane.ready = None
         kept = self._lane.begin(prompt, sections)
         self._ngrams = Ngrams(prompt)
         return kept

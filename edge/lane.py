@@ -6,29 +6,11 @@ lane.step(token_id)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-
-import numpy as np
-import numpy.typing as npt
 
 from .engine import Context
-from .hidden_state import State, hidden_state
-from .prefix import Chunk, KvRecord, Section, chunks_of
+from .prefix import KvRecord, Section
 from .prefix_cache import PrefixCache
 from .sampling import Sampler
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A prompt that stands computed in the cache, with the logits of its last token, shape (n_vocab,)."""
-
-    prompt: list[int]
-    chunks: list[Chunk]
-    row: npt.NDArray[np.float32] | None = field(default=None, compare=False)
-
-    def holds(self, record: KvRecord) -> bool:
-        """Whether the cache still has it, and nothing behind it."""
-        return (self.prompt, self.chunks) == (record.tokens, record.chunks)
 
 
 class Lane:
@@ -39,7 +21,6 @@ class Lane:
         record: what is in its KV cache.
         turn: number of prompts begun; tells an answer that was left behind that the cache is no longer its own.
         busy: whether an answer is being made, so that its adapters must stay.
-        ready: what `state` has computed; an answer to that very prompt begins there.
         n_drafted_tokens, n_accepted_tokens: none are guessed here; `drafting.DraftingLane` does.
     """
 
@@ -51,8 +32,6 @@ class Lane:
         self.record = KvRecord()
         self.turn = 0
         self.busy = False
-        self.ready: Ready | None = None
-        self._row: npt.NDArray[np.float32] | None = None
         self._cache = cache
 
     @property
@@ -72,36 +51,15 @@ class Lane:
         """
         self.turn += 1
         self.busy = True
-        ready, self.ready, self._row = self.ready, None, None
-        if ready is not None and ready.holds(self.record) and ready == Ready(list(prompt), chunks_of(sections)):
-            self._row = ready.row
-            return len(prompt)
         return self._cache.prefill(self.context, self.record, prompt, sections)
-
-    def state(self, prompt: Sequence[int], sections: Sequence[Section]) -> State:
-        """The hidden state behind a prompt, shape (n_embd,), see `hidden_state`; leaves the prompt `ready`.
-
-        An answer that is being read in the lane ends with an error, as with another prompt.
-        """
-        self.turn += 1
-        self.busy = False
-        self.ready = None
-        self._cache.prefill(self.context, self.record, prompt, sections)
-        row = self.context.logits()
-        state = hidden_state(self.context, prompt[-1], len(prompt))
-        self.ready = Ready(list(prompt), chunks_of(sections), row)
-        return state
 
     def step(self, token_id: int) -> None:
         """Computes one more token."""
-        self._row = None
         self.context.decode_one(token_id, self.n_tokens)
         self.record.add_answer(token_id)
 
     def sample(self, sampler: Sampler) -> int:
         """Chooses the next token from the last output."""
-        if self._row is not None:
-            return sampler.sample_row(self._row)
         return sampler.sample(self.context)
 
     def rest(self, turn: int) -> None:

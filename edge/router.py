@@ -51,7 +51,6 @@ class Decision:
         runner_up: the next best adapter; None for the base alone.
         runner_up_confidence: its probability.
         stayed: the adapter of the conversation was kept against a slightly better one.
-        second_stage_s: seconds that the second stage took; 0 where it was not asked.
         reasons: what decided, strongest first; filled by `explain`.
     """
 
@@ -60,15 +59,13 @@ class Decision:
     runner_up: str | None
     runner_up_confidence: float
     stayed: bool = False
-    second_stage_s: float = 0.0
     reasons: tuple[Reason, ...] = ()
 
     def text(self) -> str:
         """For people: the decision in a line, then its reasons."""
         other = f"; next {self.runner_up or 'none'}, {self.runner_up_confidence:.0%}"
         stayed = ", kept from the turn before" if self.stayed else ""
-        asked = f"; second stage asked, {self.second_stage_s:.2f} s" if self.second_stage_s else ""
-        lines = [f"adapter {self.adapter or 'none'}, confidence {self.confidence:.0%}{stayed}{other}{asked}"]
+        lines = [f"adapter {self.adapter or 'none'}, confidence {self.confidence:.0%}{stayed}{other}"]
         lines += [f"  {reason.weight:+6.2f}  {reason.feature}" for reason in self.reasons]
         return "\n".join(lines)
 
@@ -80,7 +77,6 @@ class Decision:
             "runner_up": self.runner_up,
             "runner_up_confidence": round(self.runner_up_confidence, 4),
             "stayed": self.stayed,
-            "second_stage_s": round(self.second_stage_s, 4),
         }
         if self.reasons:
             data["reasons"] = [
@@ -124,7 +120,6 @@ class Router:
         *,
         current: str | None = None,
         explain: bool = False,
-        opinion: Mapping[str | None, float] | None = None,
     ) -> Decision:
         """Decides which adapter answers.
 
@@ -132,12 +127,11 @@ class Router:
             prompt: a user's text, or a conversation, whose last user message is judged.
             current: the adapter in use, where the conversation has had answers from it: it is kept unless another
                 one (or none) is `STAY_ODDS` times likelier. None: the base has answered, or nobody yet.
-            explain: fill `reasons`; they are the first stage's.
-            opinion: what the second stage says, `SecondStage.opinion`: multiplied in.
+            explain: fill `reasons`.
         """
         talk = not isinstance(prompt, str) and any(message["role"] == "assistant" for message in prompt)
         features = read_prompt(prompt if isinstance(prompt, str) else _last_user_text(prompt))
-        trained, odds = self._trained(features, opinion), self._odds(features)
+        trained, odds = self._trained(features), self._odds(features)
         shares = self._joined(trained, odds)
         choice, stayed = self._pick(trained, odds, shares, current if talk else None, talk)
         others = {name: share for name, share in shares.items() if name != choice}
@@ -176,15 +170,11 @@ class Router:
             return current, True
         return best, False
 
-    def _trained(
-        self, features: Features, opinion: Mapping[str | None, float] | None = None
-    ) -> dict[str | None, float]:
+    def _trained(self, features: Features) -> dict[str | None, float]:
         """Probabilities of the adapters of the tasks that were trained together, and of none; together 1."""
         model = self.model
         logits = model.bias + model.named @ features.named + features.values @ model.slots[features.slots]
         logits = np.exp((logits - logits.max()) / model.temperature)
-        if opinion is not None:
-            logits = logits * np.array([opinion.get(task, 1.0) for task in (None, *model.tasks)])
         parts = logits / max(float(logits.sum()), 1e-30)
         shares: dict[str | None, float] = {None: 0.0}
         for name, part in zip(self._names, parts.tolist(), strict=True):

@@ -1,7 +1,7 @@
 """How the next token is chosen: the likeliest by numpy, else by llama.cpp's sampler chain; never walked in Python.
 
 Top-p over a whole vocabulary (top-k off) is numpy's too: llama.cpp sorts up to all of its tokens for that, which
-takes 0.5 to 20 ms (`benchmarks/draw_cost.py`).
+takes 0.5 to 20 ms (`docs/decisions.md`).
 
 with Sampler(Sampling(temperature=0.7, seed=1)) as sampler:
     token_id = sampler.sample(context)

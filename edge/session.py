@@ -47,7 +47,6 @@ from .system_prefix import SystemPrefix
 from .two_layouts import StoredModel, new_context
 
 if TYPE_CHECKING:
-    from .hidden_state import State
     from .router import Decision, Router
 
 __all__ = ["Answer", "Session", "Stream"]
@@ -217,25 +216,15 @@ class Session:
         self._choice = self.choice_of(name, scale=scale, swap=swap)
         return self
 
-    def choose(self, prompt: str | Sequence[Message], *, second_stage: bool = False) -> "Decision":
+    def choose(self, prompt: str | Sequence[Message]) -> "Decision":
         """Which adapter the pack's router would give a prompt to; `use` takes it up.
 
         In a conversation with answers the adapter in use is kept unless another one is clearly likelier.
 
-        Args:
-            second_stage: where the router is unsure of a first message, let the base read it (`second_stage.py`). That
-                takes as long as the base needs for the prompt, and the base's own answer begins where it ended.
-
         Raises:
-            SlmEdgeError: as `Routing.choose`: no pack, no router, or no second stage where it is asked for.
+            SlmEdgeError: as `Routing.router`: no pack, or no router.
         """
-        return self._routing.choose(prompt, self.adapter, self._read_state if second_stage else None)
-
-    def _read_state(self, prompt: str | Sequence[Message]) -> "State | None":
-        ids, n_shared_tokens = self.rendered(prompt, None, Choice())
-        if len(ids) >= self.n_ctx_tokens:
-            return None
-        return self._lane.state(ids, self.sections(Choice(), ids, n_shared_tokens))
+        return self._routing.choose(prompt, self.adapter)
 
     @property
     def router(self) -> "Router":

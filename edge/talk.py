@@ -62,7 +62,6 @@ class Talk:
         session: is used as it comes, and left with whatever adapter was used last.
         system: None: the adapter's own.
         settings: for all answers.
-        second_stage: with "auto", see `Session.choose`; it is asked of a first message alone.
 
     Attributes:
         messages: what was said, without the system message.
@@ -77,9 +76,7 @@ class Talk:
         *,
         system: str | None = None,
         settings: Settings | None = None,
-        second_stage: bool = False,
     ) -> None:
-        self.second_stage = second_stage
         self.session = session
         self.system = system
         self.settings: Settings = settings or {}
@@ -129,7 +126,7 @@ class Talk:
     def _ask(self, text: str) -> None:
         messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
         if self.adapter == "auto":
-            decision = self.session.choose(messages, second_stage=self.second_stage)
+            decision = self.session.choose(messages)
             if decision.adapter != self.session.adapter:
                 self.session.use(decision.adapter)
                 note(f"[adapter {decision.adapter or 'none'}]")

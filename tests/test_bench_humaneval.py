@@ -12,11 +12,11 @@ from build_gguf import task_pack
 from slm_edge.benchmarks import humaneval
 from slm_edge.benchmarks.cells import Column, Wanted, columns_of, plan
 from slm_edge.benchmarks.generate import session_generator
-from slm_edge.benchmarks.pass_at_k import pass_at_k, problem_value
 from slm_edge.benchmarks.report import about_pack, make_report
 from slm_edge.benchmarks.report_text import markdown
 from slm_edge.benchmarks.runner import run_cell
 from slm_edge.benchmarks.samples_file import evaluate, read_samples, summary
+from slm_edge.benchmarks.stats import pass_at_k, problem_value
 from slm_edge.benchmarks.task import Decoding
 from slm_edge.benchmarks.tasks import task
 from slm_edge.edge.errors import InputError

@@ -23,6 +23,11 @@ def slm_edge(*args):
     return subprocess.run([sys.executable, "-m", "slm_edge.edge", *args], capture_output=True, text=True, timeout=120)
 
 
+def evaluate(*args):
+    command = [sys.executable, "-m", "slm_edge.devices.evaluate", *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
 @pytest.mark.parametrize("name", devices())
 def test_every_device_predicts_and_every_fact_has_a_source(name):
     device = devices()[name]
@@ -122,9 +127,20 @@ def test_rows_are_flagged(tmp_path):
         read_rows(tmp_path / "x.csv")
 
 
+def test_a_table_without_a_usable_row_is_refused(tmp_path):
+    table = tmp_path / "measurements.csv"
+    table.write_text(
+        "device,model,params_b,quant,size_mib,threads,pp_tps,pp_n,tg_tps,tg_n,engine,version,doubtful,notes\n"
+        "Raspberry Pi 5 8GB,OLMoE-1B-7B,,Q4_0,3744,4,50,512,13,128,llama.cpp,,,MoE\n"
+    )
+    result = evaluate(table)
+    assert result.returncode == 2 and "no row can be held" in result.stderr and "Traceback" not in result.stderr
+    assert slm_edge("devices", "evaluate", str(table)).returncode == 2
+
+
 @pytest.mark.reference
 def test_the_bounds_hold_on_rows_that_were_left_out(shared_data):
-    result = slm_edge("devices", "evaluate", str(shared_data / "devices" / "measurements.csv"), "--json")
+    result = evaluate(shared_data / "devices" / "measurements.csv", "--json")
     assert result.returncode == 0, result.stderr
     kinds = json.loads(result.stdout)["kinds"]
     assert kinds["decode_prior"]["median_error"] <= 0.20

@@ -13,6 +13,7 @@ from slm_edge.edge.errors import DamagedError, DoesNotFitError, InputError, SlmE
 from slm_edge.edge.files import base_cache_path, sha256_file
 from slm_edge.edge.pack import Pack, starter_folder, verify_folder
 from slm_edge.edge.pack_file import render
+from slm_edge.edge.pack_router import open_router, put_router, starter_router
 from slm_edge.edge.pack_source import parse_source
 from slm_edge.edge.pack_write import NewAdapter, add_adapter, build_pack, remove_adapter
 
@@ -416,6 +417,18 @@ def test_sources_as_they_are_typed(tmp_path):
     for wrong in ("", "pypi:x", "pypi:x==1", "hub:a/b", "ftp://x/y", "file.gguf", "path:", "pypi:--index-url==1:x"):
         with pytest.raises(InputError, match="is no source of a base"):
             parse_source(wrong)
+
+
+def test_a_pack_that_still_holds_a_second_stage_of_its_router_works(made, tmp_path):
+    """Packs of before may list `router_second.npz`; nothing reads it, so it is a plain file."""
+    old = tmp_path / "router_second.npz"
+    old.write_bytes(b"PK of a former version")
+    router = starter_folder() / "router.npz"
+    adapters = {"base": made / "tiny.gguf", "adapters": new(made, "math")}
+    folder = build_pack(tmp_path / "pack", **adapters, router=router, include=[old]).folder
+    assert Pack.open(folder, verify=True).manifest.files[old.name] == sha256_file(old)
+    assert put_router(folder, starter_router()).manifest.files[old.name] == sha256_file(old)
+    assert open_router(Pack.open(folder, verify=True)).choose("What is 12 * 4?").adapter == "math"
 
 
 def test_what_is_included_is_plain(made, tmp_path):

@@ -1,13 +1,28 @@
 """Drawn tokens: those of llama.cpp's own chain, also where a part of it is ours."""
 
-import json
+import itertools
 
 import numpy as np
 import pytest
 from build_gguf import tiny_base
-from click.testing import CliRunner
-from slm_edge.benchmarks.draw_cost import by_llama_cpp, by_us, main
-from slm_edge.edge.sampling import Sampling, nucleus
+from slm_edge.edge.llama import lib
+from slm_edge.edge.sampling import Sampler, Sampling, draw, new_chain, nucleus
+from slm_edge.edge.session import Session
+
+
+def by_llama_cpp(rows, sampling):
+    """The tokens that llama.cpp's links alone draw from the whole vocabulary."""
+    chain = new_chain(sampling, sampling.seed)
+    try:
+        return [draw(chain, row) for row in rows]
+    finally:
+        lib().llama_sampler_free(chain)
+
+
+def by_us(rows, sampling):
+    """The tokens that our sampler draws."""
+    with Sampler(sampling) as sampler:
+        return [sampler.sample_row(row) for row in rows]
 
 
 def rows(n_vocab, n_rows, scale):
@@ -54,11 +69,13 @@ def test_what_a_grammar_forbids_is_in_no_nucleus():
     assert nucleus(row, 0.5).tolist() == [500]
 
 
-def test_the_cost_of_a_draw_is_measured_on_the_same_tokens(tmp_path):
-    (tmp_path / "text.txt").write_text("the world and the rest of it, again and again. " * 4)
-    words = [str(tiny_base(tmp_path / "base.gguf")), str(tmp_path / "text.txt"), "--tokens", "20", "--rounds", "2"]
-    result = CliRunner().invoke(main, [*words, "--threads", "1"])
-    assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)["rows"]
-    assert [(row["top_k"], row["temperature"]) for row in found] == [(0, 0.2), (0, 1.0), (40, 0.2), (40, 1.0)]
-    assert all(row["same_tokens"] == 1 and row["n_draws"] == 20 and row["ratio"]["median"] > 0 for row in found)
+def test_draws_from_a_models_own_logits_are_those_of_the_chain(tmp_path):
+    with Session.of_files(tiny_base(tmp_path / "base.gguf"), {}, threads=1) as session:
+        logits = []
+        for at, token_id in enumerate(session.vocab.encode("the world and the rest of it, again", special=False)):
+            session.context.decode([token_id], at, outputs="last")
+            logits.append(np.array(session.context.logits_view(-1)))
+    assert len(logits) >= 20
+    for top_k, temperature in itertools.product((0, 40), (0.2, 1.0)):
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=0.95, min_p=0.0, seed=1)
+        assert by_us(logits, sampling) == by_llama_cpp(logits, sampling)

@@ -87,7 +87,8 @@ def training_command(name: str, values: dict[str, Any], folder: Path, about: str
         if not told.inputs.output:
             raise InputError("nothing says where the adapter goes", hint="-o FOLDER, or output in the recipe")
         output = folder / told.inputs.output
-        from .job import Extras, best_device, train
+        from .device import best_device
+        from .job import Extras, train
         from .sources import find_data
 
         def sources(texts: tuple[str, ...]) -> list[Any]:

@@ -59,7 +59,7 @@ def own_rationales(
       slm-edge train own-rationales --base base.gguf --adapter math.gguf --data gsm8k/train.jsonl -o own.jsonl
       slm-edge train math --base base.gguf --data gsm8k/train.jsonl --data own.jsonl -o peft/math-2
     """
-    from .job import best_device
+    from .device import best_device
     from .own_rationales import Drawing
     from .own_rationales import own_rationales as draw
 

@@ -18,6 +18,7 @@ from ..edge.files import atomic_folder, make_folder, write_json
 from . import attention, checkpoint
 from .bases import open_base
 from .curve_svg import curve_svg
+from .device import device_record, prepare_device
 from .loop import Machine, held_out_loss, memory_advice, run
 from .lora import add_lora, trainable
 from .model_card import CURVE, model_card
@@ -54,39 +55,6 @@ def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
     packages = ("torch", "transformers", "peft", "numpy", "llama-cpp-python")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
-
-
-def best_device() -> str:
-    """cuda where there is a GPU, else cpu."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def prepare_device(device: str) -> None:
-    """Sets how torch computes on a GPU, for all that follows in this process; nothing on a CPU.
-
-    Raises:
-        InputError: this torch sees no GPU.
-    """
-    if device == "cpu":
-        return
-    if not torch.cuda.is_available():
-        built = "was built without CUDA" if torch.version.cuda is None else "finds none"
-        raise InputError(f"no GPU can be used: torch {torch.__version__} {built}", hint="--device cpu")
-    # f32 products on the matrix units (TF32): finer than bf16, several times as fast as true f32
-    torch.set_float32_matmul_precision("high")
-    # cuDNN's attention plans anew for each shape of a pass, and no two passes have the same
-    torch.backends.cuda.enable_cudnn_sdp(False)
-
-
-def device_record(device: str) -> dict[str, Any]:
-    """What train.json says of where it was computed."""
-    if device == "cpu":
-        return {"device": device}
-    return {
-        "device": device,
-        "device_name": torch.cuda.get_device_name(),
-        "gpu_peak_bytes": torch.cuda.max_memory_allocated(),
-    }
 
 
 def train(

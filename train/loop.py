@@ -20,21 +20,13 @@ from .checkpoint import State
 from .examples import Example
 from .lora import trainable
 from .loss import completion_loss
+from .prepare import Data
 from .ranks import Ranks
 from .recipe import Recipe
 from .workers import Workers
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a run trains on: examples of training and held out, and the length of the prefix that all share."""
-
-    train: list[Example]
-    held_out: list[Example]
-    prefix_tokens: int
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from . import attention
 from .examples import Example
 from .frozen import FrozenLinear
 from .gguf_model import load_gguf_model
-from .loop import Data, Machine, memory_bytes, train_step
+from .loop import Machine, memory_bytes, train_step
 from .lora import add_lora, trainable
+from .prepare import Data
 from .ranks import Ranks
 from .recipe import Recipe
 from .workers import Workers

@@ -24,8 +24,8 @@ from ..edge.final_number import INVALID, flexible_answer, normalise, same_number
 from ..edge.prompts import gsm8k_messages
 from ..edge.session import Session
 from .bases import Base, open_base
+from .device import prepare_device
 from .examples import read_rows
-from .job import prepare_device
 from .kept_answers import Kept, KeptAnswers
 from .lora import quiet_bitsandbytes
 from .sampling import Sampled, sample

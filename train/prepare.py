@@ -9,8 +9,7 @@ from typing import Any
 from ..edge.errors import InputError
 from .bases import Base
 from .contamination import Index, Report, checked, find_benchmarks
-from .examples import Counts, Row, file_record, read_rows, shared_prefix_tokens, split_held_out, tokenize
-from .loop import Data
+from .examples import Counts, Example, Row, file_record, read_rows, shared_prefix_tokens, split_held_out, tokenize
 from .recipe import Recipe
 from .replay import drawn
 from .sources import Source
@@ -20,6 +19,15 @@ from .task import Task
 NEVER_TRAINED_ON = {
     "GSM8K test": "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
 }
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on: examples of training and held out, and the length of the prefix that all share."""
+
+    train: list[Example]
+    held_out: list[Example]
+    prefix_tokens: int
 
 
 @dataclass(frozen=True)
