@@ -37,7 +37,7 @@ from ..edge.gguf_file import GgufFile
 from ..edge.memory import CGROUP
 from ..edge.memory_choice import fit, plan_session
 from ..edge.memory_plan import MemoryPlan, cpu_features, faster_as_stored, plan_memory
-from ..edge.settings import EngineOptions
+from ..edge.options import EngineOptions
 from .random_adapter import write_random_adapter
 from .random_base import make_base, make_shape
 

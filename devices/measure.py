@@ -19,7 +19,7 @@ import numpy as np
 from ..edge.base_info import BaseInfo
 from ..edge.engine import Adapter, Model
 from ..edge.memory_plan import copied_spans
-from ..edge.prefix import CHUNK_TOKENS
+from ..edge.options import CHUNK_TOKENS
 from ..edge.session import Session
 
 

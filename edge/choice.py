@@ -6,19 +6,17 @@ parse_choice("math:0.7+code:0.3")       # {"math": 0.7, "code": 0.3}
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from .activated import activation_start
 from .card import TaskCard
 from .errors import InputError, UnsupportedError
+from .options import Swap
 from .prefix import AdapterState, Section
 from .shelf import Loaded
 from .vocab import Vocab
 
 # How the base answers by itself.
 BASE_CARD = TaskCard(task="base")
-# How an adapter is taken up in the middle of a conversation, see `swap_of`.
-Swap = Literal["recompute", "activated"]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from .commands_options import answer_options, grammar_options, grammar_text, ses
 from .console import note
 
 if TYPE_CHECKING:
-    from .card import Speculate
-    from .settings import EngineOptions
+    from .options import EngineOptions, Speculate
 
 PROMPT = "> "
 

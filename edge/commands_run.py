@@ -22,10 +22,9 @@ from .console import emit, human_bytes, json_option, note
 from .errors import InputError
 
 if TYPE_CHECKING:
-    from .card import Speculate
     from .onnx_session import OnnxSession
+    from .options import EngineOptions, Speculate
     from .session import Answer, Stream
-    from .settings import EngineOptions
 
 # What a model writes must not steer the terminal: all control characters but tab and newline.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")

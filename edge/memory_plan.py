@@ -22,11 +22,10 @@ from typing import Any, Final
 
 from .base_info import BaseInfo
 from .console import human_bytes
-from .engine import KvType
 from .ggml_type import GgmlType
 from .gguf_file import GgufFile, TensorInfo
 from .mapped_pages import CAN_LET_GO, Span
-from .prefix import BATCH_TOKENS
+from .options import BATCH_TOKENS, KvType
 
 MIB: Final = 1 << 20
 # llama.cpp rounds the cells of a KV cache up to this.
@@ -60,7 +59,7 @@ ADAPTER_MATRIX_BYTES: Final = 16 << 10
 
 @dataclass(frozen=True)
 class Choices:
-    """How a session would be set up; as in `settings.EngineOptions`."""
+    """How a session would be set up; as in `options.EngineOptions`."""
 
     mmap: bool
     repack: bool
@@ -209,7 +208,7 @@ def plan_memory(
     """The memory of a session with one context over `base`.
 
     Args:
-        n_ctx_tokens, kv_type, n_batch_tokens, mmap, repack, both_layouts: as in `settings.EngineOptions`; the last one
+        n_ctx_tokens, kv_type, n_batch_tokens, mmap, repack, both_layouts: as in `options.EngineOptions`; the last one
             with both others before it.
         adapters_bytes, n_adapters: files of the adapters that are loaded at once, and how many they are.
         snapshots_bytes: budget of the prefixes kept in memory.

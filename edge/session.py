@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack
 
 from .base_info import BaseInfo
-from .batcher import DEFAULT_PARALLEL, Batcher, Pending
+from .batcher import Batcher, Pending
 from .canary import Canary
 from .card import TaskCard
 from .chat import ChatTemplate, Message, messages_of
-from .choice import Choice, Swap, choice_of, sections_of, swap_of
+from .choice import Choice, choice_of, sections_of, swap_of
 from .drafting import Drafting, outputs_of
 from .engine import Adapter, Model
 from .errors import DamagedError, InputError
@@ -35,12 +35,13 @@ from .lane import Lane
 from .llama_rows import LlamaRows
 from .memory_choice import limit_of, plan_session
 from .memory_plan import copied_spans
+from .options import DEFAULT_PARALLEL, EngineOptions, Swap
 from .pack import Pack, PackedAdapter
 from .parallel import parallel_rows
 from .prefix import Section
 from .prefix_cache import open_prefix_cache
 from .routing import Routing
-from .settings import EngineOptions, Settings, request_of
+from .settings import Settings, request_of
 from .shelf import Shelf, pinned_of
 from .stream import Answer, Request, Stream
 from .system_prefix import SystemPrefix
@@ -59,7 +60,7 @@ class Session:
         base_path: the base GGUF.
         adapters: by name; each is checked, loaded and tried when it is first used.
         default_adapter: in use until `use` is called; None for the base alone.
-        options: see `settings.EngineOptions`.
+        options: see `options.EngineOptions`.
 
     Attributes:
         base: what the base is.

@@ -7,7 +7,6 @@ again.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from .adapter import AdapterInfo, check_adapter
 from .base_info import BaseInfo
@@ -16,11 +15,8 @@ from .console import human_bytes
 from .engine import Adapter, Model
 from .errors import DoesNotFitError, EngineError, InputError
 from .names import did_you_mean
+from .options import MOST_LOADED
 from .pack import PackedAdapter, check_packed
-
-# A swap costs the more the more adapters are loaded, used or not, and so does each context's memory; beyond this many,
-# loading one again is cheaper than keeping it (benchmarks/swap_cost.py).
-MOST_LOADED: Final = 8
 
 
 @dataclass(frozen=True)

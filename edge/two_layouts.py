@@ -25,7 +25,7 @@ from .engine import Adapter, Context, Outputs
 from .errors import EngineError
 from .kv_bytes import Blob
 from .model import Model
-from .prefix import CHUNK_TOKENS
+from .options import CHUNK_TOKENS
 
 # Shorter chunks stay with the copies: opening the base once more takes as long as computing these saves.
 LEAST_TOKENS: Final = CHUNK_TOKENS

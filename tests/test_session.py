@@ -6,7 +6,8 @@ from build_gguf import adapter_parts, tiny_adapter, tiny_base, write_gguf
 from gguf import GGUFValueType
 from slm_edge.edge.card import TaskCard
 from slm_edge.edge.errors import DamagedError, DoesNotFitError, EngineError, InputError
-from slm_edge.edge.prefix import CHUNK_TOKENS, AdapterState, KvRecord, Section, chunk_ends, chunks_of
+from slm_edge.edge.options import CHUNK_TOKENS
+from slm_edge.edge.prefix import AdapterState, KvRecord, Section, chunk_ends, chunks_of
 from slm_edge.edge.session import Session
 
 LONG = "the world and the rest of it, again and again. " * 8
