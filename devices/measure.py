@@ -18,7 +18,7 @@ import numpy as np
 
 from ..edge.base_info import BaseInfo
 from ..edge.engine import Adapter, Model
-from ..edge.memory_plan import copied_spans
+from ..edge.kernels import copied_spans
 from ..edge.options import CHUNK_TOKENS
 from ..edge.session import Session
 

@@ -58,7 +58,7 @@ def kernel_rates(label: str, threads: int) -> KernelRates:
     """Measures one of `PROBED_TYPES`."""
     from ..edge.engine import Context, Model
     from ..edge.gguf_file import GgufFile
-    from ..edge.memory_plan import cpu_features, faster_as_stored
+    from ..edge.kernels import cpu_features, faster_as_stored
 
     with tempfile.TemporaryDirectory(prefix="slm-edge-probe-") as folder:
         path = Path(folder) / f"{label}.gguf"

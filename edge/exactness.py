@@ -25,7 +25,7 @@ from typing import Final
 from .base_info import BaseInfo
 from .ggml_type import GgmlType
 from .gguf_file import GgufFile
-from .memory_plan import cpu_features, repacked_tensors
+from .kernels import cpu_features, repacked_tensors
 from .options import FlashAttention
 from .pack import PackedAdapter
 

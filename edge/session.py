@@ -31,10 +31,10 @@ from .errors import DamagedError, InputError
 from .exactness import Exactness
 from .file_watch import FileWatch
 from .files import sha256_file
+from .kernels import copied_spans
 from .lane import Lane
 from .llama_rows import LlamaRows
 from .memory_choice import limit_of, plan_session
-from .memory_plan import copied_spans
 from .options import DEFAULT_PARALLEL, EngineOptions, Swap
 from .pack import Pack, PackedAdapter
 from .parallel import parallel_rows

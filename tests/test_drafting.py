@@ -14,7 +14,7 @@ from slm_edge.edge.errors import EngineError
 from slm_edge.edge.exactness import TILE_ROWS, Exactness, tiled_products
 from slm_edge.edge.ggml_type import GgmlType
 from slm_edge.edge.gguf_file import GgufFile
-from slm_edge.edge.memory_plan import cpu_features
+from slm_edge.edge.kernels import cpu_features
 from slm_edge.edge.ngrams import LEAST_TOKENS, Ngrams
 from slm_edge.edge.pack import Pack
 from slm_edge.edge.session import Session

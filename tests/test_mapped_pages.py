@@ -10,9 +10,10 @@ import pytest
 from slm_edge.benchmarks.random_base import make_shape
 from slm_edge.devices.shapes import find_shape
 from slm_edge.edge.base_info import BaseInfo
+from slm_edge.edge.kernels import copied_spans, cpu_features, repacked_tensors
 from slm_edge.edge.mapped_pages import CAN_LET_GO, let_go
 from slm_edge.edge.memory_choice import fit, maps_well, plan_session
-from slm_edge.edge.memory_plan import copied_spans, cpu_features, plan_memory, repacked_tensors
+from slm_edge.edge.memory_plan import plan_memory
 from slm_edge.edge.session import Session
 
 pytestmark = [
