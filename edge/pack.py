@@ -24,8 +24,6 @@ from .errors import DamagedError, InputError, SlmEdgeError
 from .files import base_cache_path, sha256_file
 from .pack_file import PACK_FILE, BaseRef, Manifest, read_manifest, render
 
-__all__ = ["ADAPTERS_FOLDER", "BaseRef", "Pack", "PackedAdapter", "starter_folder", "verify_pack"]
-
 ADAPTERS_FOLDER: Final = "adapters"
 
 
