@@ -70,9 +70,8 @@ def chat(
         "pinned": pinned,
         "speculate": speculate,
     }
-    from .pack import Pack
+    from .pack import Pack, find_adapter
     from .session import Session
-    from .shelf import find_adapter
     from .talk import Talk
 
     opened = Pack.open(pack)

@@ -91,9 +91,8 @@ def run(
     """
     text = _prompt(prompt)
     from .choice import parse_choice
-    from .pack import Pack
+    from .pack import Pack, find_adapter
     from .session import Session
-    from .shelf import find_adapter
 
     ram_bytes, budget_bytes = size_bytes_of(ram), size_bytes_of(adapter_budget)
     gbnf = grammar_text(schema, grammar)

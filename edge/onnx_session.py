@@ -34,11 +34,10 @@ from .onnx_lane import OnnxLane
 from .onnx_pack import onnx_adapters, onnx_folder
 from .onnx_rows import OnnxRows
 from .options import DEFAULT_PARALLEL, EngineOptions, Swap
-from .pack import Pack, PackedAdapter
+from .pack import Pack, PackedAdapter, find_adapter
 from .prefix import AdapterState, Section
 from .routing import Routing
 from .settings import Settings, request_of
-from .shelf import find_adapter
 from .stream import Answer, Request, Stream
 from .vocab import Vocab
 

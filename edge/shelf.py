@@ -14,9 +14,8 @@ from .canary import Canary
 from .console import human_bytes
 from .engine import Adapter, Model
 from .errors import DoesNotFitError, EngineError, InputError
-from .names import did_you_mean
 from .options import MOST_LOADED
-from .pack import PackedAdapter, check_packed
+from .pack import PackedAdapter, check_packed, find_adapter
 
 
 @dataclass(frozen=True)
@@ -32,22 +31,6 @@ class Loaded:
     sha256: str
     size_bytes: int
     serial: int
-
-
-def find_adapter(adapters: Mapping[str, PackedAdapter], name: str) -> PackedAdapter:
-    """The adapter of that name.
-
-    Raises:
-        InputError: there is none; the hint has those that there are, the nearest first.
-    """
-    packed = adapters.get(name)
-    if packed is None:
-        known = did_you_mean(name, adapters)
-        raise InputError(
-            f"there is no adapter {name!r}",
-            hint=f"there are: {', '.join([*known, 'none'])}" if known else "there are none",
-        )
-    return packed
 
 
 def pinned_of(adapters: Mapping[str, PackedAdapter], also: Sequence[str] = ()) -> list[str]:
