@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import numpy as np
 
-from ..edge.console import emit, human_bytes, json_option, progress
+from ..edge.console import emit, json_option, progress
+from ..edge.memory_size import human_bytes
 from ..edge.onnx_adapter import ADAPTER_VERSION, SUFFIX
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import emit, human_bytes, json_option, note, progress
+from .console import emit, json_option, note, progress
+from .memory_size import human_bytes
 
 if TYPE_CHECKING:
     from .card import TaskCard

@@ -18,8 +18,9 @@ from .commands_options import (
     session_options,
     size_bytes_of,
 )
-from .console import emit, human_bytes, json_option, note
+from .console import emit, json_option, note
 from .errors import InputError
+from .memory_size import human_bytes
 
 if TYPE_CHECKING:
     from .onnx_session import OnnxSession

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .base_info import BaseInfo
-from .console import human_bytes
 from .gguf_file import GgufFile
 from .kernels import cpu_features, repacked_tensors
 from .mapped_pages import CAN_LET_GO
+from .memory_size import human_bytes
 from .options import BATCH_TOKENS, KvType
 
 MIB: Final = 1 << 20

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
-from ..edge.console import emit, human_bytes, json_option, note
+from ..edge.console import emit, json_option, note
 from ..edge.errors import InputError
+from ..edge.memory_size import human_bytes
 from .quantize import TYPES, find_type
 
 
