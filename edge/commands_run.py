@@ -1,10 +1,8 @@
 """`slm-edge run`: one prompt, one answer, streamed."""
 
 import dataclasses
-import re
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +19,12 @@ from .commands_options import (
 from .console import emit, json_option, note
 from .errors import InputError
 from .memory_size import human_bytes
+from .show import show
 
 if TYPE_CHECKING:
     from .onnx_session import OnnxSession
     from .options import EngineOptions, Speculate
-    from .session import Answer, Stream
-
-# What a model writes must not steer the terminal: all control characters but tab and newline.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+    from .session import Answer
 
 
 @click.command()
@@ -172,29 +168,6 @@ def _prompt(argument: str | None) -> str:
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8 text (byte {error.start})") from None
     return text.removesuffix("\n").removesuffix("\r")
-
-
-def show(stream: "Stream", on_text: Callable[[str], object] = lambda text: None) -> None:
-    """Writes an answer as it comes, and a newline at its end, however it ends.
-
-    Args:
-        on_text: told of each piece, before it is written.
-    """
-    out = sys.stdout
-    terminal = out.isatty()
-    if hasattr(out, "reconfigure"):
-        out.reconfigure(errors="replace")
-    last = ""
-    try:
-        for text in stream:
-            on_text(text)
-            out.write(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text) if terminal else text)
-            out.flush()
-            last = text
-    finally:
-        if not last.endswith("\n"):
-            out.write("\n")
-            out.flush()
 
 
 def _numbers(answer: "Answer", load_s: float) -> dict[str, Any]:

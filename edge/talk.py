@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 from .chat import Message
-from .commands_run import show
 from .console import note
 from .errors import DoesNotFitError, InputError, SlmEdgeError
 from .files import atomic_file
@@ -25,6 +24,7 @@ from .memory_size import human_bytes
 from .names import did_you_mean
 from .session import Session
 from .settings import Settings, max_tokens_of
+from .show import show
 from .stream import Answer
 from .system_prefix import n_same
 
