@@ -26,7 +26,7 @@ from .session import Session
 from .settings import Settings, max_tokens_of
 from .show import show
 from .stream import Answer
-from .system_prefix import n_same
+from .vocab import n_same
 
 HELP: Final = """/adapter NAME|none|auto   answer with another adapter from now on
 /adapter list             which there are
