@@ -19,12 +19,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack
 
+from .activated import sections_of, swap_of
 from .base_info import BaseInfo
 from .batcher import Batcher, Pending
 from .canary import Canary
 from .card import TaskCard
 from .chat import ChatTemplate, Message, messages_of
-from .choice import Choice, choice_of, sections_of, swap_of
+from .choice import Choice, choice_of
 from .drafting import Drafting, outputs_of
 from .engine import Adapter, Model
 from .errors import DamagedError, InputError
@@ -208,10 +209,10 @@ class Session:
             name: None for the base alone. Several with their scales, such as {"math": 0.7, "code": 0.3}, are added up
                 (PEFT's weighted sum); the first one's task card says how answers are made.
             scale: its strength; None for the card's.
-            swap: insists on a way of being taken up in the middle of a conversation; see `choice.swap_of`.
+            swap: insists on a way of being taken up in the middle of a conversation; see `activated.swap_of`.
 
         Raises:
-            UnsupportedError: as `choice.swap_of`.
+            UnsupportedError: as `activated.swap_of`.
             SlmEdgeError: as `shelf.Shelf.load`; a name that is not there is answered with those that are.
         """
         self._choice = self.choice_of(name, scale=scale, swap=swap)
@@ -244,7 +245,7 @@ class Session:
 
     @property
     def swap(self) -> Swap:
-        """How the adapter in use is taken up in the middle of a conversation, see `choice.swap_of`."""
+        """How the adapter in use is taken up in the middle of a conversation, see `activated.swap_of`."""
         return swap_of(self._shelf.load([name for name, _ in self._choice.scales]))
 
     @property
