@@ -2,7 +2,7 @@
 
 import click
 
-from ..edge.cli import Entry, LazyGroup
+from ..edge.lazy import Entry, LazyGroup
 
 COMMANDS: dict[str, Entry] = {
     "base": Entry("export.commands_base:base", "A checkpoint (or a GGUF) to a quantised GGUF base.", "export"),
