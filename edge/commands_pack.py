@@ -239,7 +239,7 @@ def verify(folder: Path, as_json: bool) -> None:
     Example:
       slm-edge pack verify my-pack
     """
-    from .files import base_cache_path
+    from .cache import base_cache_path
     from .pack import starter_folder, verify_folder
 
     where = _folder(folder) or starter_folder()

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from .cache import base_cache_path
 from .card import TaskCard
 from .errors import DamagedError, InputError, SlmEdgeError
-from .files import base_cache_path, sha256_file
+from .files import sha256_file
 from .names import did_you_mean
 from .pack_file import PACK_FILE, BaseRef, Manifest, read_manifest, render
 

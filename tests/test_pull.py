@@ -8,8 +8,8 @@ import zipfile
 
 import pytest
 from build_hub import serving
+from slm_edge.edge.cache import base_cache_path
 from slm_edge.edge.errors import DamagedError, EngineError, InputError
-from slm_edge.edge.files import base_cache_path
 from slm_edge.edge.pack_file import BaseRef
 from slm_edge.edge.pull import pull_base
 
