@@ -1,4 +1,9 @@
-"""Where slm-edge keeps what it fetched or measured once."""
+"""Where slm-edge keeps what it fetched or measured once, and the locks that its processes share.
+
+bases/SHA256.gguf   base models (`pull.py`)
+devices/            what was measured on this device (devices/)
+locks/              held while a pack is changed (`pack_write.py`)
+"""
 
 import os
 import sys
