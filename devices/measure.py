@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..edge.base_info import BaseInfo
-from ..edge.engine import Adapter, Model
 from ..edge.kernels import copied_spans
+from ..edge.model import Adapter, Model
 from ..edge.options import CHUNK_TOKENS
 from ..edge.session import Session
 

@@ -24,7 +24,7 @@ from .show import show
 if TYPE_CHECKING:
     from .onnx_session import OnnxSession
     from .options import EngineOptions, Speculate
-    from .session import Answer
+    from .stream import Answer
 
 
 @click.command()

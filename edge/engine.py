@@ -24,8 +24,6 @@ from .model import Adapter, Model, created
 from .options import FlashAttention, KvType
 from .token_batch import TokenBatch
 
-__all__ = ["Adapter", "Context", "Model", "Outputs"]
-
 Outputs = Literal["last", "all", "none"]
 
 # enum ggml_type and enum llama_flash_attn_type of llama.h

@@ -44,7 +44,6 @@ from .vocab import Vocab
 if TYPE_CHECKING:
     from .router import Decision, Router
 
-__all__ = ["Answer", "OnnxSession", "Stream"]
 
 DEFAULT_CTX_TOKENS: Final = 2048
 # What EngineOptions mean to llama.cpp alone; given here they would do nothing.

@@ -9,7 +9,7 @@ what would be computed anew. Its last chunk is always computed, for its logits.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .engine import Adapter
+from .model import Adapter
 from .options import BATCH_TOKENS, CHUNK_TOKENS
 
 

@@ -27,7 +27,6 @@ from .card import TaskCard
 from .chat import ChatTemplate, Message, messages_of
 from .choice import Choice, choice_of
 from .drafting import Drafting, outputs_of
-from .engine import Adapter, Model
 from .errors import DamagedError, InputError
 from .exactness import Exactness
 from .file_watch import FileWatch
@@ -36,6 +35,7 @@ from .kernels import copied_spans
 from .lane import Lane
 from .llama_rows import LlamaRows
 from .memory_choice import limit_of, plan_session
+from .model import Adapter, Model
 from .options import DEFAULT_PARALLEL, EngineOptions, Swap
 from .pack import Pack, PackedAdapter
 from .parallel import parallel_rows
@@ -50,8 +50,6 @@ from .two_layouts import StoredModel, new_context
 
 if TYPE_CHECKING:
     from .router import Decision, Router
-
-__all__ = ["Answer", "Session", "Stream"]
 
 
 class Session:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from .adapter import AdapterInfo, check_adapter
 from .base_info import BaseInfo
 from .canary import Canary
-from .engine import Adapter, Model
 from .errors import DoesNotFitError, EngineError, InputError
 from .memory_size import human_bytes
+from .model import Adapter, Model
 from .options import MOST_LOADED
 from .pack import PackedAdapter, check_packed, find_adapter
 

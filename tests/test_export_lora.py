@@ -118,8 +118,8 @@ def test_a_local_path_of_the_base_is_not_written(tmp_path, base):
 
 
 def test_alora_tokens_are_read_by_llama_cpp(tmp_path, base):
-    from slm_edge.edge.engine import Model
     from slm_edge.edge.llama import lib
+    from slm_edge.edge.model import Model
 
     folder = written_adapter(tmp_path / "peft", pair(Q0, 64, 64), alora_invocation_tokens=[9, 200, 9])
     export_lora(folder, base, tmp_path / "a.gguf", task="math")

@@ -31,7 +31,8 @@ def base(tmp_path_factory):
 CHILD = """
 import json, re, sys
 from pathlib import Path
-from slm_edge.edge.engine import Context, Model
+from slm_edge.edge.engine import Context
+from slm_edge.edge.model import Model
 path, spans = json.loads(sys.argv[1])
 with Model.load(path, copied=spans) as model:
     status = Path("/proc/self/status").read_text()
