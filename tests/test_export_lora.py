@@ -15,7 +15,8 @@ from build_peft import pair, written_adapter
 from gguf.quants import dequantize
 from slm_edge.edge.base_info import BaseInfo
 from slm_edge.edge.errors import InputError, SlmEdgeError
-from slm_edge.edge.gguf_file import GgmlType, GgufFile, ValueType
+from slm_edge.edge.ggml_type import GgmlType
+from slm_edge.edge.gguf_file import GgufFile, ValueType
 from slm_edge.export.encode import quantize_q8_0
 from slm_edge.export.lora import export_lora
 from slm_edge.export.scaling import Scaling, file_scaling
