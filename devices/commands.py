@@ -7,7 +7,6 @@ import click
 
 from ..edge.console import emit, json_option, note, progress
 from ..edge.errors import InputError
-from ..edge.memory_size import human_bytes
 
 if TYPE_CHECKING:
     from .catalogue import Device
