@@ -18,8 +18,8 @@ import click
 import numpy as np
 from slm_edge.devices.measure import adapter_set
 from slm_edge.edge.commands_demo import EXAMPLES
-from slm_edge.edge.memory_plan import cpu_features
-from slm_edge.edge.prefix import CHUNK_TOKENS
+from slm_edge.edge.kernels import cpu_features
+from slm_edge.edge.options import CHUNK_TOKENS
 from slm_edge.edge.session import Session
 
 N_KEPT = 5

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 import click
 
 from ..edge.base_info import BaseInfo
-from ..edge.engine import Adapter, Context, Model
+from ..edge.engine import Context
+from ..edge.model import Adapter, Model
 from .random_adapter import write_random_adapter
 from .stats import spread
 

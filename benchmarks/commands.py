@@ -5,7 +5,7 @@
 
 import click
 
-from ..edge.cli import Entry, LazyGroup
+from ..edge.lazy import Entry, LazyGroup
 
 COMMANDS: dict[str, Entry] = {
     "scores": Entry("benchmarks.commands_scores:scores", "Score adapters on public test sets (the default).", "bench"),

@@ -24,9 +24,9 @@ def pack_answers(folder: Path, output: Path | None, as_json: bool) -> None:
       slm-edge bench pack-answers bench -o kept
       slm-edge bench --report-only --data DATA --out kept
     """
-    from ..edge.console import human_bytes
     from ..edge.errors import InputError
     from ..edge.files import atomic_file, make_folder
+    from ..edge.memory_size import human_bytes
     from .answers import answer_places, answers_below, archive_path, packed, parsed, unpacked
 
     files = [place for place in answer_places(folder) if place.suffix == ".jsonl"]

@@ -203,8 +203,9 @@ def _many(model: Any, n: int) -> Any:
 
     import numpy as np
 
-    from ..edge.router_features import N_SLOTS, NAMES
+    from ..edge.router_features import NAMES
     from ..edge.router_file import ADDED_SLOTS
+    from ..edge.router_hash import N_SLOTS
 
     draw = np.random.default_rng(0)
     return dataclasses.replace(

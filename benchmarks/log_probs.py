@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..edge.engine import Context, Model
+from ..edge.engine import Context
+from ..edge.model import Model
 from ..edge.onnx_adapter import Array
 from ..edge.onnx_engine import OnnxEngine
 

@@ -30,14 +30,16 @@ import click
 from ..devices.shapes import find_shape
 from ..devices.table_view import table_of
 from ..edge.base_info import BaseInfo
-from ..edge.console import emit, human_bytes, json_option
+from ..edge.console import emit, json_option
 from ..edge.errors import DoesNotFitError
 from ..edge.ggml_type import GgmlType
 from ..edge.gguf_file import GgufFile
+from ..edge.kernels import cpu_features, faster_as_stored
 from ..edge.memory import CGROUP
 from ..edge.memory_choice import fit, plan_session
-from ..edge.memory_plan import MemoryPlan, cpu_features, faster_as_stored, plan_memory
-from ..edge.settings import EngineOptions
+from ..edge.memory_plan import MemoryPlan, plan_memory
+from ..edge.memory_size import human_bytes
+from ..edge.options import EngineOptions
 from .random_adapter import write_random_adapter
 from .random_base import make_base, make_shape
 

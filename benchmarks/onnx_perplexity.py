@@ -14,7 +14,7 @@ import click
 import numpy as np
 
 from ..edge.console import emit, json_option, progress
-from ..edge.engine import Model
+from ..edge.model import Model
 from ..edge.onnx_engine import OnnxEngine
 from ..edge.onnx_folder import OnnxBase
 from .log_probs import log_probs_after, onnx_log_probs_after, scoring_context

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import numpy as np
 
-from ..edge.console import emit, human_bytes, json_option, progress
+from ..edge.console import emit, json_option, progress
+from ..edge.memory_size import human_bytes
 from ..edge.onnx_adapter import ADAPTER_VERSION, SUFFIX
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ def measure_onnx(folder: str, threads: int, ranks: Sequence[int], n_tokens: int)
 
 def measure_llama(gguf: str, threads: int, adapter: str | None, n_tokens: int) -> dict[str, Any]:
     """One process's figures on llama.cpp, through the same calls that a session makes."""
-    from ..edge.engine import Context, Model
+    from ..edge.engine import Context
+    from ..edge.model import Model
 
     load_s = None
     with Model.load(gguf) as model, Context(model, n_ctx_tokens=CONTEXT_TOKENS, threads=threads) as context:

@@ -16,8 +16,9 @@ from typing import Any
 import click
 
 from ..edge.console import emit, json_option
-from ..edge.engine import Adapter, Context, Model
+from ..edge.engine import Context
 from ..edge.files import write_json
+from ..edge.model import Adapter, Model
 from .adapter_tax import in_turns, ratios
 from .one_task import Work, export, loss_difference, measured, pack, train, work_options
 from .reproduce import run_command

@@ -22,7 +22,7 @@ _NOTE_EVERY_S = 60.0
 
 
 class Generated(Protocol):
-    """What a generator must tell of an answer: `edge.session.Answer` does. `by`, where it has it, is kept too."""
+    """What a generator must tell of an answer: `edge.stream.Answer` does. `by`, where it has it, is kept too."""
 
     @property
     def text(self) -> str: ...

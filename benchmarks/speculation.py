@@ -30,9 +30,9 @@ from typing import Any, Final
 
 import click
 
-from ..edge.card import Speculate
 from ..edge.chat import Message
 from ..edge.drafting import Drafting
+from ..edge.options import Speculate
 from ..edge.pack import Pack
 from ..edge.prompts import dolly_held_out, dolly_messages, gsm8k_messages, mbpp_messages, user_message
 from ..edge.session import Session

@@ -20,8 +20,9 @@ import click
 import psutil
 
 from ..edge.base_info import BaseInfo
-from ..edge.engine import Context, Model
+from ..edge.engine import Context
 from ..edge.files import sha256_file
+from ..edge.model import Model
 from .random_adapter import write_random_adapter
 from .stats import spread
 

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..edge.cache import cache_folder
 from ..edge.errors import InputError
-from ..edge.files import cache_folder, make_folder, read_json, write_json
+from ..edge.files import make_folder, read_json, write_json
 from ..edge.ggml_type import GgmlType
 from .catalogue import Device
 from .predict import Adapter, Calibration, Predictor, Speed

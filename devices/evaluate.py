@@ -19,9 +19,10 @@ from typing import TypeVar
 
 import click
 
-from ..edge.console import emit, human_bytes, json_option, note
+from ..edge.console import emit, json_option, note
 from ..edge.errors import InputError, SlmEdgeError
 from ..edge.files import atomic_file
+from ..edge.memory_size import human_bytes
 from .constants import FITTED_FILE, BoardFit, Constants, render
 from .measured_rows import Row, merge_repeats, read_rows
 from .predict import Kernel, Predictor

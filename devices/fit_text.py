@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..edge.console import human_bytes
+from ..edge.memory_size import human_bytes
 from .constants import KV_PART_OF_RATE
 from .fitting import Verdict
 from .predict import Predictor, Speed

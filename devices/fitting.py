@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ..edge.engine import KvType
 from ..edge.errors import InputError, UnsupportedError
 from ..edge.gguf_file import GgufFile
 from ..edge.memory_plan import MemoryPlan, plan_memory
+from ..edge.options import KvType
 from .catalogue import Device, devices, variants
 from .predict import NO_ADAPTER, Adapter, Calibration, Predictor, Speed, first_token_s
 from .quant_mix import LABELS

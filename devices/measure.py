@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from ..edge.base_info import BaseInfo
-from ..edge.engine import Adapter, Model
-from ..edge.memory_plan import copied_spans
-from ..edge.prefix import CHUNK_TOKENS
+from ..edge.kernels import copied_spans
+from ..edge.model import Adapter, Model
+from ..edge.options import CHUNK_TOKENS
 from ..edge.session import Session
 
 

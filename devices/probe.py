@@ -17,10 +17,11 @@ from typing import Final
 
 import numpy as np
 
+from ..edge.cache import cache_folder
 from ..edge.console import Advance
 from ..edge.cpu import default_threads
 from ..edge.errors import InputError
-from ..edge.files import cache_folder, make_folder, read_json, write_json
+from ..edge.files import make_folder, read_json, write_json
 from .catalogue import GIB, Device, Fact, core_classes
 from .predict import Calibration, Predictor
 from .probe_kernels import N_DECODE, N_PROMPT, PROBED_TYPES, KernelRates, kernel_rates

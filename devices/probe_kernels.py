@@ -56,9 +56,10 @@ class KernelRates:
 
 def kernel_rates(label: str, threads: int) -> KernelRates:
     """Measures one of `PROBED_TYPES`."""
-    from ..edge.engine import Context, Model
+    from ..edge.engine import Context
     from ..edge.gguf_file import GgufFile
-    from ..edge.memory_plan import cpu_features, faster_as_stored
+    from ..edge.kernels import cpu_features, faster_as_stored
+    from ..edge.model import Model
 
     with tempfile.TemporaryDirectory(prefix="slm-edge-probe-") as folder:
         path = Path(folder) / f"{label}.gguf"

@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from ..edge.console import human_bytes
+from ..edge.memory_size import human_bytes
 from .profile_text import table
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 260, 60, 40, 12

@@ -8,9 +8,8 @@ from typing import Any, Final
 
 from ..edge.console import progress
 from ..edge.files import sha256_file
-from ..edge.pack import Pack, PackedAdapter
+from ..edge.pack import Pack, PackedAdapter, find_adapter
 from ..edge.session import Session
-from ..edge.shelf import find_adapter
 from .calibration import work_dict
 from .energy import Meter
 from .machine import machine_record

@@ -6,7 +6,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from .gguf_file import GgmlType, GgufFile, TensorInfo
+from .ggml_type import GgmlType
+from .gguf_file import GgufFile, TensorInfo
 
 # Where the F16 scales stand in a block of each quantised type, in bytes (block structs of ggml-common.h).
 SCALES: Final[dict[GgmlType, tuple[int, ...]]] = {

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from .console import human_bytes
 from .errors import DoesNotFitError
+from .memory_size import human_bytes
 
 SUFFIX: Final = ".aside"
 _OURS: Final = re.compile(rf"\.(.*)\.[a-z0-9_]{{8}}{re.escape(SUFFIX)}", re.DOTALL)

@@ -14,7 +14,8 @@ import numpy as np
 
 from .errors import InputError, UnsupportedError
 from .fingerprint import fingerprint
-from .gguf_file import GgmlType, GgufFile, TensorInfo, ValueType
+from .ggml_type import GgmlType
+from .gguf_file import GgufFile, TensorInfo, ValueType
 
 # ggml's TENSOR_ALIGNMENT: a buffer over mapped memory that starts elsewhere ends the process.
 LEAST_ALIGNMENT_BYTES: Final = 32

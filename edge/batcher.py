@@ -24,8 +24,6 @@ from .stream import Answer, Request, StopReason
 from .text_out import TextOut
 from .vocab import Vocab
 
-# Answers at once where nothing else is said
-DEFAULT_PARALLEL = 8
 # llama.cpp rounds every sequence's part of a context up to this.
 _ROUND_TOKENS = 256
 

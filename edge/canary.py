@@ -3,8 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
-from .engine import Adapter, Context, Model
+from .engine import Context
 from .errors import EngineError
+from .model import Adapter, Model
 
 CANARY = "The answer is 42"
 

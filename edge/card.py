@@ -23,14 +23,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, get_args
 
 from .errors import InputError
 from .names import did_you_mean
+from .options import Speculate
 
 MAX_CARD_BYTES: Final = 1 << 20
-# Whether guessed tokens are computed along with the next one, see `drafting.py`.
-Speculate = Literal["off", "exact", "fast"]
 
 
 @dataclass(frozen=True)

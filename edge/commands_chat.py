@@ -12,8 +12,7 @@ from .commands_options import answer_options, grammar_options, grammar_text, ses
 from .console import note
 
 if TYPE_CHECKING:
-    from .card import Speculate
-    from .settings import EngineOptions
+    from .options import EngineOptions, Speculate
 
 PROMPT = "> "
 
@@ -71,9 +70,8 @@ def chat(
         "pinned": pinned,
         "speculate": speculate,
     }
-    from .pack import Pack
+    from .pack import Pack, find_adapter
     from .session import Session
-    from .shelf import find_adapter
     from .talk import Talk
 
     opened = Pack.open(pack)

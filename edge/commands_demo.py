@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 
 from .chat import Message
-from .console import emit, human_bytes, json_option
+from .console import emit, json_option
+from .memory_size import human_bytes
 from .prompts import dolly_messages, gsm8k_messages, mbpp_messages
 
 PASSAGE = (

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import emit, human_bytes, json_option, note, progress
+from .console import emit, json_option, note, progress
+from .memory_size import human_bytes
 
 if TYPE_CHECKING:
     from .card import TaskCard
@@ -238,7 +239,7 @@ def verify(folder: Path, as_json: bool) -> None:
     Example:
       slm-edge pack verify my-pack
     """
-    from .files import base_cache_path
+    from .cache import base_cache_path
     from .pack import starter_folder, verify_folder
 
     where = _folder(folder) or starter_folder()

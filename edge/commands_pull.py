@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from .console import emit, human_bytes, json_option
+from .console import emit, json_option
+from .memory_size import human_bytes
 
 
 @click.command()

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
-from .cli import Entry, LazyGroup
-from .console import emit, human_bytes, json_option
+from .console import emit, json_option
+from .lazy import Entry, LazyGroup
+from .memory_size import human_bytes
 
 PATH = click.Path(path_type=Path)
 COMMANDS = {

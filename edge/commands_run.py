@@ -1,10 +1,8 @@
 """`slm-edge run`: one prompt, one answer, streamed."""
 
 import dataclasses
-import re
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +16,15 @@ from .commands_options import (
     session_options,
     size_bytes_of,
 )
-from .console import emit, human_bytes, json_option, note
+from .console import emit, json_option, note
 from .errors import InputError
+from .memory_size import human_bytes
+from .show import show
 
 if TYPE_CHECKING:
-    from .card import Speculate
     from .onnx_session import OnnxSession
-    from .session import Answer, Stream
-    from .settings import EngineOptions
-
-# What a model writes must not steer the terminal: all control characters but tab and newline.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+    from .options import EngineOptions, Speculate
+    from .stream import Answer
 
 
 @click.command()
@@ -92,9 +88,8 @@ def run(
     """
     text = _prompt(prompt)
     from .choice import parse_choice
-    from .pack import Pack
+    from .pack import Pack, find_adapter
     from .session import Session
-    from .shelf import find_adapter
 
     ram_bytes, budget_bytes = size_bytes_of(ram), size_bytes_of(adapter_budget)
     gbnf = grammar_text(schema, grammar)
@@ -173,29 +168,6 @@ def _prompt(argument: str | None) -> str:
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8 text (byte {error.start})") from None
     return text.removesuffix("\n").removesuffix("\r")
-
-
-def show(stream: "Stream", on_text: Callable[[str], object] = lambda text: None) -> None:
-    """Writes an answer as it comes, and a newline at its end, however it ends.
-
-    Args:
-        on_text: told of each piece, before it is written.
-    """
-    out = sys.stdout
-    terminal = out.isatty()
-    if hasattr(out, "reconfigure"):
-        out.reconfigure(errors="replace")
-    last = ""
-    try:
-        for text in stream:
-            on_text(text)
-            out.write(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text) if terminal else text)
-            out.flush()
-            last = text
-    finally:
-        if not last.endswith("\n"):
-            out.write("\n")
-            out.flush()
 
 
 def _numbers(answer: "Answer", load_s: float) -> dict[str, Any]:

@@ -25,12 +25,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from .card import Speculate, TaskCard
+from .card import TaskCard
 from .choice import Choice
 from .engine import Context
 from .exactness import Exactness
 from .lane import Lane
 from .ngrams import Ngrams
+from .options import Speculate
 from .prefix import AdapterState, Section
 from .sampling import Sampler
 from .stream import Worker

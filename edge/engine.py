@@ -21,12 +21,9 @@ from .errors import DoesNotFitError, EngineError, InputError
 from .kv_bytes import Blob, of_one_stream, of_streams
 from .llama import lib, quiet_logs, unheard
 from .model import Adapter, Model, created
+from .options import FlashAttention, KvType
 from .token_batch import TokenBatch
 
-__all__ = ["Adapter", "Context", "FlashAttention", "KvType", "Model", "Outputs"]
-
-KvType = Literal["f16", "f32", "q8_0"]
-FlashAttention = Literal["auto", "on", "off"]
 Outputs = Literal["last", "all", "none"]
 
 # enum ggml_type and enum llama_flash_attn_type of llama.h

@@ -23,10 +23,10 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from .base_info import BaseInfo
-from .engine import FlashAttention
 from .ggml_type import GgmlType
 from .gguf_file import GgufFile
-from .memory_plan import cpu_features, repacked_tensors
+from .kernels import cpu_features, repacked_tensors
+from .options import FlashAttention
 from .pack import PackedAdapter
 
 FLOATS: Final = (GgmlType.F32, GgmlType.F16, GgmlType.BF16)

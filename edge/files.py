@@ -22,23 +22,6 @@ from .errors import InputError
 CHUNK_BYTES = 1 << 20
 
 
-def cache_folder() -> Path:
-    """The user's cache for slm-edge: `$SLM_EDGE_CACHE`, else the platform's usual place. Not created here."""
-    own = os.environ.get("SLM_EDGE_CACHE")
-    if own:
-        return Path(own).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "slm-edge"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "slm-edge"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slm-edge"
-
-
-def base_cache_path(sha256: str) -> Path:
-    """Where the cache keeps the base model with this sha256; every pack that names it shares the file."""
-    return cache_folder() / "bases" / f"{sha256}.gguf"
-
-
 def _sync_folder(folder: Path) -> None:
     if sys.platform == "win32":
         return

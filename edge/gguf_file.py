@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import DamagedError, InputError, UnsupportedError
-from .ggml_type import GgmlType as GgmlType
+from .ggml_type import GgmlType
 
 MAX_DIMS: Final = 4
 MAX_NAME_BYTES: Final = 63

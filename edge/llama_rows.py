@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from .engine import Adapter, Context
+from .engine import Context
+from .model import Adapter
 from .prefix import KvRecord, Section
 from .prefix_cache import PrefixCache
 from .sampling import Sampler

@@ -10,16 +10,14 @@ from itertools import accumulate, product
 from typing import Any, Final
 
 from .base_info import BaseInfo
-from .console import human_bytes
 from .cpu import default_threads
 from .errors import DoesNotFitError
+from .kernels import cpu_features, faster_as_stored, repacked_tensors
 from .mapped_pages import CAN_LET_GO
 from .memory import available_bytes, machine_bytes, memory_limit_bytes
-from .memory_plan import MemoryPlan, cpu_features, faster_as_stored, plan_memory, repacked_tensors
-from .prefix import BATCH_TOKENS, CHUNK_TOKENS
-from .prefix_cache import DEFAULT_BUDGET_BYTES
-from .settings import EngineOptions
-from .shelf import MOST_LOADED
+from .memory_plan import MemoryPlan, plan_memory
+from .memory_size import human_bytes
+from .options import BATCH_TOKENS, CHUNK_TOKENS, DEFAULT_BUDGET_BYTES, MOST_LOADED, EngineOptions
 
 DEFAULT_CTX_TOKENS: Final = 2048
 LEAST_CTX_TOKENS: Final = 512

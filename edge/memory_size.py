@@ -1,4 +1,4 @@
-"""Sizes of memory as people write them."""
+"""Sizes of memory as people write and read them."""
 
 import re
 from typing import Final
@@ -19,3 +19,12 @@ def parse_bytes(text: str) -> int:
     if size <= 0:
         raise InputError(f"{text!r} is no size of memory", hint="such as 900M, 1G or 1.5G")
     return size
+
+
+def human_bytes(n_bytes: float) -> str:
+    """1536 -> "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(n_bytes) < 1024 or unit == "GiB":
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    raise AssertionError("unreachable")

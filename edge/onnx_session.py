@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Final, Self, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from .batcher import DEFAULT_PARALLEL, Batcher, Pending
+from .batcher import Batcher, Pending
 from .canary import CANARY
 from .card import TaskCard
 from .chat import ChatTemplate, Message, messages_of
-from .choice import Choice, Swap, choice_of
+from .choice import Choice, choice_of
 from .errors import DamagedError, EngineError, UnsupportedError
 from .onnx_adapter import Array, OnnxAdapter
 from .onnx_engine import OnnxEngine
@@ -33,18 +33,17 @@ from .onnx_folder import OnnxBase
 from .onnx_lane import OnnxLane
 from .onnx_pack import onnx_adapters, onnx_folder
 from .onnx_rows import OnnxRows
-from .pack import Pack, PackedAdapter
+from .options import DEFAULT_PARALLEL, EngineOptions, Swap
+from .pack import Pack, PackedAdapter, find_adapter
 from .prefix import AdapterState, Section
 from .routing import Routing
-from .settings import EngineOptions, Settings, request_of
-from .shelf import find_adapter
+from .settings import Settings, request_of
 from .stream import Answer, Request, Stream
 from .vocab import Vocab
 
 if TYPE_CHECKING:
     from .router import Decision, Router
 
-__all__ = ["Answer", "OnnxSession", "Stream"]
 
 DEFAULT_CTX_TOKENS: Final = 2048
 # What EngineOptions mean to llama.cpp alone; given here they would do nothing.
@@ -58,7 +57,7 @@ class OnnxSession:
         base: the folder that `slm-edge export onnx` made, opened.
         adapters: by name, their files in onnxruntime's format; each is checked and tried when it is first used.
         default_adapter: in use until `use` is called; None for the base alone.
-        options: `n_ctx_tokens`, `n_parallel` and `threads` of `settings.EngineOptions`.
+        options: `n_ctx_tokens`, `n_parallel` and `threads` of `options.EngineOptions`.
 
     Attributes:
         base: what the base is.

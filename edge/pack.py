@@ -14,17 +14,17 @@ What lies in a pack's folder:
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from .cache import base_cache_path
 from .card import TaskCard
 from .errors import DamagedError, InputError, SlmEdgeError
-from .files import base_cache_path, sha256_file
+from .files import sha256_file
+from .names import did_you_mean
 from .pack_file import PACK_FILE, BaseRef, Manifest, read_manifest, render
-
-__all__ = ["ADAPTERS_FOLDER", "BaseRef", "Pack", "PackedAdapter", "starter_folder", "verify_pack"]
 
 ADAPTERS_FOLDER: Final = "adapters"
 
@@ -126,6 +126,22 @@ class Pack:
             DamagedError: it is not the file that was packed.
         """
         check_packed(self.adapters[name].path, self.adapters[name].sha256)
+
+
+def find_adapter(adapters: Mapping[str, PackedAdapter], name: str) -> PackedAdapter:
+    """The adapter of that name.
+
+    Raises:
+        InputError: there is none; the hint has those that there are, the nearest first.
+    """
+    packed = adapters.get(name)
+    if packed is None:
+        known = did_you_mean(name, adapters)
+        raise InputError(
+            f"there is no adapter {name!r}",
+            hint=f"there are: {', '.join([*known, 'none'])}" if known else "there are none",
+        )
+    return packed
 
 
 def check_packed(path: Path, sha256: str) -> None:

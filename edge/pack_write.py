@@ -15,10 +15,12 @@ from typing import Any
 
 from .adapter import AdapterInfo, check_adapter
 from .base_info import BaseInfo
+from .cache import cache_folder
 from .card import TaskCard
-from .console import Advance, human_bytes, progress
+from .console import Advance, progress
 from .errors import DoesNotFitError, InputError, SlmEdgeError
-from .files import atomic_file, atomic_folder, cache_folder, copy_file, locked, sha256_file, write_json
+from .files import atomic_file, atomic_folder, copy_file, locked, sha256_file, write_json
+from .memory_size import human_bytes
 from .names import check_name, did_you_mean
 from .pack import ADAPTERS_FOLDER, Pack
 from .pack_file import PACK_FILE, AdapterRow, BaseRef, Manifest, is_safe_path, read_manifest, render

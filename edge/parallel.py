@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 from .base_info import BaseInfo
-from .console import human_bytes
-from .engine import Context, FlashAttention
+from .engine import Context
 from .errors import DoesNotFitError
 from .llama_rows import LlamaRows
 from .memory_plan import ContextSize, MemoryPlan
+from .memory_size import human_bytes
+from .options import FlashAttention
 from .prefix_cache import PrefixCache
 
 

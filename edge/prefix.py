@@ -8,14 +8,9 @@ what would be computed anew. Its last chunk is always computed, for its logits.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
-from .engine import Adapter
-
-# Tokens computed at once, at a prompt's beginning and later. Small enough to keep most of a shared prefix, and to
-# answer Ctrl-C soon on a slow board; with 256 a long prompt is 2 to 6 % faster than with 128, as fast as at once.
-CHUNK_TOKENS: Final = 128
-BATCH_TOKENS: Final = 2 * CHUNK_TOKENS
+from .model import Adapter
+from .options import BATCH_TOKENS, CHUNK_TOKENS
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,16 @@ nothing. Shared beginnings (system prefixes) are offered to the disk as soon as 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from .base_info import BaseInfo
 from .engine import Context, Outputs
 from .errors import InputError
 from .files import make_folder
+from .options import DEFAULT_BUDGET_BYTES, DEFAULT_DISK_BYTES, EngineOptions
 from .prefix import Chunk, KvRecord, Section, chunk_ends, chunks_of
 from .prefix_disk import PrefixDisk
 from .prefix_domain import kv_domain
 from .prefix_store import PrefixStore, Snapshot
-from .settings import EngineOptions
-
-DEFAULT_BUDGET_BYTES: Final = 64 << 20
-DEFAULT_DISK_BYTES: Final = 512 << 20
 
 
 class PrefixCache:

@@ -16,8 +16,7 @@ from .engine import Context
 from .errors import SlmEdgeError
 from .files import locked, read_json, sha256_file, write_json
 from .llama import lib
-from .prefix import BATCH_TOKENS, CHUNK_TOKENS
-from .settings import EngineOptions
+from .options import BATCH_TOKENS, CHUNK_TOKENS, EngineOptions
 
 NOTES: Final = "bases.json"
 MAX_NOTES: Final = 64

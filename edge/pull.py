@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import IO, Final
 
 from .aside import folder_beside, full_disk, remove_leftovers, require_room
+from .cache import base_cache_path
 from .console import Advance, note, progress
 from .download import download, hub_token, hub_url, part_of
 from .errors import DamagedError, DoesNotFitError, EngineError, InputError, SlmEdgeError
-from .files import CHUNK_BYTES, atomic_file, base_cache_path, locked, make_folder, sha256_file
-from .pack import BaseRef
+from .files import CHUNK_BYTES, atomic_file, locked, make_folder, sha256_file
+from .pack_file import BaseRef
 
 # pip, ended when its standard input closes: a download must not go on when the one who wanted it was killed.
 PIP: Final = """

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .router_features import N_SLOTS, NAMES, Features, read_prompt
+from .router_features import NAMES, Features, read_prompt
 from .router_file import ADDED_SLOTS, Background, RouterModel
+from .router_hash import N_SLOTS
 
 MIN_EXAMPLES: Final = 5
 MAX_EXAMPLES: Final = 2000

@@ -21,10 +21,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .router_hash import N_SLOTS, hashed
+from .router_hash import hashed
 from .router_words import GROUP_BITS, GROUPS, SPELLING, letters_of
-
-__all__ = ["FEATURES_VERSION", "NAMES", "N_SLOTS", "Features", "read_prompt"]
 
 FEATURES_VERSION: Final = 1
 HEAD_CHARS: Final = 700

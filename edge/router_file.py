@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from .errors import DamagedError, InputError, UnsupportedError
 from .npz_file import read_npz, write_npz
-from .router_features import FEATURES_VERSION, N_SLOTS, NAMES
+from .router_features import FEATURES_VERSION, NAMES
+from .router_hash import N_SLOTS
 
 FORMAT: Final = 1
 MAX_ROUTER_BYTES: Final = 64 << 20

@@ -19,28 +19,30 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack
 
+from .activated import sections_of, swap_of
 from .base_info import BaseInfo
-from .batcher import DEFAULT_PARALLEL, Batcher, Pending
+from .batcher import Batcher, Pending
 from .canary import Canary
 from .card import TaskCard
 from .chat import ChatTemplate, Message, messages_of
-from .choice import Choice, Swap, choice_of, sections_of, swap_of
+from .choice import Choice, choice_of
 from .drafting import Drafting, outputs_of
-from .engine import Adapter, Model
 from .errors import DamagedError, InputError
 from .exactness import Exactness
 from .file_watch import FileWatch
 from .files import sha256_file
+from .kernels import copied_spans
 from .lane import Lane
 from .llama_rows import LlamaRows
 from .memory_choice import limit_of, plan_session
-from .memory_plan import copied_spans
+from .model import Adapter, Model
+from .options import DEFAULT_PARALLEL, EngineOptions, Swap
 from .pack import Pack, PackedAdapter
 from .parallel import parallel_rows
 from .prefix import Section
 from .prefix_cache import open_prefix_cache
 from .routing import Routing
-from .settings import EngineOptions, Settings, request_of
+from .settings import Settings, request_of
 from .shelf import Shelf, pinned_of
 from .stream import Answer, Request, Stream
 from .system_prefix import SystemPrefix
@@ -48,8 +50,6 @@ from .two_layouts import StoredModel, new_context
 
 if TYPE_CHECKING:
     from .router import Decision, Router
-
-__all__ = ["Answer", "Session", "Stream"]
 
 
 class Session:
@@ -59,7 +59,7 @@ class Session:
         base_path: the base GGUF.
         adapters: by name; each is checked, loaded and tried when it is first used.
         default_adapter: in use until `use` is called; None for the base alone.
-        options: see `settings.EngineOptions`.
+        options: see `options.EngineOptions`.
 
     Attributes:
         base: what the base is.
@@ -207,10 +207,10 @@ class Session:
             name: None for the base alone. Several with their scales, such as {"math": 0.7, "code": 0.3}, are added up
                 (PEFT's weighted sum); the first one's task card says how answers are made.
             scale: its strength; None for the card's.
-            swap: insists on a way of being taken up in the middle of a conversation; see `choice.swap_of`.
+            swap: insists on a way of being taken up in the middle of a conversation; see `activated.swap_of`.
 
         Raises:
-            UnsupportedError: as `choice.swap_of`.
+            UnsupportedError: as `activated.swap_of`.
             SlmEdgeError: as `shelf.Shelf.load`; a name that is not there is answered with those that are.
         """
         self._choice = self.choice_of(name, scale=scale, swap=swap)
@@ -243,7 +243,7 @@ class Session:
 
     @property
     def swap(self) -> Swap:
-        """How the adapter in use is taken up in the middle of a conversation, see `choice.swap_of`."""
+        """How the adapter in use is taken up in the middle of a conversation, see `activated.swap_of`."""
         return swap_of(self._shelf.load([name for name, _ in self._choice.scales]))
 
     @property

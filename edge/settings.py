@@ -1,57 +1,15 @@
-"""The optional arguments of a session and of an answer, once for all that pass them on."""
+"""The optional arguments of an answer, once for all that pass them on."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
-from .card import Speculate, TaskCard
+from .card import TaskCard
 from .choice import Choice
-from .engine import FlashAttention, KvType
 from .errors import DoesNotFitError, InputError
 from .prefix import Section
 from .sampling import Sampling
 from .stream import Request
-
-
-class EngineOptions(TypedDict, total=False):
-    """How a session sets up llama.cpp.
-
-    n_ctx_tokens: longest prompt and answer together; by default 2,048, or what the base was trained for if less.
-    threads, threads_batch: for single tokens, and for prompts and batches; as in `engine.Context`.
-    ram_bytes: the most memory that the session may take; what is left out below is then chosen to fit, or refused with
-        the numbers. By default a limit of the process (control group, rlimit) is kept to.
-    mmap, repack: as in `model.Model.load`; by default the weights are repacked where that is faster, and mapped where
-        memory has room for the whole file beside (`memory_choice.maps_well`).
-    both_layouts: prompts are computed over the weights as they are stored, tokens over repacked ones (`two_layouts.py`,
-        Linux); by default where that is faster and takes no more than half of the machine's memory.
-    kv_type, flash_attention, n_batch_tokens: as in `engine.Context`; "f16" by default, and batches of one chunk.
-    prefix_budget_bytes: what computed prefixes may hold in memory, 64 MiB by default; used by swaps alone.
-    prefix_cache, prefix_cache_bytes: a folder where system prefixes last from one process to the next, and what it
-        may hold, 512 MiB by default.
-    adapter_budget_bytes, pinned: as in `shelf.Shelf`.
-    speculate: guess tokens from the prompt and compute them along with the next one: "off", "exact" or "fast" for all
-        answers, see `drafting.py`; None: as each task card says.
-    n_parallel: requests of `Session.submit` computed at once at most, 8 by default.
-    """
-
-    n_ctx_tokens: int | None
-    threads: int | None
-    threads_batch: int | None
-    ram_bytes: int | None
-    mmap: bool | None
-    repack: bool | None
-    both_layouts: bool | None
-    kv_type: KvType | None
-    n_batch_tokens: int | None
-    flash_attention: FlashAttention
-    prefix_budget_bytes: int
-    prefix_cache: str | os.PathLike[str] | None
-    prefix_cache_bytes: int
-    adapter_budget_bytes: int | None
-    pinned: Sequence[str]
-    speculate: Speculate | None
-    n_parallel: int
 
 
 class Settings(TypedDict, total=False):

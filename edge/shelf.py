@@ -7,20 +7,15 @@ again.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from .adapter import AdapterInfo, check_adapter
 from .base_info import BaseInfo
 from .canary import Canary
-from .console import human_bytes
-from .engine import Adapter, Model
 from .errors import DoesNotFitError, EngineError, InputError
-from .names import did_you_mean
-from .pack import PackedAdapter, check_packed
-
-# A swap costs the more the more adapters are loaded, used or not, and so does each context's memory; beyond this many,
-# loading one again is cheaper than keeping it (benchmarks/swap_cost.py).
-MOST_LOADED: Final = 8
+from .memory_size import human_bytes
+from .model import Adapter, Model
+from .options import MOST_LOADED
+from .pack import PackedAdapter, check_packed, find_adapter
 
 
 @dataclass(frozen=True)
@@ -36,22 +31,6 @@ class Loaded:
     sha256: str
     size_bytes: int
     serial: int
-
-
-def find_adapter(adapters: Mapping[str, PackedAdapter], name: str) -> PackedAdapter:
-    """The adapter of that name.
-
-    Raises:
-        InputError: there is none; the hint has those that there are, the nearest first.
-    """
-    packed = adapters.get(name)
-    if packed is None:
-        known = did_you_mean(name, adapters)
-        raise InputError(
-            f"there is no adapter {name!r}",
-            hint=f"there are: {', '.join([*known, 'none'])}" if known else "there are none",
-        )
-    return packed
 
 
 def pinned_of(adapters: Mapping[str, PackedAdapter], also: Sequence[str] = ()) -> list[str]:

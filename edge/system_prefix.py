@@ -9,22 +9,12 @@ from typing import Final
 
 from .chat import ChatTemplate, Message
 from .errors import SlmEdgeError
-from .vocab import Vocab
+from .vocab import Vocab, n_same
 
 # A shorter one is computed anew in no time; cutting there would only make the prompt slower.
 MIN_TOKENS: Final = 32
 _PROBES: Final = ("0", "Why", "\n#")
 _MOST_KNOWN: Final = 64
-
-
-def n_same(*rows: Sequence[int]) -> int:
-    """How many leading tokens all rows have in common."""
-    same = 0
-    for column in zip(*rows, strict=False):
-        if len(set(column)) > 1:
-            break
-        same += 1
-    return same
 
 
 class SystemPrefix:

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Final
 
 from .chat import Message
-from .commands_run import show
-from .console import human_bytes, note
+from .console import note
 from .errors import DoesNotFitError, InputError, SlmEdgeError
 from .files import atomic_file
 from .memory import peak_memory_bytes
+from .memory_size import human_bytes
 from .names import did_you_mean
 from .session import Session
 from .settings import Settings, max_tokens_of
+from .show import show
 from .stream import Answer
-from .system_prefix import n_same
+from .vocab import n_same
 
 HELP: Final = """/adapter NAME|none|auto   answer with another adapter from now on
 /adapter list             which there are

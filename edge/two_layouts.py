@@ -21,11 +21,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from .engine import Adapter, Context, Outputs
+from .engine import Context, Outputs
 from .errors import EngineError
 from .kv_bytes import Blob
-from .model import Model
-from .prefix import CHUNK_TOKENS
+from .model import Adapter, Model
+from .options import CHUNK_TOKENS
 
 # Shorter chunks stay with the copies: opening the base once more takes as long as computing these saves.
 LEAST_TOKENS: Final = CHUNK_TOKENS

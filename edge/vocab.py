@@ -6,6 +6,7 @@ with Vocab.open("base.gguf") as vocab:
 
 import ctypes
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from .errors import EngineError
@@ -112,3 +113,13 @@ class Vocab:
         if known is None:
             known = self._ends[token_id] = bool(self._llama.llama_vocab_is_eog(self._vocab, token_id))
         return known
+
+
+def n_same(*rows: Sequence[int]) -> int:
+    """How many leading tokens all rows have in common."""
+    same = 0
+    for column in zip(*rows, strict=False):
+        if len(set(column)) > 1:
+            break
+        same += 1
+    return same

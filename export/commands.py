@@ -2,7 +2,7 @@
 
 import click
 
-from ..edge.cli import Entry, LazyGroup
+from ..edge.lazy import Entry, LazyGroup
 
 COMMANDS: dict[str, Entry] = {
     "base": Entry("export.commands_base:base", "A checkpoint (or a GGUF) to a quantised GGUF base.", "export"),
@@ -10,7 +10,7 @@ COMMANDS: dict[str, Entry] = {
     "merge": Entry("export.commands_merge:merge", "An adapter added into its base, as one GGUF.", "export"),
     "onnx": Entry("export.commands_onnx:onnx", "A checkpoint or GGUF base to ONNX graphs.", "export,onnx"),
     "onnx-adapter": Entry("export.commands_onnx:onnx_adapter", "An adapter for a base's ONNX form.", "export,onnx"),
-    "verify": Entry("export.commands_lora:verify", "Prove that exported files say what PEFT says.", "export"),
+    "verify": Entry("export.commands_verify:verify", "Prove that exported files say what PEFT says.", "export"),
 }
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
-from ..edge.console import emit, human_bytes, json_option, note
+from ..edge.console import emit, json_option, note
 from ..edge.errors import InputError
+from ..edge.memory_size import human_bytes
 from .quantize import TYPES, find_type
 
 
@@ -60,8 +61,9 @@ def base(
       slm-edge export base Qwen/Qwen2.5-0.5B-Instruct -o base.gguf
       slm-edge export base base-f16.gguf -o base-q4.gguf --type iq4_xs --imatrix base.imatrix
     """
+    from ..edge.hub import is_hub_name
     from .base import Options, export_base
-    from .hub import hub_checkpoint, is_hub_name
+    from .hub import hub_checkpoint
 
     kind = find_type(type_name, "keep")
     if is_hub_name(source):

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from ..edge.console import emit, human_bytes, json_option, note
+from ..edge.console import emit, json_option, note
+from ..edge.memory_size import human_bytes
 from .quantize import TYPES, find_type
 
 A_FILE = click.Path(dir_okay=False, path_type=Path)

@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from ..edge.console import emit, human_bytes, json_option, note
+from ..edge.console import emit, json_option, note
+from ..edge.memory_size import human_bytes
 
 A_PATH = click.Path(path_type=Path)
 

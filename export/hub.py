@@ -9,7 +9,6 @@ from typing import Final
 
 from ..edge.errors import InputError
 from ..edge.hub import hub_files
-from ..edge.hub import is_hub_name as is_hub_name
 
 _WANTED: Final = (
     "config.json",

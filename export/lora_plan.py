@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..edge.base_info import BaseInfo
-from ..edge.gguf_file import GgmlType
+from ..edge.ggml_type import GgmlType
 from .encode import F16_MAX, decode_rows, encode_rows
 from .families import FAMILIES, Family, interleave_rows
 from .gguf_writer import Chunk, NewTensor

@@ -19,9 +19,11 @@ import numpy as np
 from ..edge.activated import activation_start
 from ..edge.adapter import AdapterInfo, check_adapter
 from ..edge.base_info import BaseInfo
-from ..edge.engine import Adapter, Context, Model
+from ..edge.engine import Context
 from ..edge.errors import InputError
-from ..edge.gguf_file import GgmlType, GgufFile
+from ..edge.ggml_type import GgmlType
+from ..edge.gguf_file import GgufFile
+from ..edge.model import Adapter, Model
 from .reference import Reference
 from .verify_difference import Difference, Logits
 from .verify_onnx import OnnxResult, OnnxSide, failures_of

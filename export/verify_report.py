@@ -9,9 +9,8 @@ from ..edge.errors import InputError
 from ..edge.files import sha256_file, write_json
 from ..edge.onnx_folder import ONNX_FILE
 from ..edge.onnx_pack import ONNX_FOLDER, adapter_file
-from ..edge.pack import Pack
+from ..edge.pack import Pack, find_adapter
 from ..edge.pack_write import add_files
-from ..edge.shelf import find_adapter
 from .verify import Report
 from .verify_difference import Difference
 from .verify_onnx import OnnxResult

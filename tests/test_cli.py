@@ -56,7 +56,8 @@ def test_a_missing_extra_names_its_installation():
         "        if name.partition('.')[0] == 'rouge_score':\n"
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Hide())\n"
-        "from slm_edge.edge.cli import missing_extra, main\n"
+        "from slm_edge.edge.cli import main\n"
+        "from slm_edge.edge.lazy import Entry\n"
         "import click, slm_edge.edge.cli as c\n"
         "@click.command()\n"
         "def bench():\n"
@@ -65,7 +66,7 @@ def test_a_missing_extra_names_its_installation():
         "import slm_edge.edge; slm_edge.edge.fake = None\n"
         "import types; m = types.ModuleType('slm_edge.edge.fake'); m.bench = bench\n"
         "sys.modules['slm_edge.edge.fake'] = m\n"
-        "c.cli.entries['bench'] = c.Entry('edge.fake:bench', 'x', 'bench')\n"
+        "c.cli.entries['bench'] = Entry('edge.fake:bench', 'x', 'bench')\n"
         "sys.argv = ['slm-edge', 'bench']; main()\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

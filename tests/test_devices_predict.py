@@ -213,8 +213,9 @@ def test_the_probes_model_is_one(tmp_path):
     """llama.cpp loads and computes it, and its table says what it weighs."""
     from slm_edge.devices.probe import isa_class, this_device
     from slm_edge.devices.probe_kernels import PROBED_TYPES, write_model
-    from slm_edge.edge.engine import Context, Model
+    from slm_edge.edge.engine import Context
     from slm_edge.edge.gguf_file import GgufFile
+    from slm_edge.edge.model import Model
 
     for label in PROBED_TYPES:
         path = tmp_path / f"{label}.gguf"

@@ -9,12 +9,13 @@ from slm_edge.benchmarks.random_base import make_base
 from slm_edge.edge.base_info import BaseInfo
 from slm_edge.edge.card import TaskCard
 from slm_edge.edge.drafting import MOST_AT_ONCE
-from slm_edge.edge.engine import Context, Model
+from slm_edge.edge.engine import Context
 from slm_edge.edge.errors import EngineError
 from slm_edge.edge.exactness import TILE_ROWS, Exactness, tiled_products
 from slm_edge.edge.ggml_type import GgmlType
 from slm_edge.edge.gguf_file import GgufFile
-from slm_edge.edge.memory_plan import cpu_features
+from slm_edge.edge.kernels import cpu_features
+from slm_edge.edge.model import Model
 from slm_edge.edge.ngrams import LEAST_TOKENS, Ngrams
 from slm_edge.edge.pack import Pack
 from slm_edge.edge.session import Session

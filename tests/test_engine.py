@@ -4,9 +4,10 @@ import gguf
 import numpy as np
 import pytest
 from build_gguf import tiny_adapter, tiny_base, write_gguf
-from slm_edge.edge.engine import Context, Model
+from slm_edge.edge.engine import Context
 from slm_edge.edge.errors import DoesNotFitError, EngineError, InputError
 from slm_edge.edge.gguf_file import GgufFile
+from slm_edge.edge.model import Model
 from slm_edge.edge.sampling import Sampler, Sampling
 
 EXACT = {"threads": 1, "kv_type": "f32", "flash_attention": "off", "n_ctx_tokens": 256}

@@ -15,7 +15,8 @@ from build_peft import pair, written_adapter
 from gguf.quants import dequantize
 from slm_edge.edge.base_info import BaseInfo
 from slm_edge.edge.errors import InputError, SlmEdgeError
-from slm_edge.edge.gguf_file import GgmlType, GgufFile, ValueType
+from slm_edge.edge.ggml_type import GgmlType
+from slm_edge.edge.gguf_file import GgufFile, ValueType
 from slm_edge.export.encode import quantize_q8_0
 from slm_edge.export.lora import export_lora
 from slm_edge.export.scaling import Scaling, file_scaling
@@ -118,8 +119,8 @@ def test_a_local_path_of_the_base_is_not_written(tmp_path, base):
 
 
 def test_alora_tokens_are_read_by_llama_cpp(tmp_path, base):
-    from slm_edge.edge.engine import Model
     from slm_edge.edge.llama import lib
+    from slm_edge.edge.model import Model
 
     folder = written_adapter(tmp_path / "peft", pair(Q0, 64, 64), alora_invocation_tokens=[9, 200, 9])
     export_lora(folder, base, tmp_path / "a.gguf", task="math")

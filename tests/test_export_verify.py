@@ -17,7 +17,8 @@ from slm_edge.export.gguf_writer import NewTensor, float32, keys_of, text, write
 from slm_edge.export.lora import export_lora
 from slm_edge.export.quantize import TYPES
 from slm_edge.export.reference import Reference
-from slm_edge.export.verify import Difference, verify
+from slm_edge.export.verify import verify
+from slm_edge.export.verify_difference import Difference
 from slm_edge.export.verify_prompts import BUILT_IN, Prompt, read_prompts
 
 SHORT = (Prompt("How many are left?"), Prompt("Grüße 🙂", "You are brief."))

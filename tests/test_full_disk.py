@@ -12,9 +12,10 @@ from build_gguf import tiny_adapter, tiny_base
 from build_hub import serving
 from build_peft import pair, written_adapter
 from slm_edge.edge.aside import SUFFIX
+from slm_edge.edge.cache import base_cache_path
 from slm_edge.edge.card import TaskCard
 from slm_edge.edge.errors import DoesNotFitError
-from slm_edge.edge.files import base_cache_path, write_json
+from slm_edge.edge.files import write_json
 from slm_edge.edge.pack_write import NewAdapter, build_pack
 from slm_edge.edge.session import Session
 

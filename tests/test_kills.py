@@ -21,7 +21,7 @@ from build_peft import pair, written_adapter
 from slm_edge.edge.adapter import check_adapter
 from slm_edge.edge.aside import SUFFIX
 from slm_edge.edge.base_info import BaseInfo
-from slm_edge.edge.files import base_cache_path
+from slm_edge.edge.cache import base_cache_path
 from slm_edge.edge.onnx_folder import OnnxBase
 from slm_edge.edge.pack import Pack, verify_folder
 from slm_edge.edge.pack_write import NewAdapter, build_pack

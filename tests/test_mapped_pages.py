@@ -10,9 +10,10 @@ import pytest
 from slm_edge.benchmarks.random_base import make_shape
 from slm_edge.devices.shapes import find_shape
 from slm_edge.edge.base_info import BaseInfo
+from slm_edge.edge.kernels import copied_spans, cpu_features, repacked_tensors
 from slm_edge.edge.mapped_pages import CAN_LET_GO, let_go
 from slm_edge.edge.memory_choice import fit, maps_well, plan_session
-from slm_edge.edge.memory_plan import copied_spans, cpu_features, plan_memory, repacked_tensors
+from slm_edge.edge.memory_plan import plan_memory
 from slm_edge.edge.session import Session
 
 pytestmark = [
@@ -30,7 +31,8 @@ def base(tmp_path_factory):
 CHILD = """
 import json, re, sys
 from pathlib import Path
-from slm_edge.edge.engine import Context, Model
+from slm_edge.edge.engine import Context
+from slm_edge.edge.model import Model
 path, spans = json.loads(sys.argv[1])
 with Model.load(path, copied=spans) as model:
     status = Path("/proc/self/status").read_text()

@@ -14,13 +14,15 @@ from slm_edge.benchmarks.random_base import make_shape
 from slm_edge.devices.shapes import find_shape
 from slm_edge.devices.table_view import table_of
 from slm_edge.edge.base_info import BaseInfo
-from slm_edge.edge.engine import Context, Model
+from slm_edge.edge.engine import Context
 from slm_edge.edge.errors import DoesNotFitError, InputError
+from slm_edge.edge.kernels import cpu_features, repacked_tensors
 from slm_edge.edge.llama import quiet_logs
 from slm_edge.edge.memory import memory_limit_bytes
 from slm_edge.edge.memory_choice import fit, plan_session
-from slm_edge.edge.memory_plan import MIB, ContextSize, cpu_features, plan_memory, repacked_tensors
+from slm_edge.edge.memory_plan import MIB, ContextSize, plan_memory
 from slm_edge.edge.memory_size import parse_bytes
+from slm_edge.edge.model import Model
 from slm_edge.edge.pack_write import NewAdapter, build_pack
 from slm_edge.edge.session import Session
 

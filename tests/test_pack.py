@@ -8,9 +8,10 @@ import sys
 
 import pytest
 from build_gguf import tiny_adapter, tiny_base
+from slm_edge.edge.cache import base_cache_path
 from slm_edge.edge.card import TaskCard
 from slm_edge.edge.errors import DamagedError, DoesNotFitError, InputError, SlmEdgeError, UnsupportedError
-from slm_edge.edge.files import base_cache_path, sha256_file
+from slm_edge.edge.files import sha256_file
 from slm_edge.edge.pack import Pack, starter_folder, verify_folder
 from slm_edge.edge.pack_file import render
 from slm_edge.edge.pack_router import open_router, put_router, starter_router

@@ -8,9 +8,9 @@ import zipfile
 
 import pytest
 from build_hub import serving
+from slm_edge.edge.cache import base_cache_path
 from slm_edge.edge.errors import DamagedError, EngineError, InputError
-from slm_edge.edge.files import base_cache_path
-from slm_edge.edge.pack import BaseRef
+from slm_edge.edge.pack_file import BaseRef
 from slm_edge.edge.pull import pull_base
 
 DATA = bytes(range(256)) * 8192  # 2 MiB
@@ -173,7 +173,7 @@ def test_the_next_source_is_tried(hub, only_these_wheels):
 def test_two_pulls_at_once_fetch_once(hub):
     code = (
         "import sys\n"
-        "from slm_edge.edge.pack import BaseRef\n"
+        "from slm_edge.edge.pack_file import BaseRef\n"
         "from slm_edge.edge.pull import pull_base\n"
         "url, sha, size = sys.argv[1:]\n"
         "print(pull_base(BaseRef(file_name='t', sha256=sha, size_bytes=int(size), fingerprint='f', "

@@ -14,8 +14,9 @@ from slm_edge.edge.pack import Pack
 from slm_edge.edge.pack_router import open_router, starter_router
 from slm_edge.edge.router import STAY_ODDS, Router
 from slm_edge.edge.router_examples import with_examples, without
-from slm_edge.edge.router_features import N_SLOTS, NAMES, read_prompt
+from slm_edge.edge.router_features import NAMES, read_prompt
 from slm_edge.edge.router_file import read_router, write_router
+from slm_edge.edge.router_hash import N_SLOTS
 
 MATH = "A box has 12 eggs. Tom uses 5 of them for a cake. How many eggs are left?"
 CODE = "Write a Python function that returns the longest word of a sentence."

@@ -6,7 +6,8 @@ from build_gguf import adapter_parts, tiny_adapter, tiny_base, write_gguf
 from gguf import GGUFValueType
 from slm_edge.edge.card import TaskCard
 from slm_edge.edge.errors import DamagedError, DoesNotFitError, EngineError, InputError
-from slm_edge.edge.prefix import CHUNK_TOKENS, AdapterState, KvRecord, Section, chunk_ends, chunks_of
+from slm_edge.edge.options import CHUNK_TOKENS
+from slm_edge.edge.prefix import AdapterState, KvRecord, Section, chunk_ends, chunks_of
 from slm_edge.edge.session import Session
 
 LONG = "the world and the rest of it, again and again. " * 8
@@ -153,7 +154,7 @@ def test_unknown_adapters_are_answered_with_those_that_are(base, two):
 
 def test_an_adapter_that_does_nothing_or_too_much_is_refused(base, tmp_path):
     from slm_edge.edge.canary import Canary
-    from slm_edge.edge.engine import Model
+    from slm_edge.edge.model import Model
 
     nothing = tiny_adapter(tmp_path / "nothing.gguf", base, size=0.0)
     too_much = tiny_adapter(tmp_path / "much.gguf", base, size=2e4)

@@ -4,8 +4,8 @@ import pytest
 from build_gguf import tiny_adapter, tiny_base
 from slm_edge.edge.card import TaskCard
 from slm_edge.edge.errors import DamagedError, DoesNotFitError, InputError
+from slm_edge.edge.options import MOST_LOADED
 from slm_edge.edge.session import Session
-from slm_edge.edge.shelf import MOST_LOADED
 
 PROMPT = "the world and the rest of it"
 

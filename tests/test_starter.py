@@ -7,7 +7,7 @@ import sys
 import pytest
 from slm_edge.edge.adapter import check_adapter
 from slm_edge.edge.base_info import BaseInfo
-from slm_edge.edge.files import base_cache_path
+from slm_edge.edge.cache import base_cache_path
 from slm_edge.edge.pack import Pack
 
 

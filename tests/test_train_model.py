@@ -9,8 +9,9 @@ import torch
 from build_gguf import tiny_base
 from build_hf import LLAMA3_SCALING, edit_config, tiny_checkpoint
 from peft import LoraConfig, PeftModel, get_peft_model
-from slm_edge.edge.engine import Context, Model
+from slm_edge.edge.engine import Context
 from slm_edge.edge.errors import UnsupportedError
+from slm_edge.edge.model import Model
 from slm_edge.export.base import Options, export_base
 from slm_edge.export.quantize import TYPES
 from slm_edge.train import attention

@@ -13,12 +13,14 @@ import pytest
 from build_gguf import tiny_adapter, tiny_base
 from slm_edge.benchmarks.random_base import make_base
 from slm_edge.edge.base_info import BaseInfo
-from slm_edge.edge.engine import Context, Model
+from slm_edge.edge.engine import Context
 from slm_edge.edge.errors import DoesNotFitError
 from slm_edge.edge.ggml_type import GgmlType
+from slm_edge.edge.kernels import cpu_features, faster_as_stored
 from slm_edge.edge.mapped_pages import CAN_LET_GO
 from slm_edge.edge.memory_choice import fit, layouts, plan_session
-from slm_edge.edge.memory_plan import cpu_features, faster_as_stored, plan_memory
+from slm_edge.edge.memory_plan import plan_memory
+from slm_edge.edge.model import Model
 from slm_edge.edge.own_memory import counted_twice_bytes
 from slm_edge.edge.sampling import Sampler, Sampling
 from slm_edge.edge.session import Session

@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from ..edge.commands_options import data_option
-from ..edge.console import emit, human_bytes, json_option, note
+from ..edge.console import emit, json_option, note
 from ..edge.errors import InputError
+from ..edge.memory_size import human_bytes
 
 PATH = click.Path(path_type=Path)
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..edge.console import Advance, human_bytes, note, progress
+from ..edge.console import Advance, note, progress
 from ..edge.errors import DoesNotFitError
+from ..edge.memory_size import human_bytes
 from . import checkpoint
 from .alora import activated
 from .batches import Packed, pack, split_by_tokens, steps

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..edge.console import human_bytes, note
+from ..edge.console import note
 from ..edge.errors import EngineError, InputError
+from ..edge.memory_size import human_bytes
 from .memory_shapes import SHAPES, TYPES, write_shape
 from .recipe import Weights
 

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..edge.calibration import best_temperature, expected_calibration_error
-from ..edge.router_features import N_SLOTS, NAMES, read_prompt
+from ..edge.router_features import NAMES, read_prompt
 from ..edge.router_file import Background, RouterModel
+from ..edge.router_hash import N_SLOTS
 from .router_prompts import TASKS, Prompt
 
 # Inverse strength of the L2 penalty; from 1.5 to 15 the sets that judge the router differ by less than a point.

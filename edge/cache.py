@@ -1,0 +1,27 @@
+"""Where slm-edge keeps what it fetched or measured once, and the locks that its processes share.
+
+bases/SHA256.gguf   base models (`pull.py`)
+devices/            what was measured on this device (devices/)
+locks/              held while a pack is changed (`pack_write.py`)
+"""
+
+import os
+import sys
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """The user's cache for slm-edge: `$SLM_EDGE_CACHE`, else the platform's usual place. Not created here."""
+    own = os.environ.get("SLM_EDGE_CACHE")
+    if own:
+        return Path(own).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "slm-edge"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "slm-edge"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slm-edge"
+
+
+def base_cache_path(sha256: str) -> Path:
+    """Where the cache keeps the base model with this sha256; every pack that names it shares the file."""
+    return cache_folder() / "bases" / f"{sha256}.gguf"

@@ -1,0 +1,65 @@
+"""What can be set of a session, with the defaults and limits that more than one topic needs."""
+
+import os
+from collections.abc import Sequence
+from typing import Final, Literal, TypedDict
+
+KvType = Literal["f16", "f32", "q8_0"]
+FlashAttention = Literal["auto", "on", "off"]
+# Whether guessed tokens are computed along with the next one, see `drafting.py`.
+Speculate = Literal["off", "exact", "fast"]
+# How an adapter is taken up in the middle of a conversation, see `activated.swap_of`.
+Swap = Literal["recompute", "activated"]
+
+# Tokens computed at once, at a prompt's beginning and later. Small enough to keep most of a shared prefix, and to
+# answer Ctrl-C soon on a slow board; with 256 a long prompt is 2 to 6 % faster than with 128, as fast as at once.
+CHUNK_TOKENS: Final = 128
+BATCH_TOKENS: Final = 2 * CHUNK_TOKENS
+# A swap costs the more the more adapters are loaded, used or not, and so does each context's memory; beyond this many,
+# loading one again is cheaper than keeping it (benchmarks/swap_cost.py).
+MOST_LOADED: Final = 8
+# Answers at once where nothing else is said
+DEFAULT_PARALLEL: Final = 8
+# What computed prefixes may hold in memory, and in a folder
+DEFAULT_BUDGET_BYTES: Final = 64 << 20
+DEFAULT_DISK_BYTES: Final = 512 << 20
+
+
+class EngineOptions(TypedDict, total=False):
+    """How a session sets up llama.cpp.
+
+    n_ctx_tokens: longest prompt and answer together; by default 2,048, or what the base was trained for if less.
+    threads, threads_batch: for single tokens, and for prompts and batches; as in `engine.Context`.
+    ram_bytes: the most memory that the session may take; what is left out below is then chosen to fit, or refused with
+        the numbers. By default a limit of the process (control group, rlimit) is kept to.
+    mmap, repack: as in `model.Model.load`; by default the weights are repacked where that is faster, and mapped where
+        memory has room for the whole file beside (`memory_choice.maps_well`).
+    both_layouts: prompts are computed over the weights as they are stored, tokens over repacked ones (`two_layouts.py`,
+        Linux); by default where that is faster and takes no more than half of the machine's memory.
+    kv_type, flash_attention, n_batch_tokens: as in `engine.Context`; "f16" by default, and batches of one chunk.
+    prefix_budget_bytes: what computed prefixes may hold in memory, 64 MiB by default; used by swaps alone.
+    prefix_cache, prefix_cache_bytes: a folder where system prefixes last from one process to the next, and what it
+        may hold, 512 MiB by default.
+    adapter_budget_bytes, pinned: as in `shelf.Shelf`.
+    speculate: guess tokens from the prompt and compute them along with the next one: "off", "exact" or "fast" for all
+        answers, see `drafting.py`; None: as each task card says.
+    n_parallel: requests of `Session.submit` computed at once at most, 8 by default.
+    """
+
+    n_ctx_tokens: int | None
+    threads: int | None
+    threads_batch: int | None
+    ram_bytes: int | None
+    mmap: bool | None
+    repack: bool | None
+    both_layouts: bool | None
+    kv_type: KvType | None
+    n_batch_tokens: int | None
+    flash_attention: FlashAttention
+    prefix_budget_bytes: int
+    prefix_cache: str | os.PathLike[str] | None
+    prefix_cache_bytes: int
+    adapter_budget_bytes: int | None
+    pinned: Sequence[str]
+    speculate: Speculate | None
+    n_parallel: int
