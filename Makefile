@@ -27,7 +27,7 @@ test: setup-dev
 
 # optimum-onnx pins transformers below what the rest may take, so it never shares an environment with it.
 test-optimum: .venv-optimum/.ready
-	.venv-optimum/bin/python -m pytest tests/test_onnx_optimum.py
+	.venv-optimum/bin/python -m pytest tests/export/onnx/test_onnx_optimum.py
 
 .venv-optimum/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-optimum

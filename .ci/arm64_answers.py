@@ -16,11 +16,11 @@ from typing import Any
 
 import click
 import numpy as np
-from slm_edge.devices.measure import adapter_set
-from slm_edge.edge.commands_demo import EXAMPLES
-from slm_edge.edge.kernels import cpu_features
+from slm_edge.devices.profile.measure import adapter_set
+from slm_edge.edge.cli.demo import EXAMPLES
+from slm_edge.edge.llama.kernels import cpu_features
 from slm_edge.edge.options import CHUNK_TOKENS
-from slm_edge.edge.session import Session
+from slm_edge.edge.session.session import Session
 
 N_KEPT = 5
 

@@ -1,5 +1,5 @@
 """`python -m slm_edge.edge` is `slm-edge`."""
 
-from .cli import main
+from .cli.main import main
 
 main()

@@ -16,7 +16,7 @@ Swap = Literal["recompute", "activated"]
 CHUNK_TOKENS: Final = 128
 BATCH_TOKENS: Final = 2 * CHUNK_TOKENS
 # A swap costs the more the more adapters are loaded, used or not, and so does each context's memory; beyond this many,
-# loading one again is cheaper than keeping it (benchmarks/swap_cost.py).
+# loading one again is cheaper than keeping it (benchmarks/proofs/swap_cost.py).
 MOST_LOADED: Final = 8
 # Answers at once where nothing else is said
 DEFAULT_PARALLEL: Final = 8

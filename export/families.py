@@ -2,7 +2,8 @@
 
     FAMILIES["LlamaForCausalLM"].gguf_name("model.layers.3.self_attn.q_proj")     # "blk.3.attn_q"
 
-To add a family whose layers have the usual names: one row in `FAMILIES`, one row in tests/test_export_base.py.
+To add a family whose layers have the usual names: one row in `FAMILIES`, one in
+tests/export/base/test_export_base.py.
 """
 
 import re

@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 
 if TYPE_CHECKING:
-    from slm_edge.edge.pack import Pack
+    from slm_edge.edge.pack.pack import Pack
 
 CHATML = (
     "{% for message in messages %}"
@@ -156,7 +156,7 @@ def adapter_parts(
     reader = gguf.GGUFReader(base)
     arch = reader.fields["general.architecture"].contents()
     if fingerprint is DEFAULT:
-        from slm_edge.edge.base_info import BaseInfo
+        from slm_edge.edge.gguf.base import BaseInfo
 
         fingerprint = BaseInfo.open(base).fingerprint
     kind = gguf.GGUFValueType
@@ -244,7 +244,7 @@ def write_gguf(
 
 def task_pack(folder: Path, **seeds: int) -> "Pack":
     """A pack of a tiny base with an adapter for each task named, made from its seed."""
-    from slm_edge.edge.pack_write import NewAdapter, build_pack
+    from slm_edge.edge.pack.write import NewAdapter, build_pack
 
     base = tiny_base(folder / "tiny.gguf")
     new = [
@@ -256,7 +256,7 @@ def task_pack(folder: Path, **seeds: int) -> "Pack":
 
 def tiny_pack(folder: Path) -> Path:
     """A pack of a tiny base with a long context and the adapters math (the default) and code."""
-    from slm_edge.edge.pack_write import NewAdapter, build_pack
+    from slm_edge.edge.pack.write import NewAdapter, build_pack
 
     base = tiny_base(folder / "base.gguf", n_ctx_train_tokens=32768)
     adapters = [

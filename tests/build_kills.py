@@ -1,6 +1,6 @@
 """Runs a command line of ours again and again and ends it by SIGKILL at random moments, as a power cut does.
 
-with Killer("slm_edge.export.lora") as killer:          # modules that the command needs, imported once
+with Killer("slm_edge.export.lora.lora") as killer:          # modules that the command needs, imported once
     for _ in killer.kills(200, rng, "export", "lora", …, "-o", out, folder=out.parent):
         …                                               # what is there now must be whole, or not there
     assert killer.run("export", "lora", …, "-o", out) == 0, killer.said()
@@ -17,7 +17,7 @@ from pathlib import Path
 # start. It kills its own child, which stays a zombie until it is waited for: no other process is ever hit.
 _PARENT = """
 import importlib, json, os, signal, sys, time
-from slm_edge.edge.cli import main
+from slm_edge.edge.cli.main import main
 for name in sys.argv[2:]:
     importlib.import_module(name)
 out = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT | os.O_APPEND)

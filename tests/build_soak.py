@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 from build_gguf import tiny_adapter, tiny_base
-from slm_edge.edge.session import Session
+from slm_edge.edge.session.session import Session
 
 LONG = "the world and the rest of it, again and again. " * 5
 KEPT_BYTES = 200_000

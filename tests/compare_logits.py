@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from slm_edge.edge.engine import Context
-from slm_edge.edge.model import Model
+from slm_edge.edge.llama.context import Context
+from slm_edge.edge.llama.model import Model
 
 
 def hf_logits(folder: Path, ids: list[int]) -> np.ndarray:

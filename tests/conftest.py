@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from slm_edge.edge.cache import base_cache_path
-from slm_edge.edge.cli import main
+from slm_edge.edge.cli.main import main
+from slm_edge.edge.files.cache import base_cache_path
 
 ROOT = Path(__file__).parent.parent
 # A shell that runs us in the background has Ctrl-C ignored, and children would inherit that.

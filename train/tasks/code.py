@@ -3,9 +3,9 @@
 MBPP's own split: task 1-10 prompts, 11-510 test, 511-600 validation, 601-974 train. Only 511-974 are trained on.
 """
 
-from ...edge.prompts import mbpp_messages, user_message
-from ..examples import Pair, Row
-from ..task import Skip, Task
+from ...edge.datasets.prompts import mbpp_messages, user_message
+from ..data.examples import Pair, Row
+from ..data.task import Skip, Task
 
 MBPP_TRAINABLE = range(511, 975)
 

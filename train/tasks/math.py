@@ -6,11 +6,11 @@ A completion keeps GSM8K's last line, `#### N`; its calculator marks `<<48/2=24>
 import re
 from collections.abc import Iterator
 
-from ...edge.prompts import gsm8k_messages
-from ..arithmetic_drills import arithmetic_drills
-from ..easy_problems import easy_problems
-from ..examples import Pair, Row
-from ..task import Skip, Task
+from ...edge.datasets.prompts import gsm8k_messages
+from ..data.arithmetic_drills import arithmetic_drills
+from ..data.easy_problems import easy_problems
+from ..data.examples import Pair, Row
+from ..data.task import Skip, Task
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 

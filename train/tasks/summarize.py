@@ -1,11 +1,11 @@
 """Answers from a passage and summaries: databricks-dolly-15k, closed_qa and summarization (CC BY-SA 3.0).
 
-Rows that `edge.prompts.dolly_held_out` keeps for scoring are never trained on.
+Rows that `edge.datasets.prompts.dolly_held_out` keeps for scoring are never trained on.
 """
 
-from ...edge.prompts import dolly_held_out, dolly_messages
-from ..examples import Pair, Row
-from ..task import Skip, Task
+from ...edge.datasets.prompts import dolly_held_out, dolly_messages
+from ..data.examples import Pair, Row
+from ..data.task import Skip, Task
 
 CATEGORIES = ("closed_qa", "summarization")
 

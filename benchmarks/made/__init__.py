@@ -1,0 +1,1 @@
+"""Random bases and adapters of a given shape, for proofs."""

@@ -1,0 +1,1 @@
+"""Bounds that are measured, each by one command."""

@@ -1,0 +1,203 @@
+"""The inside of the sandbox, run in a fresh interpreter by `code_sandbox`; it imports nothing else of slm_edge.
+
+Three processes. This one enters new namespaces and waits. Its child, the judge, builds a root of its own, becomes
+nobody, forks the worker and then confines itself as the worker does. The worker runs the program and answers calls.
+The judge reads the job only after the fork, so that no test is in the worker's memory; it runs the tests with
+stand-ins for the program's functions and compares what comes back itself.
+"""
+
+import ast
+import builtins
+import contextlib
+import json
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .confine import become_nobody, confine, die_with_parent, enter_namespaces, libc, private_root
+from .wire import receive, restore, send
+from .worker import serve
+
+# Without these nothing is run, unless the job says so
+REQUIRED = ("rlimits", "network", "files", "processes", "syscalls")
+# Imported by many tests; the judge must have them before it is confined
+_PRELOADED = ("math", "random", "copy", "string", "collections", "datetime", "decimal", "fractions", "re")
+
+
+class Failed(Exception):
+    """The program failed; the message says how."""
+
+
+def tested_names(tests: Sequence[str]) -> list[str]:
+    """The names in `tests` that the program must define: what is neither built in nor made by the tests.
+
+    Where a test names nothing but builtins (a task may ask for a function called `sum`), the builtins that it calls.
+    """
+    nodes = [node for test in tests for node in ast.walk(ast.parse(test))]
+    loads = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    made = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    made |= {alias.asname or alias.name.partition(".")[0] for node in nodes for alias in _aliases(node)}
+    made |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    made |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    free = {name for name in loads - made if not hasattr(builtins, name)}
+    if free:
+        return sorted(free)
+    return sorted({node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)})
+
+
+def _aliases(node: ast.AST) -> list[ast.alias]:
+    return node.names if isinstance(node, ast.Import | ast.ImportFrom) else []
+
+
+class _Worker:
+    """The judge's end of the worker."""
+
+    def __init__(self, commands: int, answers: int, pid: int) -> None:
+        self._commands, self._answers, self._pid = commands, answers, pid
+
+    def ask(self, *message: Any) -> tuple[Any, ...]:
+        try:
+            send(self._commands, *message)
+            answer = receive(self._answers, trusted=False)
+        except (EOFError, BrokenPipeError):
+            raise Failed(self._how_it_ended()) from None
+        except Failed:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a forged frame leads to
+            raise Failed(f"test: {type(error).__name__}: {error}") from None
+        if answer[0] == "failed" and len(answer) == 2:
+            raise Failed(str(answer[1]))
+        return answer
+
+    def _how_it_ended(self) -> str:
+        _, status = os.waitpid(self._pid, 0)
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            limit = number in (signal.SIGXCPU, signal.SIGKILL)
+            return "time: CPU limit" if limit else f"killed by signal {number}"
+        return "ended before its tests were done"
+
+    def call(self, name: str) -> Callable[..., Any]:
+        """A stand-in for the program's function `name`."""
+
+        def stand_in(*args: Any, **kwargs: Any) -> Any:
+            answer = self.ask("call", name, args, kwargs)
+            if answer[0] == "error" and len(answer) == 3:
+                raise Failed(f"test: {answer[1]}: {answer[2]}")
+            if len(answer) != 2:
+                raise Failed("test: not an answer")
+            return restore(*answer)
+
+        return stand_in
+
+
+def _judge(worker: _Worker, job: dict[str, Any]) -> None:
+    """Returns when every test holds; raises whatever goes wrong."""
+    tests, given = job["tests"], job["given"]
+    if job["setup"]:
+        worker.ask("program", job["program"], [])
+        stages = [("setup", job["setup"]), *(("test", test) for test in tests)]
+        if worker.ask("inside", stages) != ("passed",):
+            raise Failed("test: not an answer")
+        return
+    names = job["names"] or tested_names(tests)
+    answer = worker.ask("program", job["program"], names)
+    defined = answer[1] if answer[0] == "ready" and len(answer) == 2 and isinstance(answer[1], list) else []
+    space: dict[str, Any] = {"__name__": "__main__"}
+    if given:
+        exec(compile(given, "<given>", "exec"), space)
+    for name in names:
+        space.pop(name, None)
+        if name in defined:
+            space[name] = worker.call(name)
+    for test in tests:
+        exec(compile(test, "<test>", "exec"), space)
+
+
+def _too_late(*_: object) -> None:
+    # The judge's end is the worker's too
+    raise Failed("time: clock limit")
+
+
+def _run_judge(result: int, held: set[str]) -> None:
+    c = libc()
+    die_with_parent(c)
+    head = json.loads(sys.argv[1])
+    limits, folder = head["limits"], head["folder"]
+    for name in _PRELOADED:
+        __import__(name)
+    holds: list[str] = [name for name in ("network", "processes") if name in held]
+    place: str | None = None
+    if "mounts" in held and private_root(c, folder, limits["disk_bytes"]):
+        holds.append("root")
+        place = "/tmp"
+    if os.geteuid() == 0 and "root" in holds:
+        become_nobody()
+    commands, answers = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _run_worker(commands[0], answers[1], limits, place, holds)
+    os.close(commands[0])
+    os.close(answers[1])
+    confine(c, limits, None, holds)
+    worker = _Worker(commands[1], answers[0], pid)
+    try:
+        answer = receive(answers[0], trusted=False)
+        layers = [str(name) for name in answer[1]]
+    except (EOFError, pickle.UnpicklingError):
+        os._exit(3)
+    os.write(result, f"layers {' '.join(layers)}\n".encode())
+    if not head["allow_unsafe"] and any(name not in layers for name in REQUIRED):
+        os._exit(2)
+    job = json.loads(sys.stdin.read())
+    if limits["run_s"] is not None:
+        signal.signal(signal.SIGALRM, _too_late)
+        signal.setitimer(signal.ITIMER_REAL, limits["run_s"])
+    try:
+        _judge(worker, job)
+        os.write(result, b"ok\n")
+    except BaseException as error:  # noqa: BLE001 - SystemExit in a test included
+        text = str(error) if isinstance(error, Failed) else f"test: {type(error).__name__}: {error}"
+        os.write(result, text[:300].replace("\n", " ").encode("utf-8", "replace"))
+        os._exit(1)
+    os._exit(0)
+
+
+def _run_worker(commands: int, answers: int, limits: dict[str, int], place: str | None, held: Sequence[str]) -> None:
+    try:
+        c = libc()
+        die_with_parent(c)
+        nothing = os.open("/dev/null", os.O_RDWR)
+        for handle in (0, 1, 2):
+            os.dup2(nothing, handle)
+        os.dup2(commands, 10)
+        os.dup2(answers, 11)
+        os.closerange(3, 10)
+        os.dup2(10, 3)
+        os.dup2(11, 4)
+        os.closerange(5, 64)
+        layers = confine(c, limits, place, held)
+        send(4, "layers", layers)
+        serve(3, 4)
+    finally:
+        os._exit(1)
+
+
+def main() -> None:
+    """Enters namespaces, runs the judge and ends as it did."""
+    c = libc() if sys.platform == "linux" else None
+    held = enter_namespaces(c) if c is not None else set()
+    result = os.dup(1)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _run_judge(result, held)
+        finally:
+            os._exit(3)
+    _, status = os.waitpid(pid, 0)
+    with contextlib.suppress(OSError):
+        os.close(result)
+    os._exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))

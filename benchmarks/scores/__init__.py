@@ -1,0 +1,1 @@
+"""The run that scores a pack: cells, answers, runner, endpoint."""

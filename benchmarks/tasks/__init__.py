@@ -1,0 +1,1 @@
+"""The test sets: prompts, and how an answer is judged."""

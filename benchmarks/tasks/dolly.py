@@ -1,0 +1,77 @@
+"""dolly held-out: closed question answering and summarisation, ROUGE-1 F1 against the one human answer.
+
+Rows of databricks-dolly-15k (CC BY-SA 3.0) that `edge.datasets.prompts.dolly_held_out` keeps from training. Google's
+rouge-score, stemmed. ROUGE rewards an answer of the reference's length; words per answer stand beside it for that.
+"""
+
+import functools
+import re
+import string
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ...edge.datasets.prompts import dolly_held_out, dolly_messages
+from .task import Item, Metric, Task, json_lines
+
+_FILES = ("dolly/closed_qa.jsonl", "dolly/summarization.jsonl")
+
+
+@functools.cache
+def _scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1"], use_stemmer=True)
+
+
+def rouge1(truth: str, answer: str) -> float:
+    """ROUGE-1 F1 with Porter stemming, 0 to 1 (C.-Y. Lin 2004; google-research/rouge)."""
+    return float(_scorer().score(truth, answer)["rouge1"].fmeasure)
+
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def token_f1(truth: str, answer: str) -> float:
+    """F1 of the words that both share, as SQuAD counts them: lower case, no punctuation, no articles (0 to 1)."""
+    ours, theirs = (_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split() for text in (answer, truth))
+    if not ours or not theirs:
+        return float(ours == theirs)
+    shared = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * shared / (len(ours) + len(theirs))
+
+
+def load(data: Path) -> list[Item]:
+    """The held-out rows of both files."""
+    items = []
+    for name in _FILES:
+        for number, row in enumerate(json_lines(data / name, "instruction", "context", "response")):
+            if dolly_held_out(row):
+                messages = dolly_messages(row["instruction"], row["context"])
+                items.append(Item(f"{Path(name).stem}-{number}", messages, {"answer": row["response"]}))
+    return items
+
+
+def score(item: Item, text: str) -> dict[str, float]:
+    """ROUGE-1 F1, token F1, and the answer's length in words."""
+    truth = item.truth["answer"]
+    return {"rouge1": rouge1(truth, text), "f1": token_f1(truth, text), "words": float(len(text.split()))}
+
+
+TASK = Task(
+    name="dolly",
+    kind="summarize",
+    title="dolly held-out",
+    files=_FILES,
+    max_tokens=160,
+    metrics=(
+        Metric("rouge1", False, "ROUGE-1"),
+        Metric("f1", False, "token F1"),
+        Metric("words", False, "words per answer"),
+    ),
+    load=load,
+    score=score,
+    protocol="closed_qa and summarization rows whose passage hashes into the held-out eighth, chat template, greedy; "
+    "ROUGE-1 F1 (rouge-score with stemmer) and SQuAD's token F1 against the human answer.",
+)

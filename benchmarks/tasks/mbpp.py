@@ -1,0 +1,47 @@
+"""MBPP test: 500 small Python functions (task_id 11 to 510), pass@1 of one greedy answer (Austin et al. 2021).
+
+The model sees the text and the first test; all three asserts must hold, in the sandbox of `code_sandbox`.
+"""
+
+from pathlib import Path
+
+from ...edge.datasets.prompts import mbpp_messages
+from ..sandbox.sandbox import run_program
+from .code_block import code_of, definitions
+from .task import Item, Metric, Task, json_lines
+
+
+def load(data: Path) -> list[Item]:
+    """The test split of `mbpp/mbpp.jsonl`."""
+    rows = json_lines(data / "mbpp" / "mbpp.jsonl", "text", "task_id", "test_list", "test_setup_code")
+    return [
+        Item(
+            f"mbpp-{row['task_id']}",
+            mbpp_messages(row["text"], row["test_list"]),
+            {"tests": row["test_list"], "setup": row["test_setup_code"]},
+        )
+        for row in rows
+        if 11 <= row["task_id"] <= 510
+    ]
+
+
+def score(item: Item, text: str) -> dict[str, float]:
+    """1 where the answer's code passes every test."""
+    verdict = run_program(definitions(code_of(text)), item.truth["tests"], setup=item.truth["setup"])
+    return {"pass@1": float(verdict.passed)}
+
+
+TASK = Task(
+    name="mbpp",
+    kind="code",
+    title="MBPP test",
+    files=("mbpp/mbpp.jsonl",),
+    max_tokens=200,
+    metrics=(Metric("pass@1", True, "pass@1", k=1), Metric("pass@10", True, "pass@10", k=10, of="pass@1")),
+    load=load,
+    score=score,
+    protocol="0-shot, chat template, text and first test shown, one greedy answer; its first ```python block (else a "
+    "bare block, else the whole), without statements that define nothing (as EvalPlus), must pass all three asserts: "
+    "standard library only, 5 s of CPU, 512 MiB, no network.",
+    runs_code=True,
+)

@@ -1,0 +1,1 @@
+"""What boards and models are: facts from the TOML files."""

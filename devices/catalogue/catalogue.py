@@ -1,0 +1,216 @@
+"""The catalogue: one TOML per device in `boards/`, each fact with its source, and the classes of cores.
+
+device = find_device("raspberry-pi-5-4gb")
+device.number("theoretical_gb_per_s")       # 17.07
+device.facts["read_gb_per_s"].source
+"""
+
+import functools
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...edge.errors import DamagedError, InputError
+from ...edge.names import did_you_mean
+
+FOLDER = Path(__file__).parent.parent
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A value and where it is from."""
+
+    value: Any
+    source: str
+
+
+@dataclass(frozen=True)
+class CoreClass:
+    """What the cores of one kind do; see classes.toml.
+
+    Attributes:
+        repacked: tensor types (lower case) that this llama.cpp lays out anew for them.
+        decode_cycles_per_weight, prefill_macs_per_cycle: by tensor type, "plain" for the rest.
+    """
+
+    name: str
+    title: str
+    core_gb_per_s: float
+    repacked: tuple[str, ...]
+    decode_cycles_per_weight: Mapping[str, float]
+    prefill_macs_per_cycle: Mapping[str, float]
+    source: str
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device of the catalogue, or the probed one.
+
+    Attributes:
+        ram_bytes: of this variant; the largest sold where the name says none.
+        like: the device whose measurements hold for this one, which has the same chip and memory.
+        facts: by name: big_cores, clock_ghz, theoretical_gb_per_s, read_gb_per_s (by threads), …
+    """
+
+    id: str
+    name: str
+    cores: CoreClass
+    ram_bytes: int
+    facts: Mapping[str, Fact]
+    also: tuple[str, ...] = ()
+    note: str | None = None
+    like: str | None = None
+
+    def number(self, fact: str, default: float | None = None) -> float:
+        """A fact as a number; `default` where it is not known.
+
+        Raises:
+            InputError: it is not known and there is no default.
+        """
+        known = self.facts.get(fact)
+        if known is None:
+            if default is None:
+                raise InputError(f"{fact} of {self.name} is not known", where=f"{self.id}.toml")
+            return default
+        return float(known.value)
+
+    @property
+    def n_cores(self) -> int:
+        """Big cores."""
+        return int(self.number("big_cores"))
+
+    @property
+    def usable_bytes(self) -> int:
+        """RAM less what the system needs."""
+        return self.ram_bytes - int(self.number("reserve_gib", 0.35) * GIB)
+
+    def read_curve(self) -> dict[int, float]:
+        """Measured sustained read rates in GB/s by number of threads; empty where nobody measured."""
+        known = self.facts.get("read_gb_per_s")
+        return {int(threads): float(rate) for threads, rate in known.value.items()} if known else {}
+
+
+@functools.cache
+def core_classes() -> dict[str, CoreClass]:
+    """The table classes.toml."""
+    data = tomllib.loads((FOLDER / "classes.toml").read_text(encoding="utf-8"))
+    return {
+        name: CoreClass(
+            name,
+            row["title"],
+            row["core_gb_per_s"],
+            tuple(row["repacked"]),
+            row["decode_cycles_per_weight"],
+            row["prefill_macs_per_cycle"],
+            row["source"],
+        )
+        for name, row in data.items()
+    }
+
+
+def read_device(path: Path) -> Device:
+    """Reads one TOML of the catalogue.
+
+    Raises:
+        DamagedError: a fact without a source, or a key missing; all faults are named.
+    """
+    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    faults = [f"{key} is missing" for key in ("name", "isa", "facts") if key not in data]
+    facts = {}
+    for name, row in data.get("facts", {}).items():
+        if not isinstance(row, dict) or "value" not in row or not row.get("source"):
+            faults.append(f"{name} has no value or no source")
+        else:
+            facts[name] = Fact(row["value"], row["source"])
+    needed = ("ram_gib", "big_cores", "clock_ghz", "theoretical_gb_per_s")
+    faults += [f"the fact {name} is missing" for name in needed if name not in facts]
+    if data.get("isa") not in core_classes():
+        faults.append(f"isa {data.get('isa')!r} is not one of {', '.join(core_classes())}")
+    if faults:
+        raise DamagedError("is no device of the catalogue", where=path, problems=faults)
+    return Device(
+        id=path.stem,
+        name=data["name"],
+        cores=core_classes()[data["isa"]],
+        ram_bytes=int(max(facts["ram_gib"].value) * GIB),
+        facts=facts,
+        also=tuple(data.get("also", ())),
+        note=data.get("note"),
+        like=data.get("like"),
+    )
+
+
+@functools.cache
+def devices() -> dict[str, Device]:
+    """Every device of the catalogue by id."""
+    return {path.stem: read_device(path) for path in sorted((FOLDER / "boards").glob("*.toml"))}
+
+
+def variants(device: Device) -> list[Device]:
+    """A device in each size of RAM that it is sold with, the smallest first."""
+    sizes = sorted(device.facts["ram_gib"].value)
+    return [with_ram(device, size) for size in sizes]
+
+
+def with_ram(device: Device, gib: float) -> Device:
+    """The variant with so much RAM."""
+    amount = f"{gib:g}gb" if gib >= 1 else f"{round(gib * 1024)}mb"
+    return replace(
+        device, id=f"{device.id}-{amount}", name=f"{device.name}, {amount.upper()}", ram_bytes=int(gib * GIB)
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9+]", "", name.lower())
+
+
+def match_device(text: str) -> Device | None:
+    """The device that a label means, RAM and remarks in it allowed: "Raspberry Pi 5 2GB"; None for none."""
+    wanted = _plain(text)
+    best: tuple[int, Device] | None = None
+    for device in devices().values():
+        for alias in (device.id, device.name, *device.also):
+            plain = _plain(alias)
+            if plain in wanted and (best is None or len(plain) > best[0]):
+                best = (len(plain), device)
+    return best[1] if best else None
+
+
+def _by_alias(name: str) -> Device | None:
+    """The device with this id or other name, as a whole: "raspberry-pi-4" is the Raspberry Pi 4B."""
+    wanted = _plain(name)
+    for device in devices().values():
+        if wanted in (_plain(alias) for alias in (device.id, device.name, *device.also)):
+            return device
+    return None
+
+
+def find_device(name: str) -> Device:
+    """A device by id, with the RAM in the id or without: "raspberry-pi-5-4gb", "raspberry-pi-5".
+
+    Raises:
+        InputError: it is not in the catalogue, or not sold with so much RAM.
+    """
+    known = devices()
+    exact = _by_alias(name)
+    if exact is not None:
+        return exact
+    found = re.fullmatch(r"(.+?)-(\d+(?:\.\d+)?)(gb|mb)", name.lower())
+    device = _by_alias(found[1]) if found else None
+    if found and device is not None:
+        gib = float(found[2]) / (1024 if found[3] == "mb" else 1)
+        sizes = device.facts["ram_gib"].value
+        if gib not in sizes:
+            raise InputError(
+                f"{device.name} is not sold with {found[2]} {found[3].upper()}",
+                hint=f"it is with {', '.join(f'{size:g}' for size in sizes)} GB",
+            )
+        return with_ram(device, gib)
+    near = did_you_mean(name.lower(), [*known, "this"])
+    raise InputError(
+        f"no device {name!r} in the catalogue", hint=f"near: {', '.join(near[:3])}. slm-edge devices list shows all"
+    )

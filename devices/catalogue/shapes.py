@@ -1,0 +1,180 @@
+"""The shape of a decoder: which matrices it has, how large, from published configurations or from a GGUF's header.
+
+shape = find_shape("llama-3.2-1b")          # devices/models.toml
+shape.matrices()[0]                         # Matrix(name="token_embd", layer=None, n_in=2048, n_out=128256)
+shape.n_params                              # 1235814400, norms included
+"""
+
+import functools
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ...edge.errors import InputError
+from ...edge.names import did_you_mean
+
+MODELS_FILE = Path(__file__).parent.parent / "models.toml"
+# What file names and tags add to a model's name without changing its shape.
+_SUFFIXES = ("instruct", "chat", "it", "gguf", "base", "preview")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One weight matrix; `layer` is None outside of the blocks."""
+
+    name: str
+    layer: int | None
+    n_in: int
+    n_out: int
+
+    @property
+    def n_weights(self) -> int:
+        return self.n_in * self.n_out
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a dense decoder.
+
+    Attributes:
+        head_dim: values of one head's key; n_embd / n_heads in most families.
+        tied: the head shares the token embedding.
+        fused: Q, K, V are one matrix, and gate and up are one (Phi-3).
+        gated: the feed-forward part has a gate.
+        n_conv_layers: layers with a short convolution in place of attention (LFM2).
+        n_ctx_train_tokens: the context it was trained for.
+        n_vectors: values in norms and biases, which are F32.
+    """
+
+    name: str
+    n_layers: int
+    n_embd: int
+    n_heads: int
+    n_kv_heads: int
+    n_ff: int
+    n_vocab: int
+    head_dim: int = 0
+    tied: bool = True
+    fused: bool = False
+    gated: bool = True
+    n_conv_layers: int = 0
+    n_ctx_train_tokens: int = 32768
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.head_dim:
+            object.__setattr__(self, "head_dim", self.n_embd // self.n_heads)
+
+    @property
+    def n_attention_layers(self) -> int:
+        return self.n_layers - self.n_conv_layers
+
+    @property
+    def n_kv_values_per_token(self) -> int:
+        """K and V values that one token leaves in the cache, all layers."""
+        return 2 * self.n_attention_layers * self.n_kv_heads * self.head_dim
+
+    @property
+    def n_vectors(self) -> int:
+        """Values in norms and biases."""
+        q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        per_layer = 2 * self.n_embd
+        per_layer += (q + 2 * kv) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
+        return self.n_layers * per_layer + self.n_embd
+
+    @property
+    def n_block_weights(self) -> int:
+        """Weights that every token of a prompt is multiplied with: all but embedding and head."""
+        return sum(matrix.n_weights for matrix in self.matrices() if matrix.layer is not None)
+
+    @property
+    def n_params(self) -> int:
+        return self.n_vectors + sum(matrix.n_weights for matrix in self.matrices())
+
+    def matrices(self) -> list[Matrix]:
+        """All matrices in the order in which llama.cpp's quantiser meets them: by layer."""
+        return list(self._matrices())
+
+    def _matrices(self) -> Iterator[Matrix]:
+        q, kv, wide = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim, self.n_embd
+        yield Matrix("token_embd", None, wide, self.n_vocab)
+        if not self.tied:
+            yield Matrix("output", None, wide, self.n_vocab)
+        # LFM2 spreads its attention layers; where they stand changes no sum here.
+        for layer in range(self.n_layers):
+            if layer < self.n_conv_layers:
+                yield Matrix("shortconv.in_proj", layer, wide, 3 * wide)
+                yield Matrix("shortconv.out_proj", layer, wide, wide)
+            elif self.fused:
+                yield Matrix("attn_qkv", layer, wide, q + 2 * kv)
+                yield Matrix("attn_output", layer, q, wide)
+            else:
+                yield Matrix("attn_q", layer, wide, q)
+                yield Matrix("attn_k", layer, wide, kv)
+                yield Matrix("attn_v", layer, wide, kv)
+                yield Matrix("attn_output", layer, q, wide)
+            if self.fused:
+                yield Matrix("ffn_up", layer, wide, 2 * self.n_ff)
+            else:
+                if self.gated:
+                    yield Matrix("ffn_gate", layer, wide, self.n_ff)
+                yield Matrix("ffn_up", layer, wide, self.n_ff)
+            yield Matrix("ffn_down", layer, self.n_ff, wide)
+
+
+def plain_name(name: str) -> str:
+    """ "Llama-3.2-1B-Instruct", "llama3.2:1b" -> "llama3.21b": what two spellings of one model have in common."""
+    words = [word for word in re.split(r"[\s_:/()\-]+", name.lower().strip()) if word]
+    while len(words) > 1 and words[-1] in _SUFFIXES:
+        words.pop()
+    return "".join(words)
+
+
+@functools.cache
+def known_shapes() -> dict[str, ModelShape]:
+    """The table of published configurations, by name."""
+    data = tomllib.loads(MODELS_FILE.read_text(encoding="utf-8"))
+    return {name: _shape(name, row) for name, row in data.items()}
+
+
+def _shape(name: str, row: dict[str, Any]) -> ModelShape:
+    names = {field.name for field in fields(ModelShape)}
+    return ModelShape(name=name, **{key: value for key, value in row.items() if key in names})
+
+
+@functools.cache
+def _by_plain_name() -> dict[str, str]:
+    data = tomllib.loads(MODELS_FILE.read_text(encoding="utf-8"))
+    found: dict[str, str] = {}
+    for name, row in data.items():
+        for alias in (name, *row.get("also", ())):
+            found[plain_name(alias)] = name
+    return found
+
+
+def match_shape(name: str) -> ModelShape | None:
+    """The shape of the model that a name or tag means, or None."""
+    found = _by_plain_name().get(plain_name(name))
+    return known_shapes()[found] if found else None
+
+
+def find_shape(name: str) -> ModelShape:
+    """As `match_shape`.
+
+    Raises:
+        InputError: it is not in the table; the nearest names are given.
+    """
+    shape = match_shape(name)
+    if shape is None:
+        near = did_you_mean(name.lower(), list(known_shapes()))
+        raise InputError(
+            f"no published configuration of {name!r} is in the table",
+            where=MODELS_FILE.name,
+            hint=f"near: {', '.join(near)}. A GGUF's header does as well: --model FILE_OR_URL.gguf",
+        )
+    return shape

@@ -1,0 +1,1 @@
+"""The commands `slm-edge devices` and `slm-edge profile`."""

@@ -1,0 +1,1 @@
+"""This machine: sensors, energy, probes of its speed."""

@@ -1,0 +1,199 @@
+"""Probes this machine in seconds: sustained read bandwidth by threads, and the rates of llama.cpp's kernels by type.
+
+found = probe()
+found.device.read_curve(), found.calibration.cycles
+"""
+
+import dataclasses
+import os
+import platform
+import re
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from ...edge.console import Advance
+from ...edge.errors import InputError
+from ...edge.files.atomic import make_folder, read_json, write_json
+from ...edge.files.cache import cache_folder
+from ...edge.system.cpu import default_threads
+from ..catalogue.catalogue import GIB, Device, Fact, core_classes
+from ..predict.predict import Calibration, Predictor
+from .probe_kernels import N_DECODE, N_PROMPT, PROBED_TYPES, KernelRates, kernel_rates
+
+PROBED: Final = "probed here"
+READ_BYTES: Final = 256 << 20
+# Steps that `probe` tells of: the memory, each kernel.
+N_STEPS: Final = 1 + len(PROBED_TYPES)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was found: the machine as a device, and its kernels' rates over those of its class."""
+
+    device: Device
+    calibration: Calibration
+    seconds: float
+
+
+def probe(advance: Advance | None = None) -> Probe:
+    """Measures this machine.
+
+    Args:
+        advance: told of each of `N_STEPS`.
+    """
+    step = advance or (lambda n=1, /, *, text=None, total=None: None)
+    start_s = time.perf_counter()
+    threads = default_threads()
+    curve = read_bandwidth(threads)
+    step(1, text="memory")
+    device = this_device(curve)
+    rates = {}
+    for label in PROBED_TYPES:
+        rates[label] = kernel_rates(label, threads)
+        step(1, text=f"{label} kernels")
+    calibration = calibration_of(device, rates, threads)
+    return Probe(device, calibration, time.perf_counter() - start_s)
+
+
+def calibration_of(device: Device, rates: Mapping[str, KernelRates], threads: int) -> Calibration:
+    """What the kernels' rates say of a device, whose memory rates are known: per type and for one and all threads.
+
+    Cycles per weight are those of one thread, fixed times of the layers taken off; what all threads together do
+    differently is the factor on decode, the median over the types. Prompts are measured with all threads.
+    """
+    bare = Predictor(device, calibration=Calibration(decode=1.0, prefill={"repack": 1.0, "plain": 1.0}))
+    hertz = device.number("clock_ghz") * 1e9
+    cycles, macs = {}, {}
+    for label, rate in rates.items():
+        work = rate.work
+        layers_s = work.n_layers * bare.constants.layer_s
+        cycles[label] = max(rate.token_one_s - layers_s, layers_s) * hertz / work.n_weights
+        kernel = bare.kernel_of(work)
+        parts = bare.prefill(work, n_prompt_tokens=N_PROMPT, threads=threads, kernel=kernel).parts
+        moved_s = parts["weights"] + parts["attention"]
+        fixed_s = parts["head"] + parts["layers"]
+        part = max(rate.prompt_s / N_PROMPT - fixed_s, fixed_s) / moved_s
+        (kind,) = work.weights_by_type
+        macs[label] = bare.macs_per_s(kind, threads, kernel) / part / threads / hertz
+    known = Calibration(decode=1.0, prefill={"repack": 1.0, "plain": 1.0}, cycles=cycles, macs_per_cycle=macs)
+    whole = Predictor(device, calibration=known)
+    scales = [
+        1 / rate.token_s / whole.decode(rate.work, threads=threads, depth_tokens=N_DECODE / 2).tokens_per_s
+        for rate in rates.values()
+    ]
+    source = f"a probe of this machine ({threads} threads)"
+    return dataclasses.replace(known, decode=float(np.median(scales)), source=source)
+
+
+def read_bandwidth(threads: int) -> dict[int, float]:
+    """GB/s of summing a buffer beyond the caches, the best of four, by number of threads (1, 2, …, `threads`)."""
+    buffer = np.ones(READ_BYTES // 8, np.int64)
+    curve = {}
+    counts = sorted({1, 2, threads} & set(range(1, threads + 1)))
+    for count in counts:
+        pieces = np.array_split(buffer, count)
+        best_s = float("inf")
+        with ThreadPoolExecutor(count) as pool:
+            for _ in range(4):
+                start_s = time.perf_counter()
+                list(pool.map(np.add.reduce, pieces))
+                best_s = min(best_s, time.perf_counter() - start_s)
+        curve[count] = round(READ_BYTES / best_s / 1e9, 2)
+    return curve
+
+
+def this_device(curve: dict[int, float] | None = None) -> Device:
+    """This machine as a device of the catalogue, without or with measured bandwidth."""
+    import psutil
+
+    n_cores = default_threads()
+    ram_bytes = min(psutil.virtual_memory().total, _memory_limit())
+    facts = {
+        "big_cores": Fact(n_cores, PROBED),
+        "clock_ghz": Fact(_clock_ghz(), "the kernel's highest frequency, else what it shows now"),
+        "ram_gib": Fact([ram_bytes / GIB], PROBED),
+        "reserve_gib": Fact(round(0.05 * ram_bytes / GIB, 2), "assumed: a twentieth of the RAM"),
+    }
+    if curve:
+        facts["read_gb_per_s"] = Fact({str(n): rate for n, rate in curve.items()}, PROBED)
+        facts["core_gb_per_s"] = Fact(max(curve.values()), PROBED)
+    return Device("this", cpu_name(), core_classes()[isa_class()], ram_bytes, facts)
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it; a board's model in front where there is one."""
+    board = _text(Path("/proc/device-tree/model")).strip("\0 \n")
+    info = _text(Path("/proc/cpuinfo"))
+    found = re.search(r"^(?:model name|Hardware|Processor)\s*:\s*(.+)$", info, re.M)
+    name = found[1].strip() if found else platform.processor() or platform.machine()
+    return board or name
+
+
+def isa_class() -> str:
+    """Which class of classes.toml this machine's cores are of."""
+    info = _text(Path("/proc/cpuinfo"))
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.M)
+    flags = set(found[1].split()) if found else set()
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        if "i8mm" in flags:
+            return "neon-i8mm"
+        return "neon-dotprod" if "asimddp" in flags or not flags else "neon"
+    return "avx512-vnni" if {"avx512_vnni", "avx512f"} <= flags else "avx2"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _clock_ghz() -> float:
+    most = _text(Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")).strip()
+    if most.isdigit():
+        return int(most) / 1e6
+    found = re.findall(r"cpu MHz\s*:\s*([\d.]+)", _text(Path("/proc/cpuinfo")))
+    return max((float(mhz) for mhz in found), default=2000.0) / 1000
+
+
+def _memory_limit() -> int:
+    text = _text(Path("/sys/fs/cgroup/memory.max")).strip()
+    return int(text) if text.isdigit() else 1 << 62
+
+
+def _path() -> Path:
+    return cache_folder() / "devices" / "probe.json"
+
+
+def save_probe(found: Probe) -> None:
+    """Keeps a probe in the cache, for commands that want `this` without waiting.
+
+    A calibration of `this` is relative to the probe before it, and goes with it.
+    """
+    make_folder(_path().parent)
+    _path().with_name("this.json").unlink(missing_ok=True)
+    facts = {name: {"value": fact.value, "source": fact.source} for name, fact in found.device.facts.items()}
+    data = {"facts": facts, "calibration": dataclasses.asdict(found.calibration), "seconds": found.seconds}
+    write_json(_path(), {**data, "machine": cpu_name(), "cores": os.cpu_count()})
+
+
+def kept_probe() -> Probe | None:
+    """The probe in the cache, if it is of this machine."""
+    if not _path().is_file():
+        return None
+    data = read_json(_path())
+    try:
+        if data["machine"] != cpu_name() or data["cores"] != os.cpu_count():
+            return None
+        facts = {name: Fact(row["value"], row["source"]) for name, row in data["facts"].items()}
+        return Probe(
+            dataclasses.replace(this_device(), facts=facts), Calibration(**data["calibration"]), data["seconds"]
+        )
+    except (KeyError, TypeError):
+        raise InputError("is no probe of this version", where=_path(), hint=f"rm {_path()}") from None

@@ -1,0 +1,330 @@
+"""Several requests answered together: those of one adapter share a batch, adapters take turns.
+
+    one = session.submit("2 + 2 = ?", adapter="math")
+    two = session.submit("3 + 3 = ?", adapter="math")
+    one.result().text, two.result().text
+
+Each step computes one token for every answer in the making; a finished one's place is taken by the next request.
+Both engines apply adapters to all sequences of a batch, so it has one choice of them. Whose turn it
+is follows arrival: the oldest request's adapter goes first with all that wait for it, and what comes for it later joins
+only while nobody waits for another. How many are computed at once changes results in their last bits, so where two
+tokens are nearly tied an answer can differ from `ask`'s.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from ..errors import DoesNotFitError, EngineError, InputError, SlmEdgeError
+from ..llama.sampling import Sampler
+from ..llama.vocab import Vocab
+from ..prefix.chunks import Section
+from .choice import Choice
+from .stream import Answer, Request, StopReason
+from .text_out import TextOut
+
+# llama.cpp rounds every sequence's part of a context up to this.
+_ROUND_TOKENS = 256
+
+
+class Rows(Protocol):
+    """Where answers are computed side by side: `llama_rows.LlamaRows`, or `onnx_rows.OnnxRows`."""
+
+    def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
+        """Computes a prompt in an empty sequence; how many of its tokens were kept from before."""
+
+    def step(self, token_ids: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> None:
+        """Computes one token for each of several sequences, which rise."""
+
+    def sample(self, sampler: Sampler, i: int) -> int:
+        """Chooses a token from the logits of the i-th of the last step; -1: from those of the last prompt."""
+
+    def release(self, sequence: int) -> None:
+        """Empties a sequence."""
+
+    def flush(self) -> None:
+        """Nobody waits for an answer."""
+
+    def close(self) -> None:
+        """Frees everything. Calling it twice does nothing."""
+
+
+RowsT = TypeVar("RowsT", bound=Rows)
+
+
+class Pending:
+    """A request that was handed in. Its answer is made by `result`, of this or of any other request."""
+
+    def __init__(
+        self, batcher: "Batcher[Any]", request: Request, choice: Choice, on_text: Callable[[str], object] | None
+    ) -> None:
+        self.request = request
+        self.choice = choice
+        self.on_text = on_text
+        self.answer: Answer | None = None
+        self.error: BaseException | None = None
+        self._batcher = batcher
+
+    @property
+    def done(self) -> bool:
+        """Whether it is answered, or failed."""
+        return self.answer is not None or self.error is not None
+
+    def result(self) -> Answer:
+        """The answer, made now together with what else waits.
+
+        Raises:
+            SlmEdgeError: what this request failed on.
+        """
+        while not self.done:
+            self._batcher.advance()
+        if self.error is not None:
+            raise self.error
+        assert self.answer is not None
+        return self.answer
+
+    def cancel(self) -> None:
+        """Gives it up, whether it waits or is being made."""
+        self._batcher.cancel(self)
+
+
+@dataclass
+class _Slot:
+    """One answer in the making, in one sequence of the context."""
+
+    pending: Pending
+    sequence: int
+    out: TextOut
+    sampler: Sampler
+    started_s: float
+    n_kept_tokens: int = 0
+    prefill_s: float = 0.0
+    first_s: float = 0.0
+    text: list[str] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    reason: StopReason | None = None
+
+    @property
+    def position(self) -> int:
+        """Where the last chosen token goes."""
+        return len(self.pending.request.prompt) + len(self.ids) - 1
+
+
+class Batcher(Generic[RowsT]):
+    """Makes answers in rows of its own, sized by what waits and kept for what comes.
+
+    Args:
+        new_rows: makes so many sequences of so many tokens each; DoesNotFitError: there is no memory.
+        n_parallel: answers computed at once at most; memory grows with it by one KV cache each.
+
+    Attributes:
+        rows: what there is at the moment.
+    """
+
+    def __init__(self, new_rows: Callable[[int, int], RowsT], vocab: Vocab, *, n_parallel: int) -> None:
+        if n_parallel < 1:
+            raise InputError(f"n_parallel is {n_parallel}; at least 1 is possible")
+        self.n_parallel = n_parallel
+        self._new_rows = new_rows
+        self._vocab = vocab
+        self.rows: RowsT | None = None
+        self._size = (0, 0)
+        self._waiting: list[Pending] = []
+        self._turn: list[Pending] = []
+        self._free: list[int] = []
+        self._active: dict[int, _Slot] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether answers are being made."""
+        return bool(self._active)
+
+    def submit(self, request: Request, choice: Choice, on_text: Callable[[str], object] | None = None) -> Pending:
+        """Hands a request in; nothing is computed yet."""
+        pending = Pending(self, request, choice, on_text)
+        self._waiting.append(pending)
+        return pending
+
+    def run(self) -> None:
+        """Answers everything that waits."""
+        while self.advance():
+            pass
+
+    def advance(self) -> bool:
+        """Begins what there is room for and computes one token for each answer in the making.
+
+        Returns:
+            Whether anything is left to do.
+
+        Raises:
+            SlmEdgeError: computing failed; the answers in the making are lost, and tell so.
+        """
+        try:
+            self._take_in()
+            while self._free and self._turn:
+                self._begin(self._turn.pop(0))
+            self._step()
+        except BaseException as error:
+            self._fail(error)
+            raise
+        if not self._active and not self._turn and self.rows is not None:
+            self.rows.flush()
+        return bool(self._active or self._turn or self._waiting)
+
+    def cancel(self, pending: Pending) -> None:
+        """Takes a request out, with the answer that is being made of it."""
+        if pending.done:
+            return
+        pending.error = EngineError("the request was given up")
+        for queue in (self._waiting, self._turn):
+            if pending in queue:
+                queue.remove(pending)
+        for slot in [slot for slot in self._active.values() if slot.pending is pending]:
+            self._release(slot)
+
+    def close(self) -> None:
+        """Frees the context; what is not answered fails. Calling it twice does nothing."""
+        for pending in [*self._waiting, *self._turn, *(slot.pending for slot in self._active.values())]:
+            self.cancel(pending)
+        if self.rows is not None:
+            self.rows.close()
+        self.rows, self._size, self._free = None, (0, 0), []
+
+    def _take_in(self) -> None:
+        """Chooses whose turn it is, and lets late requests join where nobody else waits."""
+        if not self._waiting:
+            return
+        if not self._active and not self._turn:
+            choice = self._waiting[0].choice
+            self._turn = [pending for pending in self._waiting if pending.choice == choice]
+            self._waiting = [pending for pending in self._waiting if pending.choice != choice]
+            try:
+                self._fit(self._turn)
+            except SlmEdgeError as error:
+                for pending in self._turn:
+                    pending.error = error
+                self._turn = []
+            return
+        running = self._turn[0] if self._turn else next(iter(self._active.values())).pending
+        if any(pending.choice != running.choice for pending in self._waiting):
+            return
+        fitting = [pending for pending in self._waiting if _room(pending) <= self._size[1]]
+        self._turn += fitting
+        self._waiting = [pending for pending in self._waiting if pending not in fitting]
+
+    def _fit(self, turn: Sequence[Pending]) -> None:
+        """Makes sure that the context, idle now, has room for these."""
+        n_sequences = min(self.n_parallel, len(turn))
+        n_tokens = max(_room(pending) for pending in turn)
+        if self.rows is not None and self._size[0] >= n_sequences and self._size[1] >= n_tokens:
+            return
+        n_sequences, n_tokens = max(n_sequences, self._size[0]), max(n_tokens, self._size[1])
+        if self.rows is not None:
+            self.rows.close()
+            self.rows, self._size, self._free = None, (0, 0), []
+        while True:
+            try:
+                self.rows = self._new_rows(n_sequences, n_tokens)
+                break
+            except DoesNotFitError:
+                if n_sequences == 1:
+                    raise
+                # Fewer at once, and the others after them.
+                n_sequences = -(-n_sequences // 2)
+        self._size = (n_sequences, n_tokens)
+        self._free = list(range(n_sequences))
+
+    def _begin(self, pending: Pending) -> None:
+        request = pending.request
+        started_s = time.perf_counter()
+        try:
+            sections = request.sections()
+            sampler = request.sampler(self._vocab)
+        except SlmEdgeError as error:
+            pending.error = error
+            return
+        slot = _Slot(pending, self._free.pop(0), TextOut(request.stop), sampler, started_s)
+        self._active[slot.sequence] = slot
+        assert self.rows is not None
+        before_s = time.perf_counter()
+        slot.n_kept_tokens = self.rows.prefill(slot.sequence, request.prompt, sections)
+        slot.prefill_s = time.perf_counter() - before_s
+        self._choose(slot, -1)
+
+    def _step(self) -> None:
+        if not self._active:
+            return
+        rows = [self._active[sequence] for sequence in sorted(self._active)]
+        assert self.rows is not None
+        self.rows.step(
+            [slot.ids[-1] for slot in rows], [slot.position for slot in rows], [slot.sequence for slot in rows]
+        )
+        for row, slot in enumerate(rows):
+            self._choose(slot, row)
+
+    def _choose(self, slot: _Slot, row: int) -> None:
+        """Takes the next token of a slot from the row-th logits; ends it where it is whole."""
+        request = slot.pending.request
+        assert self.rows is not None
+        token_id = self.rows.sample(slot.sampler, row)
+        slot.first_s = slot.first_s or time.perf_counter()
+        if self._vocab.is_end(token_id):
+            slot.reason = "end"
+        else:
+            slot.ids.append(token_id)
+            text = slot.out.feed(self._vocab.piece(token_id))
+            slot.text.append(text)
+            if text and slot.pending.on_text is not None:
+                slot.pending.on_text(text)
+            if slot.out.stopped:
+                slot.reason = "stop"
+            elif len(slot.ids) >= request.max_tokens:
+                slot.reason = "max_tokens"
+            elif slot.position >= request.room_tokens:
+                slot.reason = "context"
+        if slot.reason is not None:
+            slot.pending.answer = self._answer(slot, slot.reason)
+            self._release(slot)
+
+    def _release(self, slot: _Slot) -> None:
+        if self._active.pop(slot.sequence, None) is None:
+            return
+        slot.sampler.close()
+        if self.rows is not None:
+            self.rows.release(slot.sequence)
+        self._free.append(slot.sequence)
+        self._free.sort()
+
+    def _fail(self, error: BaseException) -> None:
+        """Lets the answers in the making go after a failure in the middle of a step."""
+        for slot in list(self._active.values()):
+            slot.pending.error = slot.pending.error or error
+            self._release(slot)
+
+    def _answer(self, slot: _Slot, reason: StopReason) -> Answer:
+        ended_s = time.perf_counter()
+        rest = slot.out.finish()
+        if rest and slot.pending.on_text is not None:
+            slot.pending.on_text(rest)
+        n_steps = len(slot.ids) - (reason != "end")
+        return Answer(
+            text="".join(slot.text) + rest,
+            n_prompt_tokens=len(slot.pending.request.prompt),
+            n_tokens=len(slot.ids),
+            first_token_s=slot.first_s - slot.started_s,
+            decode_tokens_per_s=n_steps / (ended_s - slot.first_s) if n_steps else None,
+            stop_reason="stop" if slot.out.stopped else reason,
+            adapter=slot.pending.choice.name,
+            n_kept_tokens=slot.n_kept_tokens,
+            prefill_s=slot.prefill_s,
+            seed=slot.sampler.seed,
+            token_ids=tuple(slot.ids),
+        )
+
+
+def _room(pending: Pending) -> int:
+    """Tokens that a request may come to, rounded as llama.cpp does."""
+    request = pending.request
+    n_tokens = min(len(request.prompt) + request.max_tokens, request.room_tokens)
+    return -(-n_tokens // _ROUND_TOKENS) * _ROUND_TOKENS

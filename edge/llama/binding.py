@@ -1,0 +1,169 @@
+"""The door to llama.cpp: its low-level binding, loaded on first use, with its log kept instead of printed."""
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import CodeType, FrameType
+from typing import Any, TypeVar
+
+from ..errors import EngineError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_LEVEL_WARN = 3
+_LEVEL_ERROR = 4
+_LEVEL_CONT = 5
+
+_lock = threading.Lock()
+_lib: Any = None
+_callback: Any = None
+_logs: list["Log"] = []
+# What it warned of while nobody listened, the newest last
+_unheard: deque[str] = deque(maxlen=50)
+_interrupted = False
+# Whether Ctrl-C or SIGTERM came; an import broken off by it may raise something else than KeyboardInterrupt.
+stop_asked = False
+# The code of what llama.cpp calls back, see `interrupt`
+_called_by_c: set[CodeType] = set()
+
+
+class Log:
+    """What llama.cpp said while it was listened to: `(level, text)` lines; level as in ggml.h."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, str]] = []
+
+    def add(self, level: int, text: str) -> None:
+        """Takes a piece; continuations are joined to the line before."""
+        if level == _LEVEL_CONT and self.lines:
+            before, line = self.lines[-1]
+            self.lines[-1] = (before, line + text)
+        else:
+            self.lines.append((level, text))
+
+    def errors(self) -> list[str]:
+        """The lines of warnings and errors, without their line ends."""
+        return [text.strip() for level, text in self.lines if level in (_LEVEL_WARN, _LEVEL_ERROR) and text.strip()]
+
+    def text(self) -> str:
+        """Everything, as one text."""
+        return "".join(text for _, text in self.lines)
+
+
+def called_by_c(function: _F) -> _F:
+    """Marks a function that llama.cpp calls back: a Ctrl-C anywhere in it is raised after the call."""
+    _called_by_c.add(function.__code__)
+    return function
+
+
+@called_by_c
+def _listen(level: int, text: bytes, _: Any) -> None:
+    global _interrupted
+    try:
+        line = text.decode("utf-8", errors="replace")
+        for log in _logs:
+            log.add(level, line)
+        if not _logs and level in (_LEVEL_WARN, _LEVEL_ERROR):
+            _unheard.append(line.strip())
+    except KeyboardInterrupt:
+        # A program without our handler: ctypes would print and drop it, an exception cannot pass through C.
+        _interrupted = True
+
+
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    """The handler for Ctrl-C and SIGTERM: raises KeyboardInterrupt, but not inside what llama.cpp calls back.
+
+    An exception cannot pass through C, ctypes would print and drop it; it is raised by `quiet_logs` or `unheard` then.
+    """
+    global _interrupted, stop_asked
+    stop_asked = True
+    while frame is not None:
+        if frame.f_code in _called_by_c:
+            _interrupted = True
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def interrupt_waits() -> bool:
+    """Whether a Ctrl-C came while llama.cpp was logging; long work in C that asks can end early."""
+    return _interrupted
+
+
+def _binding() -> Any:
+    """The low-level module alone: the package around it imports a chat server's worth of code, 0.1 s of start-up.
+
+    The package is not left half made in sys.modules: `import llama_cpp` later works as ever, over this very module.
+    """
+    if "llama_cpp" in sys.modules:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None:
+        raise ImportError("No module named 'llama_cpp'")
+    sys.modules["llama_cpp"] = importlib.util.module_from_spec(spec)
+    try:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    finally:
+        del sys.modules["llama_cpp"]
+
+
+def lib() -> Any:
+    """The module `llama_cpp.llama_cpp` (ctypes over llama.h), its backend initialised once.
+
+    Raises:
+        EngineError: llama-cpp-python is missing or its library does not load.
+    """
+    global _lib, _callback
+    with _lock:
+        if _lib is None:
+            try:
+                llama_cpp = _binding()
+            except (ImportError, OSError, RuntimeError) as error:
+                raise EngineError(
+                    f"llama.cpp's Python bindings do not load: {error}",
+                    hint="pip install --force-reinstall --no-cache-dir llama-cpp-python",
+                ) from None
+            # The callback object must outlive the library's use of it.
+            _callback = llama_cpp.llama_log_callback(_listen)
+            llama_cpp.llama_log_set(_callback, None)
+            llama_cpp.llama_backend_init()
+            _lib = llama_cpp
+    return _lib
+
+
+def unheard() -> list[str]:
+    """What llama.cpp warned of outside of `quiet_logs` since this was last asked: less work around a call than that.
+
+    A Ctrl-C that came while llama.cpp was logging is raised here too.
+    """
+    global _interrupted
+    if _interrupted:
+        _interrupted = False
+        raise KeyboardInterrupt
+    if not _unheard:
+        return []
+    lines = list(_unheard)
+    _unheard.clear()
+    return lines
+
+
+@contextlib.contextmanager
+def quiet_logs() -> Iterator[Log]:
+    """Collects what llama.cpp logs inside the block; outside of such blocks warnings alone are kept, for `unheard`.
+
+    A Ctrl-C that came while llama.cpp was logging is raised at the end of the block.
+    """
+    global _interrupted
+    lib()
+    log = Log()
+    _logs.append(log)
+    try:
+        yield log
+    finally:
+        _logs.remove(log)
+    if _interrupted:
+        _interrupted = False
+        raise KeyboardInterrupt

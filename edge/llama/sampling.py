@@ -1,0 +1,194 @@
+"""How the next token is chosen: the likeliest by numpy, else by llama.cpp's sampler chain; never walked in Python.
+
+Top-p over a whole vocabulary (top-k off) is numpy's too: llama.cpp sorts up to all of its tokens for that, which
+takes 0.5 to 20 ms (`docs/decisions.md`).
+
+with Sampler(Sampling(temperature=0.7, seed=1)) as sampler:
+    token_id = sampler.sample(context)
+"""
+
+import ctypes
+import secrets
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import EngineError, InputError
+from .binding import lib
+from .context import Context
+from .grammar import Grammar
+
+# Above this value llama.cpp draws a seed itself (LLAMA_DEFAULT_SEED), which would be lost to the user.
+MAX_SEED = (1 << 32) - 2
+# Of the likeliest one's probability: sorted are those above the first of these shares that the nucleus lies above.
+_SHARES = (1e-2, 1e-3, 1e-4, 1e-5, 0.0)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling settings; the order of application is top-k, top-p, min-p, temperature, draw.
+
+    Attributes:
+        temperature: 0 always takes the likeliest token; the other values then do nothing.
+        top_k: keep the k likeliest; 0 keeps all.
+        top_p: keep the likeliest whose probabilities first add up to p; 1 keeps all.
+        min_p: keep those with at least p times the likeliest's probability; 0 keeps all.
+        seed: the same seed gives the same text; None draws one.
+
+    Raises:
+        InputError: values out of range; all are named.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 <= self.temperature <= 100:
+            problems.append(f"temperature is {self.temperature}; 0 to 100 are possible")
+        if self.top_k < 0:
+            problems.append(f"top_k is {self.top_k}; it cannot be negative")
+        problems += [
+            f"{name} is {value}; 0 to 1 are possible"
+            for name, value in (("top_p", self.top_p), ("min_p", self.min_p))
+            if not 0 <= value <= 1
+        ]
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
+            problems.append(f"seed is {self.seed}; 0 to {MAX_SEED} are possible")
+        if problems:
+            raise InputError("the sampling settings are not valid", problems=problems)
+
+
+class Sampler:
+    """Chooses the tokens of one answer.
+
+    Args:
+        grammar: what the answer must keep to; closed with the sampler.
+
+    Attributes:
+        seed: the one in use; None when greedy.
+    """
+
+    def __init__(self, sampling: Sampling, grammar: Grammar | None = None) -> None:
+        self._grammar = grammar
+        self.seed: int | None = None
+        # None: the likeliest is taken.
+        self._chain: Any = None
+        self._top_p: float | None = None
+        if sampling.temperature == 0:
+            return
+        self._sample = lib().llama_sampler_sample
+        self.seed = secrets.randbelow(MAX_SEED) if sampling.seed is None else sampling.seed
+        if sampling.top_k == 0 and sampling.top_p < 1:
+            # Over the whole vocabulary: cut by us, before the chain
+            self._top_p, sampling = sampling.top_p, replace(sampling, top_p=1.0)
+        self._chain = new_chain(sampling, self.seed)
+
+    def sample(self, context: Context, i: int = -1) -> int:
+        """Chooses a token from the i-th logits of the last decode; -1 is the last output."""
+        if self._chain is None or self._top_p is not None:
+            # llama.cpp's greedy sampler would first write a row of 12 bytes for each of the vocabulary.
+            token_id = self._draw(context.logits_view(i))
+        else:
+            token_id = int(self._sample(self._chain, context.output_handle, i))
+        grammar = self._grammar
+        if grammar is not None:
+            # One token is tried first; the whole vocabulary is only where that one is not allowed.
+            if not grammar.allows(token_id):
+                token_id = self._draw(grammar.mask(context.logits_view(i)))
+            grammar.accept(token_id)
+        return token_id
+
+    def sample_row(self, logits: npt.NDArray[np.float32]) -> int:
+        """Chooses a token from logits that are not llama.cpp's own, shape (n_vocab,), by the same rules."""
+        if self._grammar is None:
+            return self._draw(logits)
+        token_id = self._draw(self._grammar.mask(logits))
+        self._grammar.accept(token_id)
+        return token_id
+
+    def _draw(self, logits: npt.NDArray[np.float32]) -> int:
+        if self._chain is None:
+            return int(logits.argmax())
+        return draw(self._chain, logits, None if self._top_p is None else nucleus(logits, self._top_p))
+
+    def close(self) -> None:
+        """Frees what belongs to llama.cpp. Calling it twice does nothing."""
+        if self._grammar is not None:
+            self._grammar.close()
+        if self._chain:
+            chain, self._chain = self._chain, None
+            lib().llama_sampler_free(chain)
+
+    def __enter__(self) -> "Sampler":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def new_chain(sampling: Sampling, seed: int) -> Any:
+    """llama.cpp's links in the order that `Sampling` states; the caller frees it.
+
+    Raises:
+        EngineError: llama.cpp makes none.
+    """
+    llama = lib()
+    chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+    if not chain:
+        raise EngineError("llama.cpp cannot make a sampler")
+    for link in (
+        llama.llama_sampler_init_top_k(sampling.top_k),
+        llama.llama_sampler_init_top_p(sampling.top_p, 1),
+        llama.llama_sampler_init_min_p(sampling.min_p, 1),
+        llama.llama_sampler_init_temp(sampling.temperature),
+        llama.llama_sampler_init_dist(seed),
+    ):
+        llama.llama_sampler_chain_add(chain, link)
+    return chain
+
+
+def draw(chain: Any, logits: npt.NDArray[np.float32], ids: npt.NDArray[np.intp] | None = None) -> int:
+    """A chain's choice.
+
+    Args:
+        logits: (n_vocab,).
+        ids: of these tokens, the likeliest first; None: of all.
+
+    Raises:
+        EngineError: it chose none.
+    """
+    llama = lib()
+    rows = np.zeros(len(logits if ids is None else ids), [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+    rows["id"], rows["logit"] = (np.arange(len(logits)), logits) if ids is None else (ids, logits[ids])
+    first = ctypes.cast(rows.ctypes.data, llama.llama_token_data_p)
+    candidates = llama.llama_token_data_array(data=first, size=len(rows), selected=-1, sorted=ids is not None)
+    llama.llama_sampler_apply(chain, ctypes.byref(candidates))
+    if candidates.selected < 0:
+        raise EngineError("llama.cpp's sampler chose no token")
+    token_id = int(candidates.data[candidates.selected].id)
+    llama.llama_sampler_accept(chain, token_id)
+    return token_id
+
+
+def nucleus(logits: npt.NDArray[np.float32], top_p: float) -> npt.NDArray[np.intp]:
+    """The likeliest tokens whose probabilities first add up to `top_p`, likeliest first, at least one.
+
+    Args:
+        logits: (n_vocab,).
+    """
+    weights = np.exp(logits - logits.max())
+    needed = top_p * float(weights.sum(dtype=np.float64))
+    ids = np.arange(0)
+    for share in _SHARES:
+        ids = np.flatnonzero(weights >= share)
+        if float(weights[ids].sum(dtype=np.float64)) >= needed:
+            break
+    ids = ids[np.argsort(-weights[ids])]
+    total = np.cumsum(weights[ids], dtype=np.float64)
+    return ids[: int(np.searchsorted(total, needed)) + 1]

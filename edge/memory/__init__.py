@@ -1,0 +1,1 @@
+"""What a session will take, and the setup that fits."""

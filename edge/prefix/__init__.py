@@ -1,0 +1,1 @@
+"""Which beginnings of prompts are kept, under which key, and where."""

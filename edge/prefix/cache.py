@@ -1,0 +1,173 @@
+"""Computes prompts, restoring every beginning that was computed before instead of computing it again.
+
+    cache = PrefixCache(PrefixStore(64 << 20), disk=None)
+    cache.prefill(context, record, prompt, [Section(len(prompt))])
+
+Snapshots are taken when an adapter swap is about to throw keys and values away, so a session that never swaps pays
+nothing. Shared beginnings (system prefixes) are offered to the disk as soon as they are computed.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InputError
+from ..files.atomic import make_folder
+from ..gguf.base import BaseInfo
+from ..llama.context import Context, Outputs
+from ..options import DEFAULT_BUDGET_BYTES, DEFAULT_DISK_BYTES, EngineOptions
+from .chunks import Chunk, KvRecord, Section, chunk_ends, chunks_of
+from .disk import PrefixDisk
+from .domain import kv_domain
+from .store import PrefixStore, Snapshot
+
+
+class PrefixCache:
+    """What the contexts of one session share: snapshots in memory, and on disk where asked.
+
+    Attributes:
+        store, disk: where they are; `disk` is None where nothing is kept beyond the process.
+    """
+
+    def __init__(self, store: PrefixStore, disk: PrefixDisk | None = None) -> None:
+        self.store = store
+        self.disk = disk
+
+    def prefill(
+        self,
+        context: Context,
+        record: KvRecord,
+        prompt: Sequence[int],
+        sections: Sequence[Section],
+        *,
+        sequence: int = 0,
+        keep: bool = False,
+    ) -> int:
+        """Computes a prompt in a sequence of a context; the last output is that of its last token.
+
+        Args:
+            record: the book of the sequence. It is changed before the cache loses and after it gains, so that it
+                never claims too much when an exception, Ctrl-C included, comes in between.
+            sections: the last ends with the prompt.
+            keep: take shared beginnings into memory at once; else at the next swap.
+
+        Returns:
+            How many tokens of the prompt were not computed.
+        """
+        wanted = chunks_of(sections)
+        kept = record.reusable(prompt, wanted)
+        found = self.store.find(prompt, wanted[:-1], kept)
+        if record.chunks and record.chunks[-1][1] != wanted[-1][1]:
+            self._before_loss(context, record, kept, sequence, found[0] if found else None)
+        found = self._on_disk(prompt, sections, wanted, found[1] if found else kept) or found
+        if found is not None:
+            kept = self._restore(context, record, found, sequence)
+        record.cut(kept)
+        context.remove(sequence, kept)
+        at = kept
+        start = 0
+        for section in sections:
+            for end in (start + size for size in chunk_ends(section.end - start)):
+                if end <= at:
+                    continue
+                if at == kept or record.chunks[-1][1] != section.state:
+                    context.set_adapters(section.adapters)
+                chunk = prompt[at:end]
+                outputs: Outputs = "last" if end == len(prompt) else "none"
+                context.decode(chunk, at, sequence=sequence, outputs=outputs)
+                record.add(chunk, section.state)
+                at = end
+            start = section.end
+            if section.shared and kept < at == section.end:
+                self._shared(context, record, sequence, keep)
+        record.n_stable_tokens = wanted[-2][0] if len(wanted) > 1 else 0
+        return kept
+
+    def shrink(self, most_bytes: int) -> None:
+        """From now on there is no memory for more than that."""
+        self.store.budget_bytes = min(self.store.budget_bytes, most_bytes)
+        self.store.give_way(0)
+        if self.disk is not None:
+            self.disk.most_bytes = min(self.disk.most_bytes, most_bytes)
+
+    def flush(self) -> None:
+        """Writes to disk what waits for it; called when nobody waits for an answer."""
+        if self.disk is not None:
+            self.disk.flush()
+
+    def _before_loss(
+        self, context: Context, record: KvRecord, kept: int, sequence: int, next_up: Snapshot | None
+    ) -> None:
+        """Takes a snapshot of what is of use later, when more than `kept` tokens of it are about to go."""
+        n_tokens = record.n_stable_tokens
+        if n_tokens <= kept or not self.store.budget_bytes:
+            return
+        record.cut(n_tokens)
+        context.remove(sequence, n_tokens)
+        self._remember(context, record, sequence, next_up)
+
+    def _remember(self, context: Context, record: KvRecord, sequence: int, next_up: Snapshot | None = None) -> None:
+        """Takes the whole sequence into memory, unless it is there or does not fit beside what is used next."""
+        if self.store.covers(record.tokens, record.chunks):
+            return
+        if self.store.make_room(context.sequence_bytes(sequence), next_up):
+            self.store.add(Snapshot(list(record.tokens), list(record.chunks), context.read_sequence(sequence)))
+
+    def _shared(self, context: Context, record: KvRecord, sequence: int, keep: bool) -> None:
+        """A shared beginning has been computed: it fills the sequence."""
+        if self.disk is not None and self.disk.wants(record.tokens, record.chunks, context.sequence_bytes(sequence)):
+            self.store.give_way(context.sequence_bytes(sequence))
+            self.disk.offer(Snapshot(list(record.tokens), list(record.chunks), context.read_sequence(sequence)))
+        if keep:
+            self._remember(context, record, sequence)
+
+    def _on_disk(
+        self, prompt: Sequence[int], sections: Sequence[Section], wanted: Sequence[Chunk], more_than: int
+    ) -> tuple[Snapshot, int] | None:
+        """The longest shared beginning that is on disk and longer than `more_than`, with its length."""
+        if self.disk is None:
+            return None
+        for section in reversed(sections[:-1]):
+            if section.shared and section.end > more_than:
+                chunks = [chunk for chunk in wanted if chunk[0] <= section.end]
+                snapshot = self.disk.load(list(prompt[: section.end]), chunks, self.store.give_way)
+                if snapshot is not None:
+                    return snapshot, section.end
+        return None
+
+    def _restore(self, context: Context, record: KvRecord, found: tuple[Snapshot, int], sequence: int) -> int:
+        """Puts a snapshot into the sequence; gives how many tokens of it count, 0 when llama.cpp refuses it."""
+        snapshot, n_tokens = found
+        record.cut(0)
+        if not context.write_sequence(sequence, snapshot.blob):
+            self.store.drop(snapshot)
+            return 0
+        record.tokens = list(snapshot.tokens)
+        record.chunks = list(snapshot.chunks)
+        self.store.n_restored += 1
+        return n_tokens
+
+
+def open_prefix_cache(
+    base: BaseInfo, context: Context, options: EngineOptions, most_bytes: int | None = None
+) -> PrefixCache:
+    """The cache that a session's options ask for.
+
+    Args:
+        most_bytes: there is no memory for more.
+
+    Raises:
+        InputError: a budget is negative, or the folder cannot be made.
+    """
+    budget_bytes = options.get("prefix_budget_bytes", DEFAULT_BUDGET_BYTES)
+    cap_bytes = options.get("prefix_cache_bytes", DEFAULT_DISK_BYTES)
+    for what, n_bytes in (("budget for prefixes", budget_bytes), ("cap of the prefix cache", cap_bytes)):
+        if n_bytes < 0:
+            raise InputError(f"a {what} of {n_bytes} bytes; 0 and more are possible")
+    if most_bytes is not None:
+        budget_bytes = min(budget_bytes, most_bytes)
+    place = options.get("prefix_cache")
+    if place is None:
+        return PrefixCache(PrefixStore(budget_bytes))
+    folder = make_folder(Path(place).expanduser())
+    domain = kv_domain(base, context, options, folder)
+    return PrefixCache(PrefixStore(budget_bytes), PrefixDisk(folder, domain, cap_bytes, most_bytes))

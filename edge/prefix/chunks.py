@@ -1,0 +1,121 @@
+"""What the KV cache of a context holds, and how much of it a next prompt may keep.
+
+Keys and values depend on the adapters, so a prefix counts only under the adapter state that computed it. They also
+depend, in their last bits, on how many tokens were computed at once. A prompt is therefore always computed in the
+same chunks, `chunks_of(sections)`, and only whole chunks of the same extent are kept: what is kept is bit for bit
+what would be computed anew. Its last chunk is always computed, for its logits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..llama.model import Adapter
+from ..options import BATCH_TOKENS, CHUNK_TOKENS
+
+
+@dataclass(frozen=True)
+class AdapterState:
+    """Under which adapters something was computed.
+
+    Attributes:
+        adapters: (sha256, scale) of each, in the order in which they were set; none for the base alone.
+        loads: which loading of each it was; given for several only. llama.cpp adds several up in an order that
+            follows their addresses, so what one loading computed is not, to the last bit, what the next one would.
+    """
+
+    adapters: tuple[tuple[str, float], ...] = ()
+    loads: tuple[int, ...] = ()
+
+    @property
+    def lasting(self) -> bool:
+        """Whether another process would compute the same bits."""
+        return not self.loads
+
+
+# Where a chunk of tokens ends, and what it is computed under.
+Chunk = tuple[int, AdapterState]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a prompt that ends where a chunk must end.
+
+    Attributes:
+        end: the first token after it.
+        adapters, state: what it is computed under, and the name of that in the books.
+        shared: the prompt up to `end` begins other prompts too, and is worth a place on disk.
+    """
+
+    end: int
+    state: AdapterState = AdapterState()
+    adapters: tuple[tuple[Adapter, float], ...] = ()
+    shared: bool = False
+
+
+def chunk_ends(n_tokens: int) -> list[int]:
+    """Where the chunks of a section end: 600 -> [128, 256, 512, 600]."""
+    ends = [CHUNK_TOKENS, *range(BATCH_TOKENS, n_tokens, BATCH_TOKENS)]
+    return [*(end for end in ends if end < n_tokens), n_tokens] if n_tokens else []
+
+
+def chunks_of(sections: Sequence[Section]) -> list[Chunk]:
+    """The chunks of a prompt, each section cut by itself."""
+    chunks: list[Chunk] = []
+    at = 0
+    for section in sections:
+        chunks += [(at + end, section.state) for end in chunk_ends(section.end - at)]
+        at = section.end
+    return chunks
+
+
+def same_chunks(
+    known_tokens: Sequence[int], known: Sequence[Chunk], tokens: Sequence[int], wanted: Sequence[Chunk]
+) -> int:
+    """How many leading tokens stand in the same chunks, under the same adapters, on both sides."""
+    same = 0
+    for mine, other in zip(known, wanted, strict=False):
+        end = mine[0]
+        if mine != other or known_tokens[same:end] != tokens[same:end]:
+            break
+        same = end
+    return same
+
+
+@dataclass
+class KvRecord:
+    """The tokens of one sequence whose keys and values are in the cache.
+
+    Attributes:
+        tokens: token ids by position.
+        chunks: in which they were computed; tokens of an answer, computed one by one or several at once, are in none.
+        n_stable_tokens: how many of them a later prompt can have use for: whole chunks before the prompt's last.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+    n_stable_tokens: int = 0
+
+    def reusable(self, prompt: Sequence[int], wanted: Sequence[Chunk]) -> int:
+        """How many leading tokens of `prompt` are in the cache exactly as they would be computed now."""
+        return same_chunks(self.tokens, self.chunks, list(prompt), wanted[:-1])
+
+    def cut(self, n_tokens: int) -> None:
+        """Forgets everything after the first `n_tokens`, the end of a chunk."""
+        del self.tokens[n_tokens:]
+        self.chunks = [chunk for chunk in self.chunks if chunk[0] <= n_tokens]
+        self.n_stable_tokens = min(self.n_stable_tokens, n_tokens)
+
+    def add(self, token_ids: Sequence[int], state: AdapterState) -> None:
+        """Takes in a chunk that has been computed."""
+        self.tokens += token_ids
+        self.chunks.append((len(self.tokens), state))
+
+    def beginning(self, n_tokens: int) -> "KvRecord":
+        """The record of another sequence that gets the first `n_tokens`, the end of a chunk."""
+        record = KvRecord(list(self.tokens), list(self.chunks), self.n_stable_tokens)
+        record.cut(n_tokens)
+        return record
+
+    def add_answer(self, token_id: int) -> None:
+        """Takes in a token of an answer: no prompt is computed in such pieces, so none can keep it."""
+        self.tokens.append(token_id)

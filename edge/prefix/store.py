@@ -1,0 +1,119 @@
+"""Computed prefixes in memory, within a budget of bytes: what was used longest ago goes first.
+
+    store = PrefixStore(64 << 20)
+    store.add(Snapshot(tokens, chunks, blob))
+    found = store.find(prompt, wanted_chunks)       # (snapshot, how many of its tokens count) or None
+
+A snapshot is found by exactly what its bits depend on: the token ids, in which chunks they were computed, and under
+which adapters at which scale. Base, KV type and all else are those of the one session that owns the store.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..llama.kv_bytes import Blob
+from .chunks import Chunk, same_chunks
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The keys and values of a prompt's first tokens.
+
+    Attributes:
+        tokens, chunks: as in `prefix.KvRecord`.
+        blob: from `engine.Context.read_sequence`.
+    """
+
+    tokens: list[int]
+    chunks: list[Chunk]
+    blob: Blob
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the keys and values; the books beside them are a hundredth of that."""
+        return int(self.blob.size)
+
+
+class PrefixStore:
+    """Snapshots, the one used last at the end.
+
+    Args:
+        budget_bytes: they hold at most this; 0 keeps none.
+
+    Attributes:
+        n_restored: how often a snapshot spared a computation.
+    """
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self.n_restored = 0
+        self._snapshots: list[Snapshot] = []
+
+    @property
+    def used_bytes(self) -> int:
+        """What the snapshots hold."""
+        return sum(snapshot.size_bytes for snapshot in self._snapshots)
+
+    def __len__(self) -> int:
+        return len(self._snapshots)
+
+    def find(self, prompt: Sequence[int], wanted: Sequence[Chunk], more_than: int = 0) -> tuple[Snapshot, int] | None:
+        """The snapshot with the longest beginning of `prompt` as `wanted`, and that length in tokens.
+
+        Args:
+            wanted: the chunks that may be kept.
+            more_than: shorter ones are of no use.
+        """
+        best: tuple[Snapshot, int] | None = None
+        prompt = list(prompt)
+        for snapshot in self._snapshots:
+            n_tokens = same_chunks(snapshot.tokens, snapshot.chunks, prompt, wanted)
+            if n_tokens <= more_than:
+                continue
+            if best is None or (n_tokens, -snapshot.size_bytes) > (best[1], -best[0].size_bytes):
+                best = snapshot, n_tokens
+        if best is not None:
+            self._snapshots.remove(best[0])
+            self._snapshots.append(best[0])
+        return best
+
+    def covers(self, tokens: Sequence[int], chunks: Sequence[Chunk]) -> bool:
+        """Whether a snapshot holds all of these; it then counts as used."""
+        return bool(chunks) and self.find(tokens, chunks, len(tokens) - 1) is not None
+
+    def add(self, snapshot: Snapshot) -> None:
+        """Takes a snapshot in, in place of those that it covers; others go where it does not fit beside them."""
+        self._snapshots = [
+            known
+            for known in self._snapshots
+            if same_chunks(snapshot.tokens, snapshot.chunks, known.tokens, known.chunks) < len(known.tokens)
+        ]
+        if self.make_room(snapshot.size_bytes):
+            self._snapshots.append(snapshot)
+
+    def make_room(self, n_bytes: int, keep: Snapshot | None = None) -> bool:
+        """Lets snapshots go until `n_bytes` more fit; called before they are read, so that both never stand.
+
+        Args:
+            keep: this one stays; it is about to be used.
+
+        Returns:
+            Whether they fit; else nothing went.
+        """
+        must_stay_bytes = keep.size_bytes if keep is not None else 0
+        if must_stay_bytes + n_bytes > self.budget_bytes:
+            return False
+        may_go = [snapshot for snapshot in self._snapshots if snapshot is not keep]
+        while self.used_bytes + n_bytes > self.budget_bytes:
+            self._snapshots.remove(may_go.pop(0))
+        return True
+
+    def give_way(self, n_bytes: int) -> None:
+        """Lets snapshots go for one of `n_bytes` that stands beside them for a while, also where it is too large."""
+        while self._snapshots and self.used_bytes + n_bytes > self.budget_bytes:
+            self._snapshots.pop(0)
+
+    def drop(self, snapshot: Snapshot) -> None:
+        """Lets one go."""
+        if snapshot in self._snapshots:
+            self._snapshots.remove(snapshot)

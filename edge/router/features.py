@@ -1,0 +1,396 @@
+"""What the router sees of a prompt: about a hundred named features of structure, and hashed words and letters.
+
+    features = read_prompt("How many legs have 3 cats?")
+    features.named            float32 [len(NAMES)], in 0..1
+    features.slots            int32 [n], places in 0..N_SLOTS, each once
+    features.values           float32 [n], the weight of each
+
+The named features say what makes a task that task: numbers with a question for a quantity, a passage with a question,
+symbols and lines of code, verbs that ask for a program. The hashed ones are the words of the prompt, the words of its
+request (first and last sentence) and the request's letter groups, which bear typos and other languages.
+
+Only the beginning and the end of a long prompt are read word by word: that is where a request stands. So the time
+doesn't grow with the passage in between, of which only length, lines and letters' kinds are counted.
+"""
+
+import itertools
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .hashing import hashed
+from .words import GROUP_BITS, GROUPS, SPELLING, letters_of
+
+FEATURES_VERSION: Final = 1
+HEAD_CHARS: Final = 700
+TAIL_CHARS: Final = 400
+REQUEST_CHARS: Final = 220
+
+_TOKEN: Final = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?[+#]*|\d+(?:[.,:/]\d+)*|[^\s\w]|_")
+_SENTENCE_END: Final = re.compile(r"(?<=[.!?。？！])[\s\"')*]+|[\n\r]+|:\s+|。|？")
+_IDENTIFIER: Final = re.compile(r"\b[a-z]+_[a-z_0-9]+\b|\b[a-z]+[A-Z][a-zA-Z]+\b|\b[a-zA-Z_][\w.]*\(")
+_CODE_LINE: Final = re.compile(
+    r"^[ \t]*(?:(?:async )?def \w+\(|class \w+[:({ ]|import \w+|from \w[\w.]* import|return\b.|"
+    r"assert |>>> ?|```|#include|@\w+\n|"
+    r"if .*[:{)]$|for .*[:{)]$|while .*[:{)]$|(?:export |pub |static |async )*(?:function|func|fn|fun|sub) \w+ ?[(<]|"
+    r"(?:const|let|var|val|auto) \w+(?:: ?\w+)? ?=|(?:public|private|static|template|struct|enum|"
+    r"impl|trait|interface|package) ?[\w<]|"
+    r"(?:int|void|char|double|float|bool|long|string|unsigned|size_t|String|std::\w+)[*&\[\]<>\w]* \**\w+ ?[(=;]|"
+    r"SELECT .+ FROM |CREATE TABLE|INSERT INTO|//|/\*|\*/|[}\])]+[;,]?$|#!|\$ \w|<\w+[^<>]*>|self\.|"
+    r"elif |else:|try:|except|print\()",
+    re.MULTILINE,
+)
+_OPERATION: Final = re.compile(
+    r"\d\)? ?[+*/×÷^·−] ?\(?\d|\d - \d|\d ?= ?\?|\d% of|\b[xyn] ?[-+=*^] ?\d|\d[xyn]\b|\d ?x ?\d|√"
+)
+_DOCSTRING: Final = re.compile(r"\"\"\"|'''|/\*\*|^\s*(?:///|---? )", re.MULTILINE)
+_LONG_WORD: Final = re.compile(r"[^\W\d_]{4,}")
+_NUMBER: Final = re.compile(r"\d+(?:[.,:/]\d+)*")
+_OTHER_QUANTITY: Final = (
+    "多少",
+    "几个",
+    "几",
+    "いくつ",
+    "何個",
+    "何人",
+    "何",
+    "いくら",
+    "몇",
+    "얼마",
+    "कितने",
+    "कितना",
+    "कितनी",
+    "كم",
+)
+_OTHER_CODE: Final = (
+    "函数",
+    "関数",
+    "함수",
+    "代码",
+    "程序",
+    "コード",
+    "プログラム",
+    "코드",
+    "دالة",
+    "फ़ंक्शन",
+    "脚本",
+    "编写",
+)
+_OTHER_SUMMARY: Final = ("总结", "概括", "摘要", "要約", "まとめ", "요약", "لخص", "सारांश")
+
+_COUNTS: Final = (
+    "numbers",
+    "number_kinds",
+    "operations",
+    "code_lines",
+    "code_line_share",
+    "identifiers",
+    "symbols",
+    "brackets",
+    "indented_lines",
+    "docstring",
+    "doctest",
+    "fence",
+    "assert",
+    "opens_with_code",
+    "ends_with_question",
+    "starts_with_question",
+    "question_marks",
+    "no_question_no_request",
+    "length",
+    "short",
+    "sentences",
+    "lines",
+    "paragraphs",
+    "passage",
+    "passage_apart",
+    "quoted",
+    "dialogue",
+    "capitals",
+    "names",
+    "other_script",
+    "list_lines",
+    "the",
+    "first_in_rest",
+    "last_in_rest",
+    "numbers_per_sentence",
+)
+_PAIRS: Final = (
+    "quantity_with_numbers",
+    "quantity_without_numbers",
+    "numbers_without_question",
+    "calculation",
+    "short_story_with_quantity",
+    "passage_with_question",
+    "passage_with_quantity",
+    "passage_with_summary",
+    "passage_with_other_order",
+    "passage_alone",
+    "summary_without_passage",
+    "make_code",
+    "mend_code",
+    "code_noun_in_request",
+    "code_soft_in_order",
+    "code_with_know",
+    "creative_order",
+    "make_other",
+    "stub",
+    "code_after_order",
+    "code_alone",
+    "know_without_passage",
+    "short_chat",
+    "ends_with_quantity",
+    "question_then_text",
+    "text_then_question",
+    "first_named_in_rest",
+    "passage_then_other_question",
+    "order_on_items",
+    "statement",
+    "other_order_first",
+    "code",
+    "code_with_order",
+)
+NAMES: Final = (
+    *_COUNTS,
+    *_PAIRS,
+    *(f"{group}.request" for group in GROUPS),
+    *(f"{group}.text" for group in GROUPS),
+    *(f"{group}.first" for group in GROUPS),
+)
+_GROUP_INDEX: Final = {name: number for number, name in enumerate(GROUPS)}
+_WH_TEXT: Final = (
+    "what which who whom whose when where why how is are was were do does did can could would will should has "
+    "have qué cuál quién quel quelle qui was wer welche wann wo warum wie che quale chi que quem qual что кто как "
+    "почему "
+)
+_WH: Final = frozenset(_WH_TEXT.split())
+
+
+@dataclass(frozen=True)
+class Features:
+    """A prompt as the router sees it; see the module's text.
+
+    Attributes:
+        words: the token behind each hashed word of the prompt's begin and end, for `--explain`.
+    """
+
+    named: NDArray[np.float32]
+    slots: NDArray[np.int32]
+    values: NDArray[np.float32]
+    words: tuple[str, ...]
+    request_words: tuple[str, ...]
+
+
+def read_prompt(text: str) -> Features:
+    """The features of a prompt; any text is possible, an empty one too."""
+    text = text.strip()
+    view = text if len(text) <= HEAD_CHARS + TAIL_CHARS else f"{text[:HEAD_CHARS]}\n{text[-TAIL_CHARS:]}"
+    first, last = _ends(view)
+    request = first if first == last else f"{first}\n{last}"
+    words = _words(view)
+    request_words = _words(request)
+    named = _named(text, view, first, last, words, request_words)
+    slots, values = hashed(words, request_words, request.lower())
+    return Features(named, slots, values, tuple(words), tuple(request_words))
+
+
+def _words(text: str) -> list[str]:
+    """Lower-case words, digits of any number as 0, and single signs."""
+    return ["0" if token[0].isdigit() else token for token in _TOKEN.findall(text.lower().replace("’", "'"))]
+
+
+def _ends(view: str) -> tuple[str, str]:
+    """The first and the last sentence or line."""
+    head, tail = view[:REQUEST_CHARS], view[-REQUEST_CHARS:]
+    parts = [part for part in _SENTENCE_END.split(head) if part and not part.isspace()]
+    first = parts[0] if parts else head
+    # "Hi!", "Hello there." and "Q:" are no request: what follows them belongs to the first sentence.
+    if len(first) < 12 and len(parts) > 1:
+        first = f"{first} {parts[1]}"
+    if len(view) <= len(first) + 4:
+        return first, first
+    parts = [part for part in _SENTENCE_END.split(tail) if part and not part.isspace()]
+    last = parts[-1] if parts else tail
+    if len(last) < 12 and len(parts) > 1:
+        last = f"{parts[-2]} {last}"
+    return first, last
+
+
+def _group_counts(words: list[str], misspelt: bool = False) -> list[int]:
+    counts = [0] * len(GROUPS)
+    get = GROUP_BITS.get
+    if misspelt:
+        words = [word if word in GROUP_BITS or len(word) < 4 else _respelt(word) for word in words]
+    found = [bits for word in words if (bits := get(word))]
+    found += [bits for a, b in itertools.pairwise(words) if (bits := get(f"{a} {b}"))]
+    for bits in found:
+        while bits:
+            low = bits & -bits
+            counts[low.bit_length() - 1] += 1
+            bits ^= low
+    return counts
+
+
+def _respelt(word: str) -> str:
+    return SPELLING.get(letters_of(word), word)
+
+
+def _shared(request: str, rest: str) -> float:
+    """Which part of the request's longer words stands beside it: a question on a passage names its things."""
+    rest = rest.lower()
+    words = set(_LONG_WORD.findall(request.lower()))
+    n_shared = sum(word in rest for word in words)
+    return n_shared / len(words) if words and rest else 0.0
+
+
+def _up(n: float, full: float) -> float:
+    """0 for 0, 1 from `full` on, steep at the start."""
+    share: float = min(n / full, 1.0) ** 0.5
+    return share
+
+
+def _named(
+    text: str, view: str, first: str, last: str, words: list[str], request_words: list[str]
+) -> NDArray[np.float32]:
+    in_text = _group_counts(words)
+    in_request = _group_counts(request_words, misspelt=True)
+    in_first = _group_counts(words[:4], misspelt=True)
+    group = _GROUP_INDEX
+    n_chars = max(len(text), 1)
+    lines = view.split("\n")
+    n_lines = text.count("\n") + 1
+    view_lines = max(len(lines), 1)
+    numbers = _NUMBER.findall(view)
+    n_numbers = len(numbers)
+    n_number_words = in_text[group["number_word"]]
+    code_lines = len(_CODE_LINE.findall(view))
+    identifiers = len(_IDENTIFIER.findall(view))
+    symbols = sum(
+        map(
+            view.count, ("==", "!=", "->", "=>", "();", ");", "::", "&&", "||", "+=", "[]", "{}", "</", "= ", "):", "_")
+        )
+    )
+    brackets = sum(map(view.count, "{}[]();=<>"))
+    indented = sum(line[:2] in ("  ", "\t", " \t") or line[:1] == "\t" for line in lines)
+    operations = len(_OPERATION.findall(view))
+    other = not text.isascii()
+    quantity = in_request[group["quantity"]]
+    summary = in_request[group["summary"]]
+    code = in_request[group["code"]]
+    if other:
+        quantity += any(map(view.__contains__, _OTHER_QUANTITY))
+        code += any(map(view.__contains__, _OTHER_CODE))
+        summary += any(map(view.__contains__, _OTHER_SUMMARY))
+    first_words = request_words[:4]
+    starts_question = any(word in _WH for word in first_words[:2])
+    ends = last.rstrip(" \"')*”»\n")
+    ends_question = ends.endswith(("?", "？", "؟"))
+    first_question = first.rstrip(" \"')*").endswith(("?", "？")) or "?" in view[len(first) : len(first) + 2]
+    asks = ends_question or first_question or starts_question
+    paragraphs = text.count("\n\n") + 1
+    sentences = text.count(". ") + text.count(".\n") + text.count("。") + text.count("! ")
+    # What is there besides the request: the passage, if it is long enough to be one
+    beside = n_chars - len(first) - (len(last) if last != first and asks else 0)
+    is_code = code_lines >= 2 or (code_lines >= 1 and indented >= 1)
+    prose = 0.0 if is_code else 1.0
+    passage = min(max(beside - 60, 0) / 240, 1.0) * prose
+    if n_lines > 1 and beside > 30 and (asks or summary):
+        # Set apart from a request a short text is a passage too.
+        passage = max(passage, min(beside / 120, 1.0) * prose)
+    n_kinds = len(set(numbers))
+    make, mend = in_request[group["make"]], in_request[group["mend"]]
+    creative = in_request[group["creative"]]
+    order = make or mend or summary or in_request[group["translate"]] or in_request[group["list"]]
+    other_order = (
+        in_request[group["translate"]] + in_request[group["rewrite"]] + creative + in_request[group["classify"]]
+    ) and not summary
+    wants_number = quantity or in_request[group["calculate"]] or (in_request[group["result"]] and asks)
+    figures = n_numbers + n_number_words
+    opens_with_code = bool(_CODE_LINE.match(view))
+    upper = sum(map(str.isupper, view[:300]))
+    inner_capitals = sum(word[:1].isupper() for word in view.split()[1:160])
+    docstring = len(_DOCSTRING.findall(view))
+    first_asks = first_question or starts_question
+    # A statement that goes on about the same things is no request on a passage.
+    first_shared = _shared(first, view[len(first) : len(first) + 500]) if prose and (first_asks or order) else 0.0
+    last_shared = (
+        _shared(last, view[-len(last) - 500 : -len(last)]) if prose and ends_question and last != first else 0.0
+    )
+    named = [
+        _up(n_numbers, 8),
+        _up(n_kinds, 6),
+        _up(operations, 2),
+        _up(code_lines, 4),
+        min(code_lines / view_lines, 1.0) if code_lines else 0.0,
+        _up(identifiers, 4),
+        _up(symbols, 8),
+        min(brackets / max(len(view), 1) * 12, 1.0),
+        _up(indented, 4),
+        _up(docstring, 2),
+        float(">>>" in view),
+        float("```" in view),
+        float("assert" in view),
+        float(opens_with_code),
+        float(ends_question),
+        float(starts_question),
+        _up(view.count("?"), 3),
+        float(not asks and not order),
+        min(n_chars / 3000, 1.0) ** 0.5,
+        float(n_chars < 40),
+        _up(sentences, 12),
+        _up(n_lines - 1, 12),
+        _up(paragraphs - 1, 4),
+        passage,
+        float(paragraphs > 1 and passage > 0),
+        float(view.count('"') + view.count("“") >= 2) * prose,
+        float(sum(": " in line[:24] for line in lines) >= 3),
+        float(upper > 0.6 * sum(map(str.isalpha, view[:300])) > 0),
+        min(inner_capitals / 20, 1.0),
+        float(sum(map(str.isascii, view[:200])) < 0.7 * min(len(view), 200)) if other else 0.0,
+        _up(sum(line.lstrip()[:2] in ("- ", "* ", "• ", "1.", "2.", "a)", "A)", "A.", "B.") for line in lines), 4),
+        min((words.count("the") + words.count("of")) / 12, 1.0),
+        first_shared,
+        last_shared,
+        min(figures / (sentences + 1) / 2, 1.0),
+        # pairs
+        float(bool(quantity) and figures >= 2) * (1 - 0.5 * passage),
+        float(bool(quantity) and figures < 2),
+        float(figures >= 2 and not asks and not wants_number),
+        float(operations > 0 and (asks or bool(wants_number) or n_chars < 60)) * prose,
+        float(bool(wants_number) and figures >= 2 and n_chars < 700 and n_lines < 4) * prose,
+        passage * float(asks and not quantity),
+        passage * float(bool(quantity)) * min(n_chars / 1200, 1.0),
+        passage * float(bool(summary)),
+        passage * float(bool(other_order)),
+        passage * float(not asks and not order and not other_order),
+        float(bool(summary)) * (1 - passage) * prose,
+        float(bool(make) and bool(code)),
+        float(bool(mend) and (bool(code) or is_code)),
+        _up(code, 2),
+        float(bool(make or in_first[group["code_soft"]]) and in_request[group["code_soft"]] >= 2 and not creative),
+        float(bool(code) and starts_question and not make),
+        float(bool(creative) and bool(make)),
+        float(bool(make) and not code and not in_request[group["code_soft"]]),
+        float(is_code and docstring > 0),
+        float(is_code and not opens_with_code),
+        float(is_code and opens_with_code and not asks),
+        float(bool(in_request[group["know"]]) and passage < 0.2) * (1 - 0.5 * min(figures / 2, 1)),
+        float(bool(in_request[group["chat"]]) and n_chars < 80),
+        float(bool(quantity) and ends_question and figures >= 2 and n_lines < 3) * prose,
+        float(first_asks and n_lines > 1 and beside > 25) * prose,
+        float(ends_question and n_lines > 1 and beside > 80) * prose,
+        first_shared * float(n_lines > 1 or passage > 0),
+        float(ends_question and not wants_number and beside > 80) * prose,
+        float(bool(in_first[group["make"]] or in_first[group["code_soft"]] or in_first[group["mend"]]) and not asks),
+        float(not asks and not order and not other_order and not is_code),
+        float(bool(in_first[group["translate"]] or in_first[group["rewrite"]] or in_first[group["creative"]])),
+        float(is_code),
+        float(is_code and bool(make or mend or code)),
+    ]
+    named += [_up(n, 2) for n in in_request]
+    named += [_up(n, 5) for n in in_text]
+    named += [float(n > 0) for n in in_first]
+    return np.array(named, dtype=np.float32)

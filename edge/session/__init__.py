@@ -1,0 +1,1 @@
+"""The session on llama.cpp: shelf of adapters, lane, rows, speculation."""

@@ -1,0 +1,84 @@
+"""Finds a checkpoint's chat template and its generation defaults, as GGUF keys."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from ...edge.errors import InputError
+from ...edge.files.atomic import read_json
+from ...edge.gguf.chat_template import ChatTemplate
+from ...edge.gguf.file import ValueType
+from ..files.gguf_writer import Value, array, float32, text
+from ..tokenizer.special_tokens import optional_json
+
+KEY: Final = "tokenizer.chat_template"
+# generation_config.json -> general.sampling.*, as llama.cpp's tools read them
+_SAMPLING: Final = {
+    "temperature": ("temp", ValueType.FLOAT32),
+    "top_k": ("top_k", ValueType.INT32),
+    "top_p": ("top_p", ValueType.FLOAT32),
+    "min_p": ("min_p", ValueType.FLOAT32),
+    "repetition_penalty": ("penalty_repeat", ValueType.FLOAT32),
+}
+
+
+def chat_template_keys(folder: Path | None, given: Path | None) -> dict[str, Value]:
+    """The keys of the chat template(s): of the file given, else of chat_template.jinja, chat_template.json,
+    tokenizer_config.json, in this order. Empty where there is none.
+
+    Raises:
+        InputError: the template is no valid one, or the file given cannot be read.
+    """
+    if given is not None:
+        return _keys({"default": _read(given)}, given)
+    if folder is None:
+        return {}
+    if (folder / "chat_template.jinja").exists():
+        return _keys({"default": _read(folder / "chat_template.jinja")}, folder / "chat_template.jinja")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        found = optional_json(folder / name).get("chat_template")
+        if isinstance(found, str):
+            return _keys({"default": found}, folder / name)
+        if isinstance(found, list):
+            return _keys({str(entry["name"]): str(entry["template"]) for entry in found}, folder / name)
+    return {}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
+    except UnicodeDecodeError:
+        raise InputError("is not UTF-8 text", where=path) from None
+
+
+def _keys(templates: dict[str, str], where: Path) -> dict[str, Value]:
+    for source in templates.values():
+        try:
+            ChatTemplate(source)
+        except InputError as error:
+            raise InputError(error.message, where=where, hint="give another one: --chat-template FILE") from None
+    if not templates:
+        return {}
+    default = templates.get("default", next(iter(templates.values())))
+    named = {name: source for name, source in templates.items() if name != "default"}
+    keys = {KEY: text(default)}
+    if named:
+        keys["tokenizer.chat_templates"] = array(ValueType.STRING, list(named))
+        keys |= {f"{KEY}.{name}": text(source) for name, source in named.items()}
+    return keys
+
+
+def sampling_keys(folder: Path) -> dict[str, Value]:
+    """`general.sampling.*` of generation_config.json; nothing where it says that answers are not sampled."""
+    path = folder / "generation_config.json"
+    defaults: dict[str, Any] = read_json(path) if path.exists() else {}
+    if defaults.get("do_sample") is False:
+        return {}
+    keys = {}
+    for field, (name, kind) in _SAMPLING.items():
+        number = defaults.get(field)
+        if isinstance(number, int | float) and not isinstance(number, bool):
+            value = float32(float(number)) if kind is ValueType.FLOAT32 else Value(kind, int(number))
+            keys[f"general.sampling.{name}"] = value
+    return keys

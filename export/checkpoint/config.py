@@ -1,0 +1,257 @@
+"""Reads a checkpoint's config.json into the numbers that the export needs, and into GGUF keys.
+
+Understands the field names of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`). What
+llama.cpp would compute differently is refused, all reasons at once.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ...edge.errors import InputError, UnsupportedError
+from ...edge.files.atomic import read_json
+from ..families import ALWAYS, FAMILIES, IN_A_LAYER, WHOLE_MODEL, Family
+from ..files.gguf_writer import Value, float32, text, uint32
+
+DEFAULT_ROPE_THETA: Final = 10_000.0
+ROPE_KINDS: Final = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How positions turn: `kind` is one of `ROPE_KINDS`, `fields` what config.json says about it."""
+
+    kind: str
+    theta: float
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The numbers of one checkpoint.
+
+    Attributes:
+        raw: the whole config.json.
+        notes: what the user should know, though it is no fault.
+    """
+
+    family: Family
+    hf_name: str
+    n_layers: int
+    n_embd: int
+    n_heads: int
+    n_kv_heads: int
+    head_size: int
+    n_ff: int
+    n_vocab: int
+    n_ctx_tokens: int
+    norm_eps: float
+    rope: Rope
+    tied: bool
+    biases: frozenset[str]
+    raw: dict[str, Any]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def read(cls, folder: Path) -> "ModelConfig":
+        """Reads `config.json` of a checkpoint folder.
+
+        Raises:
+            InputError: it is missing, or lacks fields.
+            UnsupportedError: a model that llama.cpp or this exporter cannot represent exactly.
+        """
+        path = folder / "config.json"
+        raw = read_json(path)
+        if not isinstance(raw, dict):
+            raise InputError("is not a JSON object", where=path)
+        names = raw.get("architectures") or []
+        if len(names) != 1 or names[0] not in FAMILIES:
+            raise UnsupportedError(
+                f"the architecture {', '.join(map(str, names)) or '(none named)'} is not supported",
+                where=path,
+                hint=f"supported: {', '.join(FAMILIES)}",
+            )
+        return _build(path, names[0], raw)
+
+    def expected(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor that the checkpoint must hold: Hugging Face name -> numpy shape."""
+        q, kv = self.n_heads * self.head_size, self.n_kv_heads * self.head_size
+        shapes = {
+            "input_layernorm": (self.n_embd,),
+            "post_attention_layernorm": (self.n_embd,),
+            "self_attn.q_proj": (q, self.n_embd),
+            "self_attn.k_proj": (kv, self.n_embd),
+            "self_attn.v_proj": (kv, self.n_embd),
+            "self_attn.o_proj": (self.n_embd, q),
+            "self_attn.q_norm": (self.head_size,),
+            "self_attn.k_norm": (self.head_size,),
+            "mlp.gate_proj": (self.n_ff, self.n_embd),
+            "mlp.up_proj": (self.n_ff, self.n_embd),
+            "mlp.down_proj": (self.n_embd, self.n_ff),
+        }
+        whole: dict[str, tuple[int, ...]] = dict.fromkeys(WHOLE_MODEL, (self.n_vocab, self.n_embd))
+        whole["model.norm"] = (self.n_embd,)
+        if self.tied:
+            del whole["lm_head"]
+        found = {f"{name}.weight": shape for name, shape in whole.items()}
+        for layer in range(self.n_layers):
+            for module in IN_A_LAYER:
+                if self.family.gguf_name(f"model.layers.{layer}.{module}") is None:
+                    continue
+                found[f"model.layers.{layer}.{module}.weight"] = shapes[module]
+                if module in self.biases:
+                    found[f"model.layers.{layer}.{module}.bias"] = shapes[module][:1]
+        return found
+
+    def keys(self) -> dict[str, Value]:
+        """The `{architecture}.*` keys of the GGUF file."""
+        a = self.family.architecture
+        keys = {
+            f"{a}.block_count": uint32(self.n_layers),
+            f"{a}.context_length": uint32(self.n_ctx_tokens),
+            f"{a}.embedding_length": uint32(self.n_embd),
+            f"{a}.feed_forward_length": uint32(self.n_ff),
+            f"{a}.attention.head_count": uint32(self.n_heads),
+            f"{a}.attention.head_count_kv": uint32(self.n_kv_heads),
+            f"{a}.attention.key_length": uint32(self.head_size),
+            f"{a}.attention.value_length": uint32(self.head_size),
+            f"{a}.attention.layer_norm_rms_epsilon": float32(self.norm_eps),
+            f"{a}.vocab_size": uint32(self.n_vocab),
+            f"{a}.rope.dimension_count": uint32(self.head_size),
+            f"{a}.rope.freq_base": float32(self.rope.theta),
+        }
+        fields = self.rope.fields
+        if self.rope.kind in ("linear", "yarn"):
+            keys[f"{a}.rope.scaling.type"] = text(self.rope.kind)
+            keys[f"{a}.rope.scaling.factor"] = float32(fields["factor"])
+        if self.rope.kind == "yarn":
+            original = fields.get("original_max_position_embeddings") or self.n_ctx_tokens
+            keys[f"{a}.rope.scaling.original_context_length"] = uint32(original)
+            keys[f"{a}.rope.scaling.yarn_beta_fast"] = float32(fields.get("beta_fast") or 32)
+            keys[f"{a}.rope.scaling.yarn_beta_slow"] = float32(fields.get("beta_slow") or 1)
+            attention = yarn_attention_factor(fields)
+            if attention is not None:
+                # llama.cpp multiplies its own 1 + 0.1 ln(factor) by this key.
+                own = 1 + 0.1 * math.log(max(fields["factor"], 1))
+                keys[f"{a}.rope.scaling.attn_factor"] = float32(attention / own)
+        return keys
+
+    def rope_factors(self) -> npt.NDArray[np.float32] | None:
+        """Divisors of the rotation speeds, (head_size / 2,), for the tensor `rope_freqs.weight`; None if all are 1.
+
+        Formula: transformers' `_compute_llama3_parameters` (Llama 3.1), as the ratio of plain to scaled speed.
+        """
+        if self.rope.kind != "llama3":
+            return None
+        fields = self.rope.fields
+        exponents = np.arange(0, self.head_size, 2, dtype=np.float32) / np.float32(self.head_size)
+        speeds = np.float32(1) / np.float32(self.rope.theta) ** exponents
+        waves = np.float32(2 * math.pi) / speeds
+        original, factor = float(fields["original_max_position_embeddings"]), float(fields["factor"])
+        low, high = float(fields["low_freq_factor"]), float(fields["high_freq_factor"])
+        smooth = (original / waves - low) / (high - low)
+        between = 1 / ((1 - smooth) / factor + smooth)
+        factors = np.where(waves < original / high, 1.0, np.where(waves > original / low, factor, between))
+        return factors.astype(np.float32)
+
+
+def yarn_attention_factor(fields: dict[str, Any]) -> float | None:
+    """The attention factor that config.json asks for; None where it is yarn's usual one.
+
+    Formula: transformers' `_compute_yarn_parameters`.
+    """
+    if fields.get("attention_factor") is not None:
+        return float(fields["attention_factor"])
+    one, all_dims = fields.get("mscale"), fields.get("mscale_all_dim")
+    if not (one and all_dims):
+        return None
+    stretch = math.log(max(float(fields["factor"]), 1))
+    return float((0.1 * one * stretch + 1) / (0.1 * all_dims * stretch + 1))
+
+
+def _rope(raw: dict[str, Any], problems: list[str]) -> Rope:
+    fields = dict(raw.get("rope_scaling") or {}) | dict(raw.get("rope_parameters") or {})
+    if any(isinstance(value, dict) for value in fields.values()):
+        problems.append("rope_parameters differ from layer to layer")
+        fields = {}
+    kind = fields.get("rope_type") or fields.get("type") or "default"
+    theta = fields.get("rope_theta") or raw.get("rope_theta") or DEFAULT_ROPE_THETA
+    if kind not in ROPE_KINDS:
+        problems.append(f"rope scaling of the kind {kind!r}; supported: {', '.join(ROPE_KINDS)}")
+        return Rope("default", float(theta), {})
+    needed = {
+        "linear": ("factor",),
+        "yarn": ("factor",),
+        "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    }.get(kind, ())
+    problems += [f"rope scaling {kind!r} lacks {name}" for name in needed if name not in fields]
+    if fields.get("truncate") is False:
+        problems.append("yarn without truncation")
+    for source in (raw, fields):
+        if float(source.get("partial_rotary_factor") or 1) != 1:
+            problems.append("only a part of each head is rotated (partial_rotary_factor)")
+    return Rope(kind, float(theta), fields)
+
+
+def _build(path: Path, hf_name: str, raw: dict[str, Any]) -> ModelConfig:
+    family = FAMILIES[hf_name]
+    problems: list[str] = []
+
+    def number(name: str, default: int | None = None) -> int:
+        value = raw.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            problems.append(f"{name} is {value!r}, not a positive whole number")
+            return 1
+        return value
+
+    n_embd, n_heads = number("hidden_size"), number("num_attention_heads")
+    n_kv_heads = number("num_key_value_heads", n_heads)
+    head_size = number("head_dim", n_embd // n_heads or 1)
+    n_ctx_tokens = number("max_position_embeddings")
+    if n_heads % n_kv_heads:
+        problems.append(f"{n_heads} heads cannot share {n_kv_heads} key-value heads evenly")
+    if head_size % 2:
+        problems.append(f"the head size {head_size} is odd")
+    if family.square_attention and n_heads * head_size != n_embd:
+        problems.append(
+            f"{family.architecture} needs heads x head size = width, not {n_heads} x {head_size} for {n_embd}"
+        )
+    if raw.get("hidden_act", "silu") not in ("silu", "swish"):
+        problems.append(f"the activation {raw['hidden_act']!r}; llama.cpp computes silu for this family")
+    if raw.get("quantization_config"):
+        problems.append(
+            f"its weights are quantised ({raw['quantization_config'].get('quant_method', 'unknown method')}); "
+            "give the unquantised checkpoint"
+        )
+    problems += [f"{name} = {value!r}" for name, value in family.refused.items() if raw.get(name) == value]
+    rope = _rope(raw, problems)
+    notes = []
+    window = raw.get("sliding_window")
+    if hf_name == "MistralForCausalLM" and window and window < n_ctx_tokens:
+        notes.append(f"beyond {window} tokens llama.cpp attends to all of them, transformers to the last {window} only")
+    config = ModelConfig(
+        family=family,
+        hf_name=hf_name,
+        n_layers=number("num_hidden_layers"),
+        n_embd=n_embd,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_size=head_size,
+        n_ff=number("intermediate_size"),
+        n_vocab=number("vocab_size"),
+        n_ctx_tokens=n_ctx_tokens,
+        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        rope=rope,
+        tied=bool(raw.get("tie_word_embeddings", False)),
+        biases=frozenset(m for m, switch in family.biases.items() if switch == ALWAYS or raw.get(switch)),
+        raw=raw,
+        notes=tuple(notes),
+    )
+    if problems:
+        raise UnsupportedError("this model cannot be exported exactly", where=path, problems=problems)
+    return config

@@ -1,0 +1,95 @@
+"""`slm-edge export base`: a Hugging Face checkpoint, or another GGUF, to one GGUF base."""
+
+from pathlib import Path
+
+import click
+
+from ...edge.console import emit, json_option, note
+from ...edge.errors import InputError
+from ...edge.sizes import human_bytes
+from ..base.quantize import TYPES, find_type
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The GGUF file to write.")
+@click.option(
+    "--type",
+    "type_name",
+    default="q8_0",
+    show_default=True,
+    metavar="TYPE",
+    help=f"{', '.join(TYPES)}; or keep (a GGUF's tensors as they are).",
+)
+@click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix (GGUF or .dat), for few-bit types.")
+@click.option(
+    "--chat-template", type=click.Path(path_type=Path), help="A jinja file instead of the model's own template."
+)
+@click.option("--output-weight", is_flag=True, help="Write a tied head out: for adapters on embed_tokens or lm_head.")
+@click.option("--name", help="The model's name in the file; default: the folder's name.")
+@click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's pre-tokenizer, instead of the one found by trying.")
+@click.option("--revision", help="Branch, tag or commit on the hub; default: main.")
+@click.option("--threads", type=click.IntRange(1), help="For quantising; default: all cores.")
+@click.option("--allow-requantize", is_flag=True, help="Take a GGUF that is already quantised below 8 bits.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@json_option
+def base(
+    source: Path,
+    output: Path,
+    type_name: str,
+    imatrix: Path | None,
+    chat_template: Path | None,
+    output_weight: bool,
+    name: str | None,
+    pre_tokenizer: str | None,
+    revision: str | None,
+    threads: int | None,
+    allow_requantize: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Turn SOURCE into one GGUF base.
+
+    SOURCE is a Hugging Face checkpoint folder, the name of one on the hub (organisation/model), or a GGUF file.
+
+    Tensors are streamed: memory stays at a few blocks, whatever the model's size. The tokenizer is proved against
+    the checkpoint's own before anything is written.
+
+    \b
+    Example:
+      slm-edge export base ./Llama-3.2-1B-Instruct -o base.gguf --type q4_k_m
+      slm-edge export base Qwen/Qwen2.5-0.5B-Instruct -o base.gguf
+      slm-edge export base base-f16.gguf -o base-q4.gguf --type iq4_xs --imatrix base.imatrix
+    """
+    from ...edge.files.hub import is_hub_name
+    from ..base.base import Options, export_base
+    from ..checkpoint.hub import hub_checkpoint
+
+    kind = find_type(type_name, "keep")
+    if is_hub_name(source):
+        name = name or source.name
+        source = hub_checkpoint(source.as_posix(), revision)
+    elif revision is not None:
+        raise InputError("--revision is for models on the hub", where=source)
+    options = Options(
+        output_weight=output_weight,
+        chat_template=chat_template,
+        pre_tokenizer=pre_tokenizer,
+        imatrix=imatrix,
+        name=name,
+        threads=threads,
+        allow_requantize=allow_requantize,
+        force=force,
+    )
+    result = export_base(source, output, kind, options)
+    for line in result.notes:
+        note(f"note: {line}")
+    lines = [
+        f"{result.path}: {result.architecture}, {result.n_parameters / 1e6:,.1f} M parameters, {result.type}, "
+        f"{human_bytes(result.size_bytes)}, in {result.seconds_s:.1f} s",
+        "tensors: " + ", ".join(f"{count} {kind}" for kind, count in result.types.items()),
+    ]
+    if result.n_texts_compared is not None:
+        which = f"pre-tokenizer {result.pre_tokenizer}" if result.pre_tokenizer else "SentencePiece tokenizer"
+        lines.append(f"{which}: token ids equal on {result.n_texts_compared} texts")
+    emit(result.as_dict(), as_json, "\n".join(lines))

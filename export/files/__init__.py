@@ -1,0 +1,1 @@
+"""Writers and readers of tensor files: GGUF, safetensors, encodings."""

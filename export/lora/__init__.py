@@ -1,0 +1,1 @@
+"""A PEFT adapter becomes a GGUF adapter: plan, scaling, what is refused."""

@@ -1,0 +1,182 @@
+"""What an adapter_config.json of PEFT asks for, and every reason why a GGUF adapter cannot hold it.
+
+llama.cpp adds scale * B(A x) to a matrix product and nothing else. Fields that mean more are refused; fields
+that only told PEFT how to train or to start are listed as harmless; a field that is in neither list is refused
+when it is set, because it may change what the adapter computes. Fields as of PEFT 0.21.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ...edge.errors import InputError
+from ...edge.files.atomic import read_json
+from ..reasons import Reasons
+from .scaling import Scaling
+
+REFUSED: Final = {
+    "use_dora": "DoRA rescales whole weight columns, which no low-rank sum can do",
+    "lora_bias": "a GGUF adapter holds no bias vectors",
+    "modules_to_save": "a GGUF adapter holds no whole modules",
+    "trainable_token_indices": "a GGUF adapter holds no new token rows",
+    "layer_replication": "the model that it runs on has layers that the base lacks",
+    "fan_in_fan_out": "its matrices are stored transposed (GPT-2's Conv1D), which no supported base has",
+    "target_parameters": "adapters of bare parameters (mixtures of experts) are not supported",
+    "use_qalora": "QA-LoRA pools its input",
+    "use_bdlora": "BD-LoRA has block-diagonal matrices",
+    "velora_config": "VeLoRA changes the forward pass",
+    "kasa_config": "KaSA changes the base's weights",
+    "monteclora_config": "MonteCLoRA draws samples in its forward pass",
+    "arrow_config": "Arrow routes each token to another adapter",
+    "alora_invocation_string": "aLoRA's old text form: tokenize it and save alora_invocation_tokens instead",
+    "invocation_string": "aLoRA's old text form: tokenize it and save alora_invocation_tokens instead",
+}
+HARMLESS: Final = frozenset(
+    [
+        *("auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version", "target_modules"),
+        *("exclude_modules", "lora_dropout", "layers_to_transform", "layers_pattern", "megatron_config"),
+        *("megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
+        *("runtime_config", "ensure_weight_tying", "use_peft_backend"),
+    ]
+)
+READ: Final = frozenset(
+    [
+        *("peft_type", "task_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias"),
+        *("init_lora_weights", "alora_invocation_tokens"),
+    ]
+)
+# Starts that leave the base's weights as they are; the others subtract the start from them.
+PLAIN_STARTS: Final = (True, False, "gaussian", "eva", "orthogonal", "mica")
+TASK_TYPES: Final = (None, "CAUSAL_LM")
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The parts of an adapter_config.json that an export needs.
+
+    Attributes:
+        base_name: `base_model_name_or_path` as it stands; "" where missing.
+        revision: of the base on its hub; "" where missing.
+        alora_tokens: invocation tokens of an activated LoRA; empty for a plain one.
+    """
+
+    scaling: Scaling
+    base_name: str
+    revision: str
+    alora_tokens: tuple[int, ...]
+
+
+def read_peft_config(path: Path, reasons: Reasons) -> PeftConfig:
+    """Reads an adapter_config.json; what is wrong with its fields goes to `reasons`.
+
+    Raises:
+        InputError: no such file, or no JSON object.
+    """
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise InputError("is no adapter_config.json: it holds no JSON object", where=path)
+    _check_kind(data, reasons)
+    fields = _Fields(data, reasons)
+    scaling = Scaling(
+        rank=fields.count("r"),
+        alpha=fields.number("lora_alpha"),
+        rslora=bool(data.get("use_rslora")),
+        rank_pattern=fields.pattern("rank_pattern", fields.as_count),
+        alpha_pattern=fields.pattern("alpha_pattern", fields.as_number),
+    )
+    return PeftConfig(
+        scaling=scaling,
+        base_name=str(data.get("base_model_name_or_path") or ""),
+        revision=str(data.get("revision") or ""),
+        alora_tokens=fields.tokens("alora_invocation_tokens"),
+    )
+
+
+def _check_kind(data: Mapping[str, Any], reasons: Reasons) -> None:
+    kind = data.get("peft_type")
+    if kind != "LORA":
+        reasons.unsupported(f"peft_type is {_short(kind)}: only LORA adapters can be exported")
+        return
+    for name, why in REFUSED.items():
+        if data.get(name):
+            reasons.unsupported(f"{name} is set: {why}")
+    if data.get("bias", "none") not in ("none", None):
+        reasons.unsupported(
+            f"bias is {_short(data['bias'])}: a GGUF adapter holds no bias vectors; train with bias='none'"
+        )
+    if data.get("task_type") not in TASK_TYPES:
+        reasons.unsupported(
+            f"task_type is {_short(data['task_type'])}: only adapters of causal language models are run"
+        )
+    start = data.get("init_lora_weights", True)
+    if start is not None and start not in PLAIN_STARTS:
+        reasons.unsupported(
+            f"init_lora_weights is {_short(start)}: such a start changes the base's weights; turn it into a plain LoRA "
+            "with PEFT's save_pretrained(…, path_initial_model_for_weight_conversion=…)"
+        )
+    known = READ | HARMLESS | REFUSED.keys()
+    for name, value in data.items():
+        if name not in known and value:
+            reasons.unsupported(
+                f"{name} is {_short(value)}: a field that is not known here and may change what the adapter computes"
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+class _Fields:
+    """Reads typed fields; what is wrong goes to `reasons` and a harmless value comes back."""
+
+    def __init__(self, data: Mapping[str, Any], reasons: Reasons) -> None:
+        self.data = data
+        self.reasons = reasons
+
+    def as_count(self, name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            self.reasons.wrong(f"{name} is {_short(value)}; it must be a positive whole number")
+            return 1
+        return value
+
+    def as_number(self, name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            self.reasons.wrong(f"{name} is {_short(value)}; it must be a number")
+            return 1.0
+        return float(value)
+
+    def count(self, name: str) -> int:
+        return self.as_count(name, self.data.get(name, 8))
+
+    def number(self, name: str) -> float:
+        return self.as_number(name, self.data.get(name, 8))
+
+    def pattern(self, name: str, read: Any) -> dict[str, Any]:
+        value = self.data.get(name) or {}
+        if not isinstance(value, dict):
+            self.reasons.wrong(f"{name} is {_short(value)}; it must be an object of patterns and numbers")
+            return {}
+        found = {}
+        for key, entry in value.items():
+            try:
+                re.compile(rf"(.*\.)?({key})$")
+            except re.error as error:
+                self.reasons.wrong(f"{name}: {key!r} is no regular expression ({error})")
+                continue
+            found[key] = read(f"{name}[{key!r}]", entry)
+        return found
+
+    def tokens(self, name: str) -> tuple[int, ...]:
+        value = self.data.get(name)
+        if value is None:
+            return ()
+        plain = isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in value)
+        if not plain or not value or min(value) < 0:
+            self.reasons.wrong(f"{name} is {_short(value)}; it must be a list of token ids")
+            return ()
+        return tuple(value)

@@ -1,0 +1,1 @@
+"""A base and its adapters become ONNX graphs."""

@@ -1,0 +1,1 @@
+"""A tokenizer becomes GGUF's: vocabulary, merges, pre-tokenizer, special tokens."""

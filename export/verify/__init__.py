@@ -1,0 +1,1 @@
+"""Proof that exported files compute what PEFT computes."""

