@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import note
-from .options import answer_options, grammar_options, grammar_text, session_options, size_bytes_of
+from .options import answer_options, grammar_options, grammar_text, session_options, size_bytes_of, special_option
 
 if TYPE_CHECKING:
     from ..options import EngineOptions, Speculate
@@ -32,6 +32,7 @@ PROMPT = "> "
 @session_options
 @click.option("--pin", "pinned", metavar="NAME", multiple=True, help="An adapter that stays once loaded; repeatable.")
 @grammar_options
+@special_option
 def chat(
     pack: Path | None,
     adapter: str | None,
@@ -48,6 +49,7 @@ def chat(
     pinned: tuple[str, ...],
     schema: Path | None,
     grammar: Path | None,
+    allow_special: bool,
 ) -> None:
     """Talk with the model; what was said before is kept. /help lists what can be typed, Ctrl-D ends.
 
@@ -69,6 +71,7 @@ def chat(
         "adapter_budget_bytes": size_bytes_of(adapter_budget),
         "pinned": pinned,
         "speculate": speculate,
+        "allow_special": allow_special,
     }
     from ..pack.pack import Pack, find_adapter
     from ..session.session import Session

@@ -11,7 +11,15 @@ import click
 from ..console import emit, json_option, note
 from ..errors import InputError
 from ..sizes import human_bytes
-from .options import answer_options, engine_option, grammar_options, grammar_text, session_options, size_bytes_of
+from .options import (
+    answer_options,
+    engine_option,
+    grammar_options,
+    grammar_text,
+    session_options,
+    size_bytes_of,
+    special_option,
+)
 from .show import show
 
 if TYPE_CHECKING:
@@ -42,6 +50,7 @@ if TYPE_CHECKING:
     help="Folder that keeps computed system messages from one run to the next.",
 )
 @grammar_options
+@special_option
 @click.option("--stats", is_flag=True, help="Say on stderr how long it took and how much memory.")
 @json_option
 def run(
@@ -63,6 +72,7 @@ def run(
     prefix_cache: Path | None,
     schema: Path | None,
     grammar: Path | None,
+    allow_special: bool,
     stats: bool,
     as_json: bool,
 ) -> None:
@@ -117,6 +127,7 @@ def run(
         opened.base_path(allow_pull=True)
     start_s = time.perf_counter()
     options: EngineOptions = {"n_ctx_tokens": context_tokens, "threads": threads, "ram_bytes": ram_bytes}
+    options["allow_special"] = allow_special
     if engine == "llama":
         # What was chosen is loaded, whatever else is in the pack.
         needed_bytes = sum(opened.adapters[one].size_bytes for one in chosen)

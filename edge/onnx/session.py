@@ -28,6 +28,7 @@ from ..answer.stream import Answer, Request, Stream
 from ..errors import DamagedError, EngineError, UnsupportedError
 from ..gguf.chat_template import ChatTemplate, Message, messages_of
 from ..llama.canary import CANARY
+from ..llama.prompt import PromptEncoder
 from ..llama.vocab import Vocab
 from ..options import DEFAULT_PARALLEL, EngineOptions, Swap
 from ..pack.card import TaskCard
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CTX_TOKENS: Final = 2048
 # What EngineOptions mean to llama.cpp alone; given here they would do nothing.
-OPTIONS: Final = frozenset({"n_ctx_tokens", "n_parallel", "threads"})
+OPTIONS: Final = frozenset({"n_ctx_tokens", "n_parallel", "threads", "allow_special"})
 
 
 class OnnxSession:
@@ -57,7 +58,7 @@ class OnnxSession:
         base: the folder that `slm-edge export onnx` made, opened.
         adapters: by name, their files in onnxruntime's format; each is checked and tried when it is first used.
         default_adapter: in use until `use` is called; None for the base alone.
-        options: `n_ctx_tokens`, `n_parallel` and `threads` of `options.EngineOptions`.
+        options: `n_ctx_tokens`, `n_parallel`, `threads` and `allow_special` of `options.EngineOptions`.
 
     Attributes:
         base: what the base is.
@@ -100,6 +101,8 @@ class OnnxSession:
             self._owned = stack.pop_all()
         if self.vocab.n_tokens > base.n_vocab:
             raise DamagedError("the tokenizer has more tokens than the graph", where=base.folder)
+        allow_special = options.get("allow_special", False)
+        self._prompts = PromptEncoder(base.tokenizer, self.template, self.vocab, allow_special=allow_special)
         self.lane = OnnxLane(self.engine)
         self._batcher: Batcher[OnnxRows] | None = None
         self._batchers: weakref.WeakSet[Batcher[OnnxRows]] = weakref.WeakSet()
@@ -229,7 +232,8 @@ class OnnxSession:
 
     def rendered(self, prompt: str | Sequence[Message], system: str | None, choice: Choice) -> tuple[list[int], int]:
         """As `Session.rendered`; how many tokens others share is not told: 0."""
-        return self.vocab.encode(self.template.render(messages_of(prompt, system, choice.card.system))), 0
+        messages = messages_of(prompt, system, choice.card.system)
+        return self._prompts.encode(messages, most_tokens=self.longest_tokens), 0
 
     def stream(
         self, prompt: str | Sequence[Message], *, system: str | None = None, **settings: Unpack[Settings]

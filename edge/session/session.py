@@ -31,6 +31,7 @@ from ..gguf.chat_template import ChatTemplate, Message, messages_of
 from ..llama.canary import Canary
 from ..llama.kernels import copied_spans
 from ..llama.model import Adapter, Model
+from ..llama.prompt import PromptEncoder
 from ..llama.two_layouts import StoredModel, new_context
 from ..memory.fit import limit_of, plan_session
 from ..options import DEFAULT_PARALLEL, EngineOptions, Swap
@@ -142,7 +143,9 @@ class Session:
             if default_adapter is not None:
                 card = self._shelf.packed(default_adapter).card
                 self._choice = Choice(((default_adapter, card.scale),), card)
-            self._system = SystemPrefix(self.template, self.vocab)
+            allow_special = options.get("allow_special", False)
+            self._prompts = PromptEncoder(self.base.file, self.template, self.vocab, allow_special=allow_special)
+            self._system = SystemPrefix(self._prompts)
             stack.callback(self.prefixes.flush)
             self._owned = stack.pop_all()
 
@@ -280,7 +283,7 @@ class Session:
     def rendered(self, prompt: str | Sequence[Message], system: str | None, choice: Choice) -> tuple[list[int], int]:
         """Token ids as of `prompt_tokens`, and how many of them every prompt with that system message begins with."""
         messages = messages_of(prompt, system, choice.card.system)
-        ids = self.vocab.encode(self.template.render(messages))
+        ids = self._prompts.encode(messages, most_tokens=self.longest_tokens)
         return ids, self._system.length(messages, ids)
 
     def stream(

@@ -111,7 +111,7 @@ def tokenize(
     seen: set[tuple[int, ...]] = set()
     examples = []
     for pair in pairs:
-        prompt = base.encode(base.template.render(pair.messages, add_generation_prompt=True))
+        prompt = base.prompt_ids(pair.messages)
         ids = (*prompt, *base.encode(pair.completion), *end)
         if ids in seen:
             counts.dropped["duplicate"] += 1
