@@ -29,6 +29,7 @@ from ..files.watch import FileWatch
 from ..gguf.base import BaseInfo
 from ..gguf.chat_template import ChatTemplate, Message, messages_of
 from ..llama.canary import Canary
+from ..llama.first_load import ensure_loads
 from ..llama.kernels import copied_spans
 from ..llama.model import Adapter, Model
 from ..llama.prompt import PromptEncoder
@@ -108,6 +109,7 @@ class Session:
         self._batchers: weakref.WeakSet[Batcher[LlamaRows]] = weakref.WeakSet()
         # llama.cpp maps the file itself.
         self.base.file.release()
+        ensure_loads(self.base)
         with contextlib.ExitStack() as stack:
             self.model = stack.enter_context(
                 Model.load(base_path, mmap=chosen.mmap, repack=chosen.repack, copied=copied_spans(self.base))
