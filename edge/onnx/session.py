@@ -92,6 +92,7 @@ class OnnxSession:
         self.longest_tokens = self.n_ctx_tokens
         self.adapters: dict[str, PackedAdapter] = dict(adapters)
         self._loaded: dict[str, OnnxAdapter] = {}
+        self._tried: set[tuple[str, float]] = set()
         self._base_row: npt.NDArray[np.float32] | None = None
         self._routing = Routing(self.adapters)
         with contextlib.ExitStack() as stack:
@@ -177,8 +178,10 @@ class OnnxSession:
         if swap == "activated":
             raise UnsupportedError("ONNX graphs apply an adapter to all tokens; there are no activated LoRAs")
         choice = choice_of(name, scale, lambda one: find_adapter(self.adapters, one).card)
-        for one, _ in choice.scales:
-            self._load(one)
+        for one, strength in choice.scales:
+            adapter = self._load(one)
+            if (adapter.sha256, strength) not in self._tried:
+                self._try(adapter, strength, must_act=False)
         return choice
 
     def choose(self, prompt: str | Sequence[Message]) -> "Decision":
@@ -200,23 +203,26 @@ class OnnxSession:
         if name not in self._loaded:
             packed = find_adapter(self.adapters, name)
             adapter = OnnxAdapter.open(packed.path, self.base, sha256=packed.sha256)
-            self._try(adapter, adapter.scaled(packed.card.scale, self.base))
+            self._try(adapter, packed.card.scale)
             self._loaded[name] = adapter
         return self._loaded[name]
 
-    def _try(self, adapter: OnnxAdapter, pairs: Mapping[str, Array]) -> None:
+    def _try(self, adapter: OnnxAdapter, scale: float, *, must_act: bool = True) -> None:
         """The proof that an adapter acts: a few tokens' logits with it differ from those without, and are numbers."""
         ids = self.vocab.encode(CANARY)
         if self._base_row is None:
             # The same graph with empty pairs: two graphs may round differently, and then nothing would be proved.
             self._base_row = self.engine.probe(ids, {})
-        row = self.engine.probe(ids, pairs)
+        row = self.engine.probe(ids, adapter.scaled(scale, self.base))
         if not np.isfinite(row).all():
-            raise EngineError("with this adapter the model's output is not a number", where=adapter.path)
-        if np.array_equal(row, self._base_row):
+            raise EngineError(
+                f"with this adapter at the scale {scale:g} the model's output is not a number", where=adapter.path
+            )
+        if must_act and np.array_equal(row, self._base_row):
             raise EngineError(
                 "the adapter changes nothing: all logits are the same with and without", where=adapter.path
             )
+        self._tried.add((adapter.sha256, scale))
 
     def sections(self, choice: Choice, ids: Sequence[int], n_shared_tokens: int = 0) -> list[Section]:
         """A whole prompt under a choice, whose numbers are bound from here on; what others share is not told apart."""

@@ -244,6 +244,7 @@ class Session:
         loaded = self._shelf.load([] if name is None else [name] if isinstance(name, str) else list(name))
         if loaded:
             swap_of(loaded, swap)
+            self._shelf.try_scales(choice.scales)
         return choice
 
     @property
