@@ -1,7 +1,7 @@
 """Opens files that a user, a pack or a checkpoint names: regular ones, of a size that makes sense.
 
-    with open_regular("base.gguf") as stream: ...
-    text = read_text("schema.json", most_bytes=1 << 20)
+    with open_regular("base.gguf") as stream:
+        head = stream.read(4)
 
 A FIFO or a terminal would be waited on for ever, a device read without end, and a file with holes is as long as it
 likes to be.
@@ -14,8 +14,6 @@ from typing import BinaryIO, Final
 
 from ..errors import DamagedError, InputError
 
-# JSON, cards, templates, lists of prompts: what is read whole
-MOST_TEXT_BYTES: Final = 64 << 20
 # Of a file that is mostly holes, at least this share is there; others are as they were made by hand.
 _LEAST_WRITTEN: Final = 1 / 16
 _SMALL_BYTES: Final = 1 << 20
@@ -78,32 +76,3 @@ def _is_hollow(handle: int, found: os.stat_result) -> bool:
         return False
     # A file system that counts blocks in its own way, by compressing them for example, knows of no hole.
     return os.lseek(handle, 0, os.SEEK_HOLE) < found.st_size and os.lseek(handle, 0, os.SEEK_SET) == 0
-
-
-def read_bytes(path: str | os.PathLike[str], *, most_bytes: int = MOST_TEXT_BYTES) -> bytes:
-    """A whole file.
-
-    Raises:
-        InputError: as `open_regular`, or it has more bytes.
-    """
-    with open_regular(path) as stream:
-        try:
-            # Not by its size: some files have more than they say.
-            data = stream.read(most_bytes + 1)
-        except OSError as error:
-            raise InputError(f"cannot be read ({error.strerror})", where=path) from None
-    if data is None or len(data) > most_bytes:
-        raise InputError(f"has more than {most_bytes} bytes, the most that is read here", where=path)
-    return data
-
-
-def read_text(path: str | os.PathLike[str], *, most_bytes: int = MOST_TEXT_BYTES) -> str:
-    """A whole file as UTF-8 text.
-
-    Raises:
-        InputError: as `read_bytes`, or it is not UTF-8.
-    """
-    try:
-        return read_bytes(path, most_bytes=most_bytes).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"is not UTF-8 text (byte {error.start})", where=path) from None

@@ -111,14 +111,21 @@ class MetaValue:
         self._start = start
         self._end = end
 
+    def _check(self) -> None:
+        if self._data.size() < self._end:
+            # Reading the map there would end the process.
+            raise DamagedError("a GGUF file was cut while it was in use", hint="put it back")
+
     @property
     def raw(self) -> bytes:
         """The value's bytes as they stand in the file, an array's without its header."""
+        self._check()
         return self._data[self._start : self._end]
 
     @cached_property
     def value(self) -> Any:
         """The value: int, float, bool, str, or a list of these."""
+        self._check()
         kind = self.type if self.element_type is None else self.element_type
         if kind is ValueType.STRING:
             strings: list[str] = []
@@ -254,8 +261,11 @@ class GgufFile:
         self._place(rows)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> "GgufFile":
+    def open(cls, path: str | os.PathLike[str], *, whole: bool = True) -> "GgufFile":
         """Maps and checks a file.
+
+        Args:
+            whole: refuse one that is nearly all holes.
 
         Raises:
             InputError: it is not there, or not a GGUF file.
@@ -264,7 +274,7 @@ class GgufFile:
         """
         path = Path(path)
         try:
-            with open_regular(path, whole=True) as stream:
+            with open_regular(path, whole=whole) as stream:
                 if stream.read(4) != b"GGUF":
                     raise InputError("is not a GGUF file", where=path)
                 data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -332,8 +342,14 @@ class GgufFile:
         return default if entry is None else entry.value
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """The bytes of a tensor, a read-only view into the map, shape (size_bytes,)."""
+        """The bytes of a tensor, a read-only view into the map, shape (size_bytes,).
+
+        Raises:
+            DamagedError: the file was cut since it was opened.
+        """
         info = self.tensors[name]
+        if self._data.size() < info.offset_bytes + info.size_bytes:
+            raise DamagedError("was cut while it was in use", where=self.path, hint="put the file back")
         return np.frombuffer(self._data, np.uint8, info.size_bytes, info.offset_bytes)
 
     def release(self) -> None:

@@ -84,6 +84,7 @@ class Context:
         llama = lib()
         self._llama = llama
         self._model = model
+        self._watch = model.watch
         self._active: list[tuple[Adapter, float]] = []
         self._kept_rows: npt.NDArray[np.float32] | None = None
         self._n_streams = 1 if kv_unified else n_seq_max
@@ -201,6 +202,8 @@ class Context:
         self._kept_rows = None
         if not self.handle:
             self._alive()
+        if self._watch is not None:
+            self._watch.check()
         code = self._llama.llama_decode(self.handle, one.struct)
         problems = unheard()
         if code:
@@ -215,6 +218,7 @@ class Context:
         Raises:
             DoesNotFitError: the KV cache is full; nothing was changed.
             EngineError: llama.cpp fails.
+            DamagedError: the mapped base was changed in place.
         """
         n = len(token_ids)
         if not 0 < n <= min(self.n_outputs_max, self.n_batch_tokens):
@@ -234,6 +238,8 @@ class Context:
 
     def _run(self, n_tokens: int) -> None:
         self._alive()
+        if self._watch is not None:
+            self._watch.check()
         batch = self._batch.struct
         batch.n_tokens = n_tokens
         code = self._llama.llama_decode(self.handle, batch)

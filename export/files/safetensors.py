@@ -19,7 +19,8 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 import numpy.typing as npt
 
-from ...edge.errors import DamagedError, InputError
+from ...edge.errors import DamagedError
+from ...edge.files.regular import open_regular
 from .encode import widen_bf16
 
 MAX_HEADER_BYTES: Final = 100_000_000
@@ -70,16 +71,11 @@ class SafetensorsFile:
         """Opens and checks a file.
 
         Raises:
-            InputError: it is not there.
+            InputError: it is not there, or no regular file.
             DamagedError: header and size do not agree.
         """
         path = Path(path)
-        try:
-            stream = path.open("rb")
-        except FileNotFoundError:
-            raise InputError("no such file", where=path) from None
-        except OSError as error:
-            raise InputError(f"cannot be read ({error.strerror})", where=path) from None
+        stream = open_regular(path, whole=True)
         try:
             return cls(path, stream)
         except BaseException:

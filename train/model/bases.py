@@ -14,7 +14,6 @@ from ...edge.errors import InputError, UnsupportedError
 from ...edge.files.atomic import sha256_file
 from ...edge.gguf.base import BaseInfo
 from ...edge.gguf.chat_template import ChatTemplate, Message
-from ...edge.gguf.file import GgufFile
 from ...edge.llama.prompt import PromptEncoder
 from ...edge.llama.vocab import Vocab
 from ..recipe import Weights
@@ -69,7 +68,7 @@ class GgufBase:
     """A GGUF base: its own weights, llama.cpp's own tokenizer."""
 
     def __init__(self, path: Path) -> None:
-        gguf = GgufFile.open(path)
+        gguf = BaseInfo.open(path).file
         self._file = gguf
         self.path = path
         self.name = path.name
