@@ -1,4 +1,4 @@
-"""The inside of the sandbox, run in a fresh interpreter by `code_sandbox`; it imports nothing else of slm_edge.
+"""The inside of the sandbox, run in a fresh interpreter by `sandbox`; it imports nothing else of slm_edge.
 
 Three processes. This one enters new namespaces and waits. Its child, the judge, builds a root of its own, becomes
 nobody, forks the worker and then confines itself as the worker does. The worker runs the program and answers calls.

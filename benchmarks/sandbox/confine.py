@@ -176,7 +176,7 @@ def _landlock(c: Any, folder: str | None) -> bool:
 
 
 def _seccomp(c: Any) -> bool:
-    """Refuses system calls, see `sandbox_syscalls`."""
+    """Refuses system calls, see `syscalls`."""
     steps = seccomp_program(platform.machine())
     if steps is None or struct.calcsize("P") != 8:
         return False

@@ -85,7 +85,7 @@ def allow_unsafe(allowed: bool = True) -> None:
 
 
 def missing_layers() -> list[str]:
-    """What of `sandbox_child.REQUIRED` this system does not grant: empty where programs can be run safely."""
+    """What of `child.REQUIRED` this system does not grant: empty where programs can be run safely."""
     verdict = _run("", ["pass"], names=[], given="", setup="", limits=Limits(), unsafe=False)
     return [name for name in REQUIRED if name not in verdict.layers]
 

@@ -1,6 +1,6 @@
 """MBPP test: 500 small Python functions (task_id 11 to 510), pass@1 of one greedy answer (Austin et al. 2021).
 
-The model sees the text and the first test; all three asserts must hold, in the sandbox of `code_sandbox`.
+The model sees the text and the first test; all three asserts must hold, in the sandbox of `sandbox`.
 """
 
 from pathlib import Path

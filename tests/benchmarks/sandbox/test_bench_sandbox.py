@@ -263,7 +263,7 @@ code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step
 header = ctypes.create_string_buffer(struct.pack("@HP", len(steps), ctypes.addressof(code)))
 c = ctypes.CDLL(None)
 assert c.prctl(38, 1, 0, 0, 0) == 0 and c.prctl(22, 2, ctypes.byref(header), 0, 0) == 0
-from slm_edge.benchmarks import code_sandbox
+from slm_edge.benchmarks.sandbox import sandbox as code_sandbox
 from slm_edge.edge.errors import UnsupportedError
 limits = code_sandbox.Limits(cpu_s=1, wall_s=60, memory_bytes=256 << 20, file_bytes=1 << 16)
 found = []

@@ -88,7 +88,8 @@ def test_a_changed_or_missing_router_is_told(slm_edge, pack, tmp_path):
         open_router(Pack.open(bare))
 
 
-def test_eval_counts_by_hand(slm_edge, pack, tmp_path):
+def test_eval_counts_by_hand(slm_edge, pack, tmp_path, monkeypatch):
+    monkeypatch.delenv("SLM_EDGE_DATA", raising=False)
     rows = tmp_path / "rows.jsonl"
     rows.write_text(
         "\n".join(
