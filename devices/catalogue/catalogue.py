@@ -8,7 +8,7 @@ device.facts["read_gb_per_s"].source
 import functools
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,17 +33,41 @@ class CoreClass:
     """What the cores of one kind do; see classes.toml.
 
     Attributes:
-        repacked: tensor types (lower case) that this llama.cpp lays out anew for them.
-        decode_cycles_per_weight, prefill_macs_per_cycle: by tensor type, "plain" for the rest.
+        features: of the CPU, as llama.cpp names them.
+        repacked_since: tensor types (lower case) that this llama.cpp lays out anew for them, and the month since when.
+        decode_cycles_per_weight, prefill_macs_per_cycle: by tensor type, "plain" for the rest; weights as stored.
+        repacked_macs_per_cycle: the same of the types laid out anew.
+        attention_macs_per_cycle: of queries with K and V.
+        activation_cycles: for each value that a prompt's matrix products read or write.
+        baseline_part: of the plain rate, what builds for any CPU of the kind reach, as ollama's for Arm.
     """
 
     name: str
     title: str
+    features: Sequence[str]
     core_gb_per_s: float
-    repacked: tuple[str, ...]
+    attention_macs_per_cycle: float
+    activation_cycles: float
+    baseline_part: float
+    repacked_since: Mapping[str, str]
     decode_cycles_per_weight: Mapping[str, float]
     prefill_macs_per_cycle: Mapping[str, float]
+    repacked_macs_per_cycle: Mapping[str, float]
     source: str
+
+    @property
+    def repacked(self) -> frozenset[str]:
+        """The types that this llama.cpp lays out anew."""
+        return frozenset(self.repacked_since)
+
+    def repacked_in(self, month: str) -> frozenset[str]:
+        """The types that a build of that month ("2025-03") lays out anew."""
+        return frozenset(name for name, since in self.repacked_since.items() if since <= month)
+
+    def macs_per_cycle(self, laid_out: Collection[str]) -> dict[str, float]:
+        """By tensor type, "plain" for the rest, where these types are laid out anew."""
+        anew = {name: rate for name, rate in self.repacked_macs_per_cycle.items() if name in laid_out}
+        return {**self.prefill_macs_per_cycle, **anew}
 
 
 @dataclass(frozen=True)
@@ -98,18 +122,7 @@ class Device:
 def core_classes() -> dict[str, CoreClass]:
     """The table classes.toml."""
     data = tomllib.loads((FOLDER / "classes.toml").read_text(encoding="utf-8"))
-    return {
-        name: CoreClass(
-            name,
-            row["title"],
-            row["core_gb_per_s"],
-            tuple(row["repacked"]),
-            row["decode_cycles_per_weight"],
-            row["prefill_macs_per_cycle"],
-            row["source"],
-        )
-        for name, row in data.items()
-    }
+    return {name: CoreClass(name=name, **row) for name, row in data.items()}
 
 
 def read_device(path: Path) -> Device:

@@ -76,11 +76,10 @@ def calibration_of(device: Device, rates: Mapping[str, KernelRates], threads: in
         cycles[label] = max(rate.token_one_s - layers_s, layers_s) * hertz / work.n_weights
         kernel = bare.kernel_of(work)
         parts = bare.prefill(work, n_prompt_tokens=N_PROMPT, threads=threads, kernel=kernel).parts
-        moved_s = parts["weights"] + parts["attention"]
-        fixed_s = parts["head"] + parts["layers"]
-        part = max(rate.prompt_s / N_PROMPT - fixed_s, fixed_s) / moved_s
+        fixed_s = sum(seconds for name, seconds in parts.items() if name not in ("weights", "streaming"))
+        part = max(rate.prompt_s / N_PROMPT - fixed_s, fixed_s) / parts["weights"]
         (kind,) = work.weights_by_type
-        macs[label] = bare.macs_per_s(kind, threads, kernel) / part / threads / hertz
+        macs[label] = bare.macs_per_cycle(kind, kernel) / part
     known = Calibration(decode=1.0, prefill={"repack": 1.0, "plain": 1.0}, cycles=cycles, macs_per_cycle=macs)
     whole = Predictor(device, calibration=known)
     scales = [
@@ -135,16 +134,28 @@ def cpu_name() -> str:
     return board or name
 
 
-def isa_class() -> str:
-    """Which class of classes.toml this machine's cores are of."""
-    info = _text(Path("/proc/cpuinfo"))
+def isa_class(info: str | None = None, machine: str | None = None, system: str | None = None) -> str:
+    """Which class of classes.toml a machine's cores are of.
+
+    Args:
+        info, machine, system: /proc/cpuinfo, `platform.machine()` and `platform.system()`; None: this machine's.
+    """
+    info = _text(Path("/proc/cpuinfo")) if info is None else info
     found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.M)
     flags = set(found[1].split()) if found else set()
-    if platform.machine().lower() in ("arm64", "aarch64"):
+    if (machine or platform.machine()).lower() in ("arm64", "aarch64"):
+        if (system or platform.system()) == "Darwin":
+            # macOS has no such file; all but the M1 have 8-bit matrix products.
+            return "neon-dotprod-apple" if cpu_name() == "Apple M1" else "neon-i8mm-apple"
         if "i8mm" in flags:
             return "neon-i8mm"
-        return "neon-dotprod" if "asimddp" in flags or not flags else "neon"
-    return "avx512-vnni" if {"avx512_vnni", "avx512f"} <= flags else "avx2"
+        if flags and "asimddp" not in flags:
+            return "neon"
+        parts = set(re.findall(r"^CPU part\s*:\s*(\w+)$", info, re.M))
+        return "neon-dotprod-a55" if parts == {"0xd05"} else "neon-dotprod"
+    if {"avx512_vnni", "avx512f"} <= flags:
+        return "avx512-vnni"
+    return "avx2-small" if re.search(r"^model name\s*:.*\bN\d{2,3}\b", info, re.M) else "avx2"
 
 
 def _text(path: Path) -> str:

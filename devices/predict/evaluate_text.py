@@ -19,7 +19,9 @@ KINDS: Final[dict[str, tuple[str, float | None]]] = {
     "decode_prior": ("decode, nothing measured on the board", 0.20),
     "decode_board": ("decode, other units of the board known", None),
     "decode_calibrated": ("decode, one row of the unit given", 0.10),
-    "prefill_prior": ("prefill, nothing measured on the board", None),
+    "prefill_prior": ("prefill, nothing measured on the board", 0.15),
+    "prefill_class": ("prefill, nor on any other board of its class", None),
+    "prefill_board": ("prefill, other units of the board known", 0.15),
     "prefill_calibrated": ("prefill, one row of the same kernel given", 0.15),
 }
 
@@ -42,7 +44,7 @@ def _figures(residuals: "Sequence[Residual]") -> dict[str, Any]:
     boards = sorted({residual.row.board for residual in residuals})
     own = {board: [r.relative for r in residuals if r.row.board == board] for board in boards}
     return {
-        "n_rows": len({residual.row.line for residual in residuals}),
+        "n_rows": len({(residual.row.label, residual.row.line) for residual in residuals}),
         "n_predictions": len(residuals),
         "median_error": statistics.median(errors),
         "p90_error": errors[min(int(0.9 * len(errors)), len(errors) - 1)],

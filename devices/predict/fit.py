@@ -21,13 +21,6 @@ from ..catalogue.table_view import table_of
 from ..catalogue.workload import Workload
 from .predict import NO_ADAPTER, Adapter, Calibration, Predictor, Speed, first_token_s
 
-CPU_FEATURES: Final[dict[str, frozenset[str]]] = {
-    "neon": frozenset({"NEON"}),
-    "neon-dotprod": frozenset({"NEON", "DOTPROD"}),
-    "neon-i8mm": frozenset({"NEON", "DOTPROD", "MATMUL_INT8"}),
-    "avx2": frozenset({"AVX2"}),
-    "avx512-vnni": frozenset({"AVX2", "AVX512"}),
-}
 # Quantisations that are offered when the asked one does not fit, the best first.
 QUANTS: Final = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")
 LEAST_CONTEXT: Final = 512
@@ -194,7 +187,7 @@ def _verdict(predictor: Predictor, target: Target, wish: Wish) -> Verdict:
         n_adapters=n_adapters,
         snapshots_bytes=wish.snapshots_bytes,
         n_threads=wish.threads or device.n_cores,
-        features=CPU_FEATURES[device.cores.name],
+        features=device.cores.features,
         # The boards of the table run Linux
         lets_go=True,
     )
