@@ -39,6 +39,56 @@ class Probe:
     device: Device
     calibration: Calibration
     seconds: float
+    others_cores: float = 0.0
+
+    @property
+    def busy(self) -> str | None:
+        """Why its rates are too low to rest on; None where the machine was quiet."""
+        return busy_reason(self.others_cores)
+
+
+def busy_reason(others_cores: float) -> str | None:
+    """What to tell when other processes keep so many cores busy that a probe would show theirs; None: they do not."""
+    threads = default_threads()
+    if others_cores <= 0.15 + 0.05 * threads:
+        return None
+    return f"other processes keep {others_cores:.1f} cores busy, and {threads} are probed"
+
+
+class OthersCores:
+    """Cores that other processes keep busy, from its making to each call."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        """Seconds: that other processes computed, and of the clock."""
+        import psutil
+
+        times = psutil.cpu_times()
+        # Guests' time is counted in user's as well; stolen time is others' too.
+        names = ("user", "nice", "system", "irq", "softirq", "steal")
+        return sum(getattr(times, name, 0.0) for name in names) - time.process_time(), time.perf_counter()
+
+    def __call__(self) -> float:
+        others_s, now_s = self._now()
+        return max(others_s - self._start[0], 0.0) / max(now_s - self._start[1], 1e-3)
+
+
+def others_cores(seconds: float = 0.5) -> float:
+    """Cores that other processes keep busy, over so long."""
+    others = OthersCores()
+    time.sleep(seconds)
+    return others()
+
+
+def unprobed_device(reason: str) -> Device:
+    """This machine, of whose rates nothing is known; plans of memory hold."""
+    device = this_device()
+    # No rate is shown that rests on it: it lets the setups be compared.
+    facts = {**device.facts, "theoretical_gb_per_s": Fact(25.6, "assumed, not probed")}
+    return dataclasses.replace(device, facts=facts, unprobed=reason)
 
 
 def probe(advance: Advance | None = None) -> Probe:
@@ -48,7 +98,7 @@ def probe(advance: Advance | None = None) -> Probe:
         advance: told of each of `N_STEPS`.
     """
     step = advance or (lambda n=1, /, *, text=None, total=None: None)
-    start_s = time.perf_counter()
+    start_s, others = time.perf_counter(), OthersCores()
     threads = default_threads()
     curve = read_bandwidth(threads)
     step(1, text="memory")
@@ -58,7 +108,7 @@ def probe(advance: Advance | None = None) -> Probe:
         rates[label] = kernel_rates(label, threads)
         step(1, text=f"{label} kernels")
     calibration = calibration_of(device, rates, threads)
-    return Probe(device, calibration, time.perf_counter() - start_s)
+    return Probe(device, calibration, time.perf_counter() - start_s, others())
 
 
 def calibration_of(device: Device, rates: Mapping[str, KernelRates], threads: int) -> Calibration:
@@ -186,11 +236,17 @@ def save_probe(found: Probe) -> None:
     """Keeps a probe in the cache, for commands that want `this` without waiting.
 
     A calibration of `this` is relative to the probe before it, and goes with it.
+
+    Raises:
+        InputError: the machine was busy meanwhile.
     """
+    if found.busy:
+        raise InputError(f"a probe of a busy machine is not kept: {found.busy}")
     make_folder(_path().parent)
     _path().with_name("this.json").unlink(missing_ok=True)
     facts = {name: {"value": fact.value, "source": fact.source} for name, fact in found.device.facts.items()}
     data = {"facts": facts, "calibration": dataclasses.asdict(found.calibration), "seconds": found.seconds}
+    data |= {"others_cores": found.others_cores}
     write_json(_path(), {**data, "machine": cpu_name(), "cores": os.cpu_count()})
 
 
@@ -200,11 +256,11 @@ def kept_probe() -> Probe | None:
         return None
     data = read_json(_path())
     try:
-        if data["machine"] != cpu_name() or data["cores"] != os.cpu_count():
+        # Probes of before 2026-12 do not say how busy the machine was.
+        if data["machine"] != cpu_name() or data["cores"] != os.cpu_count() or "others_cores" not in data:
             return None
         facts = {name: Fact(row["value"], row["source"]) for name, row in data["facts"].items()}
-        return Probe(
-            dataclasses.replace(this_device(), facts=facts), Calibration(**data["calibration"]), data["seconds"]
-        )
+        device = dataclasses.replace(this_device(), facts=facts)
+        return Probe(device, Calibration(**data["calibration"]), data["seconds"], data["others_cores"])
     except (KeyError, TypeError):
         raise InputError("is no probe of this version", where=_path(), hint=f"rm {_path()}") from None
