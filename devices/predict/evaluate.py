@@ -20,7 +20,7 @@ from typing import TypeVar
 import click
 
 from ...edge.console import emit, json_option, note
-from ...edge.errors import SlmEdgeError
+from ...edge.errors import InputError, SlmEdgeError
 from ...edge.files.atomic import atomic_file
 from ...edge.sizes import human_bytes
 from .constants import FITTED_FILE, BoardFit, Constants, render
@@ -325,7 +325,12 @@ def main(measurements: tuple[Path, ...], write: bool, as_json: bool) -> None:
     from .evaluate_text import markdown, summary, write_into
 
     tables = (PUBLISHED_FILE, *measurements)
-    rows = [row for table in tables for row in read_rows(table)]
+    rows = []
+    for table in tables:
+        found = read_rows(table)
+        if all(row.flag for row in found):
+            raise InputError("no row can be held against the prediction", where=table)
+        rows += found
     merged = merge_repeats(rows)
     evaluation = evaluate(merged)
     text = markdown(evaluation, rows, merged)
