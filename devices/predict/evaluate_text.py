@@ -107,7 +107,7 @@ def markdown(evaluation: "Evaluation", rows: Sequence[Row], merged: Sequence[Row
     return "\n".join(lines)
 
 
-def _where(evaluation: Evaluation) -> list[str]:
+def _where(evaluation: "Evaluation") -> list[str]:
     """A line for each board, kernel and type: the signed median errors of decode and prefill."""
     decode = _by_kind(evaluation.residuals["decode_prior"])
     prefill = _by_kind([*evaluation.residuals["prefill_prior"], *evaluation.residuals["prefill_class"]])
@@ -119,7 +119,7 @@ def _where(evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def _by_kind(residuals: Sequence[Residual]) -> dict[tuple[str, str, str], list[float]]:
+def _by_kind(residuals: "Sequence[Residual]") -> dict[tuple[str, str, str], list[float]]:
     found: dict[tuple[str, str, str], list[float]] = {}
     for residual in residuals:
         row = residual.row
