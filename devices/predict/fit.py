@@ -6,28 +6,22 @@ answer.fits, answer.plan.total_bytes, answer.decode.tokens_per_s
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ...edge.errors import InputError, UnsupportedError
+from ...edge.gguf.base import BLOCKS
 from ...edge.gguf.file import GgufFile
 from ...edge.memory.plan import MemoryPlan, plan_memory
 from ...edge.options import KvType
-from ..catalogue.catalogue import Device, devices, variants
+from ..catalogue.catalogue import GIB, Device, devices, variants
 from ..catalogue.quant_mix import LABELS
 from ..catalogue.shapes import ModelShape, known_shapes
 from ..catalogue.table_view import table_of
 from ..catalogue.workload import Workload
 from .predict import NO_ADAPTER, Adapter, Calibration, Predictor, Speed, first_token_s
 
-CPU_FEATURES: Final[dict[str, frozenset[str]]] = {
-    "neon": frozenset({"NEON"}),
-    "neon-dotprod": frozenset({"NEON", "DOTPROD"}),
-    "neon-i8mm": frozenset({"NEON", "DOTPROD", "MATMUL_INT8"}),
-    "avx2": frozenset({"AVX2"}),
-    "avx512-vnni": frozenset({"AVX2", "AVX512"}),
-}
 # Quantisations that are offered when the asked one does not fit, the best first.
 QUANTS: Final = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")
 LEAST_CONTEXT: Final = 512
@@ -41,12 +35,20 @@ class Target:
     work: Workload
     table: GgufFile
     quant: str
+    architecture: str
     shape: ModelShape | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether this runtime knows the architecture."""
+        return self.architecture in BLOCKS
 
     @classmethod
     def of_shape(cls, shape: ModelShape, quant: str) -> "Target":
         """A published configuration in a quantisation of `quant_mix.LABELS`."""
-        return cls(shape.name, Workload.of_shape(shape, quant), table_of(shape, quant), quant, shape)
+        return cls(
+            shape.name, Workload.of_shape(shape, quant), table_of(shape, quant), quant, shape.architecture, shape
+        )
 
     @classmethod
     def of_file(cls, file: GgufFile, name: str | None = None) -> "Target":
@@ -62,7 +64,7 @@ class Target:
                 where=file.path,
             )
         main = max(work.weights_by_type.items(), key=lambda row: row[1])[0]
-        return cls(work.name, work, file, main.name.lower())
+        return cls(work.name, work, file, main.name.lower(), str(file.get("general.architecture")))
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Verdict:
         decode: at the end of a typical prompt; decode_full: with the context full.
         first_token_s, low and high: for the typical prompt.
         nearest: where it does not fit, the nearest that does; `change` says what differs from what was asked.
+        sizes: each size of RAM that was looked at, in GiB, and whether it fits; empty where one was asked for.
     """
 
     device: Device
@@ -115,6 +118,20 @@ class Verdict:
     adapter: Adapter
     nearest: "Verdict | None" = None
     change: str = ""
+    sizes: tuple[tuple[float, bool], ...] = ()
+
+    @property
+    def obstacles(self) -> list[str]:
+        """Why this runtime does not run it there, whatever the memory; empty where it does."""
+        found = []
+        if not self.target.runs:
+            known = ", ".join(BLOCKS)
+            found.append(f"this runtime does not run models of the architecture {self.target.architecture} ({known})")
+        if self.device.system:
+            found.append(
+                f"this runtime is not for {self.device.system}: what follows is llama.cpp's on such a processor"
+            )
+        return found
 
     @property
     def joules_per_token(self) -> float | None:
@@ -166,6 +183,19 @@ def judge(
     return replace(least, nearest=nearest, change=change)
 
 
+def judge_sizes(
+    sizes: Sequence[Device], target: Target, wish: Wish, *, calibration: Calibration | None = None, seek: bool = True
+) -> Verdict:
+    """As `judge`, on the smallest of a device's sizes that fits; where none does, on the largest."""
+    if len(sizes) == 1:
+        return judge(sizes[0], target, wish, calibration=calibration, seek=seek)
+    each = [judge(size, target, wish, calibration=calibration, seek=False) for size in sizes]
+    fits = tuple((size.ram_bytes / GIB, verdict.fits) for size, verdict in zip(sizes, each, strict=True))
+    fitting = [verdict for verdict in each if verdict.fits]
+    chosen = fitting[0] if fitting else judge(sizes[-1], target, wish, calibration=calibration, seek=seek)
+    return replace(chosen, sizes=fits)
+
+
 def _options(wish: Wish) -> Iterator[Wish]:
     """Every load mode that the wish leaves open, with the KV type asked for (F16 unless said)."""
     for mmap, repack in itertools.product((False, True), (True, False)):
@@ -194,7 +224,7 @@ def _verdict(predictor: Predictor, target: Target, wish: Wish) -> Verdict:
         n_adapters=n_adapters,
         snapshots_bytes=wish.snapshots_bytes,
         n_threads=wish.threads or device.n_cores,
-        features=CPU_FEATURES[device.cores.name],
+        features=device.cores.features,
         # The boards of the table run Linux
         lets_go=True,
     )
@@ -246,6 +276,8 @@ def _other_model(predictor: Predictor, target: Target, wish: Wish) -> Verdict | 
     if target.shape is None:
         return None
     for shape in sorted(known_shapes().values(), key=lambda shape: -shape.n_params):
+        if shape.architecture not in BLOCKS:
+            continue
         if shape.n_params < target.shape.n_params and wish.context_tokens <= shape.n_ctx_train_tokens:
             other = judge(predictor.device, Target.of_shape(shape, target.quant), wish, seek=False)
             if other.fits:
