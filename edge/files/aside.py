@@ -9,7 +9,6 @@ systems) they stay until someone removes them.
 """
 
 import contextlib
-import errno
 import os
 import re
 import shutil
@@ -19,15 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from ..errors import DoesNotFitError
+from ..errors import DoesNotFitError, is_full
 from ..sizes import human_bytes
 
 SUFFIX: Final = ".aside"
 _OURS: Final = re.compile(rf"\.(.*)\.[a-z0-9_]{{8}}{re.escape(SUFFIX)}", re.DOTALL)
 # Put behind a folder's name while it is replaced, where it cannot be exchanged in one step.
 REPLACED: Final = ".replaced"
-# No space, over the user's quota, over the process's limit of a file's size.
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextlib.contextmanager
@@ -60,11 +57,6 @@ def require_room(folder: Path, needed_bytes: int, what: str, hint: str | None = 
             where=folder,
             hint=hint,
         )
-
-
-def is_full(error: OSError) -> bool:
-    """Whether it says that there is no room on the disk."""
-    return error.errno in _FULL
 
 
 def full_disk(error: OSError, dest: Path, *, kept: Path | None = None) -> DoesNotFitError:

@@ -12,8 +12,8 @@ import urllib.request
 from pathlib import Path
 
 from ..console import Advance
-from ..errors import DamagedError, EngineError
-from .aside import full_disk, is_full
+from ..errors import DamagedError, EngineError, is_full
+from .aside import full_disk
 from .atomic import CHUNK_BYTES
 
 TIMEOUT_S = 60
