@@ -18,6 +18,7 @@ from typing import Any
 
 from ..errors import InputError
 from .aside import REPLACED, exchange, folder_beside
+from .text import is_text, parse_json, read_text
 
 CHUNK_BYTES = 1 << 20
 
@@ -123,27 +124,21 @@ def sha256_json(value: Any) -> str:
 
 
 def write_json(path: str | os.PathLike[str], data: Any) -> None:
-    """Writes `data` as indented UTF-8 JSON, atomically. NaN and infinity are refused."""
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Writes `data` as indented UTF-8 JSON, atomically. NaN and infinity are refused; lone surrogates are escaped."""
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    if not is_text(text):
+        text = json.dumps(data, indent=2, allow_nan=False)
     with atomic_file(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Reads a JSON file.
 
     Raises:
-        InputError: it is not there, or not UTF-8 JSON.
+        InputError: it is not there, no UTF-8 JSON, nested too deep, or holds a number without end.
     """
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError("no such file", where=path) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"is not valid JSON ({error})", where=path) from None
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
+    return parse_json(read_text(path), path)
 
 
 def make_folder(folder: str | os.PathLike[str]) -> Path:
