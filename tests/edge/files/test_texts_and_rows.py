@@ -76,7 +76,11 @@ def test_files_that_are_no_texts(tmp_path):
     (tmp_path / "latin").write_bytes(b"one\ntwo\nGr\xf6\xdfe\n")
     with pytest.raises(InputError, match="line 3, byte 10"):
         read_text(tmp_path / "latin")
-    for path, reason in ((tmp_path, "is a folder"), (tmp_path / "no", "no such file"), (tmp_path / ("n" * 300), "long")):
+    for path, reason in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "no", "no such file"),
+        (tmp_path / ("n" * 300), "long"),
+    ):
         with pytest.raises(InputError, match=reason):
             read_text(path)
     with pytest.raises(InputError, match="no name of a file"):

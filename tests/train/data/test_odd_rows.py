@@ -1,4 +1,4 @@
-"""Rows with cells of any kind: left out and counted where it is trained, refused with their number where it is scored."""
+"""Rows with cells of any kind: training leaves them out and counts them, benchmarks refuse them with their number."""
 
 import itertools
 import json
