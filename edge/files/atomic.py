@@ -142,6 +142,14 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     return parse_json(read_text(path), path)
 
 
+def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a JSON file that holds an object; errors as `read_json`, and InputError where it holds something else."""
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise InputError("holds no JSON object", where=path)
+    return data
+
+
 def make_folder(folder: str | os.PathLike[str]) -> Path:
     """Makes `folder` and its parents where missing.
 
