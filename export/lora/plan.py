@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...edge.gguf.base import BaseInfo
+from ...edge.gguf.families import interleave_rows
 from ...edge.gguf.types import GgmlType
-from ..families import FAMILIES, Family, interleave_rows
 from ..files.encode import F16_MAX, decode_rows, encode_rows
 from ..files.gguf_writer import Chunk, NewTensor
 from ..files.safetensors import READABLE, SafetensorsFile
@@ -79,11 +79,6 @@ def _values(
     return np.ascontiguousarray(rows.T) if transposed else rows
 
 
-def family_of(base: BaseInfo) -> Family:
-    """The names and row orders of a base's architecture (checked by BaseInfo to be a known one)."""
-    return next(family for family in FAMILIES.values() if family.architecture == base.architecture)
-
-
 def plan_tensors(
     folder: PeftFolder, base: BaseInfo, scaling: FileScaling, kind: LoraType, reasons: Reasons
 ) -> list[PlannedTensor]:
@@ -102,7 +97,7 @@ def plan_tensors(
         target = _target(pair, base, weights, reasons)
         if target is None or not all(weights.tensors[name].dtype in READABLE for name in (pair.a, pair.b)):
             continue
-        n_heads = family_of(base).n_interleaved_heads(target, base.n_heads, base.n_kv_heads)
+        n_heads = base.family.n_interleaved_heads(target, base.n_heads, base.n_kv_heads)
         sizes = []
         for part, source in (("lora_a", pair.a), ("lora_b", pair.b)):
             is_b = part == "lora_b"
@@ -167,7 +162,7 @@ def _check_range(source: str, size: _Size, reasons: Reasons) -> None:
 
 def _target(pair: LoraPair, base: BaseInfo, weights: SafetensorsFile, reasons: Reasons) -> str | None:
     """The base's tensor that a pair changes, or None with a reason."""
-    stem = family_of(base).gguf_name(pair.module)
+    stem = base.family.gguf_name(pair.module)
     target = f"{stem}.weight"
     if target in ("token_embd.weight", "output.weight") and not base.has_output:
         reasons.unsupported(
@@ -204,7 +199,7 @@ def _target(pair: LoraPair, base: BaseInfo, weights: SafetensorsFile, reasons: R
 def _check_copies(folder: PeftFolder, base: BaseInfo, weights: SafetensorsFile, reasons: Reasons) -> None:
     """PEFT adds copies of an embedding or head that it adapts: they must be the base's own, in shape and values."""
     for module, name in folder.base_copies.items():
-        target = f"{family_of(base).gguf_name(module)}.weight"
+        target = f"{base.family.gguf_name(module)}.weight"
         if target == "output.weight" and not base.has_output:
             target = "token_embd.weight"
         shape = weights.tensors[name].shape
