@@ -27,7 +27,8 @@ from ...edge.onnx.adapter import ADAPTER_VERSION, LARGEST, OnnxAdapter, descript
 from ...edge.onnx.folder import LoraInput, OnnxBase, StatedBase
 from ..files.encode import matrix_rows
 from ..lora.lora import export_lora
-from ..lora.peft_folder import PeftFolder
+from ..lora.mlx_folder import MLX_WEIGHTS_FILE
+from ..lora.peft_folder import WEIGHTS_FILE, PeftFolder
 from ..reasons import Reasons
 
 SCHEMA: Final = 1
@@ -109,10 +110,16 @@ def export_onnx_adapter(
             "n_pairs": info.n_pairs,
             "task": info.task_name,
             "prompt_prefix": info.prompt_prefix,
-            "source_sha256": sha256_file(source if source.is_file() else source / "adapter_model.safetensors"),
+            "source_sha256": sha256_file(_weights_file(source)),
         }
         write_json(description_path(output), description)
     return ExportedOnnxAdapter(OnnxAdapter.open(output, base), info.task_name, tuple(notes))
+
+
+def _weights_file(source: Path) -> Path:
+    if source.is_file():
+        return source
+    return next(path for name in (WEIGHTS_FILE, MLX_WEIGHTS_FILE) if (path := source / name).is_file())
 
 
 @contextlib.contextmanager
