@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...edge.gguf.adapter import ALPHA_KEY, FINGERPRINT_KEY, MATRICES, RANK_KEY
+from ...edge.gguf.adapter import ALPHA_KEY, FINGERPRINT_KEY, RANK_KEY, takes_lora
 from ...edge.gguf.base import BaseInfo
 from .gguf_out import finish
 
@@ -31,7 +31,7 @@ def write_random_adapter(
     writer.add_float32(ALPHA_KEY, float(rank))
     writer.add_uint32(RANK_KEY, rank)
     for name, shape in base.tensor_shapes.items():
-        if len(shape) != 2 or name.split(".")[-2] not in MATRICES:
+        if not takes_lora(base, name):
             continue
         n_in, n_out = shape
         down = random.standard_normal((rank, n_in), np.float32) / np.sqrt(n_in)

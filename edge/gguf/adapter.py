@@ -29,9 +29,7 @@ TASK_NAME_KEY: Final = "adapter.lora.task_name"  # STRING
 PROMPT_PREFIX_KEY: Final = "adapter.lora.prompt_prefix"  # STRING
 ALORA_TOKENS_KEY: Final = "adapter.alora.invocation_tokens"  # ARRAY of UINT32
 
-# The matrices that llama.cpp multiplies through its LoRA path in the families of base_info.BLOCKS.
-MATRICES: Final = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-_BLOCK_MATRIX: Final = re.compile(rf"blk\.\d+\.({'|'.join(MATRICES)})\.weight")
+_BLOCK_MATRIX: Final = re.compile(r"blk\.\d+\.(.+)\.weight")
 _EMBEDDING: Final = "token_embd.weight"
 _OUTPUT: Final = "output.weight"
 
@@ -234,11 +232,17 @@ def _check_target(base: BaseInfo, target: str, faults: list[str]) -> bool:
             f"{target}: the base uses its embedding as the output matrix too, where llama.cpp would abort on this "
             "pair; export the base again with --output-weight, then the adapter for that base"
         )
-    elif target not in (_EMBEDDING, _OUTPUT) and not _BLOCK_MATRIX.fullmatch(target):
+    elif target not in (_EMBEDDING, _OUTPUT) and not takes_lora(base, target):
         faults.append(f"{target}: llama.cpp applies no LoRA to this tensor, the pair would do nothing")
     else:
         return True
     return False
+
+
+def takes_lora(base: BaseInfo, tensor: str) -> bool:
+    """Whether llama.cpp multiplies this tensor of a block through its LoRA path."""
+    found = _BLOCK_MATRIX.fullmatch(tensor)
+    return found is not None and found[1] in base.family.matrices
 
 
 def _as_matrix(info: TensorInfo, faults: list[str]) -> tuple[int, int] | None:

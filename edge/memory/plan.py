@@ -162,7 +162,7 @@ def plan_memory(
     if n_parallel:
         n_batch = max(n_batch_tokens, n_parallel)
         beside = context.bytes(n_ctx_tokens, n_batch_tokens=n_batch, n_outputs=n_parallel, n_seq=n_parallel, **options)
-    metadata_bytes = ADAPTER_MATRIX_BYTES * 7 * context.n_layers
+    metadata_bytes = ADAPTER_MATRIX_BYTES * context.n_matrices
     adapters_bytes += n_adapters * metadata_bytes
     if n_adapters:
         # As canary.py tries it, with graphs of its own.
@@ -214,9 +214,10 @@ def plan_memory(
 
 @dataclass(frozen=True)
 class ContextSize:
-    """What a context over a base takes; lengths of rows, and counts."""
+    """What a context over a base takes; lengths of rows, and counts of all blocks together or of the heads of one."""
 
     n_layers: int
+    n_matrices: int
     n_heads: int
     n_embd: int
     n_q: int
@@ -231,6 +232,7 @@ class ContextSize:
         n_embd, n_vocab = shapes["token_embd.weight"]
         return cls(
             n_layers=sum(name.endswith(".attn_norm.weight") for name in file.tensors),
+            n_matrices=sum(name.startswith("blk.") and len(info.shape) == 2 for name, info in file.tensors.items()),
             n_heads=int(file.get(f"{file.get('general.architecture')}.attention.head_count")),
             n_embd=n_embd,
             n_q=shapes["blk.0.attn_q.weight"][1],

@@ -27,7 +27,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..files.gguf_writer import NewTensor, Value, file_size_bytes, text, uint32, write_gguf
 from ..tokenizer.pretokenizer import Found, find_pretokenizer
 from ..tokenizer.special_tokens import end_ids
-from ..tokenizer.tokenizer import read_tokenizer
+from ..tokenizer.tokenizer import ReadTokenizer, read_tokenizer
 from .gguf_source import GgufSource
 from .imatrix import check_imatrix, read_imatrix
 from .quantize import QuantType, quantize
@@ -140,7 +140,7 @@ def _from_checkpoint(source: Path, aside: Path, type: QuantType, options: Option
         keys["general.quantization_version"] = uint32(QUANTIZATION_VERSION)
         tokenizer = read_tokenizer(source, config.n_vocab, config.raw)
         found = find_pretokenizer(tokenizer, config.family.architecture, options.pre_tokenizer)
-        notes += _tokenizer_notes(found, tokenizer.composes)
+        notes += _tokenizer_notes(found, tokenizer)
         keys |= tokenizer.keys | found.keys() | chat_template_keys(source, options.chat_template)
         # The reference tokenizer holds hundreds of megabytes for a large vocabulary.
         del tokenizer
@@ -210,12 +210,17 @@ def n_parameters(tensors: list[NewTensor]) -> int:
     return sum(math.prod(tensor.shape) for tensor in tensors)
 
 
-def _tokenizer_notes(found: Found, composes: bool) -> list[str]:
+def _tokenizer_notes(found: Found, tokenizer: ReadTokenizer) -> list[str]:
     notes = []
     if found.differences:
         shown = "; ".join(str(difference) for difference in found.differences[:3])
         notes.append(f"{found.name!r} tokenizes {len(found.differences)} of {found.n_texts} texts differently: {shown}")
-    if composes:
+    if tokenizer.behind:
+        notes.append(
+            f"the checkpoint's tokenizer puts a space before a text that begins with no special token such as "
+            f"{tokenizer.behind!r}, llama.cpp will not; a chat template begins with one"
+        )
+    if tokenizer.composes:
         notes.append("the tokenizer composes text to Unicode NFC first, llama.cpp does not: give it composed text")
     return notes
 

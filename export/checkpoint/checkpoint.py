@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from ...edge.errors import DamagedError, InputError, UnsupportedError
 from ...edge.files.atomic import read_json
+from ...edge.gguf.families import interleave_rows
 from ...edge.gguf.types import GgmlType
-from ..families import interleave_rows
 from ..files.encode import Q8_0_BLOCK_VALUES, encode_rows
 from ..files.gguf_writer import Chunk, NewTensor
 from ..files.safetensors import READABLE, SafetensorsFile
@@ -95,7 +95,7 @@ class Checkpoint:
         tied_head = "lm_head.weight" if self.config.tied else ""
         for name in self._where:
             if name not in expected and name != tied_head and not name.endswith(IGNORED_ENDINGS):
-                problems.append(f"{name} is not part of {self.config.hf_name} as config.json describes it")
+                problems.append(f"{name} is not part of {self.config.hf.name} as config.json describes it")
         if problems:
             hint = None
             if any(name.startswith("lm_head.weight is missing") for name in problems):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...edge.console import progress
-from ...edge.errors import InputError
+from ...edge.errors import InputError, UnsupportedError
 from ...edge.files.atomic import atomic_file, check_new, sha256_file
 from ...edge.gguf.adapter import (
     ALORA_TOKENS_KEY,
@@ -29,6 +29,7 @@ from ...edge.gguf.adapter import (
     check_adapter,
 )
 from ...edge.gguf.base import BaseInfo
+from ...edge.gguf.families import FAMILIES
 from ...edge.gguf.file import ValueType
 from ..files.gguf_writer import Value, array, float32, text, uint32, write_gguf
 from ..reasons import Reasons
@@ -83,6 +84,12 @@ def export_lora(
     """
     output = Path(output)
     info = base if isinstance(base, BaseInfo) else BaseInfo.open(base)
+    if "lora" not in info.family.uses:
+        raise UnsupportedError(
+            f"adapters for the architecture {info.architecture!r} are not exported; "
+            f"{', '.join(name for name, family in FAMILIES.items() if 'lora' in family.uses)} are",
+            where=info.file.path,
+        )
     reasons = Reasons()
     with PeftFolder.open(peft_dir, reasons) as folder:
         _check_output(output, info, folder, force)

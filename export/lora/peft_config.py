@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...edge.errors import InputError
-from ...edge.files.atomic import read_json
 from ..reasons import Reasons
 from .scaling import Scaling
 
@@ -51,7 +50,29 @@ READ: Final = frozenset(
 )
 # Starts that leave the base's weights as they are; the others subtract the start from them.
 PLAIN_STARTS: Final = (True, False, "gaussian", "eva", "orthogonal", "mica")
-TASK_TYPES: Final = (None, "CAUSAL_LM")
+# PEFT's words for what a model gives out. They change nothing in LoRA's sum; a head would be a whole module.
+TASK_TYPES: Final = (None, "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """One module's A and B.
+
+    Attributes:
+        module: its name in the model, without `base_model.model.`.
+        a, b: names in the safetensors file. Shapes there: A (rank, n_in), B (n_out, rank); of an embedding
+            A (rank, n_vocab), B (n_embd, rank).
+        embedding: an embedding's pair.
+        rank: columns of B.
+        turned: both lie the other way round in the file (mlx-lm's).
+    """
+
+    module: str
+    a: str
+    b: str
+    embedding: bool
+    rank: int
+    turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,13 +91,12 @@ class PeftConfig:
     alora_tokens: tuple[int, ...]
 
 
-def read_peft_config(path: Path, reasons: Reasons) -> PeftConfig:
-    """Reads an adapter_config.json; what is wrong with its fields goes to `reasons`.
+def read_peft_config(path: Path, data: Any, reasons: Reasons) -> PeftConfig:
+    """Understands the content of an adapter_config.json; what is wrong with its fields goes to `reasons`.
 
     Raises:
-        InputError: no such file, or no JSON object.
+        InputError: no JSON object.
     """
-    data = read_json(path)
     if not isinstance(data, dict):
         raise InputError("is no adapter_config.json: it holds no JSON object", where=path)
     _check_kind(data, reasons)
@@ -109,9 +129,7 @@ def _check_kind(data: Mapping[str, Any], reasons: Reasons) -> None:
             f"bias is {_short(data['bias'])}: a GGUF adapter holds no bias vectors; train with bias='none'"
         )
     if data.get("task_type") not in TASK_TYPES:
-        reasons.unsupported(
-            f"task_type is {_short(data['task_type'])}: only adapters of causal language models are run"
-        )
+        reasons.unsupported(f"task_type is {_short(data['task_type'])}, which PEFT does not know")
     start = data.get("init_lora_weights", True)
     if start is not None and start not in PLAIN_STARTS:
         reasons.unsupported(

@@ -18,7 +18,8 @@ from ...edge.errors import InputError
 from ...edge.files.atomic import read_json
 from ..files.safetensors import READABLE, SafetensorsFile
 from ..reasons import Reasons
-from .peft_config import PeftConfig, read_peft_config
+from .mlx_folder import is_mlx, read_mlx
+from .peft_config import LoraPair, PeftConfig, read_peft_config
 
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
@@ -45,27 +46,8 @@ CONVERT_HINT: Final = (
 
 
 @dataclass(frozen=True)
-class LoraPair:
-    """One module's A and B.
-
-    Attributes:
-        module: its name in the model, without `base_model.model.`.
-        a, b: names in the safetensors file. Shapes there: A (rank, n_in), B (n_out, rank); of an embedding
-            A (rank, n_vocab), B (n_embd, rank).
-        embedding: an embedding's pair.
-        rank: columns of B.
-    """
-
-    module: str
-    a: str
-    b: str
-    embedding: bool
-    rank: int
-
-
-@dataclass(frozen=True)
 class PeftFolder:
-    """An adapter as PEFT saved it.
+    """An adapter as PEFT saved it, or mlx-lm in its own form.
 
     Attributes:
         weights: the safetensors file; None where there is none to read.
@@ -97,10 +79,13 @@ class PeftFolder:
             raise InputError(
                 f"holds no {CONFIG_FILE}", where=path, hint="give the folder that PEFT's save_pretrained made"
             )
-        config = read_peft_config(path / CONFIG_FILE, reasons)
+        raw = read_json(path / CONFIG_FILE)
+        if is_mlx(raw):
+            config, weights, pairs = read_mlx(path, raw, reasons)
+            return cls(path, config, weights, pairs, {}, {})
+        config = read_peft_config(path / CONFIG_FILE, raw, reasons)
         training = read_json(path / "train.json") if (path / "train.json").is_file() else {}
-        weights: SafetensorsFile | None = None
-        pairs: tuple[LoraPair, ...] = ()
+        weights, pairs = None, ()
         copies: dict[str, str] = {}
         if (path / WEIGHTS_FILE).is_file():
             weights = SafetensorsFile.open(path / WEIGHTS_FILE)

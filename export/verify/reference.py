@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ...edge.errors import InputError, SlmEdgeError, UnsupportedError
 from ...edge.gguf.file import GgufFile
+from .mlx import MlxModel, is_mlx_folder
 
 
 class Reference:
@@ -133,15 +134,21 @@ def _quiet() -> None:
 
 
 def _adapted(model: Any, peft_dir: str | os.PathLike[str]) -> Any:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     peft_dir = Path(peft_dir)
     if not (peft_dir / "adapter_config.json").is_file():
         raise InputError("is no folder that PEFT saved: it holds no adapter_config.json", where=peft_dir)
-    adapted = _try(
-        "PEFT cannot load it on this base", peft_dir, lambda: PeftModel.from_pretrained(model, str(peft_dir))
-    )
-    return adapted.float().eval()
+    if is_mlx_folder(peft_dir):
+        return MlxModel(model, peft_dir)
+
+    def load() -> Any:
+        config = PeftConfig.from_pretrained(str(peft_dir))
+        # What it says changes PEFT's wrapper, not the sum; the model here is a causal one.
+        config.task_type = "CAUSAL_LM"
+        return PeftModel.from_pretrained(model, str(peft_dir), config=config)
+
+    return _try("PEFT cannot load it on this base", peft_dir, load).float().eval()
 
 
 def _try(message: str, where: Path, load: Any) -> Any:

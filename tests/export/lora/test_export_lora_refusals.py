@@ -53,7 +53,7 @@ REFUSALS = [
     ({"fan_in_fan_out": True}, "fan_in_fan_out"),
     ({"peft_type": "IA3"}, 'peft_type is "IA3"'),
     ({"peft_type": None}, "peft_type is null"),
-    ({"task_type": "SEQ_CLS"}, "SEQ_CLS"),
+    ({"task_type": "SEGMENTATION"}, "SEGMENTATION"),
     ({"target_parameters": ["experts.w"]}, "target_parameters"),
     ({"use_qalora": True}, "use_qalora"),
     ({"kasa_config": {"beta": 1}}, "kasa_config"),
@@ -142,8 +142,8 @@ def test_half_a_pair_is_refused(tmp_path, base):
 
 
 def test_a_rank_above_the_matrix_is_refused(tmp_path, base):
-    error = refused(written_adapter(tmp_path / "peft", pair(K0, 64, 32, rank=48), r=48), base, InputError)
-    assert "rank 48 on 64 -> 32" in str(error)
+    error = refused(written_adapter(tmp_path / "peft", pair(K0, 64, 32, rank=80), r=80), base, InputError)
+    assert "rank 80 on 64 -> 32" in str(error)
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path, good):
