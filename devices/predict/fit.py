@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ...edge.errors import InputError, UnsupportedError
-from ...edge.gguf.base import BLOCKS
+from ...edge.gguf.families import FAMILIES
 from ...edge.gguf.file import GgufFile
 from ...edge.memory.plan import MemoryPlan, plan_memory
 from ...edge.options import KvType
@@ -41,7 +41,7 @@ class Target:
     @property
     def runs(self) -> bool:
         """Whether this runtime knows the architecture."""
-        return self.architecture in BLOCKS
+        return self.architecture in FAMILIES
 
     @classmethod
     def of_shape(cls, shape: ModelShape, quant: str) -> "Target":
@@ -125,7 +125,7 @@ class Verdict:
         """Why this runtime does not run it there, whatever the memory; empty where it does."""
         found = []
         if not self.target.runs:
-            known = ", ".join(BLOCKS)
+            known = ", ".join(FAMILIES)
             found.append(f"this runtime does not run models of the architecture {self.target.architecture} ({known})")
         if self.device.system:
             found.append(
@@ -276,7 +276,7 @@ def _other_model(predictor: Predictor, target: Target, wish: Wish) -> Verdict | 
     if target.shape is None:
         return None
     for shape in sorted(known_shapes().values(), key=lambda shape: -shape.n_params):
-        if shape.architecture not in BLOCKS:
+        if shape.architecture not in FAMILIES:
             continue
         if shape.n_params < target.shape.n_params and wish.context_tokens <= shape.n_ctx_train_tokens:
             other = judge(predictor.device, Target.of_shape(shape, target.quant), wish, seek=False)
