@@ -22,10 +22,10 @@ FOLDERS = {
 TOPICS = {
     "edge": {
         "errors": "",
-        "options": "",
         "console": "",
         "names": "",
         "sizes": "",
+        "options": "names",
         "system": "",
         "gguf": "",
         "files": "console sizes",
@@ -35,9 +35,10 @@ TOPICS = {
         "prefix": "files gguf llama options",
         "memory": "gguf llama options sizes system",
         "router": "files gguf pack",
-        "answer": "llama pack prefix",
-        "session": "answer files gguf llama memory options pack prefix router sizes",
-        "onnx": "answer files gguf llama options pack prefix router system",
+        "answer": "gguf llama memory options pack prefix router",
+        "session": "answer files gguf llama memory options pack prefix sizes",
+        "onnx": "answer files gguf llama options pack prefix system",
+        "engines": "answer onnx options pack session",
         "cli": "*",
     },
     "export": {
