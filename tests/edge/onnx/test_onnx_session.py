@@ -259,6 +259,21 @@ def test_a_pack_runs_without_its_gguf_base(pack, made):
     assert "adapter none, loaded in" in result.stderr
 
 
+def test_chat_talks_on_onnx_too(pack, made):
+    lines = "hello\n/adapter a:0.5+b:2\nhello\n/adapter c\n/stats\n"
+    arguments = ["chat", "--pack", str(pack), "--engine", "onnx", "--threads", "1", "--max-tokens", "5"]
+    result = CliRunner().invoke(cli, arguments, input=lines)
+    assert result.exit_code == 0, result.output
+    with opened(made) as session:
+        first = session.use("a").ask("hello", max_tokens=5).text
+    assert result.stdout.startswith(first)
+    assert "[adapter a:0.5+b:2]" in result.stderr
+    assert "there is no adapter 'c'" in result.stderr
+    assert "adapters in memory: a " in result.stderr and "planned" not in result.stderr
+    result = CliRunner().invoke(cli, [*arguments, "--pin", "a"], input="")
+    assert "the engine 'onnx' has no option pinned" in str(result.exception)
+
+
 def test_auto_chooses_among_the_adapters_with_an_onnx_form(made, tmp_path):
     folder, ours, theirs = made
     adapters = [NewAdapter("math", theirs["a"][0]), NewAdapter("code", theirs["b"][0])]

@@ -115,7 +115,7 @@ def test_after_close_every_call_is_one_error(opened):
     opened.close()
     for name, call in (CALLS | CLOSED).items():
         with pytest.raises(EngineError, match="closed"):
-            print(name, call(opened))
+            pytest.fail(f"{name} gives {call(opened)!r}")
     for call in (lambda: list(stream), lambda: next(stream), batcher.advance, lambda: grammar.allows(5)):
         with pytest.raises(EngineError, match="closed"):
             call()
