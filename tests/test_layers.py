@@ -22,6 +22,7 @@ FOLDERS = {
 TOPICS = {
     "edge": {
         "errors": "",
+        "public": "",
         "console": "",
         "names": "",
         "sizes": "",
@@ -44,7 +45,7 @@ TOPICS = {
     "export": {
         "reasons": "",
         "families": "",
-        "verify": "",
+        "proof": "",
         "files": "",
         "lora": "families files reasons",
         "tokenizer": "files",
