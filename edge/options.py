@@ -1,8 +1,24 @@
 """What can be set of a session, with the defaults and limits that more than one topic needs."""
 
+import enum
+import functools
+import numbers
 import os
-from collections.abc import Sequence
-from typing import Final, Literal, TypedDict
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
+
+from .errors import InputError
+
+
+class Left(enum.Enum):
+    """Marks an adapter that is not named, because None is the base alone."""
+
+    OUT = "left out"
+
+
+LeftOut = Literal[Left.OUT]
+LEFT_OUT: Final = Left.OUT
 
 KvType = Literal["f16", "f32", "q8_0"]
 FlashAttention = Literal["auto", "on", "off"]
@@ -63,3 +79,64 @@ class EngineOptions(TypedDict, total=False):
     pinned: Sequence[str]
     speculate: Speculate | None
     n_parallel: int
+
+
+_WORDS: Final = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "a text",
+    Sequence: "several texts",
+    os.PathLike: "a path",
+    types.NoneType: "None",
+}
+
+
+def check_given(given: Mapping[str, object], known: type, what: str) -> None:
+    """Checks names and types of what a caller gave by keyword.
+
+    Args:
+        known: the TypedDict that has what there is.
+        what: "option" or "setting", for the message.
+
+    Raises:
+        InputError: there is no such name (the hint has the nearest), or a value has another type.
+    """
+    kinds = _kinds(known)
+    for name, value in given.items():
+        if name not in kinds:
+            from .names import nearest
+
+            near = nearest(name, kinds)
+            hint = f"did you mean {near}?" if near else f"there are: {', '.join(kinds)}"
+            raise InputError(f"there is no {what} {name!r}", hint=hint)
+        if not _fits(value, kinds[name]):
+            words = " or ".join(_words(kinds[name]))
+            raise InputError(f"the {what} {name} is {value!r}; it takes {words}")
+
+
+@functools.cache
+def _kinds(known: type) -> dict[str, Any]:
+    return get_type_hints(known)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    origin = get_origin(kind) or kind
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    if origin is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if origin in (int, float):
+        # numpy's too; a truth value is no number here.
+        number = numbers.Integral if origin is int else numbers.Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    if origin is Sequence:
+        return isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
+    return isinstance(value, origin)
+
+
+def _words(kind: Any) -> list[str]:
+    origin = get_origin(kind) or kind
+    if origin in (Union, types.UnionType):
+        return [word for one in get_args(kind) for word in _words(one)]
+    return [repr(one) for one in get_args(kind)] if origin is Literal else [_WORDS[origin]]

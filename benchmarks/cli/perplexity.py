@@ -129,22 +129,20 @@ def _scorers(
     pack: "Pack", engine: str, n_ctx: int, threads: int | None
 ) -> "Iterator[tuple[AnySession, Callable[[Column, list[int]], LogProbs], int]]":
     """The pack's session, what scores chunks under a column, given one of them, and the number of threads."""
-    from ...edge.onnx.session import OnnxSession
-    from ...edge.session.session import Session
+    from ...edge.engines import open_session
     from ..likelihood.log_probs import log_probs_after, onnx_log_probs_after, scoring_context
 
     if engine == "onnx":
-        with OnnxSession.open(pack, n_ctx_tokens=n_ctx, threads=threads) as onnx:
+        with open_session(pack, "onnx", n_ctx_tokens=n_ctx, threads=threads) as onnx:
 
             def on_onnx(column: "Column", chunk: list[int]) -> "LogProbs":
                 section = onnx.sections(onnx.choice_of(column.name), chunk)[-1]
                 return functools.partial(onnx_log_probs_after, onnx.engine, **onnx.lane.numbers(section.state))
 
-            yield onnx, on_onnx, onnx.engine.threads
+            yield onnx, on_onnx, onnx.threads
         return
-    pack.base_path(allow_pull=True)
-    with Session.open(pack, threads=threads) as session:
-        n_threads = session.context.threads
+    with open_session(pack, allow_pull=True, threads=threads) as session:
+        n_threads = session.threads
         with scoring_context(session.model, n_ctx, n_threads) as context:
 
             def on_llama(column: "Column", chunk: list[int]) -> "LogProbs":

@@ -245,8 +245,7 @@ def _measure_pack(
     report: Callable[[Path], object],
 ) -> None:
     from ...devices.machine.sensors import Sensors
-    from ...edge.onnx.session import OnnxSession
-    from ...edge.session.session import Session
+    from ...edge.engines import open_session
     from ..scores.answers import AnswerFile
     from ..scores.energy import Joules
     from ..scores.generate import session_generator
@@ -257,11 +256,7 @@ def _measure_pack(
         identity = identities.get((task_name, adapter))
         return {} if identity is None else AnswerFile(out / "answers", identity).records
 
-    if engine == "onnx":
-        opened: OnnxSession | Session = OnnxSession.open(pack, threads=threads)
-    else:
-        pack.base_path(allow_pull=True)
-        opened = Session.open(pack, threads=threads)
+    opened = open_session(pack, engine, allow_pull=True, threads=threads)
     with opened as session, Joules(Sensors()) as joules:
         _measure(cells, out, session_generator(session, parallel, known), report, joules.totals)
 

@@ -21,6 +21,7 @@ from ..llama.sampling import Sampler
 from ..llama.vocab import Vocab
 from ..prefix.chunks import Section
 from .choice import Choice
+from .owner import Owner
 from .stream import Answer, Request, StopReason
 from .text_out import TextOut
 
@@ -29,7 +30,7 @@ _ROUND_TOKENS = 256
 
 
 class Rows(Protocol):
-    """Where answers are computed side by side: `llama_rows.LlamaRows`, or `onnx_rows.OnnxRows`."""
+    """Where answers are computed side by side: `session.rows.LlamaRows`, or `onnx.rows.OnnxRows`."""
 
     def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
         """Computes a prompt in an empty sequence; how many of its tokens were kept from before."""
@@ -117,17 +118,21 @@ class Batcher(Generic[RowsT]):
     Args:
         new_rows: makes so many sequences of so many tokens each; DoesNotFitError: there is no memory.
         n_parallel: answers computed at once at most; memory grows with it by one KV cache each.
+        owner: of the session; None: the thread that makes this.
 
     Attributes:
         rows: what there is at the moment.
     """
 
-    def __init__(self, new_rows: Callable[[int, int], RowsT], vocab: Vocab, *, n_parallel: int) -> None:
+    def __init__(
+        self, new_rows: Callable[[int, int], RowsT], vocab: Vocab, *, n_parallel: int, owner: Owner | None = None
+    ) -> None:
         if n_parallel < 1:
             raise InputError(f"n_parallel is {n_parallel}; at least 1 is possible")
         self.n_parallel = n_parallel
         self._new_rows = new_rows
         self._vocab = vocab
+        self._owner = owner or Owner()
         self.rows: RowsT | None = None
         self._size = (0, 0)
         self._waiting: list[Pending] = []
@@ -141,7 +146,12 @@ class Batcher(Generic[RowsT]):
         return bool(self._active)
 
     def submit(self, request: Request, choice: Choice, on_text: Callable[[str], object] | None = None) -> Pending:
-        """Hands a request in; nothing is computed yet."""
+        """Hands a request in; nothing is computed yet.
+
+        Raises:
+            EngineError: in another thread than the session's, or once that is closed; so do the other methods.
+        """
+        self._owner.check()
         pending = Pending(self, request, choice, on_text)
         self._waiting.append(pending)
         return pending
@@ -160,6 +170,7 @@ class Batcher(Generic[RowsT]):
         Raises:
             SlmEdgeError: computing failed; the answers in the making are lost, and tell so.
         """
+        self._owner.check()
         try:
             self._take_in()
             while self._free and self._turn:
@@ -176,6 +187,7 @@ class Batcher(Generic[RowsT]):
         """Takes a request out, with the answer that is being made of it."""
         if pending.done:
             return
+        self._owner.check()
         pending.error = EngineError("the request was given up")
         for queue in (self._waiting, self._turn):
             if pending in queue:
@@ -185,6 +197,9 @@ class Batcher(Generic[RowsT]):
 
     def close(self) -> None:
         """Frees the context; what is not answered fails. Calling it twice does nothing."""
+        if self._owner.is_over:
+            return
+        self._owner.check()
         for pending in [*self._waiting, *self._turn, *(slot.pending for slot in self._active.values())]:
             self.cancel(pending)
         if self.rows is not None:

@@ -16,13 +16,14 @@ from ..llama.grammar import Grammar
 from ..llama.sampling import Sampler, Sampling
 from ..llama.vocab import Vocab
 from ..prefix.chunks import Section
+from .owner import Owner
 from .text_out import TextOut
 
 StopReason = Literal["end", "stop", "max_tokens", "context"]
 
 
 class Worker(Protocol):
-    """Computes prompts and tokens for one answer at a time: `lane.Lane` on llama.cpp, `onnx_lane.OnnxLane`."""
+    """Computes prompts and tokens for one answer at a time: `session.lane.Lane`, or `onnx.lane.OnnxLane`."""
 
     n_drafted_tokens: int
     n_accepted_tokens: int
@@ -110,9 +111,17 @@ class Request:
 
 
 class Stream(Iterator[str]):
-    """Yields pieces of text as they are final. Nothing is computed before the first is asked for."""
+    """Yields pieces of text as they are final. Nothing is computed before the first is asked for.
 
-    def __init__(self, lane: Worker, vocab: Vocab, request: Request, started_s: float) -> None:
+    Args:
+        started_s: when it was asked for, by `time.perf_counter`.
+        owner: of the session; None: the thread that makes this. In another one reading raises EngineError.
+    """
+
+    def __init__(
+        self, lane: Worker, vocab: Vocab, request: Request, started_s: float, owner: Owner | None = None
+    ) -> None:
+        self._owner = owner or Owner()
         self._lane = lane
         self._vocab = vocab
         self._request = request
@@ -132,22 +141,29 @@ class Stream(Iterator[str]):
         return self._answer
 
     def __iter__(self) -> Iterator[str]:
+        self._owner.check()
         # The generator itself: one call less for each token
         return self._pieces
 
     def __next__(self) -> str:
+        self._owner.check()
         return next(self._pieces)
 
     def close(self) -> None:
         """Ends it early."""
+        if not self._owner.is_over:
+            self._owner.check()
         self._pieces.close()
 
     def _run(self) -> Generator[str, None, None]:
+        self._owner.check()
         turn = self._lane.turn + 1
         try:
             yield from self._answering(turn)
         finally:
-            self._lane.rest(turn)
+            # A generator may be cleared away by another thread, or in a forked child.
+            if self._owner.is_here:
+                self._lane.rest(turn)
 
     def _answering(self, turn: int) -> Generator[str, None, None]:
         lane, vocab, request = self._lane, self._vocab, self._request
@@ -174,6 +190,7 @@ class Stream(Iterator[str]):
                     before_s = time.perf_counter()
                     yield text
                     waited_s += time.perf_counter() - before_s
+                    self._owner.check()
                     if lane.turn != turn:
                         raise EngineError(
                             "another prompt was begun in this session before the answer was read to its end",

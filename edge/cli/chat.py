@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import note
-from .options import answer_options, grammar_options, grammar_text, session_options, size_bytes_of
+from .options import answer_options, engine_option, grammar_options, grammar_text, session_options, size_bytes_of
 
 if TYPE_CHECKING:
     from ..options import EngineOptions, Speculate
@@ -29,6 +29,7 @@ PROMPT = "> "
 @click.option(
     "--context", "context_tokens", type=click.IntRange(1), help="Longest conversation, in tokens.  [default: 2048]"
 )
+@engine_option
 @session_options
 @click.option("--pin", "pinned", metavar="NAME", multiple=True, help="An adapter that stays once loaded; repeatable.")
 @grammar_options
@@ -42,6 +43,7 @@ def chat(
     threads: int | None,
     threads_batch: int | None,
     context_tokens: int | None,
+    engine: str,
     speculate: "Speculate | None",
     ram: str | None,
     adapter_budget: str | None,
@@ -67,19 +69,17 @@ def chat(
         "threads_batch": threads_batch,
         "ram_bytes": size_bytes_of(ram),
         "adapter_budget_bytes": size_bytes_of(adapter_budget),
-        "pinned": pinned,
         "speculate": speculate,
     }
-    from ..pack.pack import Pack, find_adapter
-    from ..session.session import Session
+    if pinned:
+        options["pinned"] = pinned
+    from ..engines import open_session
+    from ..pack.pack import Pack
     from .talk import Talk
 
     opened = Pack.open(pack)
     name = opened.default_adapter if adapter is None else adapter
-    if name not in (None, "none", "auto"):
-        find_adapter(opened.adapters, str(name))
-    opened.base_path(allow_pull=True)
-    with Session.open(opened, **options) as session:
+    with open_session(opened, engine, adapter=name, allow_pull=True, **options) as session:
         talk = Talk(
             session,
             system=system,

@@ -1,6 +1,5 @@
 """`slm-edge demo`: the main job, seen: one mapped base, the pack's adapters swapped while it runs."""
 
-import time
 from pathlib import Path
 
 import click
@@ -36,16 +35,16 @@ def demo(pack: Path | None, threads: int | None, as_json: bool) -> None:
     Example:
       slm-edge demo
     """
+    from ..engines import open_session
     from ..pack.pack import Pack
-    from ..session.session import Session
 
     opened = Pack.open(pack)
-    base = opened.base_path(allow_pull=True)
-    start = time.perf_counter()
-    with Session.open(opened, threads=threads) as session:
-        loaded_s = time.perf_counter() - start
+    with open_session(opened, allow_pull=True, threads=threads) as session:
+        loaded_s = session.load_s
         if not as_json:
-            click.echo(f"base {opened.base.file_name}, {human_bytes(base.stat().st_size)}, mapped in {loaded_s:.2f} s")
+            click.echo(
+                f"base {opened.base.file_name}, {human_bytes(opened.base.size_bytes)}, mapped in {loaded_s:.2f} s"
+            )
         rows = []
         for adapter, messages in EXAMPLES:
             prompt = messages[0]["content"]

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import click
 
+from ..engines import ENGINES
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -43,7 +45,7 @@ def threads_option(command: Command) -> Command:
 def engine_option(command: Command) -> Command:
     """Adds `--engine`, passed as "llama" or "onnx"."""
     help = "llama.cpp, or onnxruntime with the pack's ONNX form."
-    kind = click.Choice(["llama", "onnx"])
+    kind = click.Choice(list(ENGINES))
     return click.option("--engine", type=kind, default="llama", show_default=True, help=help)(command)
 
 

@@ -13,8 +13,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from ..answer.base import SessionBase
 from ..answer.settings import Settings, max_tokens_of
 from ..answer.stream import Answer
 from ..console import note
@@ -23,7 +24,6 @@ from ..files.atomic import atomic_file
 from ..gguf.chat_template import Message
 from ..llama.vocab import n_same
 from ..names import did_you_mean
-from ..session.session import Session
 from ..sizes import human_bytes
 from ..system.memory import peak_memory_bytes
 from .show import show
@@ -73,7 +73,7 @@ class Talk:
 
     def __init__(
         self,
-        session: Session,
+        session: SessionBase[Any],
         *,
         system: str | None = None,
         settings: Settings | None = None,
@@ -115,13 +115,13 @@ class Talk:
         """Answers with that adapter from now on: a name, "none" or "auto".
 
         Raises:
-            SlmEdgeError: as `Session.use`; "auto" as `Session.router`.
+            SlmEdgeError: as `SessionBase.use`; "auto" as `SessionBase.router`.
         """
         if name == "auto":
             # A pack without a router is told now, not at the next question.
             _ = self.session.router
         else:
-            self.session.use(None if name == "none" else name)
+            self.session.use(name)
         self.adapter = name
 
     def _ask(self, text: str) -> None:
@@ -213,7 +213,9 @@ class Talk:
         loaded = ", ".join(f"{name} {human_bytes(size)}" for name, size in self.session.loaded_adapters.items())
         note(f"adapters in memory: {loaded or 'none'}")
         note(f"adapter {self.adapter}; context {n_tokens} of {self.session.n_ctx_tokens} tokens")
-        note(f"memory: peak {human_bytes(peak_memory_bytes())}; planned {self.session.plan.describe()}")
+        plan = self.session.plan
+        planned = f"; planned {plan.describe()}" if plan is not None else ""
+        note(f"memory: peak {human_bytes(peak_memory_bytes())}{planned}")
 
     def _save(self, file: str) -> None:
         if not file:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ..errors import DoesNotFitError, EngineError, InputError
 from ..options import FlashAttention, KvType
 from ..system.cpu import default_decode_threads, default_threads
-from .binding import lib, quiet_logs, unheard
+from .binding import NotCopied, lib, quiet_logs, unheard
 from .kv_bytes import Blob, of_one_stream, of_streams
 from .model import Adapter, Model, created
 from .token_batch import TokenBatch
@@ -38,7 +38,7 @@ MAX_THREADS: Final = 512
 _ADDRESS_OF_ROW: Final = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
 
 
-class Context:
+class Context(NotCopied):
     """A KV cache with its compute buffers over a model: decodes tokens under the adapters that are set.
 
     Args:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from ..errors import EngineError, InputError
-from .binding import lib, quiet_logs
+from .binding import NotCopied, lib, quiet_logs
 from .mapped_pages import LettingGo, Span
 from .vocab import Vocab
 
@@ -43,7 +43,7 @@ def created(what: str, where: str | os.PathLike[str] | None, create: Callable[[]
     return handle, [text for _, text in log.lines]
 
 
-class Model:
+class Model(NotCopied):
     """The weights of a base, mapped once and shared by all contexts.
 
     Attributes:
@@ -108,11 +108,13 @@ class Model:
 
         Raises:
             InputError: no such file.
-            EngineError: llama.cpp refuses it; its own words are in `problems`.
+            EngineError: llama.cpp refuses it; its own words are in `problems`. Or the model is closed.
         """
         path = Path(path)
         if not path.is_file():
             raise InputError("no such file", where=path)
+        if not self.handle:
+            raise EngineError("the model is closed", where=self.path)
         handle, lines = created(
             "load the adapter", path, lambda: lib().llama_adapter_lora_init(self.handle, os.fsencode(path))
         )
@@ -126,6 +128,7 @@ class Model:
             context.close()
         for adapter in list(self.adapters.values()):
             adapter.close()
+        self.vocab.close()
         if self.handle:
             handle, self.handle = self.handle, None
             lib().llama_model_free(handle)
@@ -145,7 +148,7 @@ def _n_tensors(lines: Sequence[str]) -> int | None:
     return None
 
 
-class Adapter:
+class Adapter(NotCopied):
     """A LoRA in memory, registered with its model.
 
     Attributes:

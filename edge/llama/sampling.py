@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError, InputError
-from .binding import lib
+from .binding import NotCopied, lib
 from .context import Context
 from .grammar import Grammar
 
@@ -64,7 +64,7 @@ class Sampling:
             raise InputError("the sampling settings are not valid", problems=problems)
 
 
-class Sampler:
+class Sampler(NotCopied):
     """Chooses the tokens of one answer.
 
     Args:

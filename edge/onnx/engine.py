@@ -130,8 +130,10 @@ class OnnxEngine:
         """One of the two graphs, opened on first use.
 
         Raises:
-            EngineError: onnxruntime refuses it.
+            EngineError: onnxruntime refuses it, or the engine is closed.
         """
+        if self._closed.is_set():
+            raise EngineError("the ONNX engine is closed", where=self.base.folder)
         if self._beside is not None:
             return self._beside.session(lora)
         name = MODEL_FILE if lora else BASE_FILE

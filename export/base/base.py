@@ -7,6 +7,7 @@ folder, so nothing of either is left behind by an error, Ctrl-C or SIGTERM.
 """
 
 import math
+import os
 import re
 import time
 from collections import Counter
@@ -30,7 +31,7 @@ from ..tokenizer.special_tokens import end_ids
 from ..tokenizer.tokenizer import ReadTokenizer, read_tokenizer
 from .gguf_source import GgufSource
 from .imatrix import check_imatrix, read_imatrix
-from .quantize import QuantType, quantize
+from .quantize import QuantType, find_type, quantize
 
 QUANTIZATION_VERSION: Final = 2
 # what llama.cpp's quantiser is given: the type that holds the checkpoint's own numbers exactly
@@ -89,12 +90,17 @@ class Result:
         return asdict(self)
 
 
-def export_base(source: Path, dest: Path, type: QuantType | None, options: Options = Options()) -> Result:
+def export_base(
+    source: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    type: QuantType | str | None,
+    options: Options = Options(),
+) -> Result:
     """Writes one GGUF base.
 
     Args:
         source: a folder with config.json, safetensors and tokenizer, or a GGUF file.
-        type: None keeps the tensors of a GGUF source as they are.
+        type: such as "q4_k_m"; None keeps the tensors of a GGUF source as they are.
 
     Raises:
         InputError, UnsupportedError, DamagedError: something about the source, all reasons together.
@@ -102,6 +108,8 @@ def export_base(source: Path, dest: Path, type: QuantType | None, options: Optio
         EngineError: llama.cpp's quantiser failed.
     """
     began = time.monotonic()
+    source, dest = Path(source), Path(dest)
+    type = find_type(type) if isinstance(type, str) else type
     if not source.exists():
         raise InputError("no such file or folder", where=source)
     check_new(dest, options.force)

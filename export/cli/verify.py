@@ -71,9 +71,9 @@ def verify(
     import torch
 
     from ...edge.console import progress
-    from ..verify.prompts import BUILT_IN, read_prompts
-    from ..verify.report import as_data, as_text, keep_report
-    from ..verify.verify import verify as prove
+    from ..proof.prompts import BUILT_IN, read_prompts
+    from ..proof.report import as_data, as_text, keep_report
+    from ..proof.verify import verify as prove
 
     asked = read_prompts(prompts) if prompts is not None else BUILT_IN
     if threads is not None:

@@ -55,9 +55,9 @@ class Prepared:
         return hashed.hexdigest()
 
 
-def as_sources(data: Sequence[Path | Source]) -> list[Source]:
+def as_sources(data: Sequence[str | Path | Source]) -> list[Source]:
     """Plain paths as sources, named by their file names."""
-    return [entry if isinstance(entry, Source) else Source(entry, entry.name) for entry in data]
+    return [entry if isinstance(entry, Source) else Source(Path(entry), Path(entry).name) for entry in data]
 
 
 def prepare(

@@ -62,8 +62,8 @@ def train(
     recipe: Recipe,
     *,
     base: str | Path,
-    data: Sequence[Path | Source],
-    output: Path,
+    data: Sequence[str | Path | Source],
+    output: str | Path,
     extras: Extras | None = None,
     threads: int | None = None,
     device: str = "cpu",
@@ -88,6 +88,7 @@ def train(
         InputError: data, base, device or the adapter to start from cannot be used, or `output` exists.
         DoesNotFitError: memory ran out.
     """
+    output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError("exists already", where=output, hint="choose another place, or remove it first")
     prepare_device(device)

@@ -223,10 +223,10 @@ def test_card_defaults_and_what_overrides_them(base, two):
 
 def test_a_setting_that_there_is_not_is_no_setting(base, two):
     with Session.of_files(base, two, threads=1) as session:
-        with pytest.raises(TypeError, match="no such setting: adapter; an adapter is chosen with `use`"):
-            session.ask("hello", adapter="a")
-        with pytest.raises(TypeError, match="no such setting: max_new_tokens"):
+        with pytest.raises(InputError, match="no setting 'max_new_tokens'\n  did you mean max_tokens"):
             session.submit("hello", max_new_tokens=3)
+        with pytest.raises(InputError, match="no setting 'colour'\n  there are: max_tokens, temperature"):
+            session.ask("hello", colour="red")
 
 
 def test_there_is_one_bos_when_the_template_writes_it(tmp_path):

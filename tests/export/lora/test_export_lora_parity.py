@@ -16,8 +16,8 @@ from slm_edge.export.base.base import Options, export_base
 from slm_edge.export.base.quantize import TYPES
 from slm_edge.export.lora.lora import export_lora
 from slm_edge.export.lora.scaling import pattern_key
-from slm_edge.export.verify.prompts import BUILT_IN, Prompt
-from slm_edge.export.verify.verify import verify
+from slm_edge.export.proof.prompts import BUILT_IN, Prompt
+from slm_edge.export.proof.verify import verify
 
 BOUND = 2e-3
 # An adapter that acts moves logits by thousands of times the bound.

@@ -16,10 +16,10 @@ from slm_edge.export.base.quantize import TYPES
 from slm_edge.export.cli.group import export
 from slm_edge.export.files.gguf_writer import NewTensor, float32, keys_of, text, write_gguf
 from slm_edge.export.lora.lora import export_lora
-from slm_edge.export.verify.difference import Difference
-from slm_edge.export.verify.prompts import BUILT_IN, Prompt, read_prompts
-from slm_edge.export.verify.reference import Reference
-from slm_edge.export.verify.verify import verify
+from slm_edge.export.proof.difference import Difference
+from slm_edge.export.proof.prompts import BUILT_IN, Prompt, read_prompts
+from slm_edge.export.proof.reference import Reference
+from slm_edge.export.proof.verify import verify
 
 SHORT = (Prompt("How many are left?"), Prompt("Grüße 🙂", "You are brief."))
 
