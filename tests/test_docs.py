@@ -1,4 +1,4 @@
-"""The pages: links and named paths exist, each documented command parses, and what is made by a command is up to date."""
+"""The pages: links and named paths exist, each documented command parses, what a command makes is up to date."""
 
 import ast
 import importlib
@@ -11,7 +11,10 @@ from pathlib import Path
 
 import click
 import pytest
+import slm_edge
+from build_topics import topics
 from conftest import STARTER_BASE_SHA256
+from slm_edge.benchmarks.report.page import filled
 from slm_edge.edge.cli.main import cli
 from slm_edge.edge.cli.pages import page
 from slm_edge.edge.files.cache import base_cache_path
@@ -26,6 +29,7 @@ TODAY = [path for path in PAGES if path not in LOGS]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 SPAN = re.compile(r"`([^`\n]+)`")
 PLACE = re.compile(r"(?:edge|export|train|devices|benchmarks|tests|docs|\.ci|\.github|\.typing)/[\w.*/-]*")
+BLOCKS = re.compile(r"(?:^    .*\n|^\n)+", re.MULTILINE)
 OPERATORS = {"|", "||", "&&", "&", ">", ">>", "<", ";", "(", ")"}
 
 
@@ -155,13 +159,24 @@ def test_the_page_of_commands_is_what_help_says():
     assert made.split() == page().split(), "python -m slm_edge.edge.cli.pages > docs/cli.md"
 
 
+def test_the_arrows_are_those_that_the_layers_have():
+    text = (ROOT / "docs/how-it-works.md").read_text(encoding="utf-8")
+    shown = text.partition("<!-- arrows -->\n")[2].partition("\n<!-- end of arrows -->")[0]
+    assert shown == topics(), "python tests/build_topics.py"
+
+
+def test_scores_are_those_of_the_reports():
+    text = (ROOT / "docs/scores.md").read_text(encoding="utf-8")
+    assert filled(text) == text, "python -m slm_edge.benchmarks.report.page docs/scores.md"
+
+
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 
 
 def python_of(path):
     """The indented block of a page that begins with an import, as a program."""
-    blocks = re.findall(r"(?:^    .*\n|^\n)+", path.read_text(encoding="utf-8"), re.MULTILINE)
+    blocks = BLOCKS.findall(path.read_text(encoding="utf-8"))
     return next(block for block in blocks if block.lstrip("\n").startswith("    import slm_edge"))
 
 
@@ -176,15 +191,14 @@ def test_the_readmes_python_runs(starter_base, own_cache, capsys):
 
 
 @pytest.mark.parametrize("path", TODAY, ids=name_of)
-def test_python_of_pages_compiles_and_names_exist(path):
-    text = path.read_text(encoding="utf-8")
-    for block in re.findall(r"(?:^    .*\n|^\n)+", text, re.MULTILINE):
+def test_python_of_pages_compiles_and_its_names_exist(path):
+    for block in BLOCKS.findall(path.read_text(encoding="utf-8")):
         block = textwrap.dedent(block)
-        if re.match(r"\s*(import|from|with|try:|one =)\b", block):
-            tree = ast.parse(block)
-            for node in ast.walk(tree):
-                if isinstance(node, ast.ImportFrom):
-                    module = importlib.import_module(node.module)
-                    assert all(hasattr(module, alias.name) for alias in node.names), block
-                elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "slm_edge":
-                    assert hasattr(importlib.import_module("slm_edge"), node.attr), node.attr
+        if not re.match(r"\s*(import|from|with|try:|one =)\b", block):
+            continue
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names), block
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "slm_edge":
+                assert hasattr(slm_edge, node.attr), node.attr

@@ -45,7 +45,7 @@ def _part_of(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 )
 @click.option("--limit", type=click.IntRange(1), help="Items of each cell, a fixed random sample.  [default: all]")
 @click.option("--limit-others", type=click.IntRange(0), help="The same for adapters made for another task; 0: none.")
-@data_option("Folder with gsm8k/, mbpp/, dolly/, svamp/ ... as benchmarks/README.md says.", required=True)
+@data_option("Folder with gsm8k/, mbpp/, dolly/, svamp/, …; docs/benchmarks.md lists its files.", required=True)
 @click.option("--samples", type=click.IntRange(1), help="Answers to each problem of humaneval and mbpp.")
 @click.option("--temperature", type=click.FloatRange(0, 10), help="Of these answers; 0 is greedy.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Of these answers.")

@@ -132,7 +132,7 @@ def _check(plan: Plan) -> None:
         if not equals or key in ("base", "data", "output", "rank", "seed", "steps", "task"):
             problems.append(f"--train {word}: FIELD=VALUE is meant, of a field that no other option sets")
     if problems:
-        raise InputError("nothing was begun", problems=problems, hint="benchmarks/README.md says what DATA holds")
+        raise InputError("nothing was begun", problems=problems, hint="docs/benchmarks.md lists the files of DATA")
     if missing := code_sandbox.missing_layers():
         raise UnsupportedError(
             "HumanEval runs code that a model wrote, and this system cannot confine it",

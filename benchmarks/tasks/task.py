@@ -1,4 +1,4 @@
-"""What a benchmark task is. One module per task makes one `TASK`; `tasks.py` names the modules.
+"""What a benchmark task is. One module per task makes one `TASK`; `registry.py` names the modules.
 
     TASK = Task(name="gsm8k", kind="math", ..., load=load, score=score)
 

@@ -4,7 +4,7 @@
     speed.tokens_per_s, speed.low, speed.high
     speed.parts["weights"]                   # seconds of each token
 
-Decode of one token (devices/README.md has the errors of this model against published rows):
+Decode of one token (docs/measurements/forecasts.md has the errors of this model against published rows):
 
     t = sum over tensor types of max(bytes / rate(threads), weights x cycles / (threads x clock))
         + layers x fixed time + depth x KV bytes / (0.4 x rate) + adapter bytes / rate + pairs x fixed time

@@ -29,7 +29,7 @@ _ROUND_TOKENS = 256
 
 
 class Rows(Protocol):
-    """Where answers are computed side by side: `llama_rows.LlamaRows`, or `onnx_rows.OnnxRows`."""
+    """Where answers are computed side by side: `session.rows.LlamaRows`, or `onnx.rows.OnnxRows`."""
 
     def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
         """Computes a prompt in an empty sequence; how many of its tokens were kept from before."""

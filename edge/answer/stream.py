@@ -22,7 +22,7 @@ StopReason = Literal["end", "stop", "max_tokens", "context"]
 
 
 class Worker(Protocol):
-    """Computes prompts and tokens for one answer at a time: `lane.Lane` on llama.cpp, `onnx_lane.OnnxLane`."""
+    """Computes prompts and tokens for one answer at a time: `session.lane.Lane`, `onnx.lane.OnnxLane`."""
 
     n_drafted_tokens: int
     n_accepted_tokens: int

@@ -69,7 +69,7 @@ def plan_session(
     """The plan of a session as its options ask for it, within `ram_bytes` or else the process's own limit.
 
     Args:
-        n_outputs: logit rows of one batch, as `drafting.outputs_of` says.
+        n_outputs: logit rows of one batch, as `speculation.outputs_of` says.
 
     Raises:
         DoesNotFitError: the base was not trained for so long a context, or there is not enough memory.

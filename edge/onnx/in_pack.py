@@ -1,6 +1,6 @@
 """The ONNX form of a pack: a folder `onnx` in it, and for each adapter the same adapter in onnxruntime's format.
 
-    onnx/slm_edge_onnx.json, onnx/model.onnx, …    the base, see `onnx_folder.py`
+    onnx/slm_edge_onnx.json, onnx/model.onnx, …    the base, see `folder.py`
     onnx/adapters/NAME.onnx_adapter                 adapter NAME; its task card is that of adapters/NAME.gguf
     onnx/adapters/NAME.onnx_adapter.json            what it was made from
 

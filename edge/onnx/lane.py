@@ -1,6 +1,6 @@
-"""One sequence on onnxruntime, with the book of what its KV cache holds: the twin of `lane.Lane`.
+"""One sequence on onnxruntime, with the book of what its KV cache holds: the twin of `session.lane.Lane`.
 
-Prompts are cut into the same chunks, and a chunk is kept only under the adapters that computed it (`prefix.py`).
+Prompts are cut into the same chunks, and a chunk is kept only under the adapters that computed it (`prefix/chunks.py`).
 """
 
 from collections.abc import Mapping, Sequence

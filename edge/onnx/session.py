@@ -183,7 +183,7 @@ class OnnxSession:
 
         Raises:
             InputError: the session is not of a pack, the pack has no router, or it knows none of the adapters.
-            SlmEdgeError: as `pack_router.open_router`.
+            SlmEdgeError: as `router.in_pack.open_router`.
         """
         return self._routing.choose(prompt, self.adapter)
 

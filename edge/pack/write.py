@@ -28,7 +28,7 @@ from .sources import check_source
 
 _SPARE_BYTES = 1 << 20
 ROUTER_FILE = "router.npz"
-# Where the ONNX forms of adapters lie (`onnx_pack.py`); they go with their adapter.
+# Where the ONNX forms of adapters lie (`onnx/in_pack.py`); they go with their adapter.
 ONNX_ADAPTERS = "onnx/adapters"
 
 

@@ -40,7 +40,7 @@ class PrefixDisk:
 
     Args:
         folder: made where missing.
-        domain: names everything but tokens, chunks and adapters that the bits depend on (`prefix_domain.py`).
+        domain: names everything but tokens, chunks and adapters that the bits depend on (`domain.py`).
         cap_bytes: what all files may hold together, those of other domains included; the oldest go first.
         most_bytes: there is no memory for a larger prefix: it is neither read nor written. None: for any.
 

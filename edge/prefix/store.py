@@ -20,7 +20,7 @@ class Snapshot:
     """The keys and values of a prompt's first tokens.
 
     Attributes:
-        tokens, chunks: as in `prefix.KvRecord`.
+        tokens, chunks: as in `chunks.KvRecord`.
         blob: from `engine.Context.read_sequence`.
     """
 

@@ -7,7 +7,7 @@ prompts that the router's file carries, of every task and of none. No other weig
 have count for little (inverse document frequency), and words for more than structure: twenty examples must not claim
 all that is built as they are. Some of the file's prompts may be of the new kind themselves ("Translate …" was "none of
 these" until now), so none of them moves the threshold: it lies a third of the way from the mean of the others to the
-mean of the examples. Measured with translation, sentiment and SQL (a part of `code`'s own): benchmarks/README.md.
+mean of the examples. Measured with translation, sentiment and SQL (a part of `code`'s own): docs/router.md.
 """
 
 import dataclasses

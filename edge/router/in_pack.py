@@ -30,7 +30,7 @@ def open_router(pack: Pack | None, adapters: Mapping[str, PackedAdapter] | None 
     Raises:
         InputError: there is no pack, it has no router, or none of the adapters is known to it.
         DamagedError: its bytes changed.
-        UnsupportedError: as `router_file.read_router`.
+        UnsupportedError: as `file.read_router`.
     """
     if pack is None:
         raise InputError("a session over loose files has no router", hint="open a pack")
@@ -73,7 +73,7 @@ def starter_router() -> RouterModel:
 
 
 def put_router(folder: Path, model: RouterModel) -> Pack:
-    """Puts a router into a pack, in place of the one that is there; raises as `pack_write.add_files`."""
+    """Puts a router into a pack, in place of the one that is there; raises as `pack.write.add_files`."""
     with tempfile.TemporaryDirectory() as aside:
         path = Path(aside) / ROUTER_FILE
         write_router(path, model)

@@ -36,7 +36,7 @@ class Routing:
 
         Raises:
             InputError: there is no pack, or it has no router that knows one of the adapters.
-            SlmEdgeError: as `pack_router.open_router`.
+            SlmEdgeError: as `in_pack.open_router`.
         """
         if self._router is None:
             # A prompt whose adapter is named must not wait for it.

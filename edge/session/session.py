@@ -207,10 +207,10 @@ class Session:
             name: None for the base alone. Several with their scales, such as {"math": 0.7, "code": 0.3}, are added up
                 (PEFT's weighted sum); the first one's task card says how answers are made.
             scale: its strength; None for the card's.
-            swap: insists on a way of being taken up in the middle of a conversation; see `activated.swap_of`.
+            swap: insists on a way of being taken up in the middle of a conversation; see `sections.swap_of`.
 
         Raises:
-            UnsupportedError: as `activated.swap_of`.
+            UnsupportedError: as `sections.swap_of`.
             SlmEdgeError: as `shelf.Shelf.load`; a name that is not there is answered with those that are.
         """
         self._choice = self.choice_of(name, scale=scale, swap=swap)
@@ -243,7 +243,7 @@ class Session:
 
     @property
     def swap(self) -> Swap:
-        """How the adapter in use is taken up in the middle of a conversation, see `activated.swap_of`."""
+        """How the adapter in use is taken up in the middle of a conversation, see `sections.swap_of`."""
         return swap_of(self._shelf.load([name for name, _ in self._choice.scales]))
 
     @property
