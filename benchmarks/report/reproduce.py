@@ -260,7 +260,7 @@ def table(found: Mapping[str, Any]) -> str:
         f"stemmer, unbiased pass@1 ({drawn}){cap}; 95 % intervals.",
         "- Adapters: code on MBPP, summarize on dolly, math on GSM8K's training rows; "
         f"{' / '.join(map(str, steps))} steps{''.join(f', {word}' for word in found['train'])}, seed {found['seed']}.",
-        "- Published: protocol, items and samples are not stated. 64.56 % is no share of GSM8K's 1,319 test items, and "
-        "0.0018 needs 50 samples a problem or more; so these are beside ours, not a target.",
+        "- Published: protocol, items and samples are not stated. 64.56 % is not a share of GSM8K's 1,319 test items, "
+        "and 0.0018 needs 50 samples a problem or more; so these are beside ours, not a target.",
     ]
     return "\n".join(lines)

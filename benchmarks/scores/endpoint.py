@@ -66,7 +66,7 @@ class Endpoint:
         """A server by its address; "/v1" is added where the address has no path.
 
         Raises:
-            InputError: it is no http address.
+            InputError: it is not an http address.
         """
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:

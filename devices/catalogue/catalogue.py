@@ -150,7 +150,7 @@ def read_device(path: Path) -> Device:
     if data.get("isa") not in core_classes():
         faults.append(f"isa {data.get('isa')!r} is not one of {', '.join(core_classes())}")
     if faults:
-        raise DamagedError("is no device of the catalogue", where=path, problems=faults)
+        raise DamagedError("is not a device of the catalogue", where=path, problems=faults)
     return Device(
         id=path.stem,
         name=data["name"],

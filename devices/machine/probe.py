@@ -263,4 +263,4 @@ def kept_probe() -> Probe | None:
         device = dataclasses.replace(this_device(), facts=facts)
         return Probe(device, Calibration(**data["calibration"]), data["seconds"], data["others_cores"])
     except (KeyError, TypeError):
-        raise InputError("is no probe of this version", where=_path(), hint=f"rm {_path()}") from None
+        raise InputError("is not a probe of this version", where=_path(), hint=f"rm {_path()}") from None

@@ -85,7 +85,9 @@ def read_rows(path: Path) -> list[Row]:
         raise InputError("is not UTF-8", where=path) from None
     missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
     if missing:
-        raise InputError("is no table of measurements", where=path, problems=[f"no column {name}" for name in missing])
+        raise InputError(
+            "is not a table of measurements", where=path, problems=[f"no column {name}" for name in missing]
+        )
     return [_row(line, cells) for line, cells in enumerate(table, start=2)]
 
 
@@ -170,7 +172,7 @@ def _flag(get: dict[str, str], row: Row, label: str | None) -> str | None:
     if row.device is None:
         return "the device is not in the catalogue"
     if label is None:
-        return f"{row.quant} is no llama.cpp type that is known here"
+        return f"{row.quant} is not a llama.cpp type that is known here"
     if not dense:
         return "not a dense decoder of matrices: bytes per token are not in its table"
     if "ram limit" in row.model.lower() or "swap" in notes:

@@ -59,7 +59,7 @@ def calibrate(profile: Mapping[str, Any], device: Device, probed: Calibration | 
         InputError: no profile, or one without decode rates of the base.
     """
     if profile.get("kind") != "slm-edge-profile":
-        raise InputError("is no profile", hint="slm-edge profile --json > profile.json writes one")
+        raise InputError("is not a profile", hint="slm-edge profile --json > profile.json writes one")
     work = work_of(profile["model"]["work"])
     found = dataclasses.replace(probed or Calibration(), decode=1.0, prefill={"repack": 1.0, "plain": 1.0})
     bare = Predictor(device, calibration=found)
@@ -172,7 +172,7 @@ def save_calibration(name: str, calibration: Calibration) -> Path:
     make_folder(path.parent)
     data = dataclasses.asdict(calibration)
     if any(isinstance(value, float) and not math.isfinite(value) for value in data.values()):
-        raise InputError("the profile's rates are no numbers")
+        raise InputError("the profile's rates are not numbers")
     write_json(path, data)
     return path
 
@@ -186,4 +186,4 @@ def load_calibration(name: str) -> Calibration | None:
     try:
         return Calibration(**data)
     except TypeError:
-        raise InputError("is no calibration of this version", where=path, hint=f"rm {path}") from None
+        raise InputError("is not a calibration of this version", where=path, hint=f"rm {path}") from None

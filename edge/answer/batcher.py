@@ -124,7 +124,7 @@ class Batcher(Generic[RowsT]):
 
     def __init__(self, new_rows: Callable[[int, int], RowsT], vocab: Vocab, *, n_parallel: int) -> None:
         if n_parallel < 1:
-            raise InputError(f"n_parallel is {n_parallel}; at least 1 is possible")
+            raise InputError(f"n_parallel is {n_parallel}; it must be at least 1")
         self.n_parallel = n_parallel
         self._new_rows = new_rows
         self._vocab = vocab

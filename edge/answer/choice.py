@@ -39,18 +39,18 @@ def parse_choice(text: str) -> dict[str, float | None]:
     for part in text.split("+"):
         name, colon, scale = part.strip().partition(":")
         if name in chosen:
-            raise InputError(f"the adapter {name!r} stands twice in {text!r}")
+            raise InputError(f"the adapter {name!r} is named twice in {text!r}")
         try:
             chosen[name] = float(scale) if colon else None
         except ValueError:
-            raise InputError(f"{scale!r} is no scale for the adapter {name!r}; for example {name}:0.7") from None
+            raise InputError(f"{scale!r} is not a scale for the adapter {name!r}; for example {name}:0.7") from None
     return chosen
 
 
 def check_scale(name: str, scale: float) -> float:
     """The scale as given; InputError where it is 0, no number, or far out."""
     if not -10 <= scale <= 10 or scale == 0:
-        raise InputError(f"a scale of {scale} for the adapter {name!r}; -10 to 10 and not 0 are possible")
+        raise InputError(f"the scale of adapter {name!r} is {scale}; it must be between -10 and 10, and not 0")
     return scale
 
 
@@ -67,7 +67,7 @@ def choice_of(
     """
     given = {} if name is None else {name: scale} if isinstance(name, str) else dict(name)
     if not isinstance(name, str) and scale is not None:
-        raise InputError("a scale is given beside a choice that has its own, or has none")
+        raise InputError("give a scale only with one adapter's name")
     cards = {one: card_of(one) for one in given}
     scales = [
         (one, cards[one].scale if strength is None else check_scale(one, strength)) for one, strength in given.items()

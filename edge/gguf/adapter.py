@@ -81,7 +81,7 @@ def check_adapter(path: str | os.PathLike[str], base: BaseInfo) -> AdapterInfo:
         faults.append(f"{RANK_KEY} says {stated.value}, the highest rank is {rank}")
     _check_values(file, pairs, faults)
     if faults:
-        raise InputError(f"is no adapter that can be used with {base.file.path.name}", where=file.path, problems=faults)
+        raise InputError(f"cannot be used as an adapter for {base.file.path.name}", where=file.path, problems=faults)
     return AdapterInfo(
         path=file.path,
         rank=rank,
@@ -139,7 +139,7 @@ def _check_provenance(file: GgufFile, base: BaseInfo, faults: list[str]) -> None
     for key in (FINGERPRINT_KEY, SOURCE_SHA256_KEY):
         value = _text(file, key, faults)
         if value is not None and not re.fullmatch("[0-9a-f]{64}", value):
-            faults.append(f"{key} is no sha256: {value[:80]!r}")
+            faults.append(f"{key} is not a sha256: {value[:80]!r}")
         elif key == FINGERPRINT_KEY and value not in (None, base.fingerprint):
             made_for = f" ({base_name})" if base_name else ""
             faults.append(

@@ -103,7 +103,7 @@ def check_base(file: GgufFile) -> BaseInfo:
         )
     architecture = _typed(file, "general.architecture", ValueType.STRING, faults)
     if architecture is None:
-        raise InputError("is no base model", where=file.path, problems=faults)
+        raise InputError("is not a base model", where=file.path, problems=faults)
     block = BLOCKS.get(architecture)
     if block is None:
         raise UnsupportedError(
@@ -210,7 +210,7 @@ def _check_tokenizer(file: GgufFile, faults: list[str]) -> int:
                 faults.append(f"the key {key} is missing")
             return None
         if entry.type is not ValueType.ARRAY or entry.element_type is not kind:
-            faults.append(f"{key} is no array of {kind.name}")
+            faults.append(f"{key} is not an array of {kind.name}")
             return None
         return entry.n_values
 
@@ -273,7 +273,7 @@ def _check_tensors(
 
 def _check_type(file: GgufFile, info: TensorInfo, faults: list[str]) -> None:
     if (info.type.name.startswith("I") and not info.type.name.startswith("IQ")) or info.type is GgmlType.F64:
-        faults.append(f"{info.name} is {info.type.name}, which is no type of weights")
+        faults.append(f"{info.name} is {info.type.name}, which is not a type of weights")
     elif len(info.shape) == 1:
         if info.type is not GgmlType.F32:
             faults.append(f"{info.name} is a vector of {info.type.name}; vectors are F32")

@@ -78,7 +78,7 @@ def plan_session(
     n_ctx_tokens = options.get("n_ctx_tokens")
     if n_ctx_tokens and n_ctx_tokens > trained:
         raise DoesNotFitError(
-            f"a context of {n_ctx_tokens} tokens is asked of a base trained for {trained}", where=base.file.path
+            f"a context of {n_ctx_tokens} tokens is asked for; the base was trained for {trained}", where=base.file.path
         )
     asked: dict[str, Any] = {
         name: options.get(name)

@@ -98,7 +98,7 @@ class OnnxEngine:
     ) -> None:
         if not 1 <= n_ctx_tokens <= base.max_length_tokens:
             raise DoesNotFitError(
-                f"a context of {n_ctx_tokens} tokens is asked; the graph has positions for {base.max_length_tokens}",
+                f"a context of {n_ctx_tokens} tokens is asked for; the graph has {base.max_length_tokens} positions",
                 where=base.folder,
                 hint="export it again with a larger --max-length",
             )

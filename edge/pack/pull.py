@@ -140,7 +140,9 @@ def _from_source(source: Mapping[str, str], dest: Path, ref: BaseRef) -> None:
         case "path":
             _from_file(Path(source["path"]).expanduser(), dest, ref)
         case other:
-            raise InputError(f"a source of the kind {other!r} is not known here; a newer slm-edge may know it")
+            raise InputError(
+                f"sources of the kind {other!r} are not known to this version; a newer slm-edge may know them"
+            )
 
 
 def _installed_file(source: Mapping[str, str]) -> Path | None:

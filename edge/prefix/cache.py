@@ -162,7 +162,7 @@ def open_prefix_cache(
     cap_bytes = options.get("prefix_cache_bytes", DEFAULT_DISK_BYTES)
     for what, n_bytes in (("budget for prefixes", budget_bytes), ("cap of the prefix cache", cap_bytes)):
         if n_bytes < 0:
-            raise InputError(f"a {what} of {n_bytes} bytes; 0 and more are possible")
+            raise InputError(f"the {what} is {n_bytes} bytes; it must not be negative")
     if most_bytes is not None:
         budget_bytes = min(budget_bytes, most_bytes)
     place = options.get("prefix_cache")

@@ -13,7 +13,7 @@ A_PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("source", type=A_PATH)
-@click.option("-o", "--output", required=True, type=A_PATH, help="Folder to make.")
+@click.option("-o", "--output", required=True, type=A_PATH, help="Folder to create.")
 @click.option(
     "--type",
     "kind",

@@ -17,15 +17,17 @@ A_PATH = click.Path(path_type=Path)
 @click.option("--gguf", "base", required=True, type=A_FILE, help="The base that was exported.")
 @click.option("--lora", required=True, type=A_FILE, help="The adapter that was exported.")
 @click.option("--onnx", "onnx_folder", type=A_PATH, help="The base's ONNX form, to be proved too.")
-@click.option("--onnx-adapter", type=A_FILE, help="The adapter for it.")
-@click.option("--pack", type=A_PATH, help="A pack that the report is written into, as parity/NAME.json.")
-@click.option("--name", help="Which of the pack's adapters it is about.")
+@click.option("--onnx-adapter", type=A_FILE, help="The ONNX adapter to be proved.")
+@click.option("--pack", type=A_PATH, help="Write the report into this pack, as parity/NAME.json.")
+@click.option("--name", help="The pack's adapter that the report is about.")
 @click.option("--prompts", type=A_FILE, help="One prompt a line, or .jsonl.  [default: eight built-in ones]")
 @click.option("--max-tokens", type=click.IntRange(1), default=24, show_default=True, help="Length of each answer.")
-@click.option("--threads", type=click.IntRange(1), help="For llama.cpp and torch.  [default: the physical cores]")
+@click.option(
+    "--threads", type=click.IntRange(1), help="Threads for llama.cpp and torch.  [default: the physical cores]"
+)
 @click.option("--max-logit-error", type=float, help="Bound on the largest difference of a logit.")
 @click.option("--max-kl", type=float, help="Bound on the mean KL(PEFT || llama.cpp), in nats.")
-@click.option("--min-top1", type=float, help="Bound on the share of tokens where both like the same token best.")
+@click.option("--min-top1", type=float, help="Bound on the share of positions where both rank the same token first.")
 @json_option
 def verify(
     peft_dir: Path,

@@ -78,7 +78,7 @@ def read_peft_config(path: Path, reasons: Reasons) -> PeftConfig:
     """
     data = read_json(path)
     if not isinstance(data, dict):
-        raise InputError("is no adapter_config.json: it holds no JSON object", where=path)
+        raise InputError("is not an adapter_config.json: it does not hold a JSON object", where=path)
     _check_kind(data, reasons)
     fields = _Fields(data, reasons)
     scaling = Scaling(
@@ -166,7 +166,7 @@ class _Fields:
             try:
                 re.compile(rf"(.*\.)?({key})$")
             except re.error as error:
-                self.reasons.wrong(f"{name}: {key!r} is no regular expression ({error})")
+                self.reasons.wrong(f"{name}: {key!r} is not a regular expression ({error})")
                 continue
             found[key] = read(f"{name}[{key!r}]", entry)
         return found

@@ -166,10 +166,11 @@ def _pair(
     a, b = (weights.tensors[parts[label]] for label in labels)
     for entry in (a, b):
         if entry.dtype not in READABLE:
-            reasons.unsupported(f"matrices of {entry.dtype}, which is no float type that is read here", entry.name)
+            reasons.unsupported(f"matrices of {entry.dtype}, which is not a float type that can be read", entry.name)
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or min(*a.shape, *b.shape) < 1:
         reasons.wrong(
-            "A and B are no pair (rank, in), (out, rank)", f"{module} has {list(a.shape)} and {list(b.shape)}"
+            "A and B do not have the shapes (rank, in) and (out, rank)",
+            f"{module} has {list(a.shape)} and {list(b.shape)}",
         )
         return None
     rank, said = a.shape[0], config.scaling.rank_of(module)

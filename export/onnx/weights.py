@@ -129,7 +129,7 @@ class Weights:
             for rows in self._rows(tensor):
                 blocks = carrier.blocks(self._as_type(tensor, rows, held))
                 if not np.isfinite(blocks.scales).all():
-                    raise DamagedError("a block's scale is no finite number", where=f"{file.path}, {tensor}")
+                    raise DamagedError("a block's scale is not a finite number", where=f"{file.path}, {tensor}")
                 quants.write(blocks.quants)
                 scales.write(blocks.scales)
                 if blocks.offsets is not None:

@@ -45,7 +45,7 @@ class Reference:
         _quiet()
         folder = Path(folder)
         if not (folder / "config.json").is_file():
-            raise InputError("is no Hugging Face folder: it holds no config.json", where=folder)
+            raise InputError("is not a Hugging Face folder: it holds no config.json", where=folder)
         model = _try(
             "transformers cannot load it",
             folder,
@@ -137,7 +137,7 @@ def _adapted(model: Any, peft_dir: str | os.PathLike[str]) -> Any:
 
     peft_dir = Path(peft_dir)
     if not (peft_dir / "adapter_config.json").is_file():
-        raise InputError("is no folder that PEFT saved: it holds no adapter_config.json", where=peft_dir)
+        raise InputError("is not a folder that PEFT saved: it holds no adapter_config.json", where=peft_dir)
     adapted = _try(
         "PEFT cannot load it on this base", peft_dir, lambda: PeftModel.from_pretrained(model, str(peft_dir))
     )

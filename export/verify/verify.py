@@ -132,7 +132,7 @@ def verify(
         InputError: a file is not what it should be, or the reference cannot be loaded.
     """
     if (hf is None) == (base_gguf is None):
-        raise InputError("the reference's base is needed, once", hint="give --hf HF_DIR or --base-gguf base.gguf")
+        raise InputError("give the reference's base once", hint="give --hf HF_DIR or --base-gguf base.gguf")
     if not prompts:
         raise InputError("there are no prompts")
     info = BaseInfo.open(base)

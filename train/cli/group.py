@@ -65,10 +65,10 @@ def training_command(name: str, values: dict[str, Any], folder: Path, about: str
     """
 
     @json_option
-    @click.option("--finish", is_flag=True, help="Train no further: write what the last checkpoint holds.")
-    @click.option("--resume/--fresh", default=True, help="Take up a checkpoint of the same run, or begin anew.")
+    @click.option("--finish", is_flag=True, help="Stop training and write what the last save holds.")
+    @click.option("--resume/--fresh", default=True, help="Continue from the run's last save, or begin anew.")
     @click.option(
-        "--save-every", type=click.FloatRange(0), default=60, show_default=True, help="Seconds between checkpoints."
+        "--save-every", type=click.FloatRange(0), default=60, show_default=True, help="Seconds between saves."
     )
     @click.option(
         "--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute [default: cuda if there is one]."

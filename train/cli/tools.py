@@ -54,7 +54,7 @@ def _field_text(doc: dict[str, Any]) -> str:
 @click.argument("adapter", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The PEFT folder to write.")
 @click.option("--rank", type=click.IntRange(1), help="Highest rank of any module.")
-@click.option("--energy", type=float, help="Share of the squared singular values that each module keeps, as 0.95.")
+@click.option("--energy", type=float, help="Share of squared singular values each module must keep, e.g. 0.95.")
 @click.option(
     "--multiple-of",
     type=click.IntRange(1),
@@ -192,10 +192,15 @@ def starter(
 )
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSONL to write.")
 @click.option(
-    "--prompts", "n_prompts", type=click.IntRange(1), default=300, show_default=True, help="Drawn by the seed."
+    "--prompts",
+    "n_prompts",
+    type=click.IntRange(1),
+    default=300,
+    show_default=True,
+    help="Number of prompts, drawn by the seed.",
 )
 @click.option(
-    "--max-prompt-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longer ones are not."
+    "--max-prompt-tokens", type=click.IntRange(1), default=256, show_default=True, help="Skip prompts longer than this."
 )
 @click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer.")
 @click.option("--seed", type=int, default=1, show_default=True)

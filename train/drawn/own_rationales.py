@@ -113,7 +113,7 @@ def own_rationales(
     exported = adapter is not None and adapter.is_file()
     by_llama_cpp = device == "cpu" and base.is_file() and (adapter is None or exported)
     if exported and not by_llama_cpp:
-        raise InputError("on a GPU, and on a folder, an adapter is a PEFT folder", where=adapter)
+        raise InputError("on a GPU, and on a folder, the adapter must be a PEFT folder", where=adapter)
     prepare_device(device)
     draw = _by_llama_cpp if by_llama_cpp else partial(_by_torch, device=device)
     begun = time.monotonic()
