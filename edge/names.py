@@ -24,7 +24,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> list[str]:
 
 
 def check_name(name: str, what: str) -> str:
-    """Gives the name back when it is safe as a file name everywhere and as a word on a command line.
+    """Returns the name if it is safe as a file name everywhere and as a word on a command line.
 
     Raises:
         InputError: it is empty, too long, has other letters than `A-Z a-z 0-9 . _ -`, or is a reserved word.

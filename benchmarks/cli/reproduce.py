@@ -43,8 +43,8 @@ def reproduce(
 ) -> None:
     """Train, export, pack and score adapters of some ranks; print pass@1, ROUGE-1 and exact match beside the source's.
 
-    Runs slm-edge's own commands, one after the other; the same command again goes on where it stopped, and more ranks,
-    items or samples may be asked of the same folder. What is missing is said before anything is begun.
+    Runs slm-edge's own commands, one after the other. The same command continues where it stopped; more ranks, items or
+    samples can be added to the same folder. Missing data is an error before anything begins.
     The folder gets rank-N/ with adapters, pack and answers, reproduce.json and reproduce.md.
 
     \b

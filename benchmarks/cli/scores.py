@@ -97,13 +97,14 @@ def scores(
 ) -> None:
     """Score a pack's adapters and its base on public test sets (default: gsm8k, mbpp, dolly, svamp).
 
-    Greedy and batched; humaneval draws 20 answers to each problem. Each score has its number of items and a 95 %
-    interval, each adapter is compared with the base on the same items, "auto" is what the pack's router chooses.
-    Every answer is written to --out as it comes: the same command again goes on where the last one stopped, killed or
-    not, and measures only what is new; answers may lie there packed (`bench pack-answers`). humaneval and mbpp run what
-    the model wrote, in a sandbox.
-    Several processes or machines share the work: each measures its --part into an --out of its own, then
-    `slm-edge bench join-answers` puts the answers together.
+    Answers are greedy and computed in batches; humaneval draws 20 for each problem. Each score has its number of items
+    and a 95 % interval, each adapter is compared with the base on the same items, and "auto" is what the pack's router
+    chooses. humaneval and mbpp run what the model wrote, in a sandbox.
+
+    Every answer is written to --out as it comes. The same command continues where it stopped, killed or not, and
+    measures only what is new; packed answers (`bench pack-answers`) are read too. Several processes or machines share
+    the work: each measures its --part into an --out of its own, then `slm-edge bench join-answers` joins them.
+
     --out gets report.json, report.md, report.html, scores.json (for task cards), answers/ and samples/.
 
     \b

@@ -185,7 +185,7 @@ def _cut(report: Mapping[str, Any]) -> list[str]:
 
 
 def joules_text(joules: float | None) -> str:
-    """Joules in three digits; a dash where there are none."""
+    """Joules in three digits; a dash if there are none."""
     return "-" if joules is None else f"{joules:,.0f}" if joules >= 100 else f"{joules:.3g}"
 
 

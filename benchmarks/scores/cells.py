@@ -215,7 +215,7 @@ def plan(
     """The cells in order of importance: each task under the base and its own adapter, then the others, then "auto".
 
     Args:
-        pack: None where an endpoint answers.
+        pack: None if an endpoint answers.
 
     Raises:
         InputError: the data of some task is missing or damaged, or samples are asked of tasks that take one answer.

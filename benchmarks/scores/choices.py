@@ -108,7 +108,7 @@ def score_endings_onnx(
 def score_endings(
     session: "Session", adapter: str | None, items: Sequence[Item], on_done: Callable[[int, Any], None]
 ) -> None:
-    """Computes the likelihoods of each item's endings under an adapter (None: the base); tells of each by its index.
+    """Computes the likelihoods of each item's endings under an adapter (None: the base); reports each by its index.
 
     Raises:
         DoesNotFitError: an item is longer than the base's context.

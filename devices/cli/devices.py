@@ -106,7 +106,7 @@ def show(name: str, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def fit(ctx: click.Context, /, **given: Any) -> None:
-    """Say whether a model fits a device and how fast it will run. Exit 1 when it does not fit.
+    """Say whether a model fits a device and how fast it will run. Exits with 1 if it does not fit.
 
     Of a device that is sold with several sizes of RAM, the smallest that fits is taken.
 

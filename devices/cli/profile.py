@@ -50,8 +50,8 @@ SCHEMA_FILE = Path(__file__).parent.parent / "profile_schema.json"
 def profile(ctx: click.Context, /, **given: Any) -> None:
     """Measure how fast a pack runs here and how much memory it takes.
 
-    Random tokens, a warm-up, repeats, every sample kept, as llama-bench does; for the base and each adapter. Exit 1
-    when an --assert does not hold.
+    Measures the base and each adapter as llama-bench does: random tokens, a warm-up, repeats, every sample kept. Exits
+    with 1 if an --assert does not hold.
 
     \b
     Examples:

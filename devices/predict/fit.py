@@ -135,7 +135,7 @@ class Verdict:
 
     @property
     def joules_per_token(self) -> float | None:
-        """At the wall while decoding, from the device's power under load; None where nobody measured it."""
+        """At the wall while decoding, from the device's power under load; None if nobody measured it."""
         load = self.device.facts.get("load_w")
         return float(load.value) / self.decode.tokens_per_s if load else None
 

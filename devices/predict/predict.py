@@ -68,11 +68,11 @@ class Calibration:
     """What one run on the very unit says: measured over predicted rate, prefill by kernel.
 
     Attributes:
-        decode, prefill: factors on the rates of the uncalibrated model; None where it was not measured.
-        kv_part: rate of K and V over that of weights, from decode at two depths; None where not measured.
-        pair_s: fixed time of an adapter's pair; None where not measured.
-        layer_s: fixed time of a layer; None where not measured.
-        cycles, macs_per_cycle: of one core, by tensor type, as the device's class has them; None where not measured.
+        decode, prefill: factors on the rates of the uncalibrated model; None if it was not measured.
+        kv_part: rate of K and V over that of weights, from decode at two depths; None if not measured.
+        pair_s: fixed time of an adapter's pair; None if not measured.
+        layer_s: fixed time of a layer; None if not measured.
+        cycles, macs_per_cycle: of one core, by tensor type, as the device's class has them; None if not measured.
         source: the run.
     """
 

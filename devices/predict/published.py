@@ -36,8 +36,8 @@ class Row:
         kernel: "repack", "plain", "baseline", or another engine's name.
         laid_out: types that the build lays out anew.
         n_prompt_tokens, depth_tokens: of the prefill; mean depth of the decode.
-        decode_per_s, prefill_per_s: measured; None where not.
-        flag: why it is not held against the prediction; None where it is.
+        decode_per_s, prefill_per_s: measured; None if not.
+        flag: why it is not held against the prediction; None if it is.
         n_merged: repeats of one configuration, whose median this is.
     """
 

@@ -167,7 +167,7 @@ def _path(name: str) -> Path:
 
 
 def save_calibration(name: str, calibration: Calibration) -> Path:
-    """Keeps it for `name` ("this" or a device's id); gives the file."""
+    """Keeps it for `name` ("this" or a device's id); returns the file."""
     path = _path(name)
     make_folder(path.parent)
     data = dataclasses.asdict(calibration)

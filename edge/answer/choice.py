@@ -48,7 +48,7 @@ def parse_choice(text: str) -> dict[str, float | None]:
 
 
 def check_scale(name: str, scale: float) -> float:
-    """The scale as given; InputError where it is 0, no number, or far out."""
+    """Returns `scale`. Raises InputError unless it is finite, not 0 and in [-10, 10]."""
     if not -10 <= scale <= 10 or scale == 0:
         raise InputError(f"the scale of adapter {name!r} is {scale}; it must be between -10 and 10, and not 0")
     return scale

@@ -94,7 +94,7 @@ def grammar_options(command: Command) -> Command:
 
 
 def size_bytes_of(size: str | None) -> int | None:
-    """The size of `--ram` or `--adapter-budget` in bytes; InputError where it is none."""
+    """The size of `--ram` or `--adapter-budget` in bytes; InputError if it is none."""
     if size is None:
         return None
     from ..sizes import parse_bytes

@@ -6,7 +6,7 @@ Needs every extra, because a command's options are known only when its module is
 """
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -31,7 +31,7 @@ def commands(command: click.Command, context: click.Context) -> Iterator[tuple[s
 
 
 def _context(command: click.Command, name: str, parent: click.Context | None = None) -> click.Context:
-    settings = command.context_settings | {"terminal_width": WIDTH}
+    settings: dict[str, Any] = {**command.context_settings, "terminal_width": WIDTH}
     return click.Context(command, parent, info_name=name, **settings)
 
 

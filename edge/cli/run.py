@@ -142,7 +142,7 @@ def run(
                 pass
         else:
             show(stream)
-        # While the base is mapped: what is mapped twice is to be told from its mappings.
+        # While the base is mapped: its mappings show what is mapped twice.
         numbers = _numbers(stream.answer, load_s) | ({"router": decision.as_dict()} if decision is not None else {})
     if as_json:
         emit(numbers, True, "")

@@ -193,7 +193,7 @@ def _pairs(file: GgufFile, faults: list[str]) -> dict[str, dict[str, TensorInfo]
 
 
 def _check_pair(file: GgufFile, base: BaseInfo, target: str, pair: dict[str, TensorInfo], faults: list[str]) -> int:
-    """Checks one pair against its target; gives its rank, 0 when that is not clear."""
+    """Checks one pair against its target; returns its rank, 0 when that is not clear."""
     for part, other in (("lora_a", "lora_b"), ("lora_b", "lora_a")):
         if part not in pair:
             faults.append(f"{target}: there is {other} but no {part}")
@@ -251,7 +251,7 @@ def _as_matrix(info: TensorInfo, faults: list[str]) -> tuple[int, int] | None:
 
 
 def _check_values(file: GgufFile, pairs: dict[str, dict[str, TensorInfo]], faults: list[str]) -> None:
-    """Looks for what is no sensible number in every tensor, and for an adapter that is zero everywhere."""
+    """Looks for NaN, infinity and huge values in every tensor, and for an adapter that is zero everywhere."""
     zero = True
     for pair in pairs.values():
         part_is_zero = {"lora_a": False, "lora_b": False}

@@ -198,7 +198,7 @@ def _sizes(file: GgufFile, architecture: str, faults: list[str]) -> dict[str, in
 
 
 def _check_tokenizer(file: GgufFile, faults: list[str]) -> int:
-    """Checks the tokenizer's keys; gives the size of the vocabulary."""
+    """Checks the tokenizer's keys; returns the size of the vocabulary."""
     model = _typed(file, "tokenizer.ggml.model", ValueType.STRING, faults)
     _typed(file, "tokenizer.ggml.pre", ValueType.STRING, faults, default="default")
     _typed(file, "tokenizer.chat_template", ValueType.STRING, faults, default="")

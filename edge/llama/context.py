@@ -228,7 +228,7 @@ class Context:
         self._run(n)
 
     def _alive(self) -> None:
-        """llama.cpp ends the process where it is given what was freed."""
+        """llama.cpp ends the process if it is given what was freed."""
         if not self.handle:
             raise EngineError("the context was closed", where=self._model.path)
 

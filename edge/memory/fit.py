@@ -27,10 +27,10 @@ FEW: Final = 0.1
 
 
 def maps_well(plan: MemoryPlan, room_bytes: int | None = None) -> bool:
-    """Whether the mapped base of this plan is better than one that is read: where little of it is copied, always.
+    """Whether to map the base instead of reading it; always if at most a tenth is copied.
 
-    Pages that are copied from must wait in the page cache, or the file is read twice; where the system cannot let go
-    of them, they would stand beside their copies for good.
+    Pages that are copied from must wait in the page cache, or the file is read twice; if the system cannot release
+    them, they would stand beside their copies for good.
 
     Args:
         room_bytes: for session and page cache together; None: what memory has at this moment.

@@ -185,7 +185,7 @@ class OnnxAdapter:
         """Checks everything in a file: names, types, shapes, equal ranks, finite values, base, hash.
 
         Args:
-            sha256: what its hash must be; None takes it from the description beside the file, where there is one.
+            sha256: what its hash must be; None takes it from the description beside the file, if there is one.
 
         Raises:
             InputError: it is no adapter for this base; `problems` has every fault.
@@ -244,7 +244,7 @@ def description_path(path: Path) -> Path:
 
 
 def _beside(path: Path, base: OnnxBase, faults: list[str]) -> str | None:
-    """The sha256 that the description beside a file states; None where there is no description."""
+    """The sha256 that the description beside a file states; None if there is no description."""
     place = description_path(path)
     if not place.is_file():
         return None
@@ -261,7 +261,7 @@ def _beside(path: Path, base: OnnxBase, faults: list[str]) -> str | None:
 
 
 def _check_pair(pair: LoraInput, arrays: Mapping[str, Parameter], dtype: str, faults: list[str]) -> int | None:
-    """Checks one pair; gives its rank, None where the adapter has no such pair or it is faulty."""
+    """Checks one pair; returns its rank, None if the adapter has no such pair or it is faulty."""
     a, b = arrays.get(pair.a), arrays.get(pair.b)
     if a is None and b is None:
         return None

@@ -64,7 +64,7 @@ def onnx_adapters(pack: Pack) -> dict[str, PackedAdapter]:
 
 
 def add_onnx_base(folder: Path, onnx: Path) -> Pack:
-    """Puts the ONNX form of its base into a pack; one of before goes, with its adapters where they no longer fit.
+    """Adds the base's ONNX form; replaces an earlier one and the adapters that no longer fit it.
 
     Raises:
         InputError: it was made from another base, or is no such folder.

@@ -48,7 +48,7 @@ class OnnxLane:
         return len(self.record.tokens)
 
     def begin(self, prompt: Sequence[int], sections: Sequence[Section]) -> int:
-        """Computes a prompt; gives how many of its tokens were kept from before."""
+        """Computes a prompt; returns how many of its tokens were kept from before."""
         self.turn += 1
         chunks = chunks_of(sections)
         kept = self.record.reusable(prompt, chunks)

@@ -260,7 +260,7 @@ class OnnxSession:
         on_text: Callable[[str], object] | None = None,
         **settings: Unpack[Settings],
     ) -> Pending:
-        """Hands a request in, to be answered together with others by `Pending.result`; as `Session.submit`."""
+        """Submits a request, to be answered together with others by `Pending.result`; as `Session.submit`."""
         if self._batcher is None:
             self._batcher = self.new_batcher(self._n_parallel)
         choice = choice or self._choice

@@ -40,7 +40,7 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 
 def pull_base(ref: BaseRef, file: Path | None = None) -> Path:
-    """Returns the path of a base in the cache, fetching it first where it is not there.
+    """Returns the path of a base in the cache, fetching it first if it is not there.
 
     Args:
         ref: what the pack says of its base: sha256, size and sources.

@@ -116,7 +116,7 @@ def with_examples(model: RouterModel, name: str, examples: Sequence[str]) -> Rou
 
 
 def without(model: RouterModel, name: str) -> RouterModel:
-    """The model without an added adapter; the same model where there is none of that name."""
+    """The model without an added adapter; the same model if there is none of that name."""
     if name not in model.added:
         return model
     rest = np.array([i for i, added in enumerate(model.added) if added != name], dtype=np.int64)

@@ -54,7 +54,7 @@ class RouterModel:
         added_bias: float32 [n_added].
         added_named: float32 [n_added, len(NAMES)].
         added_slots: int32 [n_added, ADDED_SLOTS], places of hashed weights.
-        added_values: float32 [n_added, ADDED_SLOTS], those weights; 0 where there are fewer.
+        added_values: float32 [n_added, ADDED_SLOTS], those weights; 0 if there are fewer.
         background: prompts for the next adding, the examples of added adapters among them.
         about: how it was trained, as the trainer wrote it.
     """

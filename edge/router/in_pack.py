@@ -24,7 +24,7 @@ def open_router(pack: Pack | None, adapters: Mapping[str, PackedAdapter] | None 
     """The pack's router, its bytes checked.
 
     Args:
-        pack: None where there is none, a session over loose files.
+        pack: None if there is none, a session over loose files.
         adapters: those that it may choose; None: all of the pack.
 
     Raises:
@@ -107,7 +107,7 @@ def router_path(given: Path) -> Path:
 
 
 def forget(folder: Path, name: str) -> Pack:
-    """Takes an adapter that was learnt by examples out of a pack's router; nothing where there is none."""
+    """Takes an adapter that was learnt by examples out of a pack's router; nothing if there is none."""
     pack = Pack.open(folder)
     if ROUTER_FILE not in pack.manifest.files:
         return pack

@@ -325,7 +325,7 @@ class Session:
             room_tokens=room_tokens,
             longest=f"this base can do {self.base.n_ctx_train_tokens}",
         )
-        # An invocation that is missing is told now, not when the answer is read.
+        # A missing invocation is an error now, not when the answer is read.
         self.sections(choice, ids)
         return request
 
@@ -347,7 +347,7 @@ class Session:
         on_text: Callable[[str], object] | None = None,
         **settings: Unpack[Settings],
     ) -> Pending:
-        """Hands a request in, to be answered together with others by `Pending.result` (see `batcher.py`).
+        """Submits a request, to be answered together with others by `Pending.result` (see `batcher.py`).
 
         Args:
             choice: from `choice_of`; None: what is in use now.

@@ -214,7 +214,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _in_order(work: Callable[[Any], Chunk], items: Iterable[Any]) -> Iterator[Chunk]:
-    """`map` over a few threads with few items under way: numpy lets go of the interpreter while it computes."""
+    """`map` over a few threads with few items under way: numpy releases the interpreter while it computes."""
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(THREADS))
         waiting: deque[Future[Chunk]] = deque()

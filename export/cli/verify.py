@@ -47,13 +47,13 @@ def verify(
     min_top1: float | None,
     as_json: bool,
 ) -> None:
-    """Prove that exported files say what PEFT says, or exit with 1.
+    """Prove that exported files compute what PEFT computes, or exit with 1.
 
     The same prompts go through PEFT in torch (F32) and through llama.cpp (F32 KV cache): token ids of the rendered
     prompt, every logit of prompt and answer, and the greedy text are compared.
 
     \b
-    Bounds, where none is given:
+    Bounds, unless given:
       base and adapter F32        largest logit error <= 0.002
       else, with --base-gguf      mean KL <= 0.02 and top-1 agreement >= 0.9
       else, with --hf             the same, or twice what quantising the base costs by itself

@@ -59,8 +59,8 @@ class PeftConfig:
     """The parts of an adapter_config.json that an export needs.
 
     Attributes:
-        base_name: `base_model_name_or_path` as it stands; "" where missing.
-        revision: of the base on its hub; "" where missing.
+        base_name: `base_model_name_or_path` as it stands; "" if missing.
+        revision: of the base on its hub; "" if missing.
         alora_tokens: invocation tokens of an activated LoRA; empty for a plain one.
     """
 

@@ -68,10 +68,10 @@ class PeftFolder:
     """An adapter as PEFT saved it.
 
     Attributes:
-        weights: the safetensors file; None where there is none to read.
+        weights: the safetensors file; None if there is none to read.
         pairs: in the file's order.
         base_copies: module -> tensor of copies of the base's embedding or head that PEFT adds when it adapts them.
-        training: train.json of `slm-edge train`, {} where missing.
+        training: train.json of `slm-edge train`, {} if missing.
     """
 
     path: Path

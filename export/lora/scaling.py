@@ -65,7 +65,7 @@ class FileScaling:
     factors: Mapping[str, float]
 
     def factor_of(self, module: str) -> float:
-        """The factor for a module's B; 1.0 where nothing is folded."""
+        """The factor for a module's B; 1.0 if nothing is folded."""
         return self.factors.get(module, 1.0)
 
 

@@ -36,7 +36,7 @@ class Matrix:
         held: the ggml type whose blocks it has; None for floats.
         weight: quants, (n_out, n_blocks, bytes), or floats: (n_in, n_out) transposed, (n_out, n_in) else.
         scales: (n_out, n_blocks); None for floats.
-        offsets: (n_blocks, n_out); None where the type has none.
+        offsets: (n_blocks, n_out); None if the type has none.
     """
 
     n_in: int

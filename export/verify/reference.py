@@ -25,7 +25,7 @@ class Reference:
     """A PEFT model in evaluation mode.
 
     Attributes:
-        tokenizer: of the Hugging Face folder; None where there is none.
+        tokenizer: of the Hugging Face folder; None if there is none.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:

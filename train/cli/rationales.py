@@ -53,8 +53,8 @@ def own_rationales(
 ) -> None:
     """Let the model work problems out several times, and keep the answers that came out right.
 
-    What it writes is data for `train math`, beside the gold answers or in their place. Stopped, the same command goes
-    on where it was; until the output is there, answers are kept beside it.
+    The output is data for `train math`, beside the gold answers or in their place. If it is stopped, the same command
+    continues where it was; until the output is complete, answers are kept beside it.
 
     \b
     Example:

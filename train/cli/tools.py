@@ -131,7 +131,7 @@ def compress(
 def memory(base: str, kinds: tuple[str, ...], rank: int, tokens: int, steps: int, as_json: bool) -> None:
     """Measure what a training step on BASE takes: peak memory and time for each way to keep the frozen weights.
 
-    BASE is a GGUF file, or a shape as llama-3.2-1b:q4_0, for which a file of random blocks is made in the temporary
+    BASE is a GGUF file, or a shape, e.g. llama-3.2-1b:q4_0, for which a file of random blocks is made in the temporary
     folder. Each way is measured in a process of its own, with one thread and one pass of random tokens per step.
 
     \b
@@ -162,8 +162,8 @@ def starter(
 ) -> None:
     """Train the adapters that ship with slm-edge again, from public data.
 
-    Takes about three hours on two cores. Adapters that lie in OUTPUT already are left as they are; one that was cut
-    off goes on from its checkpoint.
+    Takes about three hours on two cores. Adapters that are already in OUTPUT are kept; one that was stopped continues
+    from its last save.
 
     \b
     Example:
@@ -210,8 +210,8 @@ def own_answers(base: Path, data: tuple[Path, ...], output: Path, n_prompts: int
     """Let a base answer general prompts, for `--replay`: what an adapter should not change.
 
     Rows are chats (`messages`), or have a `prompt`, or an `instruction` with `input` or `context`; their own answers
-    are not read. An answer that does not end within --max-tokens is left out. Stopped, the same command goes on where
-    it was.
+    are not read. An answer that does not end within --max-tokens is left out. If it is stopped,
+    the same command continues where it was.
 
     \b
     Example:

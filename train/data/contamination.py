@@ -181,7 +181,7 @@ def checked(pairs: Iterable[Pair], report: Report, choice: str, drop: Callable[[
     """The rows that may be trained on.
 
     Args:
-        choice: "report" keeps all, "drop" leaves out those that overlap, "refuse" raises where there is one.
+        choice: "report" keeps all, "drop" leaves out those that overlap, "refuse" raises if there is one.
         drop: told the reason for each row left out.
 
     Raises:

@@ -34,7 +34,7 @@ _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
 def right_answer(text: str, truth: str) -> str | None:
-    """The text as a training row's answer, `#### N` in its last line; None where its number isn't `truth`.
+    """The text as a training row's answer, `#### N` in its last line; None if its number isn't `truth`.
 
     A text with the mark is judged by the number behind it, another by its last number.
     """

@@ -134,7 +134,7 @@ def compress(
 
 
 def read_weights(source: Path) -> dict[str, Matrix]:
-    """The matrices of a PEFT folder by name, as F32; raises InputError where there are none."""
+    """The matrices of a PEFT folder by name, as F32; raises InputError if there are none."""
     path = source / WEIGHTS
     if not path.is_file():
         raise InputError("no such file; a PEFT folder has it", where=path)

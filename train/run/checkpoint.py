@@ -88,7 +88,7 @@ def save(
 def load(
     folder: Path, settings: str, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> State | None:
-    """Takes up a checkpoint: parameters, optimiser and random state are set in place. None where there is none.
+    """Takes up a checkpoint: parameters, optimiser and random state are set in place. None if there is none.
 
     Raises:
         InputError: it is of a run with other settings.
