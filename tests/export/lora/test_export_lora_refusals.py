@@ -250,7 +250,7 @@ def test_what_is_no_peft_folder_is_refused(tmp_path, base, good):
     none = written_adapter(tmp_path / "none", {})
     assert "no LoRA matrices" in str(refused(none, base, InputError))
     (good / "adapter_config.json").write_text("[1]")
-    assert "no JSON object" in str(refused(good, base, InputError))
+    assert "does not hold a JSON object" in str(refused(good, base, InputError))
 
 
 def test_a_cut_file_is_damaged(tmp_path, base, good):
