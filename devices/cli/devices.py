@@ -86,7 +86,7 @@ def show(name: str, as_json: bool) -> None:
     "--device",
     "device_name",
     metavar="NAME",
-    help="A device of `devices list`, with its RAM if one size is meant (pi5 4gb).  [default: this, the machine itself]",
+    help="A device of `devices list`, with its RAM if one size is meant (pi5 4gb).  [default: this machine]",
 )
 @click.option("--all", "all_devices", is_flag=True, help="Print a table of the whole catalogue.")
 @click.option("--pack", type=click.Path(path_type=Path), help='Folder of a pack; "starter" for the starter pack.')

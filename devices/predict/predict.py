@@ -48,7 +48,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Adapter:
+class AdapterCost:
     """An adapter's size: values in its pairs, bytes of each, number of pairs."""
 
     n_values: int = 0
@@ -60,7 +60,7 @@ class Adapter:
         return self.n_values * self.bytes_per_value
 
 
-NO_ADAPTER = Adapter()
+NO_ADAPTER = AdapterCost()
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Predictor:
         threads: int | None = None,
         depth_tokens: float = 0,
         kv_type: str = "f16",
-        adapter: Adapter = NO_ADAPTER,
+        adapter: AdapterCost = NO_ADAPTER,
     ) -> Speed:
         """Tokens per second of an answer at a depth of the context.
 
@@ -159,7 +159,7 @@ class Predictor:
         return half
 
     def _decode_parts(
-        self, work: Workload, threads: int, depth: float, kv_type: str, adapter: Adapter, scale: float
+        self, work: Workload, threads: int, depth: float, kv_type: str, adapter: AdapterCost, scale: float
     ) -> dict[str, float]:
         rate = self.stream_gb_per_s(threads) * 1e9
         hertz = threads * self.device.number("clock_ghz") * 1e9
@@ -240,7 +240,7 @@ class Predictor:
         threads: int | None = None,
         kernel: Kernel | None = None,
         laid_out: Collection[str] | None = None,
-        adapter: Adapter = NO_ADAPTER,
+        adapter: AdapterCost = NO_ADAPTER,
     ) -> Speed:
         """Tokens per second of a prompt.
 

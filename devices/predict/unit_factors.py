@@ -18,7 +18,7 @@ from ...edge.files.cache import cache_folder
 from ...edge.gguf.types import GgmlType
 from ..catalogue.catalogue import Device
 from ..catalogue.workload import Workload
-from .predict import Adapter, Calibration, Predictor, Speed
+from .predict import AdapterCost, Calibration, Predictor, Speed
 
 
 def work_dict(work: Workload) -> dict[str, Any]:
@@ -157,9 +157,9 @@ def _pair_s(
     return max(statistics.median(found), 0.0) if found else None
 
 
-def adapter_of_case(case: Mapping[str, Any]) -> Adapter:
+def adapter_of_case(case: Mapping[str, Any]) -> AdapterCost:
     """The adapter of a profile's case, for predictions."""
-    return Adapter(int(case["adapter_bytes"] * 32 / 34), 34 / 32, int(case["n_pairs"] or 0))
+    return AdapterCost(int(case["adapter_bytes"] * 32 / 34), 34 / 32, int(case["n_pairs"] or 0))
 
 
 def _path(name: str) -> Path:
