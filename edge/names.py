@@ -31,7 +31,7 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 
 
 def check_name(name: str, what: str) -> str:
-    """Gives the name back when it is safe as a file name everywhere and as a word on a command line.
+    """Returns the name if it is safe as a file name everywhere and as a word on a command line.
 
     Raises:
         InputError: it is empty, too long, has other letters than `A-Z a-z 0-9 . _ -`, or is a reserved word.

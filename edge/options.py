@@ -22,9 +22,9 @@ LEFT_OUT: Final = Left.OUT
 
 KvType = Literal["f16", "f32", "q8_0"]
 FlashAttention = Literal["auto", "on", "off"]
-# Whether guessed tokens are computed along with the next one, see `drafting.py`.
+# Whether guessed tokens are computed along with the next one, see `session/speculation.py`.
 Speculate = Literal["off", "exact", "fast"]
-# How an adapter is taken up in the middle of a conversation, see `activated.swap_of`.
+# How an adapter is taken up in the middle of a conversation, see `session.sections.swap_of`.
 Swap = Literal["recompute", "activated"]
 
 # Tokens computed at once, at a prompt's beginning and later. Small enough to keep most of a shared prefix, and to
@@ -45,20 +45,20 @@ class EngineOptions(TypedDict, total=False):
     """How a session sets up llama.cpp.
 
     n_ctx_tokens: longest prompt and answer together; by default 2,048, or what the base was trained for if less.
-    threads, threads_batch: for single tokens, and for prompts and batches; as in `engine.Context`.
+    threads, threads_batch: for single tokens, and for prompts and batches; as in `llama.context.Context`.
     ram_bytes: the most memory that the session may take; what is left out below is then chosen to fit, or refused with
         the numbers. By default a limit of the process (control group, rlimit) is kept to.
-    mmap, repack: as in `model.Model.load`; by default the weights are repacked where that is faster, and mapped where
-        memory has room for the whole file beside (`memory_choice.maps_well`).
-    both_layouts: prompts are computed over the weights as they are stored, tokens over repacked ones (`two_layouts.py`,
-        Linux); by default where that is faster and takes no more than half of the machine's memory.
-    kv_type, flash_attention, n_batch_tokens: as in `engine.Context`; "f16" by default, and batches of one chunk.
+    mmap, repack: as in `llama.model.Model.load`; by default the weights are repacked if that is faster, and mapped if
+        memory has room for the whole file beside (`memory.fit.maps_well`).
+    both_layouts: prompts are computed over the weights as they are stored, tokens over repacked ones (Linux, see
+        `llama/two_layouts.py`); by default if that is faster and takes no more than half of the machine's memory.
+    kv_type, flash_attention, n_batch_tokens: as in `llama.context.Context`; "f16" by default, and batches of one chunk.
     prefix_budget_bytes: what computed prefixes may hold in memory, 64 MiB by default; used by swaps alone.
     prefix_cache, prefix_cache_bytes: a folder where system prefixes last from one process to the next, and what it
         may hold, 512 MiB by default.
-    adapter_budget_bytes, pinned: as in `shelf.Shelf`.
+    adapter_budget_bytes, pinned: as in `session.shelf.Shelf`.
     speculate: guess tokens from the prompt and compute them along with the next one: "off", "exact" or "fast" for all
-        answers, see `drafting.py`; None: as each task card says.
+        answers, see `session/speculation.py`; None: as each task card says.
     n_parallel: requests of `Session.submit` computed at once at most, 8 by default.
     """
 

@@ -29,14 +29,20 @@ if TYPE_CHECKING:
     "--adapter", "names", multiple=True, metavar="NAME|none|each", help="May be given again.  [default: none]"
 )
 @click.option(
-    "--against", type=click.Path(path_type=Path), help="GGUF of the reference, such as the base in F16: KL too."
+    "--against",
+    type=click.Path(path_type=Path),
+    help="GGUF of the reference, e.g. the base in F16; the KL from it is reported too.",
 )
 @click.option("--ctx", "n_ctx", type=click.IntRange(8), default=512, show_default=True, help="Tokens of a chunk.")
 @click.option("--limit", type=click.IntRange(1), help="Chunks, from the beginning.  [default: all]")
 @engine_option
 @threads_option
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("bench"), show_default=True, help="Chunks and report."
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("bench"),
+    show_default=True,
+    help="Folder for chunks and report.",
 )
 @json_option
 def perplexity(

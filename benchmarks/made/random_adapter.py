@@ -15,7 +15,7 @@ from .gguf_out import finish
 def write_random_adapter(
     base: BaseInfo, path: Path, *, rank: int = 16, seed: int = 0, size: float = 0.1, dtype: str = "f16"
 ) -> int:
-    """Writes an adapter on all linear layers; gives its size in bytes.
+    """Writes an adapter on all linear layers; returns its size in bytes.
 
     Args:
         dtype: "f16" or "q8_0"; as in our exports a matrix whose rows are no whole blocks of 32 stays F16.

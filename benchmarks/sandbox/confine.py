@@ -53,7 +53,7 @@ def enter_namespaces(c: Any) -> set[str]:
     """Leaves the system's namespaces for new ones; the next child is process 1 of its own.
 
     Returns:
-        What holds: "network" (no interface but a dead loopback), "processes", "mounts". Empty where nothing is granted.
+        What holds: "network" (no interface but a dead loopback), "processes", "mounts". Empty if nothing is granted.
     """
     most = _CLONE_NEWNS | _CLONE_NEWPID | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS
     # Root needs no user namespace, and then has a real user to become: nobody

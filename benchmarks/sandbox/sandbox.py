@@ -80,12 +80,12 @@ _policy = {"allow_unsafe": False}
 
 
 def allow_unsafe(allowed: bool = True) -> None:
-    """Lets programs run although this system cannot confine them. For machines that may be lost."""
+    """Runs programs although this system cannot confine them. For machines that may be lost."""
     _policy["allow_unsafe"] = allowed
 
 
 def missing_layers() -> list[str]:
-    """What of `child.REQUIRED` this system does not grant: empty where programs can be run safely."""
+    """What of `child.REQUIRED` this system does not grant: empty if programs can be run safely."""
     verdict = _run("", ["pass"], names=[], given="", setup="", limits=Limits(), unsafe=False)
     return [name for name in REQUIRED if name not in verdict.layers]
 

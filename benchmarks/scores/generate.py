@@ -124,7 +124,7 @@ def _answer(
 
 
 def _of(indices: Sequence[int], on_done: OnDone, at: int, answer: Any) -> None:
-    """Tells of an answer by its place among the cell's items."""
+    """Reports an answer by its place among the cell's items."""
     on_done(indices[at], answer)
 
 

@@ -130,7 +130,7 @@ def answer_completion(item: Item, text: str) -> str:
 
 
 def score(item: Item, text: str) -> dict[str, float]:
-    """1 where the function passes every test."""
+    """1 if the function passes every test."""
     return {"passed": float(check(item.truth, answer_completion(item, text)).passed)}
 
 

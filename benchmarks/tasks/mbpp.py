@@ -26,7 +26,7 @@ def load(data: Path) -> list[Item]:
 
 
 def score(item: Item, text: str) -> dict[str, float]:
-    """1 where the answer's code passes every test."""
+    """1 if the answer's code passes every test."""
     verdict = run_program(definitions(code_of(text)), item.truth["tests"], setup=item.truth["setup"])
     return {"pass@1": float(verdict.passed)}
 

@@ -20,7 +20,7 @@ from ..catalogue.quant_mix import LABELS
 from ..catalogue.shapes import ModelShape, known_shapes
 from ..catalogue.table_view import table_of
 from ..catalogue.workload import Workload
-from .predict import NO_ADAPTER, Adapter, Calibration, Predictor, Speed, first_token_s
+from .predict import NO_ADAPTER, AdapterCost, Calibration, Predictor, Speed, first_token_s
 
 # Quantisations that are offered when the asked one does not fit, the best first.
 QUANTS: Final = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")
@@ -115,7 +115,7 @@ class Verdict:
     decode_full: Speed
     prefill: Speed
     first_token_s: tuple[float, float, float]
-    adapter: Adapter
+    adapter: AdapterCost
     nearest: "Verdict | None" = None
     change: str = ""
     sizes: tuple[tuple[float, bool], ...] = ()
@@ -135,7 +135,7 @@ class Verdict:
 
     @property
     def joules_per_token(self) -> float | None:
-        """At the wall while decoding, from the device's power under load; None where nobody measured it."""
+        """At the wall while decoding, from the device's power under load; None if nobody measured it."""
         load = self.device.facts.get("load_w")
         return float(load.value) / self.decode.tokens_per_s if load else None
 
@@ -143,7 +143,7 @@ class Verdict:
 BYTES_OF: Final = {"q8_0": 34 / 32, "f16": 2.0, "bf16": 2.0, "f32": 4.0}
 
 
-def adapter_of(work: Workload, wish: Wish) -> Adapter:
+def adapter_of(work: Workload, wish: Wish) -> AdapterCost:
     """The adapter in use, from a rank or from a file's size.
 
     Raises:
@@ -153,10 +153,10 @@ def adapter_of(work: Workload, wish: Wish) -> Adapter:
     if wish.adapter_rank:
         if not n_pairs:
             raise InputError(f"the matrices of {work.name} are not known, so an adapter's size is not either")
-        return Adapter(work.lora_weights(wish.adapter_rank), BYTES_OF[wish.adapter_type], n_pairs)
+        return AdapterCost(work.lora_weights(wish.adapter_rank), BYTES_OF[wish.adapter_type], n_pairs)
     if wish.adapter_bytes and wish.n_adapters:
         each = wish.adapter_bytes / wish.n_adapters
-        return Adapter(round(each / BYTES_OF[wish.adapter_type]), BYTES_OF[wish.adapter_type], n_pairs)
+        return AdapterCost(round(each / BYTES_OF[wish.adapter_type]), BYTES_OF[wish.adapter_type], n_pairs)
     return NO_ADAPTER
 
 

@@ -45,7 +45,7 @@ class Rows(Protocol):
         """Empties a sequence."""
 
     def flush(self) -> None:
-        """Nobody waits for an answer."""
+        """Called when nobody waits for an answer."""
 
     def close(self) -> None:
         """Frees everything. Calling it twice does nothing."""
@@ -55,7 +55,7 @@ RowsT = TypeVar("RowsT", bound=Rows)
 
 
 class Pending:
-    """A request that was handed in. Its answer is made by `result`, of this or of any other request."""
+    """A submitted request. Its answer is made by `result`, of this or of any other request."""
 
     def __init__(
         self, batcher: "Batcher[Any]", request: Request, choice: Choice, on_text: Callable[[str], object] | None
@@ -86,7 +86,7 @@ class Pending:
         return self.answer
 
     def cancel(self) -> None:
-        """Gives it up, whether it waits or is being made."""
+        """Cancels it, whether it waits or is being made."""
         self._batcher.cancel(self)
 
 
@@ -128,7 +128,7 @@ class Batcher(Generic[RowsT]):
         self, new_rows: Callable[[int, int], RowsT], vocab: Vocab, *, n_parallel: int, owner: Owner | None = None
     ) -> None:
         if n_parallel < 1:
-            raise InputError(f"n_parallel is {n_parallel}; at least 1 is possible")
+            raise InputError(f"n_parallel is {n_parallel}; it must be at least 1")
         self.n_parallel = n_parallel
         self._new_rows = new_rows
         self._vocab = vocab
@@ -207,7 +207,7 @@ class Batcher(Generic[RowsT]):
         self.rows, self._size, self._free = None, (0, 0), []
 
     def _take_in(self) -> None:
-        """Chooses whose turn it is, and lets late requests join where nobody else waits."""
+        """Chooses whose turn it is, and adds late requests if nobody else waits."""
         if not self._waiting:
             return
         if not self._active and not self._turn:
@@ -312,7 +312,7 @@ class Batcher(Generic[RowsT]):
         self._free.sort()
 
     def _fail(self, error: BaseException) -> None:
-        """Lets the answers in the making go after a failure in the middle of a step."""
+        """Drops the answers in the making after a failure in the middle of a step."""
         for slot in list(self._active.values()):
             slot.pending.error = slot.pending.error or error
             self._release(slot)

@@ -42,11 +42,11 @@ def parse_choice(text: str) -> dict[str, float | None]:
     for part in text.split("+"):
         name, colon, scale = part.strip().partition(":")
         if name in chosen:
-            raise InputError(f"the adapter {name!r} stands twice in {text!r}")
+            raise InputError(f"the adapter {name!r} is named twice in {text!r}")
         try:
             chosen[name] = float(scale) if colon else None
         except ValueError:
-            raise InputError(f"{scale!r} is no scale for the adapter {name!r}; for example {name}:0.7") from None
+            raise InputError(f"{scale!r} is not a scale for the adapter {name!r}; for example {name}:0.7") from None
     return chosen
 
 

@@ -48,7 +48,7 @@ def max_tokens_of(card: TaskCard, settings: Settings) -> int:
     if max_tokens is None:
         return card.max_tokens
     if max_tokens < 1:
-        raise InputError(f"max_tokens is {max_tokens}; at least 1 is possible")
+        raise InputError(f"max_tokens is {max_tokens}; it must be at least 1")
     return max_tokens
 
 

@@ -61,7 +61,7 @@ class Answer:
         n_prompt_tokens: of the rendered prompt.
         n_tokens: generated, the end token not counted.
         first_token_s: from the call to the first token, the prompt's computation included.
-        decode_tokens_per_s: of the tokens after the first; None where there were none.
+        decode_tokens_per_s: of the tokens after the first; None if there were none.
         stop_reason: "end" (the model's own end token), "stop" (a stop text), "max_tokens", or "context" (it is full).
         adapter: its name; None for the base alone.
         n_kept_tokens: of the prompt, found in the KV cache.
@@ -106,7 +106,7 @@ class Request:
     grammar: str | None = None
 
     def sampler(self, vocab: Vocab) -> Sampler:
-        """A new sampler; InputError where the grammar is not valid."""
+        """A new sampler; InputError if the grammar is not valid."""
         return Sampler(self.sampling, Grammar(self.grammar, vocab) if self.grammar else None)
 
 

@@ -22,7 +22,7 @@ PROMPT = "> "
 @click.option(
     "--adapter",
     metavar="NAME|none|auto",
-    help="Which adapter begins; auto: the router chooses at each turn.  [default: the pack's default adapter]",
+    help="First adapter; auto: the router chooses at each turn.  [default: the pack's default adapter]",
 )
 @click.option("--system", help="System message, in place of the adapter's own; '' for none.")
 @answer_options
@@ -31,7 +31,7 @@ PROMPT = "> "
 )
 @engine_option
 @session_options
-@click.option("--pin", "pinned", metavar="NAME", multiple=True, help="An adapter that stays once loaded; repeatable.")
+@click.option("--pin", "pinned", metavar="NAME", multiple=True, help="Adapter that is never unloaded; repeatable.")
 @grammar_options
 def chat(
     pack: Path | None,
@@ -51,11 +51,11 @@ def chat(
     schema: Path | None,
     grammar: Path | None,
 ) -> None:
-    """Talk with the model; what was said before is kept. /help lists what can be typed, Ctrl-D ends.
+    """Talk with the model; it remembers the conversation. /help lists the commands, Ctrl-D ends.
 
-    When the context is full, the oldest questions are dropped with their answers, and it is said. Ctrl-C stops an
-    answer; what there is of it is kept. A pipe works too: each line of it is a turn. Adapters are loaded when they
-    are first used and stay; with --adapter-budget the one used longest ago goes, unless it is pinned.
+    When the context is full, the oldest questions are dropped with their answers, and a note says so. Ctrl-C stops an
+    answer and keeps what there is of it. In a pipe, each line is a turn. An adapter is loaded when it is first used and
+    stays loaded; with --adapter-budget the least recently used is unloaded, unless it is pinned.
 
     \b
     Examples:

@@ -25,11 +25,11 @@ EXAMPLES: tuple[tuple[str | None, list[Message]], ...] = (
 
 
 @click.command()
-@click.option("--pack", type=click.Path(path_type=Path), help="Another pack than the starter.")
+@click.option("--pack", type=click.Path(path_type=Path), help="Use this pack instead of the starter.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; by default one for each physical core.")
 @json_option
 def demo(pack: Path | None, threads: int | None, as_json: bool) -> None:
-    """Let every starter adapter answer a prompt of its task, swapped over one base while it runs.
+    """Answer one prompt with each starter adapter, swapping them on one loaded base.
 
     \b
     Example:

@@ -47,7 +47,7 @@ def cli() -> None:
 
 
 def _show(error: SlmEdgeError) -> int:
-    """Tells the error; its exit code."""
+    """Shows the error; returns its exit code."""
     if "--json" in sys.argv:
         click.echo(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
     click.echo(f"slm-edge: {error}", err=True)

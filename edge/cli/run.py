@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 @click.option(
     "--adapter",
     metavar="NAME|A:0.7+B:0.3|none|auto",
-    help="Which adapter answers, or several added up; auto chooses by the prompt.  [default: the pack's default]",
+    help="Adapter that answers, or several added up; auto: the router chooses.  [default: the pack's default]",
 )
-@click.option("--explain", is_flag=True, help="With --adapter auto: say on stderr what decided, feature by feature.")
+@click.option("--explain", is_flag=True, help="With --adapter auto: print on stderr what decided, feature by feature.")
 @click.option("--system", help="System message, in place of the adapter's own; '' for none.")
 @answer_options
 @click.option(
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 @click.option(
     "--prefix-cache",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder that keeps computed system messages from one run to the next.",
+    help="Folder that keeps computed system messages for later runs.",
 )
 @grammar_options
-@click.option("--stats", is_flag=True, help="Say on stderr how long it took and how much memory.")
+@click.option("--stats", is_flag=True, help="Print times and peak memory on stderr.")
 @json_option
 def run(
     prompt: str | None,
@@ -67,7 +67,7 @@ def run(
     """Answer PROMPT with a task adapter. PROMPT is read from standard input when it is - or left out.
 
     Without --adapter the pack's default adapter answers ("slm-edge pack show" names it), with "none" the base
-    alone, with "auto" the one that the pack's router chooses for the prompt, or the base where none fits. The
+    alone, with "auto" the one that the pack's router chooses for the prompt, or the base if none fits. The
     starter pack's base model is fetched on first use (98 MB) and kept in the cache.
 
     \b

@@ -68,7 +68,7 @@ class Talk:
         messages: what was said, without the system message.
         adapter: a name, "none" or "auto".
         answer: the last one that was read to its end.
-        recompute: what a change of adapter before it cost; None where there was none.
+        recompute: what a change of adapter before it cost; None if there was none.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Talk:
             SlmEdgeError: as `SessionBase.use`; "auto" as `SessionBase.router`.
         """
         if name == "auto":
-            # A pack without a router is told now, not at the next question.
+            # A pack without a router is an error now, not at the next question.
             _ = self.session.router
         else:
             self.session.use(name)

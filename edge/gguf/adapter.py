@@ -79,7 +79,7 @@ def check_adapter(path: str | os.PathLike[str], base: BaseInfo) -> AdapterInfo:
         faults.append(f"{RANK_KEY} says {stated.value}, the highest rank is {rank}")
     _check_values(file, pairs, faults)
     if faults:
-        raise InputError(f"is no adapter that can be used with {base.file.path.name}", where=file.path, problems=faults)
+        raise InputError(f"cannot be used as an adapter for {base.file.path.name}", where=file.path, problems=faults)
     return AdapterInfo(
         path=file.path,
         rank=rank,
@@ -137,7 +137,7 @@ def _check_provenance(file: GgufFile, base: BaseInfo, faults: list[str]) -> None
     for key in (FINGERPRINT_KEY, SOURCE_SHA256_KEY):
         value = _text(file, key, faults)
         if value is not None and not re.fullmatch("[0-9a-f]{64}", value):
-            faults.append(f"{key} is no sha256: {value[:80]!r}")
+            faults.append(f"{key} is not a sha256: {value[:80]!r}")
         elif key == FINGERPRINT_KEY and value not in (None, base.fingerprint):
             made_for = f" ({base_name})" if base_name else ""
             faults.append(
@@ -191,7 +191,7 @@ def _pairs(file: GgufFile, faults: list[str]) -> dict[str, dict[str, TensorInfo]
 
 
 def _check_pair(file: GgufFile, base: BaseInfo, target: str, pair: dict[str, TensorInfo], faults: list[str]) -> int:
-    """Checks one pair against its target; gives its rank, 0 when that is not clear."""
+    """Checks one pair against its target; returns its rank, 0 when that is not clear."""
     for part, other in (("lora_a", "lora_b"), ("lora_b", "lora_a")):
         if part not in pair:
             faults.append(f"{target}: there is {other} but no {part}")
@@ -255,7 +255,7 @@ def _as_matrix(info: TensorInfo, faults: list[str]) -> tuple[int, int] | None:
 
 
 def _check_values(file: GgufFile, pairs: dict[str, dict[str, TensorInfo]], faults: list[str]) -> None:
-    """Looks for what is no sensible number in every tensor, and for an adapter that is zero everywhere."""
+    """Looks for NaN, infinity and huge values in every tensor, and for an adapter that is zero everywhere."""
     zero = True
     for pair in pairs.values():
         part_is_zero = {"lora_a": False, "lora_b": False}

@@ -187,7 +187,7 @@ def _sizes(file: GgufFile, architecture: str, faults: list[str]) -> dict[str, in
 
 
 def _check_tokenizer(file: GgufFile, faults: list[str]) -> int:
-    """Checks the tokenizer's keys; gives the size of the vocabulary."""
+    """Checks the tokenizer's keys; returns the size of the vocabulary."""
     model = _typed(file, "tokenizer.ggml.model", ValueType.STRING, faults)
     _typed(file, "tokenizer.ggml.pre", ValueType.STRING, faults, default="default")
     _typed(file, "tokenizer.chat_template", ValueType.STRING, faults, default="")
@@ -199,7 +199,7 @@ def _check_tokenizer(file: GgufFile, faults: list[str]) -> int:
                 faults.append(f"the key {key} is missing")
             return None
         if entry.type is not ValueType.ARRAY or entry.element_type is not kind:
-            faults.append(f"{key} is no array of {kind.name}")
+            faults.append(f"{key} is not an array of {kind.name}")
             return None
         return entry.n_values
 
@@ -260,7 +260,7 @@ def _check_tensors(file: GgufFile, family: Family, sizes: dict[str, int], n_voca
 
 def _check_type(file: GgufFile, info: TensorInfo, faults: list[str]) -> None:
     if (info.type.name.startswith("I") and not info.type.name.startswith("IQ")) or info.type is GgmlType.F64:
-        faults.append(f"{info.name} is {info.type.name}, which is no type of weights")
+        faults.append(f"{info.name} is {info.type.name}, which is not a type of weights")
     elif len(info.shape) == 1:
         if info.type is not GgmlType.F32:
             faults.append(f"{info.name} is a vector of {info.type.name}; vectors are F32")

@@ -127,7 +127,7 @@ class Context(NotCopied):
             InputError: an adapter stands twice, is closed, or belongs to another model.
         """
         if len({id(adapter) for adapter, _ in adapters}) != len(adapters):
-            raise InputError("an adapter stands twice in the set; add up its scales instead")
+            raise InputError("an adapter is in the set twice; add up its scales instead")
         for adapter, _ in adapters:
             if not adapter.handle or adapter.model not in (self._model, self._model.lender):
                 raise InputError("the adapter is closed or was loaded for another model", where=adapter.path)
@@ -228,7 +228,7 @@ class Context(NotCopied):
         self._run(n)
 
     def _alive(self) -> None:
-        """llama.cpp ends the process where it is given what was freed."""
+        """llama.cpp ends the process if it is given what was freed."""
         if not self.handle:
             raise EngineError("the context was closed", where=self._model.path)
 
@@ -317,7 +317,7 @@ class Context(NotCopied):
         """Replaces what the KV cache holds of a sequence; False, with the sequence empty, when llama.cpp refuses it.
 
         llama.cpp checks that layers, types and row sizes fit, and nothing else: not which model computed them, under
-        which adapters, from which tokens. `prefix_store.py` and `prefix_disk.py` keep those books.
+        which adapters, from which tokens. `prefix/store.py` and `prefix/disk.py` keep those books.
         """
         # Bytes of an empty sequence would leave it as it is.
         self.remove(sequence, 0)
@@ -367,7 +367,7 @@ def _check_sizes(n_ctx: int, n_batch: int, n_seq: int, n_outputs: int, kv_type: 
     if n_ctx < 1 or n_batch < 1:
         problems.append(f"context of {n_ctx} and batch of {n_batch} tokens: both are at least 1")
     if not 1 <= n_seq <= MAX_SEQUENCES:
-        problems.append(f"{n_seq} sequences; 1 to {MAX_SEQUENCES} are possible")
+        problems.append(f"{n_seq} sequences are asked for; 1 to {MAX_SEQUENCES} are allowed")
     # llama.cpp ends the process when this does not hold.
     if n_outputs < n_seq:
         problems.append(f"{n_outputs} outputs for {n_seq} sequences: at least one each")
@@ -386,4 +386,4 @@ def _check_sizes(n_ctx: int, n_batch: int, n_seq: int, n_outputs: int, kv_type: 
 def _check_threads(*counts: int | None) -> None:
     for threads in counts:
         if threads is not None and not 1 <= threads <= MAX_THREADS:
-            raise InputError(f"{threads} threads; 1 to {MAX_THREADS} are possible")
+            raise InputError(f"{threads} threads are asked for; 1 to {MAX_THREADS} are allowed")

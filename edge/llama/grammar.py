@@ -138,7 +138,7 @@ def _not_kept(schema: Any) -> set[str]:
 
 
 def read_schema(path: str | os.PathLike[str]) -> str:
-    """The grammar of a file with a JSON schema; raises as `schema_grammar`, and InputError where it is no JSON."""
+    """The grammar of a file with a JSON schema; raises as `schema_grammar`, and InputError if it is no JSON."""
     try:
         schema = json.loads(_text(path))
     except (ValueError, RecursionError) as error:
@@ -152,7 +152,7 @@ def read_schema(path: str | os.PathLike[str]) -> str:
 
 
 def read_grammar(path: str | os.PathLike[str]) -> str:
-    """The text of a GBNF file; InputError where it cannot be read."""
+    """The text of a GBNF file; InputError if it cannot be read."""
     return _text(path)
 
 

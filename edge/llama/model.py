@@ -76,7 +76,7 @@ class Model(NotCopied):
         Args:
             mmap: map the file; its pages are shared between processes and can be dropped by the kernel.
             repack: copy weights into another layout where there is a faster one for single tokens (`two_layouts.py`).
-            copied: bytes of the file, from and to, that repacking copies from: mapped pages that are let go.
+            copied: bytes of the file, from and to, that repacking copies from: mapped pages that are released.
 
         Raises:
             InputError: no such file.
@@ -153,7 +153,7 @@ class Adapter(NotCopied):
 
     Attributes:
         model, path: what it was loaded for and from.
-        n_tensors: tensors that llama.cpp tied to the base (two for each pair); None where it did not say.
+        n_tensors: tensors that llama.cpp tied to the base (two for each pair); None if it did not say.
         handle: the `llama_adapter_lora` pointer.
     """
 

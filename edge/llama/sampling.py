@@ -50,16 +50,16 @@ class Sampling:
     def __post_init__(self) -> None:
         problems = []
         if not 0 <= self.temperature <= 100:
-            problems.append(f"temperature is {self.temperature}; 0 to 100 are possible")
+            problems.append(f"temperature is {self.temperature}; it must be between 0 and 100")
         if self.top_k < 0:
             problems.append(f"top_k is {self.top_k}; it cannot be negative")
         problems += [
-            f"{name} is {value}; 0 to 1 are possible"
+            f"{name} is {value}; it must be between 0 and 1"
             for name, value in (("top_p", self.top_p), ("min_p", self.min_p))
             if not 0 <= value <= 1
         ]
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            problems.append(f"seed is {self.seed}; 0 to {MAX_SEED} are possible")
+            problems.append(f"seed is {self.seed}; it must be between 0 and {MAX_SEED}")
         if problems:
             raise InputError("the sampling settings are not valid", problems=problems)
 

@@ -18,7 +18,7 @@ class Vocab(NotCopied):
 
     Attributes:
         n_tokens: size of the vocabulary.
-        bos_id, eos_id: token ids; -1 where the model has none.
+        bos_id, eos_id: token ids; -1 if the model has none.
     """
 
     def __init__(self, handle: Any, owned_model: Any = None) -> None:

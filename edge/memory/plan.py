@@ -4,10 +4,10 @@
     plan.total_bytes, plan.kv_bytes, plan.choices.mmap
 
 What is planned is the peak of the resident set (VmHWM on Linux): private memory and the mapped pages of the base. It
-needs no sampling, and the page cache counts only where it is mapped. Pages that `two_layouts.py` maps twice count once.
+needs no sampling, and the page cache counts only if it is mapped. Pages that `two_layouts.py` maps twice count once.
 With `mmap` the base's pages can be dropped by the kernel and are shared with other processes: `evictable_bytes` says
-how much that is. Pages that weights were copied from are let go where the system can (`mapped_pages.py`); elsewhere
-they stay, and count.
+how much that is. Pages that weights were copied from are released if the system can do that (`mapped_pages.py`);
+elsewhere they stay, and count.
 
 The rules are those of llama.cpp's CPU backend as of 2026-10, its source read and its own figures compared: which
 weights are copied into a faster layout, what the loader stages, how large the graph's buffers are. The process's own
@@ -75,7 +75,7 @@ class MemoryPlan:
         parallel_bytes: the second context, where several answers are computed at once.
         process_bytes: Python, libraries, the vocabulary.
         loading_bytes: what is needed above weights and process while the base is loaded, and freed again.
-        passing_bytes: mapped pages that are copied from and let go. Not in the total; a page cache that cannot hold
+        passing_bytes: mapped pages that are copied from and released. Not in the total; a page cache that cannot hold
             them reads the file twice.
         choices: the setup that this holds for.
     """
@@ -150,7 +150,7 @@ def plan_memory(
         n_outputs: logit rows that one batch may give.
         n_threads: threads of the computation.
         features: of the CPU that it is to run on, as `cpu_features` names them; None: this one.
-        lets_go: whether the system that it is to run on can let go of mapped pages; by default this one.
+        lets_go: whether the system that it will run on can release mapped pages; by default this one.
     """
     file = base.file if isinstance(base, BaseInfo) else base
     tensors = file.tensors

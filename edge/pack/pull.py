@@ -40,7 +40,7 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 
 def pull_base(ref: BaseRef, file: Path | None = None) -> Path:
-    """Returns the path of a base in the cache, fetching it first where it is not there.
+    """Returns the path of a base in the cache, fetching it first if it is not there.
 
     Args:
         ref: what the pack says of its base: sha256, size and sources.
@@ -140,7 +140,9 @@ def _from_source(source: Mapping[str, str], dest: Path, ref: BaseRef) -> None:
         case "path":
             _from_file(Path(source["path"]).expanduser(), dest, ref)
         case other:
-            raise InputError(f"a source of the kind {other!r} is not known here; a newer slm-edge may know it")
+            raise InputError(
+                f"sources of the kind {other!r} are not known to this version; a newer slm-edge may know them"
+            )
 
 
 def _installed_file(source: Mapping[str, str]) -> Path | None:

@@ -30,7 +30,7 @@ def check_source(source: Any) -> list[str]:
         if not isinstance(value, str) or not value or value.startswith("-") or "\0" in value:
             faults.append(f"the {kind} source's {key} is {value!r}")
     if kind == "url" and not str(source.get("url")).startswith(("https://", "http://")):
-        faults.append(f"{source.get('url')!r} is no http address")
+        faults.append(f"{source.get('url')!r} is not an http address")
     return faults
 
 
@@ -61,7 +61,7 @@ def parse_source(text: str) -> dict[str, str]:
             source["revision"] = revision
     if not source or check_source(source):
         raise InputError(
-            f"{text!r} is no source of a base",
+            f"{text!r} is not a source of a base",
             hint="pypi:PACKAGE==VERSION:MEMBER, hub:OWNER/REPO/FILE[@REVISION], path:FILE or https://…",
         )
     return source
@@ -70,7 +70,7 @@ def parse_source(text: str) -> dict[str, str]:
 def has_keys(value: Any, what: str, required: set[str], faults: list[str], optional: set[str] | None = None) -> bool:
     """Whether a JSON value is a table with exactly these keys."""
     if not isinstance(value, dict):
-        faults.append(f"{what} is no table")
+        faults.append(f"{what} is not a table")
         return False
     missing, unknown = required - value.keys(), value.keys() - required - (optional or set())
     faults += [f"{what} has no {key!r}" for key in sorted(missing)]

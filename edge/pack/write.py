@@ -29,7 +29,7 @@ from .sources import check_source
 
 _SPARE_BYTES = 1 << 20
 ROUTER_FILE = "router.npz"
-# Where the ONNX forms of adapters lie (`onnx_pack.py`); they go with their adapter.
+# Where the ONNX forms of adapters lie (`onnx/in_pack.py`); they go with their adapter.
 ONNX_ADAPTERS = "onnx/adapters"
 
 
@@ -91,12 +91,16 @@ def build_pack(
     if default_adapter is not None and default_adapter not in [adapter.name for adapter in adapters]:
         faults.append(f"the default adapter {default_adapter!r} is not among the adapters")
     if not is_safe_path(base.name) or not base.name.endswith(".gguf"):
-        faults.append(f"the base's file name {base.name!r} is no plain name that ends in .gguf")
+        faults.append(f"the base's file name {base.name!r} is not a plain name that ends in .gguf")
     own_names = (PACK_FILE, ADAPTERS_FOLDER, ROUTER_FILE, base.name)
     if base.name in own_names[:3] or any(Path(path).name in own_names for path in include):
         faults.append(f"{', '.join(own_names[:3])} and {base.name} are the pack's own names")
     if dest.exists() and (dest.is_file() or any(dest.iterdir())) and not (replace and (dest / PACK_FILE).is_file()):
-        faults.append("there is something already that is no pack" if replace else "there is something already")
+        faults.append(
+            "something that is not a pack is already there"
+            if replace
+            else "something is already there; --force replaces a pack"
+        )
     if faults:
         raise InputError("the pack cannot be built", where=dest, problems=faults)
     info = BaseInfo.open(base)

@@ -89,7 +89,7 @@ class Drafting:
         return True if self._n_proved[kernels] >= PROOF_ROWS else None
 
     def saw(self, kernels: Kernels, equal: bool) -> None:
-        """Takes in a comparison of one row."""
+        """Adds the comparison of one row."""
         if equal:
             self._n_proved[kernels] += 1
         else:

@@ -46,7 +46,7 @@ def machine_bytes() -> int:
 
 
 def memory_limit_bytes(cgroup: Path = CGROUP, own: Path = Path("/proc/self/cgroup")) -> int | None:
-    """What the process's control groups or its own rlimits allow; None where there is no limit.
+    """What the process's control groups or its own rlimits allow; None if there is no limit.
 
     Read are memory.max of version 2 and memory.limit_in_bytes of version 1, of the process's group and those above it,
     then RLIMIT_DATA and RLIMIT_AS.

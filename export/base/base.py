@@ -67,7 +67,7 @@ class Result:
 
     Attributes:
         types: ggml type -> how many tensors have it.
-        intermediate: type of the float file between, None where there was none.
+        intermediate: type of the float file between, None if there was none.
         pre_tokenizer: llama.cpp's name; None for SentencePiece tokenizers and for a GGUF source.
         n_texts_compared: texts on which llama.cpp's token ids equal the checkpoint's.
     """
@@ -246,7 +246,7 @@ def _missing_ends(path: Path, keys: dict[str, Value], ends: list[int], notes: li
 
 
 def check_disk(aside: Path, needed_bytes: int) -> None:
-    """Raises DoesNotFitError where the disk has less room than that."""
+    """Raises DoesNotFitError if the disk has less room than that."""
     require_room(aside.parent.parent, needed_bytes, "for a while")
 
 

@@ -91,7 +91,7 @@ class Checkpoint:
             if entry.shape != shape:
                 problems.append(f"{name} has shape {list(entry.shape)}; config.json says {list(shape)}")
             elif entry.dtype not in READABLE:
-                problems.append(f"{name} is {entry.dtype}, no float type that is read here")
+                problems.append(f"{name} is {entry.dtype}, not a float type that can be read")
         tied_head = "lm_head.weight" if self.config.tied else ""
         for name in self._where:
             if name not in expected and name != tied_head and not name.endswith(IGNORED_ENDINGS):
@@ -192,7 +192,7 @@ def _weight_files(folder: Path) -> list[Path]:
         outside = [name for name in names if Path(name).name != name]
         missing = [name for name in names if name not in outside and not (folder / name).exists()]
         if outside or missing or not names:
-            problems = [f"{name} is no plain file name" for name in outside]
+            problems = [f"{name} is not a plain file name" for name in outside]
             raise InputError(
                 "the index and the files do not agree",
                 where=index,
@@ -214,7 +214,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _in_order(work: Callable[[Any], Chunk], items: Iterable[Any]) -> Iterator[Chunk]:
-    """`map` over a few threads with few items under way: numpy lets go of the interpreter while it computes."""
+    """`map` over a few threads with few items under way: numpy releases the interpreter while it computes."""
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(THREADS))
         waiting: deque[Future[Chunk]] = deque()

@@ -148,7 +148,7 @@ class ModelConfig:
 
 
 def yarn_attention_factor(fields: dict[str, Any]) -> float | None:
-    """The attention factor that config.json asks for; None where it is yarn's usual one.
+    """The attention factor that config.json asks for; None if it is yarn's usual one.
 
     Formula: transformers' `_compute_yarn_parameters`.
     """

@@ -71,7 +71,7 @@ def export_lora(
     """Converts the folder that PEFT saved into `output`, for the base GGUF `base`.
 
     Args:
-        base: the GGUF, or what is known of it where it is not here (`edge.onnx_folder.OnnxBase.stated`).
+        base: the GGUF, or what is known of it if it is not here (`edge.onnx.folder.OnnxBase.stated`).
         kind: how matrices are stored; "auto" takes Q8_0 where rows allow it, else F16 (see `plan_tensors`).
         task: name of the task; None: what train.json says, else none is written.
         prompt_prefix: text that the adapter wants in front of prompts.

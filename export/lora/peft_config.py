@@ -80,8 +80,8 @@ class PeftConfig:
     """The parts of an adapter_config.json that an export needs.
 
     Attributes:
-        base_name: `base_model_name_or_path` as it stands; "" where missing.
-        revision: of the base on its hub; "" where missing.
+        base_name: `base_model_name_or_path` as it stands; "" if missing.
+        revision: of the base on its hub; "" if missing.
         alora_tokens: invocation tokens of an activated LoRA; empty for a plain one.
     """
 
@@ -98,7 +98,7 @@ def read_peft_config(path: Path, data: Any, reasons: Reasons) -> PeftConfig:
         InputError: no JSON object.
     """
     if not isinstance(data, dict):
-        raise InputError("is no adapter_config.json: it holds no JSON object", where=path)
+        raise InputError("is not an adapter_config.json: it does not hold a JSON object", where=path)
     _check_kind(data, reasons)
     fields = _Fields(data, reasons)
     scaling = Scaling(
@@ -184,7 +184,7 @@ class _Fields:
             try:
                 re.compile(rf"(.*\.)?({key})$")
             except re.error as error:
-                self.reasons.wrong(f"{name}: {key!r} is no regular expression ({error})")
+                self.reasons.wrong(f"{name}: {key!r} is not a regular expression ({error})")
                 continue
             found[key] = read(f"{name}[{key!r}]", entry)
         return found

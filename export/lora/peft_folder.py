@@ -50,10 +50,10 @@ class PeftFolder:
     """An adapter as PEFT saved it, or mlx-lm in its own form.
 
     Attributes:
-        weights: the safetensors file; None where there is none to read.
+        weights: the safetensors file; None if there is none to read.
         pairs: in the file's order.
         base_copies: module -> tensor of copies of the base's embedding or head that PEFT adds when it adapts them.
-        training: train.json of `slm-edge train`, {} where missing.
+        training: train.json of `slm-edge train`, {} if missing.
     """
 
     path: Path
@@ -151,10 +151,11 @@ def _pair(
     a, b = (weights.tensors[parts[label]] for label in labels)
     for entry in (a, b):
         if entry.dtype not in READABLE:
-            reasons.unsupported(f"matrices of {entry.dtype}, which is no float type that is read here", entry.name)
+            reasons.unsupported(f"matrices of {entry.dtype}, which is not a float type that can be read", entry.name)
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or min(*a.shape, *b.shape) < 1:
         reasons.wrong(
-            "A and B are no pair (rank, in), (out, rank)", f"{module} has {list(a.shape)} and {list(b.shape)}"
+            "A and B do not have the shapes (rank, in) and (out, rank)",
+            f"{module} has {list(a.shape)} and {list(b.shape)}",
         )
         return None
     rank, said = a.shape[0], config.scaling.rank_of(module)

@@ -41,7 +41,7 @@ class ExportedOnnxAdapter:
 
     Attributes:
         adapter: as it was read back and checked.
-        task: its task's name, None where the source states none.
+        task: its task's name, None if the source states none.
         notes: what the user should know, though it is no fault.
     """
 

@@ -96,7 +96,7 @@ def export_onnx(
         length = max_length_tokens or min(info.n_ctx_train_tokens, DEFAULT_MAX_LENGTH_TOKENS)
         if length > info.n_ctx_train_tokens:
             raise InputError(
-                f"a length of {length} tokens is asked of a base trained for {info.n_ctx_train_tokens}",
+                f"a length of {length} tokens is asked for; the base was trained for {info.n_ctx_train_tokens}",
                 where="--max-length",
             )
         with atomic_folder(dest, replace=force) as folder:

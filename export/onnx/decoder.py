@@ -40,7 +40,7 @@ class Linear:
         targets: the base's tensors, in order.
         widths: n_out of each.
         matrices: one for all of them where they are held alike, else one each.
-        bias: of all of them together; None where there is none.
+        bias: of all of them together; None if there is none.
     """
 
     name: str

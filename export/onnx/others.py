@@ -1,4 +1,4 @@
-"""What other runtimes look for beside the graphs: genai_config.json, config.json, a tokenizer where there is one."""
+"""What other runtimes look for beside the graphs: genai_config.json, config.json, a tokenizer if there is one."""
 
 import shutil
 from pathlib import Path
@@ -26,7 +26,7 @@ COPIED: Final = (
 
 
 def write_configs(folder: Path, info: BaseInfo, length: int, checkpoint: Path | None, dtype: Any) -> list[str]:
-    """Writes the configs and copies the checkpoint's tokenizer; gives notes for the user.
+    """Writes the configs and copies the checkpoint's tokenizer; returns notes for the user.
 
     Args:
         checkpoint: the Hugging Face folder; None for a GGUF, whose tokenizer other runtimes cannot read.

@@ -37,7 +37,7 @@ class Matrix:
         held: the ggml type whose blocks it has; None for floats.
         weight: quants, (n_out, n_blocks, bytes), or floats: (n_in, n_out) transposed, (n_out, n_in) else.
         scales: (n_out, n_blocks); None for floats.
-        offsets: (n_blocks, n_out); None where the type has none.
+        offsets: (n_blocks, n_out); None if the type has none.
     """
 
     n_in: int
@@ -125,7 +125,7 @@ class Weights:
             for rows in self._rows(tensor):
                 blocks = carrier.blocks(self._as_type(tensor, rows, held))
                 if not np.isfinite(blocks.scales).all():
-                    raise DamagedError("a block's scale is no finite number", where=f"{file.path}, {tensor}")
+                    raise DamagedError("a block's scale is not a finite number", where=f"{file.path}, {tensor}")
                 quants.write(blocks.quants)
                 scales.write(blocks.scales)
                 if blocks.offsets is not None:

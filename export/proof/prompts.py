@@ -61,7 +61,7 @@ def _prompt(line: str, number: int, path: Path) -> Prompt:
     try:
         row: Any = json.loads(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"line {number} is no JSON ({error})", where=path) from None
+        raise InputError(f"line {number} is not JSON ({error})", where=path) from None
     if isinstance(row, str):
         return Prompt(row)
     text = row.get("prompt") if isinstance(row, dict) else None
@@ -73,7 +73,7 @@ def _prompt(line: str, number: int, path: Path) -> Prompt:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A prompt as token ids of llama.cpp; whether the reference's tokenizer agrees, None where there is none."""
+    """A prompt as token ids of llama.cpp; whether the reference's tokenizer agrees, None if there is none."""
 
     ids: list[int]
     tokens_equal: bool | None

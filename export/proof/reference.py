@@ -26,7 +26,7 @@ class Reference:
     """A PEFT model in evaluation mode.
 
     Attributes:
-        tokenizer: of the Hugging Face folder; None where there is none.
+        tokenizer: of the Hugging Face folder; None if there is none.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -46,7 +46,7 @@ class Reference:
         _quiet()
         folder = Path(folder)
         if not (folder / "config.json").is_file():
-            raise InputError("is no Hugging Face folder: it holds no config.json", where=folder)
+            raise InputError("is not a Hugging Face folder: it holds no config.json", where=folder)
         model = _try(
             "transformers cannot load it",
             folder,

@@ -35,7 +35,7 @@ class Prepared:
     """Examples of a run, and what the record says of them.
 
     Attributes:
-        found: overlap with benchmarks; None where it was not looked for.
+        found: overlap with benchmarks; None if it was not looked for.
         invocation: token ids from which on an aLoRA acts; empty for a plain LoRA.
     """
 

@@ -226,7 +226,7 @@ def _fill(model: Any, gguf: GgufFile, weights: Weights, device: str) -> None:
 
 
 def _check_types(gguf: GgufFile, found: dict[str, Place], weights: Weights) -> None:
-    """Raises UnsupportedError where a matrix is to stay as blocks that are not decoded here."""
+    """Raises UnsupportedError if a matrix is to stay as blocks that are not decoded here."""
     kept = [name for name in found if _is_matrix(gguf, name) and weights in ("gguf", "nf4")]
     if weights == "nf4":
         kept = [name for name in kept if not name.startswith("blk.")]

@@ -71,7 +71,7 @@ def train(
     save_every_s: float = 60.0,
     finish: bool = False,
 ) -> dict[str, Any]:
-    """Trains and writes the PEFT folder `output`; takes up a checkpoint of the same run where there is one.
+    """Trains and writes the PEFT folder `output`; takes up a checkpoint of the same run if there is one.
 
     Args:
         base: a GGUF file, a Hugging Face folder, or a name on the hub.

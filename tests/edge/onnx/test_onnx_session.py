@@ -146,7 +146,7 @@ def test_streams_and_settings(made):
             list(first)
         with pytest.raises(InputError, match="there is no adapter 'c'"):
             session.use("c")
-        with pytest.raises(InputError, match="a scale of 0"):
+        with pytest.raises(InputError, match="the scale of adapter 'a' is 0"):
             session.use("a", scale=0)
         with pytest.raises(UnsupportedError, match="activated"):
             session.use("a", swap="activated")

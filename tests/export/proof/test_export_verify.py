@@ -206,7 +206,7 @@ def test_prompt_files(tmp_path):
     lines = tmp_path / "p.jsonl"
     lines.write_text('"one"\n{"prompt": "two", "system": "S"}\n', encoding="utf-8")
     assert read_prompts(lines) == (Prompt("one"), Prompt("two", "S"))
-    for content, words in (("{", "line 1 is no JSON"), ('{"text": "x"}', "line 1 is neither"), ("\n", "no prompts")):
+    for content, words in (("{", "line 1 is not JSON"), ('{"text": "x"}', "line 1 is neither"), ("\n", "no prompts")):
         lines.write_text(content)
         with pytest.raises(InputError, match=words):
             read_prompts(lines)
