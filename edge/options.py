@@ -36,6 +36,8 @@ BATCH_TOKENS: Final = 2 * CHUNK_TOKENS
 MOST_LOADED: Final = 8
 # Answers at once where nothing else is said
 DEFAULT_PARALLEL: Final = 8
+# Tokens that speculation computes at once at most
+MOST_AT_ONCE: Final = 8
 # What computed prefixes may hold in memory, and in a folder
 DEFAULT_BUDGET_BYTES: Final = 64 << 20
 DEFAULT_DISK_BYTES: Final = 512 << 20

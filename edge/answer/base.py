@@ -28,15 +28,15 @@ from ..options import DEFAULT_PARALLEL, LEFT_OUT, EngineOptions, Left, LeftOut, 
 from ..pack.card import TaskCard
 from ..pack.pack import Pack, PackedAdapter
 from ..prefix.chunks import Section
-from .batcher import Batcher, Pending, RowsT
 from .choice import AdapterName, Choice, choice_of
-from .engine import Engine
+from .engine import Engine, RowsT
 from .owner import Owner
 from .settings import Settings, request_of
 from .stream import Answer, Request, Stream
 
 if TYPE_CHECKING:
     from ..router.router import Decision, Router
+    from .batcher import Batcher, Pending
 
 
 class SessionBase(NotCopied, Engine[RowsT]):
@@ -343,7 +343,7 @@ class SessionBase(NotCopied, Engine[RowsT]):
         system: str | None = None,
         on_text: Callable[[str], object] | None = None,
         **settings: Unpack[Settings],
-    ) -> Pending:
+    ) -> "Pending":
         """Hands a request in, to be answered together with others by `Pending.result` (see `batcher.py`).
 
         Args:
@@ -355,12 +355,14 @@ class SessionBase(NotCopied, Engine[RowsT]):
             self._batcher = self.new_batcher(self._n_parallel)
         return self._batcher.submit(self.request(prompt, choice, system, settings), choice, on_text)
 
-    def new_batcher(self, n_parallel: int) -> Batcher[RowsT]:
+    def new_batcher(self, n_parallel: int) -> "Batcher[RowsT]":
         """A batcher with rows of its own beside the session's; close it when it is done with.
 
         Args:
             n_parallel: answers computed at once at most; memory grows with it by one KV cache each.
         """
+        from .batcher import Batcher
+
         self._owner.check()
         batcher = Batcher(self._rows(), self.vocab, n_parallel=n_parallel, owner=self._owner)
         self._batchers.add(batcher)

@@ -14,44 +14,19 @@ tokens are nearly tied an answer can differ from `ask`'s.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 from ..errors import DoesNotFitError, EngineError, InputError, SlmEdgeError
 from ..llama.sampling import Sampler
 from ..llama.vocab import Vocab
-from ..prefix.chunks import Section
 from .choice import Choice
+from .engine import RowsT
 from .owner import Owner
 from .stream import Answer, Request, StopReason
 from .text_out import TextOut
 
 # llama.cpp rounds every sequence's part of a context up to this.
 _ROUND_TOKENS = 256
-
-
-class Rows(Protocol):
-    """Where answers are computed side by side: `session.rows.LlamaRows`, or `onnx.rows.OnnxRows`."""
-
-    def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
-        """Computes a prompt in an empty sequence; how many of its tokens were kept from before."""
-
-    def step(self, token_ids: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> None:
-        """Computes one token for each of several sequences, which rise."""
-
-    def sample(self, sampler: Sampler, i: int) -> int:
-        """Chooses a token from the logits of the i-th of the last step; -1: from those of the last prompt."""
-
-    def release(self, sequence: int) -> None:
-        """Empties a sequence."""
-
-    def flush(self) -> None:
-        """Called when nobody waits for an answer."""
-
-    def close(self) -> None:
-        """Frees everything. Calling it twice does nothing."""
-
-
-RowsT = TypeVar("RowsT", bound=Rows)
 
 
 class Pending:

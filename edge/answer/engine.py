@@ -1,23 +1,78 @@
-"""What an engine says of itself, and `base.SessionBase` makes a session of: its files, adapters, rows and limits."""
+"""What an engine says of itself, and `base.SessionBase` makes a session of: its files, adapters, limits, and what
+computes one answer (`Worker`) or several (`Rows`)."""
 
 import abc
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from ..gguf.chat_template import ChatTemplate, Message
+from ..llama.sampling import Sampler
 from ..llama.vocab import Vocab
 from ..options import EngineOptions, Swap
 from ..pack.card import TaskCard
 from ..pack.pack import Pack, PackedAdapter
 from ..prefix.chunks import Section
-from .batcher import RowsT
 from .choice import Choice
-from .stream import Worker
 
 if TYPE_CHECKING:
     from ..memory.plan import MemoryPlan
+
+
+class Worker(Protocol):
+    """Computes prompts and tokens for one answer at a time: `session.lane.Lane`, or `onnx.lane.OnnxLane`."""
+
+    n_drafted_tokens: int
+    n_accepted_tokens: int
+
+    @property
+    def turn(self) -> int:
+        """Number of prompts begun."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the cache."""
+
+    def begin(self, prompt: Sequence[int], sections: Sequence[Section]) -> int:
+        """Computes a prompt; how many of its tokens were kept from before."""
+
+    def step(self, token_id: int) -> None:
+        """Computes one more token."""
+
+    def sample(self, sampler: Sampler) -> int:
+        """Chooses the next token from the last output."""
+
+    def rest(self, turn: int) -> None:
+        """The answer that began as `turn` needs nothing more."""
+
+    def flush(self) -> None:
+        """Nobody is waiting for an answer."""
+
+
+class Rows(Protocol):
+    """Where answers are computed side by side: `session.rows.LlamaRows`, or `onnx.rows.OnnxRows`."""
+
+    def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
+        """Computes a prompt in an empty sequence; how many of its tokens were kept from before."""
+
+    def step(self, token_ids: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> None:
+        """Computes one token for each of several sequences, which rise."""
+
+    def sample(self, sampler: Sampler, i: int) -> int:
+        """Chooses a token from the logits of the i-th of the last step; -1: from those of the last prompt."""
+
+    def release(self, sequence: int) -> None:
+        """Empties a sequence."""
+
+    def flush(self) -> None:
+        """Called when nobody waits for an answer."""
+
+    def close(self) -> None:
+        """Frees everything. Calling it twice does nothing."""
+
+
+RowsT = TypeVar("RowsT", bound=Rows)
 
 
 class Engine(abc.ABC, Generic[RowsT]):

@@ -9,47 +9,17 @@ stream.answer.stop_reason        # "end"
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from ..errors import EngineError
-from ..llama.grammar import Grammar
 from ..llama.sampling import Sampler, Sampling
 from ..llama.vocab import Vocab
 from ..prefix.chunks import Section
+from .engine import Worker
 from .owner import Owner
 from .text_out import TextOut
 
 StopReason = Literal["end", "stop", "max_tokens", "context"]
-
-
-class Worker(Protocol):
-    """Computes prompts and tokens for one answer at a time: `session.lane.Lane`, or `onnx.lane.OnnxLane`."""
-
-    n_drafted_tokens: int
-    n_accepted_tokens: int
-
-    @property
-    def turn(self) -> int:
-        """Number of prompts begun."""
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens in the cache."""
-
-    def begin(self, prompt: Sequence[int], sections: Sequence[Section]) -> int:
-        """Computes a prompt; how many of its tokens were kept from before."""
-
-    def step(self, token_id: int) -> None:
-        """Computes one more token."""
-
-    def sample(self, sampler: Sampler) -> int:
-        """Chooses the next token from the last output."""
-
-    def rest(self, turn: int) -> None:
-        """The answer that began as `turn` needs nothing more."""
-
-    def flush(self) -> None:
-        """Nobody is waiting for an answer."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +77,11 @@ class Request:
 
     def sampler(self, vocab: Vocab) -> Sampler:
         """A new sampler; InputError if the grammar is not valid."""
-        return Sampler(self.sampling, Grammar(self.grammar, vocab) if self.grammar else None)
+        if not self.grammar:
+            return Sampler(self.sampling)
+        from ..llama.grammar import Grammar
+
+        return Sampler(self.sampling, Grammar(self.grammar, vocab))
 
 
 class Stream(Iterator[str]):

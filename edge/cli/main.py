@@ -12,7 +12,6 @@ from importlib import metadata
 import click
 
 from ..errors import DoesNotFitError, SlmEdgeError
-from ..files.aside import is_full
 from ..llama import binding as llama
 from .lazy import Entry, LazyGroup
 
@@ -54,6 +53,12 @@ def _show(error: SlmEdgeError) -> int:
     return error.exit_code
 
 
+def _is_full(error: OSError) -> bool:
+    from ..files.aside import is_full
+
+    return is_full(error)
+
+
 def main() -> None:
     """Runs the command line and ends the process with the exit codes of `edge.errors`.
 
@@ -83,7 +88,7 @@ def main() -> None:
         if llama.stop_asked:
             click.echo("stopped", err=True)
             code = 130
-        elif isinstance(error, OSError) and is_full(error):
+        elif isinstance(error, OSError) and _is_full(error):
             code = _show(DoesNotFitError(f"a file cannot be written ({error.strerror})", where=error.filename))
         else:
             raise

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .aside import REPLACED, exchange, folder_beside
 
 CHUNK_BYTES = 1 << 20
 
@@ -66,6 +65,8 @@ def atomic_file(dest: str | os.PathLike[str]) -> Iterator[Path]:
     parent = _parent_of(dest)
     if dest.is_dir():
         raise InputError("is a folder; a file is to be written there", where=dest)
+    from .aside import folder_beside
+
     with folder_beside(dest) as folder:
         aside = folder / dest.name
         yield aside
@@ -90,6 +91,8 @@ def atomic_folder(dest: str | os.PathLike[str], *, replace: bool = False) -> Ite
     """
     dest = Path(dest)
     parent = _parent_of(dest)
+    from .aside import REPLACED, exchange, folder_beside
+
     with folder_beside(dest) as folder:
         if dest.exists() and not replace and (not dest.is_dir() or any(dest.iterdir())):
             raise InputError("exists already", where=dest, hint="choose another place, or remove it first")

@@ -11,7 +11,7 @@ ends the process on malformed ones. Nothing is locked: a model with its contexts
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,11 @@ from ..errors import DoesNotFitError, EngineError, InputError
 from ..options import FlashAttention, KvType
 from ..system.cpu import default_decode_threads, default_threads
 from .binding import NotCopied, lib, quiet_logs, unheard
-from .kv_bytes import Blob, of_one_stream, of_streams
 from .model import Adapter, Model, created
 from .token_batch import TokenBatch
+
+if TYPE_CHECKING:
+    from .kv_bytes import Blob
 
 Outputs = Literal["last", "all", "none"]
 
@@ -300,12 +302,14 @@ class Context(NotCopied):
         self._alive()
         return int(self._llama.llama_state_seq_get_size(self.handle, sequence))
 
-    def read_sequence(self, sequence: int) -> Blob:
+    def read_sequence(self, sequence: int) -> "Blob":
         """Keys and values of a sequence as bytes, shape (n_bytes,), for a context over the same base and of any size.
 
         Raises:
             EngineError: llama.cpp fails.
         """
+        from .kv_bytes import of_one_stream
+
         blob = np.empty(self.sequence_bytes(sequence), np.uint8)
         with quiet_logs() as log:
             n_bytes = self._llama.llama_state_seq_get_data(self.handle, _bytes_of(blob), blob.size, sequence)
@@ -313,7 +317,7 @@ class Context(NotCopied):
             raise EngineError("llama.cpp cannot give out the KV cache", problems=log.errors())
         return of_one_stream(blob, self._n_streams)
 
-    def write_sequence(self, sequence: int, blob: Blob) -> bool:
+    def write_sequence(self, sequence: int, blob: "Blob") -> bool:
         """Replaces what the KV cache holds of a sequence; False, with the sequence empty, when llama.cpp refuses it.
 
         llama.cpp checks that layers, types and row sizes fit, and nothing else: not which model computed them, under
@@ -323,8 +327,10 @@ class Context(NotCopied):
         self.remove(sequence, 0)
         return self._put(sequence, blob)
 
-    def _put(self, sequence: int, blob: Blob) -> bool:
+    def _put(self, sequence: int, blob: "Blob") -> bool:
         """`write_sequence` into an empty sequence."""
+        from .kv_bytes import of_streams
+
         blob = of_streams(blob, self._n_streams)
         with quiet_logs():
             n_bytes = self._llama.llama_state_seq_set_data(self.handle, _bytes_of(blob), blob.size, sequence)
@@ -358,7 +364,7 @@ class Context(NotCopied):
         self.close()
 
 
-def _bytes_of(blob: Blob) -> Any:
+def _bytes_of(blob: "Blob") -> Any:
     return blob.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 

@@ -8,21 +8,19 @@ themselves. So loading takes the memory of a base that was read, and the time of
 
 import mmap
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from ..system.mappings import MADV_DONTNEED, advise, mappings
+from ..system.memory import CAN_LET_GO
 from .binding import called_by_c, interrupt_waits
 
-CAN_LET_GO: Final = sys.platform == "linux"
 # Share of the weights that is loaded between two times.
 STEP: Final = 0.01
-Span = tuple[int, int]
 
 
-def let_go(path: str | os.PathLike[str], spans: Sequence[Span]) -> int:
+def let_go(path: str | os.PathLike[str], spans: Sequence[tuple[int, int]]) -> int:
     """Takes whole pages of these parts of a file out of the process, in every shared mapping of it.
 
     Safe at any time: what is mapped shared and from a file comes back from it when it is read.
@@ -56,7 +54,7 @@ class LettingGo:
         error: what was raised in it, as a KeyboardInterrupt: loading has ended there, and it is to be raised again.
     """
 
-    def __init__(self, path: Path, spans: Sequence[Span], kind: Callable[..., Any]) -> None:
+    def __init__(self, path: Path, spans: Sequence[tuple[int, int]], kind: Callable[..., Any]) -> None:
         """`kind` is the binding's `llama_progress_callback`."""
         self.callback = kind(self._progress)
         self.error: BaseException | None = None

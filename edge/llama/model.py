@@ -8,12 +8,14 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import EngineError, InputError
 from .binding import NotCopied, lib, quiet_logs
-from .mapped_pages import LettingGo, Span
 from .vocab import Vocab
+
+if TYPE_CHECKING:
+    from .mapped_pages import LettingGo as OnWay
 
 # enum llama_load_mode of llama.h
 LOAD_MODE_NONE: Final = 0
@@ -69,7 +71,12 @@ class Model(NotCopied):
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, mmap: bool = True, repack: bool = True, copied: Sequence[Span] = ()
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        mmap: bool = True,
+        repack: bool = True,
+        copied: Sequence[tuple[int, int]] = (),
     ) -> "Model":
         """Loads a base for the CPU.
 
@@ -90,15 +97,18 @@ class Model(NotCopied):
         params.n_gpu_layers = 0
         params.load_mode = LOAD_MODE_MMAP if mmap else LOAD_MODE_NONE
         params.use_extra_bufts = repack
-        on_way = LettingGo(path, copied, llama.llama_progress_callback)
+        on_way: OnWay | None = None
         if mmap and repack and copied:
+            from .mapped_pages import LettingGo
+
+            on_way = LettingGo(path, copied, llama.llama_progress_callback)
             params.progress_callback = on_way.callback
         try:
             handle, _ = created(
                 "load the model", path, lambda: llama.llama_model_load_from_file(os.fsencode(path), params)
             )
         except EngineError:
-            if on_way.error is not None:
+            if on_way is not None and on_way.error is not None:
                 raise on_way.error from None
             raise
         return cls(path, handle)

@@ -10,7 +10,7 @@ with Sampler(Sampling(temperature=0.7, seed=1)) as sampler:
 import ctypes
 import secrets
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,9 @@ import numpy.typing as npt
 from ..errors import EngineError, InputError
 from .binding import NotCopied, lib
 from .context import Context
-from .grammar import Grammar
+
+if TYPE_CHECKING:
+    from .grammar import Grammar
 
 # Above this value llama.cpp draws a seed itself (LLAMA_DEFAULT_SEED), which would be lost to the user.
 MAX_SEED = (1 << 32) - 2
@@ -74,7 +76,7 @@ class Sampler(NotCopied):
         seed: the one in use; None when greedy.
     """
 
-    def __init__(self, sampling: Sampling, grammar: Grammar | None = None) -> None:
+    def __init__(self, sampling: Sampling, grammar: "Grammar | None" = None) -> None:
         self._grammar = grammar
         self.seed: int | None = None
         # None: the likeliest is taken.

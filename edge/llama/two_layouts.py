@@ -73,11 +73,6 @@ class StoredModel:
         self.close()
 
 
-def new_context(model: Model, stored: StoredModel | None, **options: Any) -> Context:
-    """A context over a model, and over the stored layout too where that is given; options as of `engine.Context`."""
-    return Context(model, **options) if stored is None else TwoLayouts(model, stored, **options)
-
-
 class TwoLayouts(Context):
     """A context with a second one over the stored layout, which holds one sequence: the one that it computed last.
 

@@ -12,11 +12,10 @@ from typing import Any, Final
 from ..errors import DoesNotFitError
 from ..gguf.base import BaseInfo
 from ..llama.kernels import cpu_features, faster_as_stored, repacked_tensors
-from ..llama.mapped_pages import CAN_LET_GO
 from ..options import BATCH_TOKENS, CHUNK_TOKENS, DEFAULT_BUDGET_BYTES, MOST_LOADED, EngineOptions
 from ..sizes import human_bytes
 from ..system.cpu import default_threads
-from ..system.memory import available_bytes, machine_bytes, memory_limit_bytes
+from ..system.memory import CAN_LET_GO, available_bytes, machine_bytes, memory_limit_bytes
 from .plan import MemoryPlan, plan_memory
 
 DEFAULT_CTX_TOKENS: Final = 2048
@@ -69,7 +68,7 @@ def plan_session(
     """The plan of a session as its options ask for it, within `ram_bytes` or else the process's own limit.
 
     Args:
-        n_outputs: logit rows of one batch, as `speculation.outputs_of` says.
+        n_outputs: logit rows of one batch.
 
     Raises:
         DoesNotFitError: the base was not trained for so long a context, or there is not enough memory.

@@ -21,9 +21,9 @@ from typing import Any, Final
 from ..gguf.base import BaseInfo
 from ..gguf.file import GgufFile
 from ..llama.kernels import cpu_features, repacked_tensors
-from ..llama.mapped_pages import CAN_LET_GO
 from ..options import BATCH_TOKENS, KvType
 from ..sizes import human_bytes
+from ..system.memory import CAN_LET_GO
 
 MIB: Final = 1 << 20
 # llama.cpp rounds the cells of a KV cache up to this.

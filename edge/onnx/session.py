@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from ..answer.base import SessionBase
 from ..answer.choice import Choice
-from ..answer.stream import Worker
+from ..answer.engine import Worker
 from ..errors import DamagedError, EngineError, UnsupportedError
 from ..gguf.chat_template import ChatTemplate
 from ..llama.canary import CANARY

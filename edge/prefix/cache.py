@@ -9,6 +9,7 @@ nothing. Shared beginnings (system prefixes) are offered to the disk as soon as 
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..files.atomic import make_folder
@@ -16,9 +17,10 @@ from ..gguf.base import BaseInfo
 from ..llama.context import Context, Outputs
 from ..options import DEFAULT_BUDGET_BYTES, DEFAULT_DISK_BYTES, EngineOptions
 from .chunks import Chunk, KvRecord, Section, chunk_ends, chunks_of
-from .disk import PrefixDisk
-from .domain import kv_domain
 from .store import PrefixStore, Snapshot
+
+if TYPE_CHECKING:
+    from .disk import PrefixDisk
 
 
 class PrefixCache:
@@ -28,7 +30,7 @@ class PrefixCache:
         store, disk: where they are; `disk` is None if nothing is kept beyond the process.
     """
 
-    def __init__(self, store: PrefixStore, disk: PrefixDisk | None = None) -> None:
+    def __init__(self, store: PrefixStore, disk: "PrefixDisk | None" = None) -> None:
         self.store = store
         self.disk = disk
 
@@ -168,6 +170,9 @@ def open_prefix_cache(
     place = options.get("prefix_cache")
     if place is None:
         return PrefixCache(PrefixStore(budget_bytes))
+    from .disk import PrefixDisk
+    from .domain import kv_domain
+
     folder = make_folder(Path(place).expanduser())
     domain = kv_domain(base, context, options, folder)
     return PrefixCache(PrefixStore(budget_bytes), PrefixDisk(folder, domain, cap_bytes, most_bytes))

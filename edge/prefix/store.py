@@ -10,9 +10,12 @@ which adapters at which scale. Base, KV type and all else are those of the one s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..llama.kv_bytes import Blob
 from .chunks import Chunk, same_chunks
+
+if TYPE_CHECKING:
+    from ..llama.kv_bytes import Blob
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +29,7 @@ class Snapshot:
 
     tokens: list[int]
     chunks: list[Chunk]
-    blob: Blob
+    blob: "Blob"
 
     @property
     def size_bytes(self) -> int:

@@ -10,41 +10,42 @@ What it shares with the session on onnxruntime, all of the above, is in `answer/
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from ..answer.base import SessionBase
 from ..answer.choice import Choice
-from ..answer.stream import Worker
+from ..answer.engine import Worker
 from ..errors import InputError
 from ..files.atomic import sha256_file
 from ..files.watch import FileWatch
 from ..gguf.base import BaseInfo
 from ..gguf.chat_template import ChatTemplate, Message
 from ..llama.canary import Canary
+from ..llama.context import Context
 from ..llama.kernels import copied_spans
 from ..llama.model import Adapter, Model
-from ..llama.two_layouts import StoredModel, new_context
 from ..memory.fit import limit_of, plan_session
 from ..memory.plan import MemoryPlan
-from ..options import EngineOptions, Swap
+from ..options import MOST_AT_ONCE, EngineOptions, Swap
 from ..pack.card import TaskCard
 from ..pack.pack import Pack, PackedAdapter
 from ..prefix.cache import open_prefix_cache
 from ..prefix.chunks import Section
 from ..prefix.system_prompt import SystemPrefix
-from .exactness import Exactness
 from .lane import Lane
-from .parallel import parallel_rows
-from .rows import LlamaRows
 from .sections import sections_of, swap_of
 from .shelf import Shelf, pinned_of
-from .speculation import Drafting, outputs_of
+
+if TYPE_CHECKING:
+    from .rows import LlamaRows
+    from .speculation import Drafting
 
 
-class Session(SessionBase[LlamaRows]):
+class Session(SessionBase["LlamaRows"]):
     """An open base with its adapters, on llama.cpp. Made by `open` or `of_files`.
 
     Attributes:
@@ -74,13 +75,14 @@ class Session(SessionBase[LlamaRows]):
         super().__init__(base, adapters, default_adapter=default_adapter, **options)
         base_path = self.base.file.path
         self.template = ChatTemplate.of(self.base.file)
-        speculate = options.get("speculate")
-        n_outputs = outputs_of(speculate, [packed.card for packed in adapters.values()])
+        self._speculate = options.get("speculate")
+        modes = [self._speculate] if self._speculate else [packed.card.speculate for packed in adapters.values()]
+        # Logit rows of one batch
+        n_outputs = MOST_AT_ONCE if set(modes) - {"off"} else 1
         options["pinned"] = pinned_of(adapters, options.get("pinned", ()))
         sizes_bytes = [packed.size_bytes for packed in adapters.values()]
         self.plan = plan_session(self.base, options, sizes_bytes, n_outputs)
         self._limit_bytes = limit_of(options)
-        flash_attention = options.get("flash_attention", "auto")
         chosen = self.plan.choices
         self.n_ctx_tokens = chosen.n_ctx_tokens
         self.longest_tokens = self.base.n_ctx_train_tokens
@@ -93,24 +95,26 @@ class Session(SessionBase[LlamaRows]):
                 Model.load(base_path, mmap=chosen.mmap, repack=chosen.repack, copied=copied_spans(self.base))
             )
             self.vocab = self.model.vocab
-            stored = stack.enter_context(StoredModel(self.model)) if chosen.both_layouts else None
-            self.context = new_context(
-                self.model,
-                stored,
-                n_ctx_tokens=self.n_ctx_tokens,
-                n_batch_tokens=chosen.n_batch_tokens,
-                n_outputs_max=min(n_outputs, chosen.n_batch_tokens),
-                threads=options.get("threads"),
-                threads_batch=options.get("threads_batch"),
-                kv_type=chosen.kv_type,
-                flash_attention=flash_attention,
-            )
+            setup: dict[str, Any] = {
+                "n_ctx_tokens": self.n_ctx_tokens,
+                "n_batch_tokens": chosen.n_batch_tokens,
+                "n_outputs_max": min(n_outputs, chosen.n_batch_tokens),
+                "threads": options.get("threads"),
+                "threads_batch": options.get("threads_batch"),
+                "kv_type": chosen.kv_type,
+                "flash_attention": options.get("flash_attention", "auto"),
+            }
+            if chosen.both_layouts:
+                from ..llama.two_layouts import StoredModel, TwoLayouts
+
+                stored = stack.enter_context(StoredModel(self.model))
+                self.context: Context = TwoLayouts(self.model, stored, **setup)
+            else:
+                self.context = Context(self.model, **setup)
             self._watch = stack.enter_context(FileWatch(base_path))
             most_bytes = None if self._limit_bytes is None else self.plan.snapshots_bytes
             self.prefixes = open_prefix_cache(self.base, self.context, options, most_bytes)
             self._lane = Lane(self.context, self.prefixes)
-            exactness = Exactness(self.base, adapters, repack=chosen.repack, flash_attention=flash_attention)
-            self._drafting = Drafting(self.context, exactness, speculate)
             self._shelf = Shelf(
                 self.model,
                 self.base,
@@ -185,10 +189,26 @@ class Session(SessionBase[LlamaRows]):
     def _shared_tokens(self, messages: Sequence[Message], ids: Sequence[int]) -> int:
         return self._system.length(messages, ids)
 
+    @functools.cached_property
+    def _drafting(self) -> "Drafting":
+        """What is known about speculation, which most sessions never do."""
+        from .exactness import Exactness
+        from .speculation import Drafting
+
+        flash_attention = self.options.get("flash_attention", "auto")
+        exactness = Exactness(
+            self.base, self.adapters, repack=self.plan.choices.repack, flash_attention=flash_attention
+        )
+        return Drafting(self.context, exactness, self._speculate)
+
     def _worker(self, choice: Choice, room_tokens: int) -> Worker:
+        if (self._speculate or choice.card.speculate) == "off":
+            return self._lane
         return self._drafting.worker(self._lane, choice, room_tokens)
 
-    def _rows(self) -> Callable[[int, int], LlamaRows]:
+    def _rows(self) -> "Callable[[int, int], LlamaRows]":
+        from .parallel import parallel_rows
+
         return parallel_rows(
             self.context,
             self.base,
