@@ -24,7 +24,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> list[str]:
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that `name` is most likely meant for; None where none is like it."""
+    """The one of `names` that `name` is most likely meant for; None if none is like it."""
     known = list(names)
     begun = [one for one in known if name and one.startswith(name)]
     return next(iter(begun or difflib.get_close_matches(name, known, 1, 0.6)), None)

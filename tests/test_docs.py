@@ -33,9 +33,6 @@ BLOCKS = re.compile(r"(?:^    .*\n|^\n)+", re.MULTILINE)
 OPERATORS = {"|", "||", "&&", "&", ">", ">>", "<", ";", "(", ")"}
 
 
-needs_names = pytest.mark.skipif(not hasattr(slm_edge, "open_session"), reason="the public names are not there yet")
-
-
 def name_of(path):
     return str(path.relative_to(ROOT))
 
@@ -183,7 +180,6 @@ def python_of(path):
     return next(block for block in blocks if block.lstrip("\n").startswith("    import slm_edge"))
 
 
-@needs_names
 def test_the_readmes_python_runs(starter_base, own_cache, capsys):
     place = base_cache_path(STARTER_BASE_SHA256)
     place.parent.mkdir(parents=True)
@@ -202,7 +198,6 @@ def test_the_nine_adapters_are_where_the_page_says():
         assert re.search(rf"^class {name}\b", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), name
 
 
-@needs_names
 @pytest.mark.parametrize("path", TODAY, ids=name_of)
 def test_python_of_pages_compiles_and_its_names_exist(path):
     for block in BLOCKS.findall(path.read_text(encoding="utf-8")):

@@ -91,7 +91,7 @@ def _waiting(session: SessionBase[Any], items: Sequence[Item]) -> list[_Tokens]:
 def score_endings(
     session: SessionBase[Any], adapter: str | None, items: Sequence[Item], on_done: Callable[[int, Any], None]
 ) -> None:
-    """Computes the likelihoods of each item's endings under an adapter (None: the base); tells of each by its index.
+    """Computes the likelihoods of each item's endings under an adapter (None: the base); reports each by its index.
 
     Raises:
         DoesNotFitError: an item is longer than the base's context.

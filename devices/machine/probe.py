@@ -43,7 +43,7 @@ class Probe:
 
     @property
     def busy(self) -> str | None:
-        """Why its rates are too low to rest on; None where the machine was quiet."""
+        """Why its rates are too low to rest on; None if the machine was quiet."""
         return busy_reason(self.others_cores)
 
 

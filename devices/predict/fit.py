@@ -103,7 +103,7 @@ class Verdict:
         decode: at the end of a typical prompt; decode_full: with the context full.
         first_token_s, low and high: for the typical prompt.
         nearest: where it does not fit, the nearest that does; `change` says what differs from what was asked.
-        sizes: each size of RAM that was looked at, in GiB, and whether it fits; empty where one was asked for.
+        sizes: each size of RAM that was looked at, in GiB, and whether it fits; empty if one was asked for.
     """
 
     device: Device
@@ -122,7 +122,7 @@ class Verdict:
 
     @property
     def obstacles(self) -> list[str]:
-        """Why this runtime does not run it there, whatever the memory; empty where it does."""
+        """Why this runtime does not run it there, whatever the memory; empty if it does."""
         found = []
         if not self.target.runs:
             known = ", ".join(FAMILIES)

@@ -344,7 +344,7 @@ class SessionBase(NotCopied, Engine[RowsT]):
         on_text: Callable[[str], object] | None = None,
         **settings: Unpack[Settings],
     ) -> "Pending":
-        """Hands a request in, to be answered together with others by `Pending.result` (see `batcher.py`).
+        """Submits a request, to be answered together with others by `Pending.result` (see `batcher.py`).
 
         Args:
             on_text: told of each piece of text as it is final.

@@ -55,7 +55,7 @@ AdapterName = str | Mapping[str, float | None] | Choice | None
 
 
 def check_scale(name: str, scale: float) -> float:
-    """The scale as given; InputError where it is 0, no number, or far out."""
+    """Returns `scale`. Raises InputError unless it is finite, not 0 and in [-10, 10]."""
     given: Any = scale
     if not isinstance(given, numbers.Real) or not -10 <= scale <= 10 or scale == 0:
         raise InputError(f"a scale of {given!r} for the adapter {name!r}; -10 to 10 and not 0 are possible")
@@ -92,7 +92,7 @@ def choice_of(name: AdapterName, scale: float | None, adapters: Mapping[str, Pac
     given = {} if isinstance(name, Choice) else _named(name, adapters)
     if scale is not None:
         if isinstance(name, Mapping) or list(given.values()) != [None]:
-            raise InputError("a scale is given beside a choice that has its own, or has none")
+            raise InputError("give a scale only with one adapter's name")
         given = dict.fromkeys(given, scale)
     cards = {one: find_adapter(adapters, one).card for one in given}
     scales = [

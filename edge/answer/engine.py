@@ -86,7 +86,7 @@ class Engine(abc.ABC, Generic[RowsT]):
         vocab: the tokenizer.
         n_ctx_tokens: longest prompt and answer together.
         longest_tokens: the same of a request that is handed to a batcher itself.
-        plan: the memory that was planned; None where the engine plans none.
+        plan: the memory that was planned; None if the engine plans none.
     """
 
     engine_name: ClassVar[str]
@@ -116,7 +116,7 @@ class Engine(abc.ABC, Generic[RowsT]):
     @classmethod
     @abc.abstractmethod
     def _loose(cls, base: Any, name: str, path: Path, card: TaskCard) -> PackedAdapter:
-        """A loose adapter; InputError where the file is not there."""
+        """A loose adapter; InputError if the file is not there."""
 
     @abc.abstractmethod
     def _load(self, names: Sequence[str], swap: Swap | None) -> None:

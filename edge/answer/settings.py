@@ -34,7 +34,7 @@ class Settings(TypedDict, total=False):
 
 
 def sampling_of(card: TaskCard, settings: Settings) -> Sampling:
-    """The sampling settings of an answer; InputError where values are out of range."""
+    """The sampling settings of an answer; InputError if values are out of range."""
     values: dict[str, Any] = {}
     for entry in dataclasses.fields(Sampling):
         given = settings.get(entry.name)

@@ -109,7 +109,7 @@ def run(
                 pass
         else:
             show(stream)
-        # While the base is mapped: what is mapped twice is to be told from its mappings.
+        # While the base is mapped: its mappings show what is mapped twice.
         numbers = _numbers(stream.answer, session.load_s)
     if decision is not None:
         numbers["router"] = decision.as_dict()

@@ -92,7 +92,7 @@ def check_base(file: GgufFile) -> BaseInfo:
         )
     architecture = _typed(file, "general.architecture", ValueType.STRING, faults)
     if architecture is None:
-        raise InputError("is no base model", where=file.path, problems=faults)
+        raise InputError("is not a base model", where=file.path, problems=faults)
     family = FAMILIES.get(architecture)
     if family is None:
         raise UnsupportedError(

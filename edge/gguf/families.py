@@ -115,7 +115,7 @@ class Family:
         return None if part is None else f"model.layers.{layer}.{part.module}"
 
     def n_interleaved_heads(self, gguf_name: str, n_heads: int, n_kv_heads: int) -> int | None:
-        """In how many heads the rows of a tensor are reordered (`interleave_rows`); None where they are not.
+        """In how many heads the rows of a tensor are reordered (`interleave_rows`); None if they are not.
 
         Args:
             gguf_name: with or without its suffix, for example "blk.0.attn_q.weight".

@@ -70,7 +70,7 @@ def _pairs(weights: SafetensorsFile, reasons: Reasons) -> tuple[LoraPair, ...]:
         else:
             modules.setdefault(part[1], {})[part[2]] = name
             if entry.dtype not in READABLE:
-                reasons.unsupported(f"matrices of {entry.dtype}, which is no float type that is read here", name)
+                reasons.unsupported(f"matrices of {entry.dtype}, which is not a float type that can be read", name)
     pairs = []
     for module, parts in modules.items():
         missing = {"lora_a", "lora_b"} - parts.keys()

@@ -44,7 +44,7 @@ class PlannedTensor:
         n_rows, row_length: as written.
         factor: what the values are multiplied by.
         transposed: the source lies the other way round (an embedding's A; both of mlx-lm's).
-        n_heads: heads whose rows are reordered; None where they stay.
+        n_heads: heads whose rows are reordered; None if they stay.
     """
 
     name: str

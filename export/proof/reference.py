@@ -138,7 +138,7 @@ def _adapted(model: Any, peft_dir: str | os.PathLike[str]) -> Any:
 
     peft_dir = Path(peft_dir)
     if not (peft_dir / "adapter_config.json").is_file():
-        raise InputError("is no folder that PEFT saved: it holds no adapter_config.json", where=peft_dir)
+        raise InputError("is not a folder that PEFT saved: it holds no adapter_config.json", where=peft_dir)
     if is_mlx_folder(peft_dir):
         return MlxModel(model, peft_dir)
 

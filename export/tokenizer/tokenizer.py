@@ -44,7 +44,7 @@ class ReadTokenizer:
         composes: the reference first composes the text to Unicode NFC, which llama.cpp does not.
         behind: a special token; the two are compared behind it, since the reference puts a space before a text that
             begins with none, and llama.cpp would do so behind each of them.
-        pattern: the expression that splits text into words, "" where there is none.
+        pattern: the expression that splits text into words, "" if there is none.
         tokens: texts as stored, one per id.
         added: texts of the added tokens.
     """
@@ -263,7 +263,7 @@ def _parts(part: Any) -> Iterator[dict[str, Any]]:
 
 def _metaspace_scheme(data: dict[str, Any]) -> str | None:
     """Where Metaspace puts a space: "always" (before each part between special tokens), "first" (before the whole text
-    alone) or "never"; None where there is no Metaspace."""
+    alone) or "never"; None if there is no Metaspace."""
     steps = _parts([data.get("normalizer"), data.get("pre_tokenizer")])
     found = next((step for step in steps if step.get("type") == "Metaspace"), None)
     return None if found is None else str(found.get("prepend_scheme", "always"))
