@@ -81,7 +81,7 @@ def test_what_honest_programs_do_is_possible(program):
         ("import atexit, os\natexit.register(os._exit, 0)\nraise KeyboardInterrupt\n", "KeyboardInterrupt"),
         ("import os\nfor fd in (1, 2, 4):\n    os.write(fd, b'ok\\n')\nos._exit(0)\n", "ended before"),
         ("print('ok')\nprint('passed')\ndef f(x):\n    return 0\n", "AssertionError"),
-        ("import os, pickle, struct\nm = pickle.dumps(('ok',))\nos.write(4, struct.pack('=I', len(m)) + m)\n", "Name"),
+        ("import os, struct\nm = b'[\"ok\"]'\nos.write(4, struct.pack('=I', len(m)) + m)\n", "not an answer"),
         ("import builtins\nbuiltins.exec = lambda *a: None\ndef f(x):\n    return 0\n", "AssertionError"),
         ("import os\nos._exit = os.write = None\ndef f(x):\n    return 0\n", "AssertionError"),
         ("import builtins\nbuiltins.AssertionError = None\ndef f(x):\n    return 0\n", "Error"),
