@@ -11,6 +11,7 @@ import builtins
 import contextlib
 import json
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -154,9 +155,8 @@ def _judge(worker: _Worker, job: dict[str, Any]) -> None:
         raise Failed(worker.failure)
 
 
-def _run_judge(result: int, held: set[str]) -> None:
+def _run_judge(result: int, held: set[str], alive: int) -> None:
     c = libc()
-    die_with_parent(c)
     head = json.loads(sys.argv[1])
     limits, folder = head["limits"], head["folder"]
     for name in _PRELOADED:
@@ -168,6 +168,10 @@ def _run_judge(result: int, held: set[str]) -> None:
         place = "/tmp"
     if os.geteuid() == 0 and "root" in holds:
         become_nobody()
+    die_with_parent(c)
+    # Its end closes the pipe, also where process 1 of new namespaces cannot ask for its parent
+    if select.select([alive], [], [], 0)[0]:
+        os._exit(3)
     commands, answers = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -227,17 +231,41 @@ def _run_worker(commands: int, answers: int, limits: dict[str, int], place: str 
 
 
 def main() -> None:
-    """Enters namespaces, runs the judge and ends as it did."""
+    """Enters namespaces, runs the judge and ends as it did; ends with the process that started it, or by its clock."""
+    head = json.loads(sys.argv[1])
+    judge = 0
+    # The folder by its parent, which stays in reach when this process's root changes
+    above, name = os.open(os.path.dirname(head["folder"]), os.O_RDONLY), os.path.basename(head["folder"])  # noqa: PTH119, PTH120
+
+    def end(number: int, _: object) -> None:
+        # Nobody is left to do it, or nobody does
+        if judge:
+            os.kill(judge, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            os.rmdir(name, dir_fd=above)
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGALRM, end)
+    # The host's clock comes first; this is for a host that has stopped
+    signal.setitimer(signal.ITIMER_REAL, 1.2 * head["limits"]["wall_s"] + 2)
     c = libc() if sys.platform == "linux" else None
     held = enter_namespaces(c) if c is not None else set()
-    result = os.dup(1)
-    pid = os.fork()
-    if pid == 0:
+    die_with_parent(c, signal.SIGTERM)
+    if os.getppid() != head["host"]:
+        end(signal.SIGTERM, None)
+    result, (alive, hold) = os.dup(1), os.pipe()
+    judge = os.fork()
+    if judge == 0:
         try:
-            _run_judge(result, held)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            os.close(above)
+            os.close(hold)
+            _run_judge(result, held, alive)
         finally:
             os._exit(3)
-    _, status = os.waitpid(pid, 0)
+    _, status = os.waitpid(judge, 0)
     with contextlib.suppress(OSError):
         os.close(result)
     os._exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))

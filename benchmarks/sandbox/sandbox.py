@@ -142,7 +142,7 @@ def _run(
         result = files.enter_context(tempfile.TemporaryFile())
         job.write(json.dumps(job_data).encode("ascii"))
         job.seek(0)
-        head = {"limits": dataclasses.asdict(limits), "folder": folder, "allow_unsafe": unsafe}
+        head = {"limits": dataclasses.asdict(limits), "folder": folder, "allow_unsafe": unsafe, "host": os.getpid()}
         begun = time.monotonic()
         child = subprocess.Popen(
             [sys.executable, "-s", "-S", "-P", "-B", "-c", _BOOT, str(Path(__file__).parent), json.dumps(head)],
