@@ -72,7 +72,7 @@ def emit(data: Any, as_json: bool, text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Says something to the person, on stderr."""
+    """Prints a note on stderr."""
     click.echo(harmless(text), err=True)
 
 

@@ -38,7 +38,7 @@ def evaluate(
     """Measure a router: for each set the share decided right, and what was chosen; then calibration and coverage.
 
     "Captured" is the share of prompts of no task that an adapter was chosen for. Calibration error compares the
-    confidences with how often they were right (10 bins). Sets count alike there, whatever their size.
+    confidences with how often they were right (10 bins). Sets count equally, whatever their size.
 
     \b
     Example:

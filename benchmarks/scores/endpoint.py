@@ -37,7 +37,7 @@ _REASONS: Final = {"stop": "end", "length": "max_tokens"}
 
 @dataclass(frozen=True)
 class ServerAnswer:
-    """One answer; `by` is the model, and its fingerprint where there is one, as the server names them."""
+    """One answer; `by` is the model, and its fingerprint if there is one, as the server names them."""
 
     text: str
     n_prompt_tokens: int
@@ -68,7 +68,7 @@ class Endpoint:
         """A server by its address; "/v1" is added where the address has no path.
 
         Raises:
-            InputError: it is no http address.
+            InputError: it is not an http address.
         """
         try:
             parts = urllib.parse.urlsplit(url)
@@ -81,7 +81,7 @@ class Endpoint:
         return cls(url.rstrip("/") + ("" if parts.path.strip("/") else "/v1"), parallel)
 
     def models(self) -> list[str]:
-        """The models that it lists; empty where it lists none.
+        """The models that it lists; empty if it lists none.
 
         Raises:
             EngineError: nothing answers there.

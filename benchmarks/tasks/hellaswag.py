@@ -70,7 +70,7 @@ def chosen(item: Item, sums: list[float], token_means: list[float]) -> dict[str,
 
 
 def score(item: Item, text: str) -> dict[str, float]:
-    """1 where a rule takes the right ending. `text` is JSON: "sums" and "token_means", log-likelihoods in nats."""
+    """1 if a rule takes the right ending. `text` is JSON: "sums" and "token_means", log-likelihoods in nats."""
     found = json.loads(text)
     return {
         name: float(index == item.truth["label"])

@@ -5,7 +5,6 @@ Two ways of asking: "humaneval" puts the unfinished function into the chat templ
 An answer becomes a completion as in the official samples.jsonl; program and tests then run in the sandbox.
 """
 
-import ast
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from ...edge.datasets.prompts import user_message
 from ..sandbox.sandbox import Limits, Verdict, run_program
-from .code_block import code_of, definitions
+from .code_block import code_of, defined_names, definitions
 from .task import Decoding, Item, Metric, Task, json_lines
 
 PROBLEM_KEYS = ("task_id", "prompt", "entry_point", "test")
@@ -45,17 +44,13 @@ def completion_of(problem: Mapping[str, str], text: str) -> str:
     and helpers of the prompt stay, and the model's own trials are left out. Anything else is taken as the rest of the
     function.
     """
-    code = code_of(text)
-    is_body = code[:1].isspace() and not _defines(code, problem["entry_point"])
-    return code if is_body else f"\n\n{definitions(code)}"
+    name = problem["entry_point"]
+    code = code_of(text, [name])
+    return f"\n\n{definitions(code, [name])}" if _defines(code, name) or not code[:1].isspace() else code
 
 
 def _defines(code: str, name: str) -> bool:
-    try:
-        tree = ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return any(line.startswith(f"def {name}(") for line in code.splitlines())
-    return any(isinstance(node, ast.FunctionDef) and node.name == name for node in tree.body)
+    return name in defined_names(code) or any(line.startswith(f"def {name}(") for line in code.splitlines())
 
 
 def _given(prompt: str) -> str:
@@ -111,7 +106,7 @@ def answer_completion(item: Item, text: str) -> str:
 
 
 def score(item: Item, text: str) -> dict[str, float]:
-    """1 where the function passes every test."""
+    """1 if the function passes every test."""
     return {"passed": float(check(item.truth, answer_completion(item, text)).passed)}
 
 
@@ -136,10 +131,10 @@ TASK = Task(
     ),
     load=load,
     score=score,
-    protocol="0-shot, chat template, whole function asked for; the answer's first ```python block (else a bare block, "
-    "else the whole) behind the prompt, without statements that define nothing (as EvalPlus), must pass the official "
-    "tests: standard library only, 3 s of CPU, 512 MiB, no network; pass@k is the unbiased estimate, its interval a "
-    "bootstrap over problems.",
+    protocol="0-shot, chat template, whole function asked for; the answer's ```python block that defines it (else a "
+    "bare block, else its lines) behind the prompt, without statements that define nothing (as EvalPlus), must pass "
+    "the official tests: standard library only, 3 s of CPU, 512 MiB, no network; pass@k is the unbiased estimate, its "
+    "interval a bootstrap over problems.",
     decoding=Decoding(samples=20, temperature=0.2, top_p=0.95),
     runs_code=True,
 )

@@ -1,4 +1,4 @@
-"""What a benchmark task is. One module per task makes one `TASK`; `tasks.py` names the modules.
+"""What a benchmark task is. One module per task makes one `TASK`; `registry.py` names the modules.
 
     TASK = Task(name="gsm8k", kind="math", ..., load=load, score=score)
 
@@ -42,9 +42,9 @@ class Decoding:
         if self.samples < 1 or (self.samples > 1 and self.greedy):
             problems.append(f"{self.samples} samples at temperature {self.temperature}: more than one needs it above 0")
         if not 0 <= self.temperature <= 10:
-            problems.append(f"temperature is {self.temperature}; 0 to 10 are possible")
+            problems.append(f"temperature is {self.temperature}; it must be between 0 and 10")
         if not 0 < self.top_p <= 1:
-            problems.append(f"top-p is {self.top_p}; above 0, at most 1")
+            problems.append(f"top-p is {self.top_p}; it must be above 0 and at most 1")
         if problems:
             raise InputError("answers cannot be drawn like this", problems=problems)
 

@@ -119,7 +119,7 @@ class Device:
         return self.ram_bytes - int(self.number("reserve_gib", 0.35) * GIB)
 
     def read_curve(self) -> dict[int, float]:
-        """Measured sustained read rates in GB/s by number of threads; empty where nobody measured."""
+        """Measured sustained read rates in GB/s by number of threads; empty if nobody measured."""
         known = self.facts.get("read_gb_per_s")
         return {int(threads): float(rate) for threads, rate in known.value.items()} if known else {}
 
@@ -150,7 +150,7 @@ def read_device(path: Path) -> Device:
     if data.get("isa") not in core_classes():
         faults.append(f"isa {data.get('isa')!r} is not one of {', '.join(core_classes())}")
     if faults:
-        raise DamagedError("is no device of the catalogue", where=path, problems=faults)
+        raise DamagedError("is not a device of the catalogue", where=path, problems=faults)
     return Device(
         id=path.stem,
         name=data["name"],

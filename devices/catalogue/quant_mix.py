@@ -75,7 +75,7 @@ def split_label(name: str) -> tuple[str, str | None]:
     """A model's name and the quantisation at its end: "llama 3.2 3b q4_k_m", "…-GGUF:Q4_K_M", "…-instruct-q8_0".
 
     Returns:
-        The name without it, and it as written; None where there is none.
+        The name without it, and it as written; None if there is none.
     """
     found = re.fullmatch(r"(.+?)[\s:._-]+((?:ud[-_])?i?q\d\w*|bf16|f16|f32)", name.strip(), re.I)
     return (found[1], found[2]) if found else (name, None)

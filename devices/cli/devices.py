@@ -86,13 +86,13 @@ def show(name: str, as_json: bool) -> None:
     "--device",
     "device_name",
     metavar="NAME",
-    help="Of `devices list`, with 4gb and the like for one size of RAM.  [default: this, the machine itself]",
+    help="A device of `devices list`, with its RAM if one size is meant (pi5 4gb).  [default: this machine]",
 )
-@click.option("--all", "all_devices", is_flag=True, help="A table over the whole catalogue.")
+@click.option("--all", "all_devices", is_flag=True, help="Print a table of the whole catalogue.")
 @click.option("--pack", type=click.Path(path_type=Path), help='Folder of a pack; "starter" for the starter pack.')
 @click.option("--model", metavar="NAME|FILE|URL", help="A published model, or a GGUF: only its header is read.")
 @click.option(
-    "--quant", metavar="TYPE", help="Of a published model, if its name does not end in it.  [default: q4_k_m]"
+    "--quant", metavar="TYPE", help="Quantisation of a published model, unless its name ends in it.  [default: q4_k_m]"
 )
 @click.option("--context", type=click.IntRange(1), default=2048, show_default=True, help="Longest prompt and answer.")
 @click.option("--prompt", type=click.IntRange(1), default=256, show_default=True, help="Tokens of a typical prompt.")
@@ -106,7 +106,7 @@ def show(name: str, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def fit(ctx: click.Context, /, **given: Any) -> None:
-    """Say whether a model fits a device and how fast it will run. Exit 1 when it does not fit.
+    """Say whether a model fits a device and how fast it will run. Exits with 1 if it does not fit.
 
     Of a device that is sold with several sizes of RAM, the smallest that fits is taken.
 
@@ -172,7 +172,7 @@ def _target_and_wish(given: dict[str, Any]) -> "tuple[Target, Wish]":
         target = Target.of_shape(find_shape(name), check_label(label or given["quant"] or "q4_k_m"))
     trained = target.work.n_ctx_train_tokens
     if trained and given["context"] > trained:
-        raise InputError(f"a context of {given['context']} tokens is asked of a model trained for {trained}")
+        raise InputError(f"a context of {given['context']} tokens is asked for; the model was trained for {trained}")
     wish = Wish(
         context_tokens=given["context"],
         prompt_tokens=given["prompt"],
@@ -229,10 +229,10 @@ def _this(fresh: bool = False) -> "tuple[Device, Calibration | None]":
 
 @devices.command()
 @click.argument("profile_file", type=click.Path(path_type=Path))
-@click.option("--device", "device_name", default="this", show_default=True, help="Whose unit was profiled.")
+@click.option("--device", "device_name", default="this", show_default=True, help="Device that was profiled.")
 @json_option
 def calibrate(profile_file: Path, device_name: str, as_json: bool) -> None:
-    """Let a profile of one model speak for others: `devices fit` uses it from then on.
+    """Use the profile of one model to forecast others: `devices fit` then takes it into account.
 
     \b
     Example:

@@ -43,7 +43,7 @@ class Probe:
 
     @property
     def busy(self) -> str | None:
-        """Why its rates are too low to rest on; None where the machine was quiet."""
+        """Why its rates are too low to rest on; None if the machine was quiet."""
         return busy_reason(self.others_cores)
 
 
@@ -176,7 +176,7 @@ def this_device(curve: dict[int, float] | None = None) -> Device:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system gives it; a board's model in front where there is one."""
+    """The processor's name as the system gives it; a board's model in front if there is one."""
     board = _text(Path("/proc/device-tree/model")).strip("\0 \n")
     info = _text(Path("/proc/cpuinfo"))
     found = re.search(r"^(?:model name|Hardware|Processor)\s*:\s*(.+)$", info, re.M)
@@ -263,4 +263,4 @@ def kept_probe() -> Probe | None:
         device = dataclasses.replace(this_device(), facts=facts)
         return Probe(device, Calibration(**data["calibration"]), data["seconds"], data["others_cores"])
     except (KeyError, TypeError):
-        raise InputError("is no probe of this version", where=_path(), hint=f"rm {_path()}") from None
+        raise InputError("is not a probe of this version", where=_path(), hint=f"rm {_path()}") from None

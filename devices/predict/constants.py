@@ -82,7 +82,7 @@ def render(constants: Constants, source: str) -> str:
         source: the measurements that it was fitted to, for the comment on top.
     """
     lines = [
-        f"# Fitted by evaluate.py to {source}; devices/README.md has the errors.",
+        f"# Fitted by evaluate.py to {source}; docs/measurements/forecasts.md has the errors.",
         f"read_part = {constants.read_part:.3f}",
         f"theory_part = {constants.theory_part:.3f}",
         f"layer_s = {constants.layer_s:.2e}",

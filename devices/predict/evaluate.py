@@ -29,6 +29,8 @@ from .published import PUBLISHED_FILE, Row, merge_repeats, read_rows
 
 Key = TypeVar("Key")
 ErrorOf = Callable[[Row, Constants], tuple[float, float]]
+# Of a checkout; the wheel has no pages.
+PAGE = FITTED_FILE.parents[1] / "docs" / "measurements" / "forecasts.md"
 LAYER_GRID_S = tuple(n * 1e-5 for n in range(0, 11))
 # Units of one board scatter half as much as boards do; of 0, 0.3, 0.6 and 1 the best for large errors on other units.
 UNIT_DOUBT = 0.3
@@ -315,7 +317,7 @@ def _by_board(residuals: Sequence[Residual]) -> dict[str, list[Residual]]:
 
 @click.command()
 @click.argument("measurements", type=click.Path(path_type=Path), nargs=-1)
-@click.option("--write", is_flag=True, help="Write the fit (constants.toml) and the table in devices/README.md.")
+@click.option("--write", is_flag=True, help="Write devices/constants.toml and docs/measurements/forecasts.md.")
 @json_option
 def main(measurements: tuple[Path, ...], write: bool, as_json: bool) -> None:
     """Fit the prediction to published measurements and show its error on rows that it was not fitted on.
@@ -338,8 +340,8 @@ def main(measurements: tuple[Path, ...], write: bool, as_json: bool) -> None:
         with atomic_file(FITTED_FILE) as aside:
             source = " and ".join(table.name for table in tables)
             aside.write_text(render(evaluation.constants, source), encoding="utf-8")
-        write_into(FITTED_FILE.with_name("README.md"), text)
-        note(f"wrote {FITTED_FILE.name} and README.md ({human_bytes(len(text))} of tables)")
+        write_into(PAGE, text)
+        note(f"wrote {FITTED_FILE.name} and {PAGE.name} ({human_bytes(len(text))} of tables)")
     emit(summary(evaluation, rows), as_json, text)
 
 

@@ -1,4 +1,4 @@
-"""The evaluation as a table of predicted against published, written into devices/README.md between two markers."""
+"""The evaluation as tables of predicted against published, for docs/measurements/forecasts.md."""
 
 import math
 import statistics

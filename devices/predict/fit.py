@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ...edge.errors import InputError, UnsupportedError
-from ...edge.gguf.base import BLOCKS
+from ...edge.gguf.families import FAMILIES
 from ...edge.gguf.file import GgufFile
 from ...edge.memory.plan import MemoryPlan, plan_memory
 from ...edge.options import KvType
@@ -20,7 +20,7 @@ from ..catalogue.quant_mix import LABELS
 from ..catalogue.shapes import ModelShape, known_shapes
 from ..catalogue.table_view import table_of
 from ..catalogue.workload import Workload
-from .predict import NO_ADAPTER, Adapter, Calibration, Predictor, Speed, first_token_s
+from .predict import NO_ADAPTER, AdapterCost, Calibration, Predictor, Speed, first_token_s
 
 # Quantisations that are offered when the asked one does not fit, the best first.
 QUANTS: Final = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")
@@ -47,7 +47,7 @@ class Target:
     @property
     def runs(self) -> bool:
         """Whether this runtime knows the architecture."""
-        return self.architecture in BLOCKS
+        return self.architecture in FAMILIES
 
     @classmethod
     def of_shape(cls, shape: ModelShape, quant: str) -> "Target":
@@ -117,7 +117,7 @@ class Verdict:
         decode: at the end of a typical prompt; decode_full: with the context full.
         first_token_s, low and high: for the typical prompt.
         nearest: where it does not fit, the nearest that does; `change` says what differs from what was asked.
-        sizes: each size of RAM that was looked at, in GiB, and whether it fits; empty where one was asked for.
+        sizes: each size of RAM that was looked at, in GiB, and whether it fits; empty if one was asked for.
     """
 
     device: Device
@@ -129,17 +129,17 @@ class Verdict:
     decode_full: Speed
     prefill: Speed
     first_token_s: tuple[float, float, float]
-    adapter: Adapter
+    adapter: AdapterCost
     nearest: "Verdict | None" = None
     change: str = ""
     sizes: tuple[tuple[float, bool], ...] = ()
 
     @property
     def obstacles(self) -> list[str]:
-        """Why this runtime does not run it there, whatever the memory; empty where it does."""
+        """Why this runtime does not run it there, whatever the memory; empty if it does."""
         found = []
         if not self.target.runs:
-            known = ", ".join(BLOCKS)
+            known = ", ".join(FAMILIES)
             found.append(f"this runtime does not run models of the architecture {self.target.architecture} ({known})")
         if self.device.system:
             found.append(
@@ -149,7 +149,7 @@ class Verdict:
 
     @property
     def joules_per_token(self) -> float | None:
-        """At the wall while decoding, from the device's power under load; None where nobody measured it."""
+        """At the wall while decoding, from the device's power under load; None if nobody measured it."""
         load = self.device.facts.get("load_w")
         return float(load.value) / self.decode.tokens_per_s if load else None
 
@@ -157,7 +157,7 @@ class Verdict:
 BYTES_OF: Final = {"q8_0": 34 / 32, "f16": 2.0, "bf16": 2.0, "f32": 4.0}
 
 
-def adapter_of(work: Workload, wish: Wish) -> Adapter:
+def adapter_of(work: Workload, wish: Wish) -> AdapterCost:
     """The adapter in use, from a rank or from a file's size.
 
     Raises:
@@ -167,10 +167,10 @@ def adapter_of(work: Workload, wish: Wish) -> Adapter:
     if wish.adapter_rank:
         if not n_pairs:
             raise InputError(f"the matrices of {work.name} are not known, so an adapter's size is not either")
-        return Adapter(work.lora_weights(wish.adapter_rank), BYTES_OF[wish.adapter_type], n_pairs)
+        return AdapterCost(work.lora_weights(wish.adapter_rank), BYTES_OF[wish.adapter_type], n_pairs)
     if wish.adapter_bytes and wish.n_adapters:
         each = wish.adapter_bytes / wish.n_adapters
-        return Adapter(round(each / BYTES_OF[wish.adapter_type]), BYTES_OF[wish.adapter_type], n_pairs)
+        return AdapterCost(round(each / BYTES_OF[wish.adapter_type]), BYTES_OF[wish.adapter_type], n_pairs)
     return NO_ADAPTER
 
 
@@ -290,7 +290,7 @@ def _other_model(predictor: Predictor, target: Target, wish: Wish) -> Verdict | 
     if target.shape is None:
         return None
     for shape in sorted(known_shapes().values(), key=lambda shape: -shape.n_params):
-        if shape.architecture not in BLOCKS:
+        if shape.architecture not in FAMILIES:
             continue
         if shape.n_params < target.shape.n_params and wish.context_tokens <= shape.n_ctx_train_tokens:
             other = judge(predictor.device, Target.of_shape(shape, target.quant), wish, seek=False)

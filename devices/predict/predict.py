@@ -4,7 +4,7 @@
     speed.tokens_per_s, speed.low, speed.high
     speed.parts["weights"]                   # seconds of each token
 
-Decode of one token (devices/README.md has the errors of this model against published rows):
+Decode of one token (docs/measurements/forecasts.md has the errors of this model against published rows):
 
     t = sum over tensor types of max(bytes / rate(threads), weights x cycles / (threads x clock))
         + layers x fixed time + depth x KV bytes / (0.4 x rate) + adapter bytes / rate + pairs x fixed time
@@ -48,7 +48,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Adapter:
+class AdapterCost:
     """An adapter's size: values in its pairs, bytes of each, number of pairs."""
 
     n_values: int = 0
@@ -60,7 +60,7 @@ class Adapter:
         return self.n_values * self.bytes_per_value
 
 
-NO_ADAPTER = Adapter()
+NO_ADAPTER = AdapterCost()
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Calibration:
     """What one run on the very unit says: measured over predicted rate, prefill by kernel.
 
     Attributes:
-        decode, prefill: factors on the rates of the uncalibrated model; None where it was not measured.
-        kv_part: rate of K and V over that of weights, from decode at two depths; None where not measured.
-        pair_s: fixed time of an adapter's pair; None where not measured.
-        layer_s: fixed time of a layer; None where not measured.
-        cycles, macs_per_cycle: of one core, by tensor type, as the device's class has them; None where not measured.
+        decode, prefill: factors on the rates of the uncalibrated model; None if it was not measured.
+        kv_part: rate of K and V over that of weights, from decode at two depths; None if not measured.
+        pair_s: fixed time of an adapter's pair; None if not measured.
+        layer_s: fixed time of a layer; None if not measured.
+        cycles, macs_per_cycle: of one core, by tensor type, as the device's class has them; None if not measured.
         source: the run.
     """
 
@@ -133,7 +133,7 @@ class Predictor:
         threads: int | None = None,
         depth_tokens: float = 0,
         kv_type: str = "f16",
-        adapter: Adapter = NO_ADAPTER,
+        adapter: AdapterCost = NO_ADAPTER,
     ) -> Speed:
         """Tokens per second of an answer at a depth of the context.
 
@@ -159,7 +159,7 @@ class Predictor:
         return half
 
     def _decode_parts(
-        self, work: Workload, threads: int, depth: float, kv_type: str, adapter: Adapter, scale: float
+        self, work: Workload, threads: int, depth: float, kv_type: str, adapter: AdapterCost, scale: float
     ) -> dict[str, float]:
         rate = self.stream_gb_per_s(threads) * 1e9
         hertz = threads * self.device.number("clock_ghz") * 1e9
@@ -240,7 +240,7 @@ class Predictor:
         threads: int | None = None,
         kernel: Kernel | None = None,
         laid_out: Collection[str] | None = None,
-        adapter: Adapter = NO_ADAPTER,
+        adapter: AdapterCost = NO_ADAPTER,
     ) -> Speed:
         """Tokens per second of a prompt.
 

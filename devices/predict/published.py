@@ -36,8 +36,8 @@ class Row:
         kernel: "repack", "plain", "baseline", or another engine's name.
         laid_out: types that the build lays out anew.
         n_prompt_tokens, depth_tokens: of the prefill; mean depth of the decode.
-        decode_per_s, prefill_per_s: measured; None where not.
-        flag: why it is not held against the prediction; None where it is.
+        decode_per_s, prefill_per_s: measured; None if not.
+        flag: why it is not held against the prediction; None if it is.
         n_merged: repeats of one configuration, whose median this is.
     """
 
@@ -85,7 +85,9 @@ def read_rows(path: Path) -> list[Row]:
         raise InputError("is not UTF-8", where=path) from None
     missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
     if missing:
-        raise InputError("is no table of measurements", where=path, problems=[f"no column {name}" for name in missing])
+        raise InputError(
+            "is not a table of measurements", where=path, problems=[f"no column {name}" for name in missing]
+        )
     return [_row(line, cells) for line, cells in enumerate(table, start=2)]
 
 
@@ -170,7 +172,7 @@ def _flag(get: dict[str, str], row: Row, label: str | None) -> str | None:
     if row.device is None:
         return "the device is not in the catalogue"
     if label is None:
-        return f"{row.quant} is no llama.cpp type that is known here"
+        return f"{row.quant} is not a llama.cpp type that is known here"
     if not dense:
         return "not a dense decoder of matrices: bytes per token are not in its table"
     if "ram limit" in row.model.lower() or "swap" in notes:

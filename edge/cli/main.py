@@ -46,7 +46,7 @@ def cli() -> None:
 
 
 def _show(error: SlmEdgeError) -> int:
-    """Tells the error; its exit code."""
+    """Shows the error; returns its exit code."""
     if "--json" in sys.argv:
         # Where stdout itself is what failed, stderr says so.
         with contextlib.suppress(OutputLostError):

@@ -118,7 +118,7 @@ def put(folder: Path, file: Path, as_json: bool) -> None:
 def examples(folder: Path, name: str, file: Path, as_json: bool) -> None:
     """Teach PACK's router the adapter NAME by example prompts: FILE has one a line, or is JSON Lines with "prompt".
 
-    Twenty are good. Nothing else is trained again. A pack without a router begins with the starter's.
+    Twenty are enough. Nothing else is trained again. A pack without a router begins with the starter's.
 
     \b
     Example:

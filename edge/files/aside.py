@@ -3,7 +3,7 @@
 with folder_beside(Path("out.gguf")) as folder:
     ...                             # .out.gguf.k3j2h1g0.aside/, removed when the block ends
 
-A process holds a lock on its folder while it lives; however it ends, the kernel lets go of it. Whoever writes to the
+A process holds a lock on its folder while it lives; however it ends, the kernel releases it. Whoever writes to the
 same place next removes the folders that nobody holds. Where folders cannot be locked (Windows, some network file
 systems) they stay until someone removes them.
 """
@@ -32,7 +32,7 @@ REPLACED: Final = ".replaced"
 
 @contextlib.contextmanager
 def folder_beside(dest: Path) -> Iterator[Path]:
-    """An empty folder beside `dest`, removed when the block ends; what killed processes left there goes first.
+    """An empty folder beside `dest`, removed when the block ends; what killed processes left there is removed first.
 
     Raises:
         DoesNotFitError: the block found the disk full.
@@ -69,7 +69,7 @@ def require_room(folder: Path, needed_bytes: int, what: str, hint: str | None = 
 
 
 def full_disk(error: OSError, dest: Path, *, kept: Path | None = None) -> DoesNotFitError:
-    """What to tell of an error that `is_full`.
+    """The message for an error that `is_full`.
 
     Args:
         dest: what was to be written.
@@ -131,7 +131,7 @@ def _called(dest: Path) -> str:
 
 
 def _new_folder(dest: Path) -> tuple[Path, int | None]:
-    """The folder and its lock; None where it cannot be locked."""
+    """The folder and its lock; None if it cannot be locked."""
     while True:
         made = tempfile.mkdtemp(prefix=f".{_called(dest)}.", suffix=SUFFIX, dir=dest.absolute().parent)
         folder = Path(made)
@@ -149,7 +149,7 @@ def _new_folder(dest: Path) -> tuple[Path, int | None]:
 
 
 def _lock(folder: Path) -> int | None:
-    """Locks a folder: the handle to close. None where folders have no locks.
+    """Locks a folder: the handle to close. None if folders have no locks.
 
     Raises:
         BlockingIOError: somebody else holds it.
@@ -169,7 +169,7 @@ def _lock(folder: Path) -> int | None:
 
 
 def exchange(new: Path, old: Path) -> bool:
-    """Lets two paths change places in one step; False where the system or file system cannot."""
+    """Exchanges two paths in one step; returns False if the system or file system cannot."""
     if sys.platform != "linux":
         return False
     import ctypes

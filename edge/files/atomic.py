@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .aside import REPLACED, exchange, folder_beside
 from .text import is_text, parse_json, read_text
 
 CHUNK_BYTES = 1 << 20
@@ -48,14 +47,14 @@ def _parent_of(dest: Path) -> Path:
 
 
 def check_new(dest: Path, force: bool) -> None:
-    """What commands with `--force` ask before they begin: InputError where something is there that must stay."""
+    """What commands with `--force` ask before they begin: InputError if something is there that must stay."""
     if dest.exists() and not force:
         raise InputError("exists already", where=dest, hint="choose another name, or replace it with --force")
 
 
 @contextlib.contextmanager
 def atomic_file(dest: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a path beside `dest` to write to; on success it is synced and renamed to `dest`.
+    """Yields a path beside `dest` to write to; on success it is synced and renamed to `dest`.
 
     On any exception, Ctrl-C included, the path is removed and `dest` stays as it was.
 
@@ -66,8 +65,10 @@ def atomic_file(dest: str | os.PathLike[str]) -> Iterator[Path]:
     dest = Path(dest)
     parent = _parent_of(dest)
     if dest.exists() and not dest.is_file():
-        kind = "a folder" if dest.is_dir() else "no plain file"
+        kind = "a folder" if dest.is_dir() else "not a plain file"
         raise InputError(f"is {kind}; a file is to be written there", where=dest)
+    from .aside import folder_beside
+
     with folder_beside(dest) as folder:
         aside = folder / dest.name
         yield aside
@@ -80,7 +81,7 @@ def atomic_file(dest: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(dest: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
-    """Gives an empty folder beside `dest` to fill; on success every file is synced and it is renamed to `dest`.
+    """Yields an empty folder beside `dest` to fill; on success every file is synced and it is renamed to `dest`.
 
     Args:
         dest: the folder to make.
@@ -92,6 +93,8 @@ def atomic_folder(dest: str | os.PathLike[str], *, replace: bool = False) -> Ite
     """
     dest = Path(dest)
     parent = _parent_of(dest)
+    from .aside import REPLACED, exchange, folder_beside
+
     with folder_beside(dest) as folder:
         if dest.exists() and not replace and (not dest.is_dir() or any(dest.iterdir())):
             raise InputError("exists already", where=dest, hint="choose another place, or remove it first")
@@ -109,7 +112,7 @@ def atomic_folder(dest: str | os.PathLike[str], *, replace: bool = False) -> Ite
 
 
 def sha256_file(path: str | os.PathLike[str], on_bytes: Callable[[int], object] | None = None) -> str:
-    """The sha256 of a file as hex; `on_bytes` is told of each chunk's length for a progress bar."""
+    """The sha256 of a file as hex; `on_bytes` is called with each chunk's length, for a progress bar."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
@@ -151,7 +154,7 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def make_folder(folder: str | os.PathLike[str]) -> Path:
-    """Makes `folder` and its parents where missing.
+    """Makes `folder` and its parents if missing.
 
     Raises:
         InputError: it cannot be made.
@@ -168,7 +171,7 @@ def make_folder(folder: str | os.PathLike[str]) -> Path:
 def locked(
     path: str | os.PathLike[str], on_wait: Callable[[], object] | None = None, *, wait: bool = True
 ) -> Iterator[None]:
-    """Holds an exclusive lock on the file `path` (made if missing); waits for another holder to let go.
+    """Holds an exclusive lock on the file `path` (made if missing); waits until another holder releases it.
 
     Args:
         path: the lock file; it stays there, empty.

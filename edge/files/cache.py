@@ -1,8 +1,8 @@
 """Where slm-edge keeps what it fetched or measured once, and the locks that its processes share.
 
-bases/SHA256.gguf   base models (`pull.py`)
+bases/SHA256.gguf   base models (`pack/pull.py`)
 devices/            what was measured on this device (devices/)
-locks/              held while a pack is changed (`pack_write.py`)
+locks/              held while a pack is changed (`pack/write.py`)
 """
 
 import os

@@ -7,12 +7,9 @@
 JSON may hold raw U+2028, U+0085 and form feeds in its texts, where `str.splitlines` cuts.
 """
 
-import gzip
-import io
 import json
 import os
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, TypeGuard
@@ -132,6 +129,11 @@ def json_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
     path = Path(path)
     data = read_bytes(path)
     if path.name.endswith(".gz"):
+        # Imported where it is used: every command reads JSON, few read this.
+        import gzip
+        import io
+        import zlib
+
         try:
             data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MOST_BYTES + 1)
         except (OSError, EOFError, zlib.error) as error:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..errors import InputError, UnsupportedError
+from .families import FAMILIES, Family
 from .file import GgufFile, TensorInfo, ValueType
 from .fingerprint import fingerprint
 from .types import GgmlType
@@ -20,23 +21,6 @@ from .types import GgmlType
 # ggml's TENSOR_ALIGNMENT: a buffer over mapped memory that starts elsewhere ends the process.
 LEAST_ALIGNMENT_BYTES: Final = 32
 _COUNTS: Final = (ValueType.UINT32, ValueType.INT32, ValueType.UINT16)
-# Tensors of one block, with their shapes in ggml order by the names below. One entry per family.
-_COMMON: Final[dict[str, tuple[str, ...]]] = {
-    "attn_norm.weight": ("n_embd",),
-    "attn_q.weight": ("n_embd", "n_q"),
-    "attn_k.weight": ("n_embd", "n_k"),
-    "attn_v.weight": ("n_embd", "n_v"),
-    "attn_output.weight": ("n_o", "n_embd"),
-    "ffn_norm.weight": ("n_embd",),
-    "ffn_gate.weight": ("n_embd", "n_ff"),
-    "ffn_up.weight": ("n_embd", "n_ff"),
-    "ffn_down.weight": ("n_ff", "n_embd"),
-}
-BLOCKS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
-    "llama": _COMMON,
-    "qwen2": _COMMON | {"attn_q.bias": ("n_q",), "attn_k.bias": ("n_k",), "attn_v.bias": ("n_v",)},
-    "qwen3": _COMMON | {"attn_q_norm.weight": ("head",), "attn_k_norm.weight": ("head",)},
-}
 
 
 @dataclass(frozen=True)
@@ -73,6 +57,11 @@ class BaseInfo:
         """Opens, checks and describes a base; raises as `GgufFile.open` and `check_base` do."""
         return check_base(GgufFile.open(path))
 
+    @property
+    def family(self) -> Family:
+        """The architecture's row in the table of families."""
+        return FAMILIES[self.architecture]
+
     @cached_property
     def fingerprint(self) -> str:
         """Hex sha256 of what stays the same through every quantisation (see edge/gguf/fingerprint.py)."""
@@ -103,11 +92,11 @@ def check_base(file: GgufFile) -> BaseInfo:
         )
     architecture = _typed(file, "general.architecture", ValueType.STRING, faults)
     if architecture is None:
-        raise InputError("is no base model", where=file.path, problems=faults)
-    block = BLOCKS.get(architecture)
-    if block is None:
+        raise InputError("is not a base model", where=file.path, problems=faults)
+    family = FAMILIES.get(architecture)
+    if family is None:
         raise UnsupportedError(
-            f"the architecture {architecture!r} is not handled; {', '.join(BLOCKS)} are", where=file.path
+            f"the architecture {architecture!r} is not handled; {', '.join(FAMILIES)} are", where=file.path
         )
     if _number(file, "split.count", faults, default=1) != 1:
         raise UnsupportedError(
@@ -118,7 +107,7 @@ def check_base(file: GgufFile) -> BaseInfo:
     sizes = _sizes(file, architecture, faults)
     n_vocab = _check_tokenizer(file, faults)
     if not faults:
-        _check_tensors(file, block, sizes, n_vocab, faults)
+        _check_tensors(file, family, sizes, n_vocab, faults)
     if faults:
         raise InputError("is not a base model that can be run", where=file.path, problems=faults)
     return BaseInfo(
@@ -198,7 +187,7 @@ def _sizes(file: GgufFile, architecture: str, faults: list[str]) -> dict[str, in
 
 
 def _check_tokenizer(file: GgufFile, faults: list[str]) -> int:
-    """Checks the tokenizer's keys; gives the size of the vocabulary."""
+    """Checks the tokenizer's keys; returns the size of the vocabulary."""
     model = _typed(file, "tokenizer.ggml.model", ValueType.STRING, faults)
     _typed(file, "tokenizer.ggml.pre", ValueType.STRING, faults, default="default")
     _typed(file, "tokenizer.chat_template", ValueType.STRING, faults, default="")
@@ -210,7 +199,7 @@ def _check_tokenizer(file: GgufFile, faults: list[str]) -> int:
                 faults.append(f"the key {key} is missing")
             return None
         if entry.type is not ValueType.ARRAY or entry.element_type is not kind:
-            faults.append(f"{key} is no array of {kind.name}")
+            faults.append(f"{key} is not an array of {kind.name}")
             return None
         return entry.n_values
 
@@ -247,9 +236,7 @@ def _check_tokens(tokens: list[str], model: str, faults: list[str]) -> None:
             faults.append(f"the vocabulary has no token for {len(missing)} of the 256 bytes, such as {missing[0]}")
 
 
-def _check_tensors(
-    file: GgufFile, block: dict[str, tuple[str, ...]], sizes: dict[str, int], n_vocab: int, faults: list[str]
-) -> None:
+def _check_tensors(file: GgufFile, family: Family, sizes: dict[str, int], n_vocab: int, faults: list[str]) -> None:
     n_embd = sizes["n_embd"]
     expected: dict[str, tuple[int, ...]] = {
         "token_embd.weight": (n_embd, n_vocab),
@@ -258,7 +245,7 @@ def _check_tensors(
     if "output.weight" in file.tensors:
         expected["output.weight"] = (n_embd, n_vocab)
     for layer in range(sizes["n_layers"]):
-        for name, dims in block.items():
+        for name, dims in family.tensors():
             expected[f"blk.{layer}.{name}"] = tuple(sizes[dim] for dim in dims)
     missing = [name for name in expected if name not in file.tensors]
     faults += [f"the tensor {name} is missing" for name in missing[:8]]
@@ -273,7 +260,7 @@ def _check_tensors(
 
 def _check_type(file: GgufFile, info: TensorInfo, faults: list[str]) -> None:
     if (info.type.name.startswith("I") and not info.type.name.startswith("IQ")) or info.type is GgmlType.F64:
-        faults.append(f"{info.name} is {info.type.name}, which is no type of weights")
+        faults.append(f"{info.name} is {info.type.name}, which is not a type of weights")
     elif len(info.shape) == 1:
         if info.type is not GgmlType.F32:
             faults.append(f"{info.name} is a vector of {info.type.name}; vectors are F32")

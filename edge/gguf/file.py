@@ -219,7 +219,7 @@ class GgufFile:
         for _ in range(n_keys):
             key = cursor.string("a key")
             if not key or key in self.metadata:
-                raise DamagedError(f"the key {key!r} is empty or stands twice", where=path)
+                raise DamagedError(f"the key {key!r} is empty or is listed twice", where=path)
             self.metadata[key] = cursor.value(key)
         self.alignment_bytes = self._alignment()
         self.tensors: dict[str, TensorInfo] = {}
@@ -256,7 +256,7 @@ class GgufFile:
         if entry is None:
             return 32
         if entry.type is not ValueType.UINT32 or entry.value <= 0 or entry.value & (entry.value - 1):
-            raise DamagedError("general.alignment is no UINT32 power of two", where=self.path)
+            raise DamagedError("general.alignment is not a UINT32 power of two", where=self.path)
         return int(entry.value)
 
     def _tensor_row(self, cursor: _Cursor) -> tuple[str, tuple[int, ...], GgmlType, int]:
@@ -269,7 +269,7 @@ class GgufFile:
             )
         n_dims = cursor.number("I", what)
         if not 1 <= n_dims <= MAX_DIMS:
-            raise DamagedError(f"{what} has {n_dims} dimensions; 1 to {MAX_DIMS} are possible", where=self.path)
+            raise DamagedError(f"{what} has {n_dims} dimensions; it must have 1 to {MAX_DIMS}", where=self.path)
         shape = tuple(int(cursor.number("Q", what)) for _ in range(n_dims))
         code = cursor.number("I", what)
         try:
@@ -284,12 +284,12 @@ class GgufFile:
             block_values, block_bytes = kind.block
             n_values = math.prod(shape)
             if name in self.tensors:
-                raise DamagedError(f"the tensor {name!r} stands twice", where=self.path)
+                raise DamagedError(f"the tensor {name!r} is listed twice", where=self.path)
             if min(shape) < 1 or n_values >= 1 << 62:
                 raise DamagedError(f"the tensor {name!r} has an impossible shape {shape}", where=self.path)
             if shape[0] % block_values:
                 raise DamagedError(
-                    f"{name!r}: rows of {shape[0]} are no multiple of {kind.name}'s block of {block_values}",
+                    f"{name!r}: rows of {shape[0]} are not a multiple of {kind.name}'s block of {block_values}",
                     where=self.path,
                 )
             size = n_values // block_values * block_bytes

@@ -179,12 +179,12 @@ def _faults(card: TaskCard) -> list[str]:
     if card.schema is not None and not _is_table(card.schema):
         faults.append("schema is not a table of JSON values")
     if card.schema is not None and card.grammar is not None:
-        faults.append("grammar and schema are both given; one of them is possible")
+        faults.append("give either grammar or schema, not both")
     faults += [number("temperature", 0, 10), number("top_p", 0, 1), number("min_p", 0, 1), number("scale", -10, 10)]
     if _is_number(card.scale) and card.scale == 0:
         faults.append("scale is 0, with which the adapter does nothing")
     if card.speculate not in get_args(Speculate):
-        faults.append(f"speculate is {card.speculate!r}; {', '.join(get_args(Speculate))} are possible")
+        faults.append(f"speculate is {card.speculate!r}; it must be one of {', '.join(get_args(Speculate))}")
     if not _is_flag(card.pinned):
         faults.append(f"pinned is {card.pinned!r}, neither true nor false")
     if not _is_count(card.top_k, 0, 1 << 30):

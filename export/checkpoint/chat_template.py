@@ -27,7 +27,7 @@ _SAMPLING: Final = {
 
 def chat_template_keys(folder: Path | None, given: Path | None) -> dict[str, Value]:
     """The keys of the chat template(s): of the file given, else of chat_template.jinja, chat_template.json,
-    tokenizer_config.json, in this order. Empty where there is none.
+    tokenizer_config.json, in this order. Empty if there is none.
 
     Raises:
         InputError: the template is no valid one, or the file given cannot be read.
@@ -76,7 +76,7 @@ def _keys(templates: dict[str, str], where: Path) -> dict[str, Value]:
 
 
 def sampling_keys(folder: Path) -> dict[str, Value]:
-    """`general.sampling.*` of generation_config.json; nothing where it says that answers are not sampled."""
+    """`general.sampling.*` of generation_config.json; nothing if it says that answers are not sampled."""
     path = folder / "generation_config.json"
     defaults: dict[str, Any] = read_table(path) if path.exists() else {}
     if defaults.get("do_sample") is False:

@@ -191,7 +191,7 @@ def write_gguf(
 
     Args:
         keys: in file order; `general.architecture` goes first. `general.alignment` is honoured.
-        on_bytes: is told of every piece of tensor data written.
+        on_bytes: called with the length of every piece of tensor data written.
 
     Raises:
         ValueError: a name, shape or number of bytes is not what the format allows (a mistake of the caller).

@@ -18,7 +18,8 @@ from ...edge.errors import InputError
 from ...edge.files.atomic import read_json
 from ..files.safetensors import READABLE, SafetensorsFile
 from ..reasons import Reasons
-from .peft_config import PeftConfig, read_peft_config
+from .mlx_folder import is_mlx, read_mlx
+from .peft_config import LoraPair, PeftConfig, read_peft_config
 from .tensor_names import other_sense, plain_name
 
 SHOWN: Final = 8
@@ -47,33 +48,14 @@ CONVERT_HINT: Final = (
 
 
 @dataclass(frozen=True)
-class LoraPair:
-    """One module's A and B.
-
-    Attributes:
-        module: its name in the model, without `base_model.model.`.
-        a, b: names in the safetensors file. Shapes there: A (rank, n_in), B (n_out, rank); of an embedding
-            A (rank, n_vocab), B (n_embd, rank).
-        embedding: an embedding's pair.
-        rank: columns of B.
-    """
-
-    module: str
-    a: str
-    b: str
-    embedding: bool
-    rank: int
-
-
-@dataclass(frozen=True)
 class PeftFolder:
-    """An adapter as PEFT saved it.
+    """An adapter as PEFT saved it, or mlx-lm in its own form.
 
     Attributes:
-        weights: the safetensors file; None where there is none to read.
+        weights: the safetensors file; None if there is none to read.
         pairs: in the file's order.
         base_copies: module -> tensor of copies of the base's embedding or head that PEFT adds when it adapts them.
-        training: train.json of `slm-edge train`, {} where missing.
+        training: train.json of `slm-edge train`, {} if missing.
     """
 
     path: Path
@@ -104,10 +86,13 @@ class PeftFolder:
                 if below
                 else "give the folder that PEFT's save_pretrained made",
             )
-        config = read_peft_config(path / CONFIG_FILE, reasons)
+        raw = read_json(path / CONFIG_FILE)
+        if is_mlx(raw):
+            config, weights, pairs = read_mlx(path, raw, reasons)
+            return cls(path, config, weights, pairs, {}, {})
+        config = read_peft_config(path / CONFIG_FILE, raw, reasons)
         training = read_json(path / "train.json") if (path / "train.json").is_file() else {}
-        weights: SafetensorsFile | None = None
-        pairs: tuple[LoraPair, ...] = ()
+        weights, pairs = None, ()
         copies: dict[str, str] = {}
         if (path / WEIGHTS_FILE).is_file():
             weights = SafetensorsFile.open(path / WEIGHTS_FILE)
@@ -181,10 +166,11 @@ def _pair(
     a, b = (weights.tensors[parts[label]] for label in labels)
     for entry in (a, b):
         if entry.dtype not in READABLE:
-            reasons.unsupported(f"matrices of {entry.dtype}, which is no float type that is read here", entry.name)
+            reasons.unsupported(f"matrices of {entry.dtype}, which is not a float type that can be read", entry.name)
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or min(*a.shape, *b.shape) < 1:
         reasons.wrong(
-            "A and B are no pair (rank, in), (out, rank)", f"{module} has {list(a.shape)} and {list(b.shape)}"
+            "A and B do not have the shapes (rank, in) and (out, rank)",
+            f"{module} has {list(a.shape)} and {list(b.shape)}",
         )
         return None
     rank, said = a.shape[0], config.scaling.rank_of(module)

@@ -33,7 +33,7 @@ class SentencePieceModel:
 
     Attributes:
         add_space_prefix: a space is put before the text.
-        ids: of the special tokens that it names ("bos", "eos", "unk", "pad"); -1 where it has none.
+        ids: of the special tokens that it names ("bos", "eos", "unk", "pad"); -1 if it has none.
     """
 
     pieces: tuple[Piece, ...]

@@ -19,7 +19,7 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--prompts", type=PATH, multiple=True, help='More prompts: JSON Lines with "prompt" and "adapter" or null.'
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the patterns' words.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed for the words of the patterns.")
 @json_option
 def train(
     output: Path | None, pack: Path | None, data: Path | None, prompts: tuple[Path, ...], seed: int, as_json: bool

@@ -34,7 +34,7 @@ class Task:
     made: Callable[[int, int], Iterator[Row]] | None = None
 
     def pairs(self, rows: Iterable[Row], skipped: Callable[[str], object]) -> Iterator[Pair]:
-        """Pairs of all rows; `skipped` is told the reason for each row left out, odd cells among them."""
+        """Pairs of all rows; `skipped` is called with the reason for each row left out, odd cells among them."""
         for row in rows:
             try:
                 yield self.pair(row)

@@ -35,7 +35,7 @@ _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
 def right_answer(text: str, truth: str) -> str | None:
-    """The text as a training row's answer, `#### N` in its last line; None where its number isn't `truth`.
+    """The text as a training row's answer, `#### N` in its last line; None if its number isn't `truth`.
 
     A text with the mark is judged by the number behind it, another by its last number.
     """
@@ -114,7 +114,7 @@ def own_rationales(
     exported = adapter is not None and adapter.is_file()
     by_llama_cpp = device == "cpu" and base.is_file() and (adapter is None or exported)
     if exported and not by_llama_cpp:
-        raise InputError("on a GPU, and on a folder, an adapter is a PEFT folder", where=adapter)
+        raise InputError("on a GPU, and on a folder, the adapter must be a PEFT folder", where=adapter)
     prepare_device(device)
     draw = _by_llama_cpp if by_llama_cpp else partial(_by_torch, device=device)
     begun = time.monotonic()

@@ -105,9 +105,9 @@ def compress(
     if rank is None and energy is None:
         raise InputError("nothing says how small: give a rank, an energy, or both")
     if rank is not None and rank < 1:
-        raise InputError(f"rank is {rank}; at least 1 is possible")
+        raise InputError(f"rank is {rank}; it must be at least 1")
     if energy is not None and not 0 < energy <= 1:
-        raise InputError(f"energy is {energy}; above 0 and up to 1 are possible")
+        raise InputError(f"energy is {energy}; it must be above 0 and at most 1")
     config = read_table(source / CONFIG)
     weights = read_weights(source)
     modules = _modules(source, config, weights)
@@ -134,7 +134,7 @@ def compress(
 
 
 def read_weights(source: Path) -> dict[str, Matrix]:
-    """The matrices of a PEFT folder by name, as F32; raises InputError where there are none."""
+    """The matrices of a PEFT folder by name, as F32; raises InputError if there are none."""
     path = source / WEIGHTS
     if not path.is_file():
         raise InputError("no such file; a PEFT folder has it", where=path)

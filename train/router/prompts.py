@@ -1,7 +1,7 @@
 """The router's training prompts: our own, written and made from patterns, and public data sets where they are at hand.
 
     written = own_prompts(seed=0)               # about 30,000 prompts of our own, always the same for a seed
-    public = public_prompts(Path("data"))       # GSM8K train, MBPP 511-974, dolly, as train/README.md names the files
+    public = public_prompts(Path("data"))       # GSM8K train, MBPP 511-974, dolly, as docs/training.md names the files
 
 Each prompt has a label (a task, or None for "none of these") and a source, so that the training can weigh sources and
 leave one out. dolly's closed_qa and summarization rows that are held out for scoring are left out here too, and of its

@@ -229,7 +229,7 @@ def test_rows_are_flagged(tmp_path):
     assert impossible.flag.startswith("impossible")
     assert "dense" in experts.flag
     assert good.flag is None
-    with pytest.raises(InputError, match="no table"):
+    with pytest.raises(InputError, match="not a table"):
         (tmp_path / "x.csv").write_text("a,b\n1,2\n")
         read_rows(tmp_path / "x.csv")
 

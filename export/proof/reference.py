@@ -19,13 +19,14 @@ import numpy.typing as npt
 
 from ...edge.errors import InputError, SlmEdgeError, UnsupportedError
 from ...edge.gguf.file import GgufFile
+from .mlx import MlxModel, is_mlx_folder
 
 
 class Reference:
     """A PEFT model in evaluation mode.
 
     Attributes:
-        tokenizer: of the Hugging Face folder; None where there is none.
+        tokenizer: of the Hugging Face folder; None if there is none.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -45,7 +46,7 @@ class Reference:
         _quiet()
         folder = Path(folder)
         if not (folder / "config.json").is_file():
-            raise InputError("is no Hugging Face folder: it holds no config.json", where=folder)
+            raise InputError("is not a Hugging Face folder: it holds no config.json", where=folder)
         model = _try(
             "transformers cannot load it",
             folder,
@@ -133,15 +134,21 @@ def _quiet() -> None:
 
 
 def _adapted(model: Any, peft_dir: str | os.PathLike[str]) -> Any:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     peft_dir = Path(peft_dir)
     if not (peft_dir / "adapter_config.json").is_file():
-        raise InputError("is no folder that PEFT saved: it holds no adapter_config.json", where=peft_dir)
-    adapted = _try(
-        "PEFT cannot load it on this base", peft_dir, lambda: PeftModel.from_pretrained(model, str(peft_dir))
-    )
-    return adapted.float().eval()
+        raise InputError("is not a folder that PEFT saved: it holds no adapter_config.json", where=peft_dir)
+    if is_mlx_folder(peft_dir):
+        return MlxModel(model, peft_dir)
+
+    def load() -> Any:
+        config = PeftConfig.from_pretrained(str(peft_dir))
+        # What it says changes PEFT's wrapper, not the sum; the model here is a causal one.
+        config.task_type = "CAUSAL_LM"
+        return PeftModel.from_pretrained(model, str(peft_dir), config=config)
+
+    return _try("PEFT cannot load it on this base", peft_dir, load).float().eval()
 
 
 def _try(message: str, where: Path, load: Any) -> Any:

@@ -16,10 +16,10 @@ from slm_edge.export.base.quantize import TYPES
 from slm_edge.export.cli.group import export
 from slm_edge.export.files.gguf_writer import NewTensor, float32, keys_of, text, write_gguf
 from slm_edge.export.lora.lora import export_lora
-from slm_edge.export.verify.difference import Difference
-from slm_edge.export.verify.prompts import BUILT_IN, Prompt, read_prompts
-from slm_edge.export.verify.reference import Reference
-from slm_edge.export.verify.verify import verify
+from slm_edge.export.proof.difference import Difference
+from slm_edge.export.proof.prompts import BUILT_IN, Prompt, read_prompts
+from slm_edge.export.proof.reference import Reference
+from slm_edge.export.proof.verify import verify
 
 SHORT = (Prompt("How many are left?"), Prompt("Grüße 🙂", "You are brief."))
 
@@ -206,7 +206,7 @@ def test_prompt_files(tmp_path):
     lines = tmp_path / "p.jsonl"
     lines.write_text('"one"\n{"prompt": "two", "system": "S"}\n', encoding="utf-8")
     assert read_prompts(lines) == (Prompt("one"), Prompt("two", "S"))
-    for content, words in (("{", "line 1 is no JSON"), ('{"text": "x"}', "line 1 is neither"), ("\n", "no prompts")):
+    for content, words in (("{", "line 1 is not JSON"), ('{"text": "x"}', "line 1 is neither"), ("\n", "no prompts")):
         lines.write_text(content)
         with pytest.raises(InputError, match=words):
             read_prompts(lines)

@@ -43,12 +43,12 @@ class PromptResult:
     """One prompt's proof.
 
     Attributes:
-        tokens_equal: both tokenizers give the same ids; None where there is only llama.cpp's.
+        tokens_equal: both tokenizers give the same ids; None if there is only llama.cpp's.
         adapted, base: differences with the adapter, and of the base alone.
         effect: largest change of a logit that the adapter makes, in the reference.
         answer: llama.cpp's greedy text.
         greedy_equal: the reference would have chosen the same words.
-        onnx: the same on onnxruntime; None where it was not asked.
+        onnx: the same on onnxruntime; None if it was not asked.
     """
 
     prompt: Prompt
@@ -132,7 +132,7 @@ def verify(
         InputError: a file is not what it should be, or the reference cannot be loaded.
     """
     if (hf is None) == (base_gguf is None):
-        raise InputError("the reference's base is needed, once", hint="give --hf HF_DIR or --base-gguf base.gguf")
+        raise InputError("give the reference's base once", hint="give --hf HF_DIR or --base-gguf base.gguf")
     if not prompts:
         raise InputError("there are no prompts")
     info = BaseInfo.open(base)

@@ -65,7 +65,7 @@ def _prompt(row: Any, number: int, path: Path) -> Prompt:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A prompt as token ids of llama.cpp; whether the reference's tokenizer agrees, None where there is none."""
+    """A prompt as token ids of llama.cpp; whether the reference's tokenizer agrees, None if there is none."""
 
     ids: list[int]
     tokens_equal: bool | None

@@ -18,8 +18,8 @@ from slm_edge.export.base.quantize import TYPES
 from slm_edge.export.lora.lora import export_lora
 from slm_edge.export.onnx.adapter import export_onnx_adapter
 from slm_edge.export.onnx.base import export_onnx
-from slm_edge.export.verify.prompts import BUILT_IN
-from slm_edge.export.verify.verify import verify
+from slm_edge.export.proof.prompts import BUILT_IN
+from slm_edge.export.proof.verify import verify
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SCALINGS = {

@@ -101,7 +101,7 @@ def as_text(report: Report) -> str:
 
 
 def _onnx_lines(report: Report) -> list[str]:
-    """The ONNX column, below the GGUF's; nothing where it was not asked."""
+    """The ONNX column, below the GGUF's; nothing if it was not asked."""
     rows = [result.onnx for result in report.results if result.onnx is not None]
     if not rows:
         return []
