@@ -14,6 +14,7 @@ from ...edge.cli.options import engine_option, threads_option
 from ...edge.console import emit, json_option, progress
 
 if TYPE_CHECKING:
+    from ...edge.files.text import read_text
     from ...edge.llama.vocab import Vocab
     from ...edge.pack.pack import Pack
     from ..likelihood.log_probs import LogProbs
@@ -78,10 +79,7 @@ def perplexity(
     columns = columns_of(pack, names or ("none",), engine)
     if any(column.is_auto for column in columns):
         raise InputError("a text has no prompt that a router could choose by", hint="--adapter NAME, none or each")
-    try:
-        text = text_file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})", where=text_file) from None
+    text = read_text(text_file)
     if against is not None and not against.is_file():
         raise InputError("no such file", where=against)
     reference_sha256 = sha256_file(against) if against is not None else None

@@ -57,7 +57,7 @@ def _dolly(kind: str) -> Callable[[Path], list[list[Message]]]:
 
 
 def _mbpp_rows(data: Path) -> list[dict[str, Any]]:
-    rows = json_lines(data / "mbpp" / "mbpp.jsonl", "text", "code", "task_id", "test_list")
+    rows = json_lines(data / "mbpp" / "mbpp.jsonl", "text", "code", numbers=["task_id"], lists=["test_list"])
     return [row for row in rows if 11 <= row["task_id"] <= 510]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...edge.errors import InputError, SlmEdgeError, UnsupportedError
-from ...edge.files.atomic import make_folder, read_json, sha256_file, write_json
+from ...edge.files.atomic import make_folder, read_table, sha256_file, write_json
 
 # Task of the adapter -> its training files, and the column of the table that it is for
 TRAINING: Final[dict[str, tuple[str, ...]]] = {
@@ -146,7 +146,7 @@ def _check(plan: Plan) -> None:
         "train": sorted(plan.train),
     }
     path = make_folder(plan.out) / "plan.json"
-    theirs = read_json(path) if path.exists() else ours
+    theirs = read_table(path) if path.exists() else ours
     if theirs != ours:
         differ = [f"{key}: {theirs.get(key)} there, {value} now" for key, value in ours.items()]
         raise InputError(
@@ -175,7 +175,7 @@ def _trained(folder: Path) -> dict[str, Any]:
     """What training says of itself, by task: steps, rows, tokens, held-out loss before and after."""
     found = {}
     for task in TRAINING:
-        record = read_json(folder / "peft" / task / "train.json")
+        record = read_table(folder / "peft" / task / "train.json")
         losses = record["held_out_loss"] or {}
         found[task] = {
             "steps": record["steps"],

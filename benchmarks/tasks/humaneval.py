@@ -6,17 +6,14 @@ An answer becomes a completion as in the official samples.jsonl; program and tes
 """
 
 import dataclasses
-import gzip
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...edge.datasets.prompts import user_message
-from ...edge.errors import InputError
 from ..sandbox.sandbox import Limits, Verdict, run_program
 from .code_block import code_of, defined_names, definitions
-from .task import Decoding, Item, Metric, Task
+from .task import Decoding, Item, Metric, Task, json_lines
 
 PROBLEM_KEYS = ("task_id", "prompt", "entry_point", "test")
 # The official 3 s, as CPU time, so that a busy machine changes no score; sleepers end by the clock
@@ -32,23 +29,7 @@ def read_problems(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         InputError: it cannot be read, or a row lacks a key.
     """
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})", where=path) from None
-    problems = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"line {number} is not JSON ({error})", where=path) from None
-        if not isinstance(row, dict) or any(not isinstance(row.get(key), str) for key in PROBLEM_KEYS):
-            raise InputError(f"line {number} lacks one of {', '.join(PROBLEM_KEYS)}", where=path)
-        problems[row["task_id"]] = row
-    return problems
+    return {row["task_id"]: row for row in json_lines(path, *PROBLEM_KEYS)}
 
 
 def humaneval_text(prompt: str) -> str:

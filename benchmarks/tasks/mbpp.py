@@ -14,7 +14,8 @@ from .task import Item, Metric, Task, json_lines
 
 def load(data: Path) -> list[Item]:
     """The test split of `mbpp/mbpp.jsonl`."""
-    rows = json_lines(data / "mbpp" / "mbpp.jsonl", "text", "task_id", "test_list", "test_setup_code")
+    path = data / "mbpp" / "mbpp.jsonl"
+    rows = json_lines(path, "text", "test_setup_code", numbers=["task_id"], lists=["test_list"])
     return [
         Item(
             f"mbpp-{row['task_id']}",

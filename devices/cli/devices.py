@@ -238,13 +238,13 @@ def calibrate(profile_file: Path, device_name: str, as_json: bool) -> None:
     Example:
       slm-edge profile --quick --json > profile.json && slm-edge devices calibrate profile.json
     """
-    from ...edge.files.atomic import read_json
+    from ...edge.files.atomic import read_table
     from ..catalogue.catalogue import find_device
     from ..machine.probe import kept_probe
     from ..predict.unit_factors import calibrate as calibrated
     from ..predict.unit_factors import save_calibration
 
-    profile = read_json(profile_file)
+    profile = read_table(profile_file)
     device = _this()[0] if device_name == "this" else find_device(device_name)
     if device.unprobed:
         raise InputError(f"this machine cannot be probed now: {device.unprobed}", hint="try again when it is quiet")

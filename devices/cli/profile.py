@@ -62,7 +62,7 @@ def profile(ctx: click.Context, /, **given: Any) -> None:
     if given["schema"]:
         click.echo(SCHEMA_FILE.read_text(encoding="utf-8").rstrip())
         return
-    from ...edge.files.atomic import atomic_file, read_json, write_json
+    from ...edge.files.atomic import atomic_file, read_table, write_json
     from ..profile.compare import check_comparable, compare, compare_text
     from ..profile.html import report
     from ..profile.text import failed_assertions, jsonl, metrics, parse_assertion, table
@@ -71,7 +71,7 @@ def profile(ctx: click.Context, /, **given: Any) -> None:
     wrong = [text for text in given["assertions"] if parse_assertion(text) is None]
     if wrong:
         raise InputError("an assertion cannot be read", problems=[repr(text) for text in wrong])
-    old = read_json(given["compare_file"]) if given["compare_file"] else None
+    old = read_table(given["compare_file"]) if given["compare_file"] else None
     sustain_s = parse_seconds(given["sustain"]) if given["sustain"] else 0.0
     device = _emulated(given["emulate"])
     data = _measure(given, sustain_s, device)

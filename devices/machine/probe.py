@@ -19,7 +19,7 @@ import numpy as np
 
 from ...edge.console import Advance
 from ...edge.errors import InputError
-from ...edge.files.atomic import make_folder, read_json, write_json
+from ...edge.files.atomic import make_folder, read_table, write_json
 from ...edge.files.cache import cache_folder
 from ...edge.system.cpu import default_threads
 from ..catalogue.catalogue import GIB, Device, Fact, core_classes
@@ -254,7 +254,7 @@ def kept_probe() -> Probe | None:
     """The probe in the cache, if it is of this machine."""
     if not _path().is_file():
         return None
-    data = read_json(_path())
+    data = read_table(_path())
     try:
         # Probes of before 2026-12 do not say how busy the machine was.
         if data["machine"] != cpu_name() or data["cores"] != os.cpu_count() or "others_cores" not in data:

@@ -24,6 +24,12 @@ from .predict import NO_ADAPTER, AdapterCost, Calibration, Predictor, Speed, fir
 
 # Quantisations that are offered when the asked one does not fit, the best first.
 QUANTS: Final = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")
+# `general.file_type` as llama.h's `llama_ftype` has it.
+FILE_TYPES: Final = {
+    **{0: "f32", 1: "f16", 32: "bf16", 2: "q4_0", 3: "q4_1", 8: "q5_0", 9: "q5_1", 7: "q8_0"},
+    **{10: "q2_k", 21: "q2_k_s", 11: "q3_k_s", 12: "q3_k_m", 13: "q3_k_l", 14: "q4_k_s", 15: "q4_k_m"},
+    **{16: "q5_k_s", 17: "q5_k_m", 18: "q6_k", 25: "iq4_nl", 30: "iq4_xs", 26: "iq3_s", 27: "iq3_m"},
+}
 LEAST_CONTEXT: Final = 512
 
 
@@ -57,6 +63,12 @@ class Target:
         Raises:
             UnsupportedError: its memory is not planned: its blocks are not those of Llama, Qwen and their like.
         """
+        if file.get("split.count", 0) not in (0, 1):
+            raise UnsupportedError(
+                "is one part of a split model",
+                where=file.path,
+                hint="join the parts with llama-gguf-split --merge",
+            )
         work = Workload.of_file(file, name)
         if "blk.0.attn_q.weight" not in file.tensors or "blk.0.ffn_gate.weight" not in file.tensors:
             raise UnsupportedError(
@@ -64,7 +76,9 @@ class Target:
                 where=file.path,
             )
         main = max(work.weights_by_type.items(), key=lambda row: row[1])[0]
-        return cls(work.name, work, file, main.name.lower(), str(file.get("general.architecture")))
+        # A mixture is called by its own name; a third of a small model's weights may be of another type.
+        quant = FILE_TYPES.get(file.get("general.file_type"), main.name.lower())
+        return cls(work.name, work, file, quant, str(file.get("general.architecture")))
 
 
 @dataclass(frozen=True)

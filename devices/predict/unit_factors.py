@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...edge.errors import InputError
-from ...edge.files.atomic import make_folder, read_json, write_json
+from ...edge.files.atomic import make_folder, read_table, write_json
 from ...edge.files.cache import cache_folder
 from ...edge.gguf.types import GgmlType
 from ..catalogue.catalogue import Device
@@ -182,7 +182,7 @@ def load_calibration(name: str) -> Calibration | None:
     path = _path(name)
     if not path.is_file():
         return None
-    data = read_json(path)
+    data = read_table(path)
     try:
         return Calibration(**data)
     except TypeError:

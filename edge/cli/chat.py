@@ -115,5 +115,7 @@ def _loop(talk: Any) -> None:
             click.echo()
             time.sleep(0.01)
             continue
+        # A byte-order mark before a piped text is no part of it.
+        line = line.removeprefix("\ufeff")
         if line.strip() and not talk.turn(line):
             return

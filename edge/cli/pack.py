@@ -237,13 +237,15 @@ def show(folder: Path, as_json: bool) -> None:
 def verify(folder: Path, as_json: bool) -> None:
     """Check every byte of PACK [default: the starter pack].
 
-    Lists what was changed, is missing or is too much. Exits with 0 if all is as it was built, else with 5.
+    Lists what was changed, is missing or is too much. Exits with 0 if all is as it was built, else with 5. Leftovers
+    of a killed `pack add` are no fault: they are named, and the next change removes them.
 
     \b
     Example:
       slm-edge pack verify my-pack
     """
     from ..files.cache import base_cache_path
+    from ..pack.leftovers import find_leftovers
     from ..pack.pack import starter_folder, verify_folder
 
     where = _folder(folder) or starter_folder()
@@ -254,9 +256,12 @@ def verify(folder: Path, as_json: bool) -> None:
     base_checked = carried or base_cache_path(manifest.base.sha256).is_file()
     if not base_checked:
         note(f"the base {manifest.base.file_name} is not here yet and was not checked")
+    left = find_leftovers(where, manifest.files)
+    if left:
+        note(f"leftovers of a change that was ended, which the next change removes: {', '.join(left)}")
     n_files = len(manifest.files) + 1
     emit(
-        {"pack": str(where), "ok": True, "n_files": n_files, "base_checked": base_checked},
+        {"pack": str(where), "ok": True, "n_files": n_files, "base_checked": base_checked, "leftovers": left},
         as_json,
         f"{where}: {n_files} files, all as they were built",
     )

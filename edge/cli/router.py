@@ -80,11 +80,13 @@ def show(folder: Path | None, as_json: bool) -> None:
             f"  {task:16} {how:12} from confidence {model.thresholds.get(task, 0.5):.2f}, "
             f"adapter {adapters.get(task, 'not in this pack')}"
         )
-    if "cross_validated_accuracy" in model.about:
+    about = [
+        model.about.get(key) for key in ("n_prompts", "cross_validated_accuracy", "cross_validated_calibration_error")
+    ]
+    if all(isinstance(value, int | float) for value in about):
         lines.append(
-            f"trained on {model.about['n_prompts']} prompts; cross-validated on them "
-            f"{model.about['cross_validated_accuracy']:.1%} right, "
-            f"calibration error {model.about['cross_validated_calibration_error']:.3f}"
+            f"trained on {about[0]} prompts; cross-validated on them {about[1]:.1%} right, "
+            f"calibration error {about[2]:.3f}"
         )
     emit(data, as_json, "\n".join(lines))
 

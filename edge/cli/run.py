@@ -129,7 +129,8 @@ def _prompt(argument: str | None) -> str:
         text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8 text (byte {error.start})") from None
-    return text.removesuffix("\n").removesuffix("\r")
+    # Editors of Windows begin a text with a byte-order mark.
+    return text.removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")
 
 
 def _numbers(answer: "Answer", load_s: float) -> dict[str, Any]:

@@ -9,18 +9,17 @@ a quarter of the context to be answered in (or the longest answer, if that is le
 system message stays.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from ..answer.base import SessionBase
 from ..answer.settings import Settings, max_tokens_of
 from ..answer.stream import Answer
 from ..console import note
-from ..errors import DoesNotFitError, InputError, SlmEdgeError
-from ..files.atomic import atomic_file
+from ..errors import DoesNotFitError, InputError, SlmEdgeError, of_system
+from ..files.atomic import write_json
+from ..files.paths import user_path
 from ..gguf.chat_template import Message
 from ..llama.vocab import n_same
 from ..names import did_you_mean
@@ -109,6 +108,9 @@ class Talk:
             self._ask(line[1:] if line.startswith("//") else line)
         except SlmEdgeError as error:
             note(str(error))
+        except OSError as error:
+            # A name that is too long, a disk that fails: the conversation is worth more.
+            note(str(of_system(error)))
         return True
 
     def use(self, name: str) -> None:
@@ -226,11 +228,8 @@ class Talk:
             "system": self.system,
             "messages": self.messages,
         }
-        path = Path(file).expanduser()
-        if path.is_dir():
-            raise InputError("is a folder", where=path)
-        with atomic_file(path) as part:
-            part.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path = user_path(file)
+        write_json(path, data)
         note(f"[saved {path}]")
 
     def _clear(self, _: str) -> None:

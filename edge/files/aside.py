@@ -9,7 +9,7 @@ systems) they stay until someone removes them.
 """
 
 import contextlib
-import errno
+import hashlib
 import os
 import re
 import shutil
@@ -19,15 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from ..errors import DoesNotFitError
+from ..errors import DoesNotFitError, InputError, is_full
 from ..sizes import human_bytes
 
 SUFFIX: Final = ".aside"
 _OURS: Final = re.compile(rf"\.(.*)\.[a-z0-9_]{{8}}{re.escape(SUFFIX)}", re.DOTALL)
+# Of a name; file systems hold 255 bytes, and ours has 17 more.
+MOST_NAME_BYTES: Final = 200
 # Put behind a folder's name while it is replaced, where it cannot be exchanged in one step.
 REPLACED: Final = ".replaced"
-# No space, over the user's quota, over the process's limit of a file's size.
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextlib.contextmanager
@@ -36,9 +36,15 @@ def folder_beside(dest: Path) -> Iterator[Path]:
 
     Raises:
         DoesNotFitError: the block found the disk full.
+        InputError: no folder can be made there.
     """
     remove_leftovers(dest)
-    folder, handle = _new_folder(dest)
+    try:
+        folder, handle = _new_folder(dest)
+    except OSError as error:
+        if is_full(error):
+            raise full_disk(error, dest) from None
+        raise InputError(f"cannot be written ({error.strerror})", where=dest) from None
     try:
         yield folder
     except OSError as error:
@@ -60,11 +66,6 @@ def require_room(folder: Path, needed_bytes: int, what: str, hint: str | None = 
             where=folder,
             hint=hint,
         )
-
-
-def is_full(error: OSError) -> bool:
-    """Whether it says that there is no room on the disk."""
-    return error.errno in _FULL
 
 
 def full_disk(error: OSError, dest: Path, *, kept: Path | None = None) -> DoesNotFitError:
@@ -93,7 +94,7 @@ def remove_leftovers(dest: Path) -> None:
 
     def is_of_dest(name: str) -> bool:
         found = _OURS.fullmatch(name)
-        return found is not None and found[1] == dest.name
+        return found is not None and found[1] == _called(dest)
 
     try:
         with os.scandir(dest.absolute().parent) as entries:
@@ -115,10 +116,24 @@ def remove_leftovers(dest: Path) -> None:
         os.close(handle)
 
 
+def remove_leftovers_below(top: Path) -> None:
+    """Removes what killed processes were writing anywhere in a folder."""
+    for folder, names, _ in os.walk(top):
+        for name in names:
+            if found := _OURS.fullmatch(name):
+                remove_leftovers(Path(folder) / found[1])
+
+
+def _called(dest: Path) -> str:
+    """What the folder beside `dest` is called after: its name, shortened where there is no room for ours beside it."""
+    name = os.fsencode(dest.name)
+    return dest.name if len(name) <= MOST_NAME_BYTES else hashlib.sha256(name).hexdigest()
+
+
 def _new_folder(dest: Path) -> tuple[Path, int | None]:
     """The folder and its lock; None if it cannot be locked."""
     while True:
-        made = tempfile.mkdtemp(prefix=f".{dest.name}.", suffix=SUFFIX, dir=dest.absolute().parent)
+        made = tempfile.mkdtemp(prefix=f".{_called(dest)}.", suffix=SUFFIX, dir=dest.absolute().parent)
         folder = Path(made)
         # Until it is locked another process may take it for a dead one's, and remove it.
         try:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .text import is_text, parse_json, read_text
 
 CHUNK_BYTES = 1 << 20
 
@@ -63,8 +64,9 @@ def atomic_file(dest: str | os.PathLike[str]) -> Iterator[Path]:
     """
     dest = Path(dest)
     parent = _parent_of(dest)
-    if dest.is_dir():
-        raise InputError("is a folder; a file is to be written there", where=dest)
+    if dest.exists() and not dest.is_file():
+        kind = "a folder" if dest.is_dir() else "not a plain file"
+        raise InputError(f"is {kind}; a file is to be written there", where=dest)
     from .aside import folder_beside
 
     with folder_beside(dest) as folder:
@@ -126,27 +128,29 @@ def sha256_json(value: Any) -> str:
 
 
 def write_json(path: str | os.PathLike[str], data: Any) -> None:
-    """Writes `data` as indented UTF-8 JSON, atomically. NaN and infinity are refused."""
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Writes `data` as indented UTF-8 JSON, atomically. NaN and infinity are refused; lone surrogates are escaped."""
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    if not is_text(text):
+        text = json.dumps(data, indent=2, allow_nan=False)
     with atomic_file(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Reads a JSON file.
 
     Raises:
-        InputError: it is not there, or not UTF-8 JSON.
+        InputError: it is not there, no UTF-8 JSON, nested too deep, or holds a number without end.
     """
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError("no such file", where=path) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"is not valid JSON ({error})", where=path) from None
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
+    return parse_json(read_text(path), path)
+
+
+def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a JSON file that holds an object; errors as `read_json`, and InputError where it holds something else."""
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise InputError("holds no JSON object", where=path)
+    return data
 
 
 def make_folder(folder: str | os.PathLike[str]) -> Path:
@@ -173,10 +177,17 @@ def locked(
         path: the lock file; it stays there, empty.
         on_wait: called once when another process holds the lock.
         wait: else BlockingIOError is raised where another process holds it.
+
+    Raises:
+        InputError: the file cannot be made or opened.
     """
     path = Path(path)
     make_folder(path.parent)
-    with path.open("a+b") as stream:
+    try:
+        lock = path.open("a+b")
+    except OSError as error:
+        raise InputError(f"cannot be locked ({error.strerror})", where=path) from None
+    with lock as stream:
         if sys.platform == "win32":
             import msvcrt
 

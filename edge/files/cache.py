@@ -9,12 +9,14 @@ import os
 import sys
 from pathlib import Path
 
+from .paths import user_path
+
 
 def cache_folder() -> Path:
     """The user's cache for slm-edge: `$SLM_EDGE_CACHE`, else the platform's usual place. Not created here."""
     own = os.environ.get("SLM_EDGE_CACHE")
     if own:
-        return Path(own).expanduser()
+        return user_path(own)
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "slm-edge"
     if sys.platform == "win32":

@@ -21,6 +21,7 @@ from .base import BaseInfo
 from .file import GgufFile, TensorInfo, ValueType
 
 FINGERPRINT_KEY: Final = "slm_edge.base.fingerprint"  # STRING, hex: BaseInfo.fingerprint of the base
+ALIKE_SHOWN: Final = 3
 BASE_NAME_KEY: Final = "slm_edge.base.name"  # STRING
 RANK_KEY: Final = "slm_edge.lora.rank"  # UINT32, the highest rank in the file
 SOURCE_SHA256_KEY: Final = "slm_edge.source.sha256"  # STRING, hex: of the PEFT adapter_model.safetensors
@@ -79,7 +80,8 @@ def check_adapter(path: str | os.PathLike[str], base: BaseInfo) -> AdapterInfo:
         faults.append(f"{RANK_KEY} says {stated.value}, the highest rank is {rank}")
     _check_values(file, pairs, faults)
     if faults:
-        raise InputError(f"cannot be used as an adapter for {base.file.path.name}", where=file.path, problems=faults)
+        problems = _grouped(faults)
+        raise InputError(f"cannot be used as an adapter for {base.file.path.name}", where=file.path, problems=problems)
     return AdapterInfo(
         path=file.path,
         rank=rank,
@@ -110,6 +112,19 @@ def _check_keys(file: GgufFile, base: BaseInfo, faults: list[str]) -> float:
     _check_provenance(file, base, faults)
     _check_alora(file, base, faults)
     return _check_alpha(file, faults)
+
+
+def _grouped(faults: list[str]) -> list[str]:
+    """The faults, those that many blocks share in one line: an adapter of another model has one for each matrix."""
+    kinds: dict[str, list[str]] = {}
+    for fault in faults:
+        kind = re.sub(r"^(?:blk\.\d+\.)?[\w.]+: (?=the base has no such tensor)", "", fault)
+        kinds.setdefault(re.sub(r"\bblk\.\d+\.", "blk.*.", kind), []).append(fault)
+    return [
+        line
+        for alike in kinds.values()
+        for line in (alike if len(alike) <= ALIKE_SHOWN else [f"{alike[0]} ({len(alike) - 1} more like this)"])
+    ]
 
 
 def _text(file: GgufFile, key: str, faults: list[str], needed: bool = False) -> str | None:

@@ -238,9 +238,12 @@ class GgufFile:
         """
         path = Path(path)
         try:
+            if path.is_dir():
+                raise InputError("is a folder, not a GGUF file", where=path, hint=_folder_hint(path))
             with path.open("rb") as stream:
-                if stream.read(4) != b"GGUF":
-                    raise InputError("is not a GGUF file", where=path)
+                head = stream.read(16)
+                if head[:4] != b"GGUF":
+                    raise InputError("is not a GGUF file", where=path, hint=_file_hint(head))
                 data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise InputError("no such file", where=path) from None
@@ -336,3 +339,19 @@ class GgufFile:
         if info.type is GgmlType.BF16:
             return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
         raise UnsupportedError(f"{name!r} is {info.type.name}, not a float type", where=self.path)
+
+
+def _folder_hint(folder: Path) -> str | None:
+    """What makes a GGUF of a folder that people have instead."""
+    if (folder / "adapter_config.json").is_file():
+        return f"slm-edge export lora {folder} --base BASE.gguf -o OUT.gguf makes one of it"
+    return f"slm-edge export base {folder} -o OUT.gguf makes one of it" if (folder / "config.json").is_file() else None
+
+
+def _file_hint(head: bytes) -> str | None:
+    """What is known of a file that begins otherwise."""
+    if head.startswith(b"version https://"):
+        return "it is a Git LFS pointer, not the file itself: run `git lfs pull`, or download it"
+    if head[8:9] == b"{" and head[7:8] == b"\0":
+        return "it reads as safetensors: slm-edge export lora (of an adapter) or export base makes a GGUF of its folder"
+    return "it reads as PyTorch's, or as another zip archive" if head.startswith(b"PK\3\4") else None

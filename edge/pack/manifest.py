@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import DamagedError, InputError, UnsupportedError
+from ..files.text import loads_json
 from ..names import check_name
 from .sources import check_source, has_keys
 
 SCHEMA: Final = 1
 PACK_FILE: Final = "pack.json"
 MAX_PACK_FILE_BYTES: Final = 16 << 20
+MAX_SIZE_BYTES: Final = 1 << 50
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 _PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ()+,._@=-]{0,199}")
 
@@ -99,16 +101,16 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         if path.is_symlink() or path.stat().st_size > MAX_PACK_FILE_BYTES:
             raise InputError("is a symbolic link, or too large", where=path)
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = loads_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=path) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DamagedError(f"is not valid JSON ({error})", where=path, hint="copy the pack again") from None
     if not isinstance(data, dict) or "schema" not in data:
         raise InputError("is not the pack.json of a pack", where=path)
     if data["schema"] != SCHEMA or isinstance(data["schema"], bool):
         raise UnsupportedError(
-            f"has the schema version {data['schema']!r}; this slm-edge reads {SCHEMA}",
+            f"has the schema version {repr(data['schema'])[:60]}; this slm-edge reads {SCHEMA}",
             where=path,
             hint="pip install --upgrade slm-edge",
         )
@@ -138,7 +140,7 @@ def _is_sha256(value: Any) -> bool:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_SIZE_BYTES
 
 
 def _manifest(data: dict[str, Any], faults: list[str]) -> Manifest | None:

@@ -4,11 +4,12 @@ parse_source("hub:Qwen/Qwen2.5-0.5B-Instruct-GGUF/qwen2.5-0.5b-instruct-q4_k_m.g
 """
 
 import re
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from ..errors import InputError
+from ..files.paths import user_path
+from ..files.text import is_text
 
 # What each kind of source must and may say.
 SOURCE_KEYS: Final[dict[str, tuple[set[str], set[str]]]] = {
@@ -44,7 +45,7 @@ def check_source(source: Any) -> list[str]:
     has_keys(source, f"the {kind} source", required | {"kind"}, faults, optional)
     for key, value in source.items():
         pattern = PATTERNS.get((kind, key))
-        if not isinstance(value, str) or not value or value.startswith("-") or "\0" in value:
+        if not is_text(value) or not value or value.startswith("-") or "\0" in value:
             faults.append(f"the {kind} source's {key} is {value!r}")
         elif pattern is not None and (len(value) > _TEXT_LETTERS or not pattern.fullmatch(value)):
             faults.append(f"the {kind} source's {key} is {value[:_TEXT_LETTERS]!r}, which is not a {key}")
@@ -80,7 +81,7 @@ def parse_source(text: str) -> dict[str, str]:
     if kind in ("http", "https"):
         source = {"kind": "url", "url": text}
     elif kind == "path" and rest:
-        source = {"kind": "path", "path": str(Path(rest).expanduser().absolute())}
+        source = {"kind": "path", "path": str(user_path(rest).absolute())}
     elif kind == "pypi":
         requirement, _, member = rest.partition(":")
         package, _, version = requirement.partition("==")

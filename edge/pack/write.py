@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..console import Advance, progress
-from ..errors import DoesNotFitError, InputError, SlmEdgeError
+from ..errors import DoesNotFitError, InputError, SlmEdgeError, of_system
 from ..files.atomic import atomic_file, atomic_folder, copy_file, locked, sha256_file, write_json
 from ..files.cache import cache_folder
 from ..gguf.adapter import AdapterInfo, check_adapter
@@ -23,6 +23,7 @@ from ..gguf.base import BaseInfo
 from ..names import check_name, did_you_mean
 from ..sizes import human_bytes
 from .card import TaskCard
+from .leftovers import remove_pack_leftovers
 from .manifest import PACK_FILE, AdapterRow, BaseRef, Manifest, is_safe_path, read_manifest, render
 from .pack import ADAPTERS_FOLDER, Pack
 from .sources import check_source
@@ -95,7 +96,7 @@ def build_pack(
     own_names = (PACK_FILE, ADAPTERS_FOLDER, ROUTER_FILE, base.name)
     if base.name in own_names[:3] or any(Path(path).name in own_names for path in include):
         faults.append(f"{', '.join(own_names[:3])} and {base.name} are the pack's own names")
-    if dest.exists() and (dest.is_file() or any(dest.iterdir())) and not (replace and (dest / PACK_FILE).is_file()):
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())) and not (replace and (dest / PACK_FILE).is_file()):
         faults.append(
             "something that is not a pack is already there"
             if replace
@@ -154,7 +155,6 @@ def add_adapter(folder: Path, new: NewAdapter, make_default: bool = False) -> Pa
         _check_room(folder, adapter_info.size_bytes)
         files = dict(pack.manifest.files)
         row = _row(new.name, {adapter_path(new.name): ""}, adapter_info.size_bytes)
-        made_folder = not (folder / ADAPTERS_FOLDER).exists()
         (folder / ADAPTERS_FOLDER).mkdir(exist_ok=True)
         try:
             with progress(f"adding {new.name}", adapter_info.size_bytes, "bytes") as advance:
@@ -168,13 +168,7 @@ def add_adapter(folder: Path, new: NewAdapter, make_default: bool = False) -> Pa
             changed = dataclasses.replace(pack.manifest, default_adapter=default, adapters=rows, files=_sorted(files))
             _write_manifest(folder, changed)
         except BaseException:
-            # pack.json is written last: without its row these files are nobody's.
-            if new.name not in [adapter.name for adapter in read_manifest(folder).adapters]:
-                (folder / row.file).unlink(missing_ok=True)
-                (folder / row.card).unlink(missing_ok=True)
-                if made_folder:
-                    with contextlib.suppress(OSError):
-                        (folder / ADAPTERS_FOLDER).rmdir()
+            _tidy(folder)
             raise
         return Pack.open(folder)
 
@@ -213,11 +207,7 @@ def add_files(folder: Path, files: Mapping[str, Path], remove: Callable[[str], b
                         kept[name] = _copy(path, aside, advance)
             _write_manifest(folder, dataclasses.replace(pack.manifest, files=_sorted(kept)))
         except BaseException:
-            known = read_manifest(folder).files
-            for name in files:
-                if name not in known:
-                    (folder / name).unlink(missing_ok=True)
-                    _remove_empty(folder, name)
+            _tidy(folder)
             raise
         for name in gone:
             (folder / name).unlink(missing_ok=True)
@@ -273,7 +263,21 @@ def _changing(folder: Path) -> Iterator[None]:
     """One change at a time; the lock lies in the cache, because a pack holds nothing that it does not name."""
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     with locked(cache_folder() / "locks" / f"pack-{name}.lock"):
-        yield
+        if (folder / PACK_FILE).is_file():
+            remove_pack_leftovers(folder, read_manifest(folder).files)
+        try:
+            yield
+        except OSError as error:
+            raise of_system(error) from None
+
+
+def _tidy(folder: Path) -> None:
+    """After a change that failed: pack.json is written last, and what it does not name is nobody's.
+
+    Nothing raised here may hide the reason of the failure.
+    """
+    with contextlib.suppress(OSError, SlmEdgeError):
+        remove_pack_leftovers(folder, read_manifest(folder).files)
 
 
 def _name_faults(names: Sequence[str]) -> list[str]:

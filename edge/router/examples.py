@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..files.text import is_text, json_rows, lines_of, read_text
 from .features import NAMES, Features, read_prompt
 from .file import ADDED_SLOTS, Background, RouterModel
 from .hashing import N_SLOTS
@@ -50,22 +51,12 @@ def read_examples(path: Path) -> list[str]:
     Raises:
         InputError: the file is not there, not UTF-8, or a line is no prompt.
     """
-    import json
-
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})", where=path) from None
     if path.suffix != ".jsonl":
-        return lines
+        return [line for line in lines_of(read_text(path)) if line.strip()]
     found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"line {number} is not JSON ({error})", where=path) from None
+    for number, row in json_rows(path):
         prompt = row.get("prompt") if isinstance(row, dict) else row
-        if not isinstance(prompt, str) or not prompt.strip():
+        if not is_text(prompt) or not prompt.strip():
             raise InputError(f'line {number} is neither a text nor an object with a "prompt"', where=path)
         found.append(prompt)
     return found

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...edge.errors import DamagedError, InputError, UnsupportedError
-from ...edge.files.atomic import read_json
+from ...edge.files.atomic import read_table
+from ...edge.files.text import is_text
 from ...edge.gguf.families import interleave_rows
 from ...edge.gguf.types import GgmlType
 from ..files.encode import Q8_0_BLOCK_VALUES, encode_rows
@@ -187,7 +188,9 @@ def _limit(type: GgmlType) -> float:
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX_FILE
     if index.exists():
-        weight_map = read_json(index).get("weight_map", {})
+        weight_map = read_table(index).get("weight_map", {})
+        if not isinstance(weight_map, dict) or not all(map(is_text, weight_map.values())):
+            raise InputError("its weight_map is no table of file names", where=index)
         names = sorted(set(weight_map.values()))
         outside = [name for name in names if Path(name).name != name]
         missing = [name for name in names if name not in outside and not (folder / name).exists()]

@@ -6,7 +6,6 @@ when it is set, because it may change what the adapter computes. Fields as of PE
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,9 @@ from ...edge.errors import InputError
 from ..reasons import Reasons
 from .scaling import Scaling
 
+# Beyond any matrix's side, and what an F32 holds with room for products
+MAX_RANK: Final = 1 << 20
+MAX_ALPHA: Final = 1e30
 REFUSED: Final = {
     "use_dora": "DoRA rescales whole weight columns, which no low-rank sum can do",
     "lora_bias": "a GGUF adapter holds no bias vectors",
@@ -157,13 +159,14 @@ class _Fields:
         self.reasons = reasons
 
     def as_count(self, name: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.reasons.wrong(f"{name} is {_short(value)}; it must be a positive whole number")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
+            self.reasons.wrong(f"{name} is {_short(value)}; it must be a whole number from 1 to {MAX_RANK}")
             return 1
         return value
 
     def as_number(self, name: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        # Written so that NaN fails.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_ALPHA:
             self.reasons.wrong(f"{name} is {_short(value)}; it must be a number")
             return 1.0
         return float(value)
@@ -183,7 +186,7 @@ class _Fields:
         for key, entry in value.items():
             try:
                 re.compile(rf"(.*\.)?({key})$")
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 self.reasons.wrong(f"{name}: {key!r} is not a regular expression ({error})")
                 continue
             found[key] = read(f"{name}[{key!r}]", entry)
@@ -194,7 +197,7 @@ class _Fields:
         if value is None:
             return ()
         plain = isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in value)
-        if not plain or not value or min(value) < 0:
+        if not plain or not value or min(value) < 0 or max(value) >= 1 << 31:
             self.reasons.wrong(f"{name} is {_short(value)}; it must be a list of token ids")
             return ()
         return tuple(value)

@@ -20,16 +20,18 @@ from ..files.safetensors import READABLE, SafetensorsFile
 from ..reasons import Reasons
 from .mlx_folder import is_mlx, read_mlx
 from .peft_config import LoraPair, PeftConfig, read_peft_config
+from .tensor_names import other_sense, plain_name
 
+SHOWN: Final = 8
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 PICKLE_FILE: Final = "adapter_model.bin"
-PREFIX: Final = "base_model.model."
 # module, then which part of the adapter it is
 _PARTS: Final = re.compile(r"(.+?)\.(lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B)")
 _UNSUPPORTED_PARTS: Final = (
     (re.compile(r"\.lora_magnitude_vector(\.weight)?$"), "DoRA's magnitude vectors"),
     (re.compile(r"\.lora_B\.bias$"), "biases of the adapter (lora_bias)"),
+    (re.compile(r"\.lora_[ab]$"), "matrices of mlx-lm (lora_a, lora_b); give the folder that mlx_lm.lora saved"),
     (re.compile(r"\.token_adapter\."), "trained token rows (trainable_token_indices)"),
     (re.compile(r"\.bias$"), "biases of the base (bias is not 'none')"),
     (
@@ -76,8 +78,13 @@ class PeftFolder:
             problem = "is a file; the folder that PEFT saved is needed" if path.exists() else "no such folder"
             raise InputError(problem, where=path)
         if not (path / CONFIG_FILE).is_file():
+            below = sorted(found.parent.name for found in path.glob(f"*/{CONFIG_FILE}"))[:SHOWN]
             raise InputError(
-                f"holds no {CONFIG_FILE}", where=path, hint="give the folder that PEFT's save_pretrained made"
+                f"holds no {CONFIG_FILE}",
+                where=path,
+                hint=f"give one of the folders in it: {', '.join(below)}"
+                if below
+                else "give the folder that PEFT's save_pretrained made",
             )
         raw = read_json(path / CONFIG_FILE)
         if is_mlx(raw):
@@ -117,18 +124,26 @@ def _sort_tensors(
     """Puts every tensor of the file to its use; what has none becomes a reason of refusal."""
     modules: dict[str, dict[str, str]] = {}
     copies: dict[str, str] = {}
+    seen: dict[str, str] = {}
     for name in weights.tensors:
-        inner = name.removeprefix(PREFIX)
+        inner = plain_name(name)
         part = _PARTS.fullmatch(inner)
-        if name.startswith(PREFIX) and part:
+        if inner in seen:
+            reasons.wrong(
+                "two of its tensors are the same matrix (two adapters in one file?)", f"{seen[inner]}, {name}"
+            )
+        elif sense := other_sense(inner):
+            reasons.unsupported(f"it adapts {sense} of a multimodal model, which the base lacks", name)
+        elif part:
             modules.setdefault(part[1], {})[part[2]] = name
-        elif name.startswith(PREFIX) and inner.endswith(".base_layer.weight"):
+        elif inner.endswith(".base_layer.weight"):
             copies[inner.removesuffix(".base_layer.weight")] = name
         else:
             what = next(
-                (text for shape, text in _UNSUPPORTED_PARTS if shape.search(name)), "tensors of an unknown kind"
+                (text for shape, text in _UNSUPPORTED_PARTS if shape.search(inner)), "tensors of an unknown kind"
             )
             reasons.unsupported(f"it holds {what}", name)
+        seen[inner] = name
     for module, name in copies.items():
         if module not in modules:
             reasons.wrong("a copy of a layer that has no adapter", name)

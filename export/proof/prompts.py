@@ -1,12 +1,12 @@
 """The prompts of a proof: built in or from a file, rendered by the model's own template and encoded on both sides."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from ...edge.errors import InputError
+from ...edge.files.text import is_text, json_rows, lines_of, read_text
 from ...edge.gguf.chat_template import ChatTemplate, Message
 from ...edge.gguf.file import GgufFile
 from ...edge.llama.vocab import Vocab
@@ -44,31 +44,23 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     Raises:
         InputError: it cannot be read, holds none, or a line is neither.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read as UTF-8 text ({error})", where=path) from None
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            prompts.append(_prompt(line, number, path) if path.suffix == ".jsonl" else Prompt(line))
+    if path.suffix == ".jsonl":
+        prompts = [_prompt(row, number, path) for number, row in json_rows(path)]
+    else:
+        prompts = [Prompt(line) for line in lines_of(read_text(path)) if line.strip()]
     if not prompts:
         raise InputError("holds no prompts", where=path)
     return tuple(prompts)
 
 
-def _prompt(line: str, number: int, path: Path) -> Prompt:
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"line {number} is not JSON ({error})", where=path) from None
-    if isinstance(row, str):
+def _prompt(row: Any, number: int, path: Path) -> Prompt:
+    if is_text(row):
         return Prompt(row)
     text = row.get("prompt") if isinstance(row, dict) else None
     system = row.get("system") if isinstance(row, dict) else None
-    if not isinstance(text, str) or not isinstance(system, str | None):
+    if not is_text(text) or not (system is None or is_text(system)):
         raise InputError(f'line {number} is neither a text nor {{"prompt": "…", "system": "…"}}', where=path)
-    return Prompt(text, system)
+    return Prompt(str(text), system)
 
 
 @dataclass(frozen=True)

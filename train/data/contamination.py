@@ -26,6 +26,8 @@ _WORD = re.compile(r"[^\W_]+")
 # What a row's question is called, in this order, in the files of benchmarks.
 _QUESTION = ("question", "text", "prompt", "Question", "instruction", "query")
 
+_MBPP_TEST = frozenset(map(str, range(11, 511)))
+
 Words = tuple[str, ...]
 
 
@@ -43,7 +45,7 @@ def words_of(text: str) -> Words:
 
 
 def _mbpp_test(row: Row) -> bool:
-    return int(row["task_id"]) in range(11, 511)
+    return str(row.get("task_id")) in _MBPP_TEST
 
 
 # Below a data folder: file -> name, and which rows are test items.

@@ -22,6 +22,7 @@ from ...edge.datasets.numbers import INVALID, flexible_answer, normalise, same_n
 from ...edge.datasets.prompts import gsm8k_messages
 from ...edge.errors import InputError
 from ...edge.files.atomic import sha256_file, sha256_json
+from ...edge.files.text import is_text
 from ...edge.session.session import Session
 from ..data.examples import read_rows
 from ..model.bases import Base, open_base
@@ -235,7 +236,7 @@ def _by_torch(
 def _problem(row: dict[str, Any], path: Path) -> tuple[str, str]:
     """Question and right number of a row."""
     question, answer = row.get("question"), row.get("answer")
-    if not isinstance(question, str) or not isinstance(answer, str) or strict_answer(answer) == INVALID:
+    if not is_text(question) or not is_text(answer) or strict_answer(answer) == INVALID:
         raise InputError("a row has no question, or no answer with a final line '#### N'", where=path)
     return question, strict_answer(answer)
 
