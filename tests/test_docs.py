@@ -155,7 +155,7 @@ def test_documented_commands_parse(path, tmp_path, monkeypatch):
 
 
 def test_the_page_of_commands_is_what_help_says():
-    """Word by word: where lines break is click's matter. In a process of its own: click keeps a command's help option."""
+    """Word by word: line breaks are click's. In a process of its own, as click keeps a command's help option."""
     command = [sys.executable, "-m", "slm_edge.edge.cli.pages"]
     said = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
     made = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
