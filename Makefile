@@ -42,7 +42,7 @@ check: setup-dev
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
 starter: setup-dev
-	@test -n "$(DATA)" || { echo "say where the data sets are: make starter DATA=FOLDER (train/README.md names the files)"; exit 2; }
+	@test -n "$(DATA)" || { echo "say where the data sets are: make starter DATA=FOLDER (docs/training.md names the files)"; exit 2; }
 	bash .ci/make-starter "$(DATA)"
 
 router: setup-dev

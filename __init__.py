@@ -1,1 +1,48 @@
-"""Small language models with task adapters, on your own device. See `slm_edge.edge` and docs/python-api.md."""
+"""Small language models with task adapters, on your own device.
+
+    import slm_edge
+
+    with slm_edge.open_session(None, adapter="math") as session:          # None: the starter pack
+        print(session.ask("How many legs have 3 cats?").text)
+
+`slm_edge.edge` has the runtime, `slm_edge.export`, `slm_edge.train` and `slm_edge.devices` the rest; docs/python-api.md
+describes what is public. The command line is `slm-edge --help`.
+"""
+
+from typing import TYPE_CHECKING
+
+from .edge.public import handed_on
+
+__all__ = [
+    "Pack",
+    "Session",
+    "SlmEdgeError",
+    "__version__",
+    "open_session",
+]
+
+if TYPE_CHECKING:
+    from .edge import Pack, Session, SlmEdgeError, open_session
+
+    __version__: str
+else:
+    look_up = handed_on(
+        __name__,
+        {
+            "Session": ".edge",
+            "Pack": ".edge",
+            "open_session": ".edge",
+            "SlmEdgeError": ".edge",
+        },
+    )
+
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("slm-edge")
+        return look_up(name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -25,7 +25,7 @@ CARDS = {
         "task": "code",
         "description": "A Python function from a description and one test that it should pass.",
         "max_tokens": 320,
-        # edits copy; rank 14 and not 16 (summarize) computes guesses bit for bit: benchmarks/README.md
+        # edits copy; rank 14 and not 16 (summarize) computes guesses bit for bit: docs/adapters.md
         "speculate": "exact",
         "licence": "Apache-2.0; data under CC BY 4.0 (MBPP) and CC BY-SA 3.0 (prompts of databricks-dolly-15k, "
         "Wikipedia)",

@@ -242,5 +242,5 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def problem_value(scores: Sequence[float], k: int) -> float | None:
-    """pass@k of one problem's samples; None where there are fewer than k."""
+    """pass@k of one problem's samples; None if there are fewer than k."""
     return pass_at_k(len(scores), sum(1 for score in scores if score == 1), k) if len(scores) >= k else None

@@ -11,8 +11,13 @@ A message says what is wrong, `where` it is wrong and a `hint` what to do. All f
 gathered in `problems` and raised once. Exit 130 is Ctrl-C.
 """
 
+import errno
 from collections.abc import Sequence
-from os import PathLike
+from os import PathLike, fsdecode
+from typing import Final
+
+# No space, over the user's quota, over the process's limit of a file's size.
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class SlmEdgeError(Exception):
@@ -88,3 +93,15 @@ class EngineError(SlmEdgeError):
     """llama.cpp failed on something that passed our checks."""
 
     exit_code = 6
+
+
+def is_full(error: OSError) -> bool:
+    """Whether it says that there is no room on the disk."""
+    return error.errno in _FULL
+
+
+def of_system(error: OSError, action: str = "be read or written") -> SlmEdgeError:
+    """What the operating system refused, as an error to raise: DoesNotFitError on a full disk, else InputError."""
+    kind = DoesNotFitError if is_full(error) else InputError
+    where = error.filename if isinstance(error.filename, str | bytes | PathLike) else None
+    return kind(f"cannot {action} ({error.strerror or error})", where=fsdecode(where) if where else "a file")

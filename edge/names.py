@@ -23,8 +23,15 @@ def did_you_mean(name: str, names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda known: -difflib.SequenceMatcher(None, wanted, known.lower()).ratio())
 
 
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that `name` is most likely meant for; None if none is like it."""
+    known = list(names)
+    begun = [one for one in known if name and one.startswith(name)]
+    return next(iter(begun or difflib.get_close_matches(name, known, 1, 0.6)), None)
+
+
 def check_name(name: str, what: str) -> str:
-    """Gives the name back when it is safe as a file name everywhere and as a word on a command line.
+    """Returns the name if it is safe as a file name everywhere and as a word on a command line.
 
     Raises:
         InputError: it is empty, too long, has other letters than `A-Z a-z 0-9 . _ -`, or is a reserved word.

@@ -1,14 +1,30 @@
 """What can be set of a session, with the defaults and limits that more than one topic needs."""
 
+import enum
+import functools
+import numbers
 import os
-from collections.abc import Sequence
-from typing import Final, Literal, TypedDict
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
+
+from .errors import InputError
+
+
+class Left(enum.Enum):
+    """Marks an adapter that is not named, because None is the base alone."""
+
+    OUT = "left out"
+
+
+LeftOut = Literal[Left.OUT]
+LEFT_OUT: Final = Left.OUT
 
 KvType = Literal["f16", "f32", "q8_0"]
 FlashAttention = Literal["auto", "on", "off"]
-# Whether guessed tokens are computed along with the next one, see `drafting.py`.
+# Whether guessed tokens are computed along with the next one, see `session/speculation.py`.
 Speculate = Literal["off", "exact", "fast"]
-# How an adapter is taken up in the middle of a conversation, see `activated.swap_of`.
+# How an adapter is taken up in the middle of a conversation, see `session.sections.swap_of`.
 Swap = Literal["recompute", "activated"]
 
 # Tokens computed at once, at a prompt's beginning and later. Small enough to keep most of a shared prefix, and to
@@ -20,6 +36,8 @@ BATCH_TOKENS: Final = 2 * CHUNK_TOKENS
 MOST_LOADED: Final = 8
 # Answers at once where nothing else is said
 DEFAULT_PARALLEL: Final = 8
+# Tokens that speculation computes at once at most
+MOST_AT_ONCE: Final = 8
 # What computed prefixes may hold in memory, and in a folder
 DEFAULT_BUDGET_BYTES: Final = 64 << 20
 DEFAULT_DISK_BYTES: Final = 512 << 20
@@ -29,20 +47,20 @@ class EngineOptions(TypedDict, total=False):
     """How a session sets up llama.cpp.
 
     n_ctx_tokens: longest prompt and answer together; by default 2,048, or what the base was trained for if less.
-    threads, threads_batch: for single tokens, and for prompts and batches; as in `engine.Context`.
+    threads, threads_batch: for single tokens, and for prompts and batches; as in `llama.context.Context`.
     ram_bytes: the most memory that the session may take; what is left out below is then chosen to fit, or refused with
         the numbers. By default a limit of the process (control group, rlimit) is kept to.
-    mmap, repack: as in `model.Model.load`; by default the weights are repacked where that is faster, and mapped where
-        memory has room for the whole file beside (`memory_choice.maps_well`).
-    both_layouts: prompts are computed over the weights as they are stored, tokens over repacked ones (`two_layouts.py`,
-        Linux); by default where that is faster and takes no more than half of the machine's memory.
-    kv_type, flash_attention, n_batch_tokens: as in `engine.Context`; "f16" by default, and batches of one chunk.
+    mmap, repack: as in `llama.model.Model.load`; by default the weights are repacked if that is faster, and mapped if
+        memory has room for the whole file beside (`memory.fit.maps_well`).
+    both_layouts: prompts are computed over the weights as they are stored, tokens over repacked ones (Linux, see
+        `llama/two_layouts.py`); by default if that is faster and takes no more than half of the machine's memory.
+    kv_type, flash_attention, n_batch_tokens: as in `llama.context.Context`; "f16" by default, and batches of one chunk.
     prefix_budget_bytes: what computed prefixes may hold in memory, 64 MiB by default; used by swaps alone.
     prefix_cache, prefix_cache_bytes: a folder where system prefixes last from one process to the next, and what it
         may hold, 512 MiB by default.
-    adapter_budget_bytes, pinned: as in `shelf.Shelf`.
+    adapter_budget_bytes, pinned: as in `session.shelf.Shelf`.
     speculate: guess tokens from the prompt and compute them along with the next one: "off", "exact" or "fast" for all
-        answers, see `drafting.py`; None: as each task card says.
+        answers, see `session/speculation.py`; None: as each task card says.
     n_parallel: requests of `Session.submit` computed at once at most, 8 by default.
     allow_special: texts of special tokens in messages, such as <|im_end|>, become these tokens; else they are plain
         text.
@@ -66,3 +84,64 @@ class EngineOptions(TypedDict, total=False):
     speculate: Speculate | None
     n_parallel: int
     allow_special: bool
+
+
+_WORDS: Final = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "a text",
+    Sequence: "several texts",
+    os.PathLike: "a path",
+    types.NoneType: "None",
+}
+
+
+def check_given(given: Mapping[str, object], known: type, what: str) -> None:
+    """Checks names and types of what a caller gave by keyword.
+
+    Args:
+        known: the TypedDict that has what there is.
+        what: "option" or "setting", for the message.
+
+    Raises:
+        InputError: there is no such name (the hint has the nearest), or a value has another type.
+    """
+    kinds = _kinds(known)
+    for name, value in given.items():
+        if name not in kinds:
+            from .names import nearest
+
+            near = nearest(name, kinds)
+            hint = f"did you mean {near}?" if near else f"there are: {', '.join(kinds)}"
+            raise InputError(f"there is no {what} {name!r}", hint=hint)
+        if not _fits(value, kinds[name]):
+            words = " or ".join(_words(kinds[name]))
+            raise InputError(f"the {what} {name} is {value!r}; it takes {words}")
+
+
+@functools.cache
+def _kinds(known: type) -> dict[str, Any]:
+    return get_type_hints(known)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    origin = get_origin(kind) or kind
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    if origin is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if origin in (int, float):
+        # numpy's too; a truth value is no number here.
+        number = numbers.Integral if origin is int else numbers.Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    if origin is Sequence:
+        return isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
+    return isinstance(value, origin)
+
+
+def _words(kind: Any) -> list[str]:
+    origin = get_origin(kind) or kind
+    if origin in (Union, types.UnionType):
+        return [word for one in get_args(kind) for word in _words(one)]
+    return [repr(one) for one in get_args(kind)] if origin is Literal else [_WORDS[origin]]

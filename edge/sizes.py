@@ -17,7 +17,7 @@ def parse_bytes(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgG]?)(?:i?[bB])?\s*", text)
     size = round(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
     if size <= 0:
-        raise InputError(f"{text!r} is no size of memory", hint="such as 900M, 1G or 1.5G")
+        raise InputError(f"{text!r} is not a size of memory", hint="for example 900M, 1G or 1.5G")
     return size
 
 

@@ -1,4 +1,4 @@
-"""The README's five commands, typed as they stand, on a small random model: checkpoint and data in, an answer out."""
+"""The tutorial's way on a small random model: checkpoint and data in, an answer out."""
 
 import json
 import subprocess

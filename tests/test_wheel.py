@@ -19,7 +19,7 @@ NOT_INSTALLED = ("benchmarks/proofs", "benchmarks/experiments", "benchmarks/made
 def wheel(tmp_path_factory):
     source = tmp_path_factory.mktemp("source") / "slm-edge"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "__init__.py"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "__init__.py", "py.typed"):
         shutil.copy(ROOT / name, source)
     for name in FOLDERS:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -46,7 +46,8 @@ def test_every_module_and_data_file_is_in_the_wheel(wheel):
                 if not name.startswith(tuple(f"slm_edge/{place}/" for place in NOT_INSTALLED)):
                     missing += [name] if name not in inside else []
     assert not missing
-    assert "slm_edge/__init__.py" in inside
+    assert {"slm_edge/__init__.py", "slm_edge/py.typed"} <= inside
+    assert "slm_edge/setup.py" not in inside
     assert not [name for name in inside if name.startswith(tuple(f"slm_edge/{place}/" for place in NOT_INSTALLED))]
     assert not [name for name in inside if name.startswith(("tests/", "slm_edge/tests", ".typing"))]
 

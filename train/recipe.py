@@ -1,4 +1,4 @@
-"""What a training run is told: one frozen, checked dataclass.
+"""The settings of a training run: one frozen, checked dataclass.
 
 recipe = Recipe(task="math", lr=1e-3, epochs=2)
 recipe = Recipe.from_mapping({"task": "math", "lr": 1e-3})      # unknown keys are refused

@@ -12,8 +12,12 @@ from ...edge.console import emit, json_option, progress
 @click.argument("task_name", metavar="TASK", default="dolly")
 @click.option("--pack", "pack_folder", type=click.Path(path_type=Path), help="Pack to measure.  [default: the starter]")
 @click.option("--adapter", default="none", show_default=True, metavar="NAME|none")
-@click.option("--against", type=click.Path(path_type=Path), help="Pack of the reference: KL from it too.")
-@click.option("--against-adapter", default="none", show_default=True, metavar="NAME|none", help="The reference's.")
+@click.option(
+    "--against", type=click.Path(path_type=Path), help="Pack of the reference; the KL from it is reported too."
+)
+@click.option(
+    "--against-adapter", default="none", show_default=True, metavar="NAME|none", help="Adapter of the reference pack."
+)
 @data_option("Folder with the task's data.", required=True)
 @click.option("--limit", type=click.IntRange(1), help="Items, a fixed random sample.  [default: all]")
 @threads_option

@@ -14,6 +14,7 @@ from ...edge.cli.options import engine_option, threads_option
 from ...edge.console import emit, json_option, progress
 
 if TYPE_CHECKING:
+    from ...edge.files.text import read_text
     from ...edge.llama.vocab import Vocab
     from ...edge.pack.pack import Pack
     from ..likelihood.log_probs import LogProbs
@@ -29,14 +30,20 @@ if TYPE_CHECKING:
     "--adapter", "names", multiple=True, metavar="NAME|none|each", help="May be given again.  [default: none]"
 )
 @click.option(
-    "--against", type=click.Path(path_type=Path), help="GGUF of the reference, such as the base in F16: KL too."
+    "--against",
+    type=click.Path(path_type=Path),
+    help="GGUF of the reference, e.g. the base in F16; the KL from it is reported too.",
 )
 @click.option("--ctx", "n_ctx", type=click.IntRange(8), default=512, show_default=True, help="Tokens of a chunk.")
 @click.option("--limit", type=click.IntRange(1), help="Chunks, from the beginning.  [default: all]")
 @engine_option
 @threads_option
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("bench"), show_default=True, help="Chunks and report."
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("bench"),
+    show_default=True,
+    help="Folder for chunks and report.",
 )
 @json_option
 def perplexity(
@@ -72,10 +79,7 @@ def perplexity(
     columns = columns_of(pack, names or ("none",), engine)
     if any(column.is_auto for column in columns):
         raise InputError("a text has no prompt that a router could choose by", hint="--adapter NAME, none or each")
-    try:
-        text = text_file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})", where=text_file) from None
+    text = read_text(text_file)
     if against is not None and not against.is_file():
         raise InputError("no such file", where=against)
     reference_sha256 = sha256_file(against) if against is not None else None
@@ -129,22 +133,20 @@ def _scorers(
     pack: "Pack", engine: str, n_ctx: int, threads: int | None
 ) -> "Iterator[tuple[AnySession, Callable[[Column, list[int]], LogProbs], int]]":
     """The pack's session, what scores chunks under a column, given one of them, and the number of threads."""
-    from ...edge.onnx.session import OnnxSession
-    from ...edge.session.session import Session
+    from ...edge.engines import open_session
     from ..likelihood.log_probs import log_probs_after, onnx_log_probs_after, scoring_context
 
     if engine == "onnx":
-        with OnnxSession.open(pack, n_ctx_tokens=n_ctx, threads=threads) as onnx:
+        with open_session(pack, "onnx", n_ctx_tokens=n_ctx, threads=threads) as onnx:
 
             def on_onnx(column: "Column", chunk: list[int]) -> "LogProbs":
                 section = onnx.sections(onnx.choice_of(column.name), chunk)[-1]
                 return functools.partial(onnx_log_probs_after, onnx.engine, **onnx.lane.numbers(section.state))
 
-            yield onnx, on_onnx, onnx.engine.threads
+            yield onnx, on_onnx, onnx.threads
         return
-    pack.base_path(allow_pull=True)
-    with Session.open(pack, threads=threads) as session:
-        n_threads = session.context.threads
+    with open_session(pack, allow_pull=True, threads=threads) as session:
+        n_threads = session.threads
         with scoring_context(session.model, n_ctx, n_threads) as context:
 
             def on_llama(column: "Column", chunk: list[int]) -> "LogProbs":

@@ -13,16 +13,18 @@ from ...edge.console import emit, json_option, note
 @click.option("--base-type", default="q4_k_m", show_default=True, help="Type that a folder is exported as.")
 @click.option("--rank", "ranks", type=click.IntRange(1), multiple=True, help="May be given again.  [default: 128]")
 @data_option("Folder with gsm8k/, mbpp/, dolly/, humaneval/.", required=True)
-@click.option("--steps", type=click.IntRange(1), help="Of training.  [default: one pass over the data]")
+@click.option("--steps", type=click.IntRange(1), help="Training steps.  [default: one pass over the data]")
 @click.option("--limit", type=click.IntRange(1), help="Items of each benchmark.  [default: all]")
-@click.option("--samples", type=click.IntRange(1), default=20, show_default=True, help="Of each HumanEval problem.")
+@click.option(
+    "--samples", type=click.IntRange(1), default=20, show_default=True, help="Samples of each HumanEval problem."
+)
 @click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: each task's own]")
 @click.option(
-    "--train", "train", multiple=True, metavar="FIELD=VALUE", help="Of the recipe, such as lr=5e-4; may be given again."
+    "--train", "train", multiple=True, metavar="FIELD=VALUE", help="Field of the recipe, e.g. lr=5e-4; repeatable."
 )
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of training.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the training.")
 @threads_option
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for all that is made.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for everything that is made.")
 @json_option
 def reproduce(
     base: Path,
@@ -41,8 +43,8 @@ def reproduce(
 ) -> None:
     """Train, export, pack and score adapters of some ranks; print pass@1, ROUGE-1 and exact match beside the source's.
 
-    Runs slm-edge's own commands, one after the other; the same command again goes on where it stopped, and more ranks,
-    items or samples may be asked of the same folder. What is missing is said before anything is begun.
+    Runs slm-edge's own commands, one after the other. The same command continues where it stopped; more ranks, items or
+    samples can be added to the same folder. Missing data is an error before anything begins.
     The folder gets rank-N/ with adapters, pack and answers, reproduce.json and reproduce.md.
 
     \b

@@ -38,12 +38,13 @@ def evaluate(
     """Measure a router: for each set the share decided right, and what was chosen; then calibration and coverage.
 
     "Captured" is the share of prompts of no task that an adapter was chosen for. Calibration error compares the
-    confidences with how often they were right (10 bins). Sets count alike there, whatever their size.
+    confidences with how often they were right (10 bins). Sets count equally, whatever their size.
 
     \b
     Example:
       slm-edge router eval --data DATA --mistakes
     """
+    from ...edge.errors import InputError
     from ...edge.pack.pack import Pack
     from ...edge.router.in_pack import open_router
     from ...edge.router.router import Router
@@ -57,7 +58,10 @@ def evaluate(
     for path in sets or (() if prompts else sorted(FOLDER.glob("*.txt"))):
         found |= {f"{path.stem}: {name}": rows for name, rows in written_sets(path).items()}
     for path in prompts:
-        found[path.stem] = [(str(row["prompt"]), row["adapter"]) for row in json_lines(path, "prompt", "adapter")]
+        rows = list(json_lines(path, "prompt"))
+        if not all("adapter" in row and isinstance(row["adapter"], str | None) for row in rows):
+            raise InputError('each row needs "adapter", a name or null', where=path)
+        found[path.stem] = [(row["prompt"], row["adapter"]) for row in rows]
     report = judge(router, found)
     emit(report, as_json, _text(report, mistakes))
 

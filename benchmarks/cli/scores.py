@@ -41,25 +41,35 @@ def _part_of(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 @engine_option
 @click.option("--endpoint", metavar="URL", help="Measure a server with the OpenAI API instead of a pack.")
 @click.option(
-    "--model", "models", multiple=True, metavar="NAME", help="Its model; may be given again, one column each."
+    "--model", "models", multiple=True, metavar="NAME", help="Model of the endpoint; repeatable, one column each."
 )
 @click.option("--limit", type=click.IntRange(1), help="Items of each cell, a fixed random sample.  [default: all]")
-@click.option("--limit-others", type=click.IntRange(0), help="The same for adapters made for another task; 0: none.")
-@data_option("Folder with gsm8k/, mbpp/, dolly/, svamp/ ... as benchmarks/README.md says.", required=True)
-@click.option("--samples", type=click.IntRange(1), help="Answers to each problem of humaneval and mbpp.")
-@click.option("--temperature", type=click.FloatRange(0, 10), help="Of these answers; 0 is greedy.")
+@click.option("--limit-others", type=click.IntRange(0), help="Items for adapters made for another task; 0: none.")
+@data_option("Folder with gsm8k/, mbpp/, dolly/, svamp/, …; docs/benchmarks.md lists its files.", required=True)
+@click.option("--samples", type=click.IntRange(1), help="Samples of each problem of humaneval and mbpp.")
+@click.option("--temperature", type=click.FloatRange(0, 10), help="Temperature of the samples; 0 is greedy.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Of these answers.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of these answers.")
-@click.option("--parallel", type=click.IntRange(1, 256), default=DEFAULT_PARALLEL, show_default=True, help="At once.")
+@click.option(
+    "--parallel",
+    type=click.IntRange(1, 256),
+    default=DEFAULT_PARALLEL,
+    show_default=True,
+    help="Answers computed at once.",
+)
 @threads_option
 @click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: each task's own]")
 @click.option("--part", metavar="K/N", callback=_part_of, help="Measure the K-th of N parts; see join-answers.")
 @click.option("--allow-unsafe", is_flag=True, help="Run the model's code even where this system cannot confine it.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("bench"), show_default=True, help="Answers and report."
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("bench"),
+    show_default=True,
+    help="Folder for answers and report.",
 )
-@click.option("--report-only", is_flag=True, help="Ask nothing; report what the answers in --out say.")
-@click.option("--rescore", is_flag=True, help="Score the answers in --out again first.")
+@click.option("--report-only", is_flag=True, help="Make no new answers; report those in --out.")
+@click.option("--rescore", is_flag=True, help="Score the answers in --out again by today's rules.")
 @json_option
 def scores(
     tasks: tuple[str, ...],
@@ -87,13 +97,14 @@ def scores(
 ) -> None:
     """Score a pack's adapters and its base on public test sets (default: gsm8k, mbpp, dolly, svamp).
 
-    Greedy and batched; humaneval draws 20 answers to each problem. Each score has its number of items and a 95 %
-    interval, each adapter is compared with the base on the same items, "auto" is what the pack's router chooses.
-    Every answer is written to --out as it comes: the same command again goes on where the last one stopped, killed or
-    not, and measures only what is new; answers may lie there packed (`bench pack-answers`). humaneval and mbpp run what
-    the model wrote, in a sandbox.
-    Several processes or machines share the work: each measures its --part into an --out of its own, then
-    `slm-edge bench join-answers` puts the answers together.
+    Answers are greedy and computed in batches; humaneval draws 20 for each problem. Each score has its number of items
+    and a 95 % interval, each adapter is compared with the base on the same items, and "auto" is what the pack's router
+    chooses. humaneval and mbpp run what the model wrote, in a sandbox.
+
+    Every answer is written to --out as it comes. The same command continues where it stopped, killed or not, and
+    measures only what is new; packed answers (`bench pack-answers`) are read too. Several processes or machines share
+    the work: each measures its --part into an --out of its own, then `slm-edge bench join-answers` joins them.
+
     --out gets report.json, report.md, report.html, scores.json (for task cards), answers/ and samples/.
 
     \b
@@ -245,8 +256,7 @@ def _measure_pack(
     report: Callable[[Path], object],
 ) -> None:
     from ...devices.machine.sensors import Sensors
-    from ...edge.onnx.session import OnnxSession
-    from ...edge.session.session import Session
+    from ...edge.engines import open_session
     from ..scores.answers import AnswerFile
     from ..scores.energy import Joules
     from ..scores.generate import session_generator
@@ -257,11 +267,7 @@ def _measure_pack(
         identity = identities.get((task_name, adapter))
         return {} if identity is None else AnswerFile(out / "answers", identity).records
 
-    if engine == "onnx":
-        opened: OnnxSession | Session = OnnxSession.open(pack, threads=threads)
-    else:
-        pack.base_path(allow_pull=True)
-        opened = Session.open(pack, threads=threads)
+    opened = open_session(pack, engine, allow_pull=True, threads=threads)
     with opened as session, Joules(Sensors()) as joules:
         _measure(cells, out, session_generator(session, parallel, known), report, joules.totals)
 

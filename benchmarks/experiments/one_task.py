@@ -131,7 +131,7 @@ def work_options(command: Callable[..., None]) -> Callable[..., None]:
         data_option("Folder with dolly/.", required=True),
         threads_option,
         click.option(
-            "-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for all that is made."
+            "-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for everything that is made."
         ),
     )
     for option in reversed(options):

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ...edge.engines import open_session
 from ...edge.errors import InputError
 from ...edge.llama.context import Context
 from ...edge.pack.pack import Pack
@@ -54,7 +55,7 @@ def _opened(side: Side | None, threads: int | None) -> Iterator[_Opened | None]:
         yield None
         return
     with (
-        Session.open(side.pack, threads=threads) as session,
+        open_session(side.pack, threads=threads) as session,
         Context(
             session.model,
             n_ctx_tokens=MOST_TOKENS,

@@ -25,7 +25,7 @@ from .log_probs import Floats, LogProbs
 
 @dataclass(frozen=True)
 class ChunkScore:
-    """One chunk: nats per scored token, and per token the divergence from the reference where there is one.
+    """One chunk: nats per scored token, and per token the divergence from the reference if there is one.
 
     Attributes:
         nll: mean negative log-likelihood of the scored tokens.
@@ -72,7 +72,7 @@ def wants_bos(vocab: Vocab) -> bool:
 def score_chunk(
     after: LogProbs, ids: Sequence[int], reference: LogProbs | None = None, first: int | None = None
 ) -> ChunkScore:
-    """Scores one chunk by a model, beside a reference where there is one.
+    """Scores one chunk by a model, beside a reference if there is one.
 
     Args:
         first: place of the token after which scoring begins, 1 or more; None: the middle.
@@ -82,7 +82,7 @@ def score_chunk(
 
 
 def compared(ours: Floats, targets: Sequence[int], theirs: Floats | None) -> ChunkScore:
-    """The score of log-probabilities (n, vocabulary) of `targets`, beside a reference's where there is one."""
+    """The score of log-probabilities (n, vocabulary) of `targets`, beside a reference's if there is one."""
     nll = float(-ours[np.arange(len(targets)), targets].mean(dtype=np.float64))
     if theirs is None:
         return ChunkScore(len(targets), nll)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...edge.gguf.adapter import ALPHA_KEY, FINGERPRINT_KEY, MATRICES, RANK_KEY
+from ...edge.gguf.adapter import ALPHA_KEY, FINGERPRINT_KEY, RANK_KEY, takes_lora
 from ...edge.gguf.base import BaseInfo
 from .gguf_out import finish
 
@@ -15,7 +15,7 @@ from .gguf_out import finish
 def write_random_adapter(
     base: BaseInfo, path: Path, *, rank: int = 16, seed: int = 0, size: float = 0.1, dtype: str = "f16"
 ) -> int:
-    """Writes an adapter on all linear layers; gives its size in bytes.
+    """Writes an adapter on all linear layers; returns its size in bytes.
 
     Args:
         dtype: "f16" or "q8_0"; as in our exports a matrix whose rows are no whole blocks of 32 stays F16.
@@ -31,7 +31,7 @@ def write_random_adapter(
     writer.add_float32(ALPHA_KEY, float(rank))
     writer.add_uint32(RANK_KEY, rank)
     for name, shape in base.tensor_shapes.items():
-        if len(shape) != 2 or name.split(".")[-2] not in MATRICES:
+        if not takes_lora(base, name):
             continue
         n_in, n_out = shape
         down = random.standard_normal((rank, n_in), np.float32) / np.sqrt(n_in)

@@ -23,6 +23,7 @@ from typing import Any
 
 import click
 
+from ...edge.answer.base import SessionBase
 from ...edge.errors import EngineError
 from ...edge.gguf.base import BaseInfo
 from ...edge.onnx.session import OnnxSession
@@ -62,9 +63,7 @@ def batched_bench(
     raise EngineError(f"gave no figures (code {done.returncode})", where=tool, problems=problems)
 
 
-def _session(
-    base: Path, onnx: Path | None, adapter: Path, threads: int | None, n_parallel: int
-) -> Session | OnnxSession:
+def _session(base: Path, onnx: Path | None, adapter: Path, threads: int | None, n_parallel: int) -> SessionBase[Any]:
     if onnx is not None:
         return OnnxSession.of_files(onnx, {}, threads=threads, n_parallel=n_parallel)
     return Session.of_files(base, {"a": (adapter, None)}, threads=threads, n_parallel=n_parallel)
@@ -99,7 +98,7 @@ def main(
         write_random_adapter(BaseInfo.open(base), file)
         with _session(base, onnx, file, threads, n_most) as session:
             session.use(None if alone_only else "a")
-            used_threads = session.engine.threads if isinstance(session, OnnxSession) else session.context.threads
+            used_threads = session.threads
             n_prompt = round(statistics.mean(len(session.prompt_tokens(prompt)) for prompt in prompts))
             alone = [session.ask(prompt, max_tokens=tokens).token_ids for prompt in prompts]
             # The batch's context is made once, for as many as will be.

@@ -73,7 +73,7 @@ def write_base(path: Path) -> None:
 
 
 def write_adapter(folder: Path, rank: int) -> int:
-    """Writes a random BF16 adapter as PEFT lays it out; gives the size of its weights in bytes."""
+    """Writes a random BF16 adapter as PEFT lays it out; returns the size of its weights in bytes."""
     folder.mkdir()
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "bias": "none"}
     (folder / "adapter_config.json").write_text(json.dumps(config))

@@ -98,7 +98,7 @@ def run(
 
 @contextlib.contextmanager
 def control_group(limit_bytes: int) -> Iterator[Path]:
-    """A new control group with a memory limit, of version 1 or 2; removed afterwards. OSError where it cannot be."""
+    """A new control group with a memory limit, of version 1 or 2; removed afterwards. OSError if it cannot be."""
     first = (CGROUP / "memory" / "memory.limit_in_bytes").exists()
     group = Path(tempfile.mkdtemp(prefix="slm-edge-", dir=CGROUP / "memory" if first else CGROUP))
     try:
@@ -118,7 +118,7 @@ def can_make_groups() -> bool:
 
 
 def compare(path: Path, setup: dict[str, Any], threads: int, table: GgufFile | None = None) -> dict[str, Any]:
-    """One row: the plan, of `table` where one is given, and what was measured."""
+    """One row: the plan, of `table` if one is given, and what was measured."""
     plan = plan_memory(table or BaseInfo.open(path), n_threads=threads, **setup)
     done = run(path, {**vars(plan.choices), "threads": threads})
     return _row(path, plan, done)

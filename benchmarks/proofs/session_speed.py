@@ -22,7 +22,7 @@ Cold start: one token of a short prompt, from the start of the process to its en
 `slm-edge run` on a pack of this base against `llama-completion` (or `llama-cli` of older builds: a tool that knows
 -no-cnv). `--cold-file` drops the base from the page cache before each start.
 
-Prints one JSON document; exit 1 where a bound is missed.
+Prints one JSON document; exit 1 if a bound is missed.
 """
 
 import itertools

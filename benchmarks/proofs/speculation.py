@@ -4,7 +4,7 @@
 
 Each prompt is answered greedily by one session, with and without speculation in turns, after its beginning was computed
 once. Decode time is from the end of the prompt's computation to the end of the answer; the ratio is that without to
-that with it, above 1 where it gains. Each answer's token ids are compared; where they part, the two logits of the plain
+that with it, above 1 if it gains. Each answer's token ids are compared; where they part, the two logits of the plain
 run at that place are told: how near the tie was. The time of the process's own threads stands beside the clock's, for
 machines that are not quiet. "exact" pays for its proof in the first answers, as a session does, and guesses nothing
 where `edge/session/exactness.py` rules it out: "exact_possible" tells.
@@ -15,7 +15,7 @@ where `edge/session/exactness.py` rules it out: "exact_possible" tells.
 | edit | code | a function of MBPP's test part, to be changed in one place |
 | mbpp, gsm8k | code, math | little: here it must not lose |
 
-Without a pack the base answers everything. Prints a line per task on stderr, then one JSON document; exit 1 where an
+Without a pack the base answers everything. Prints a line per task on stderr, then one JSON document; exit 1 if an
 "exact" answer differs.
 """
 
@@ -57,7 +57,7 @@ def _dolly(kind: str) -> Callable[[Path], list[list[Message]]]:
 
 
 def _mbpp_rows(data: Path) -> list[dict[str, Any]]:
-    rows = json_lines(data / "mbpp" / "mbpp.jsonl", "text", "code", "task_id", "test_list")
+    rows = json_lines(data / "mbpp" / "mbpp.jsonl", "text", "code", numbers=["task_id"], lists=["test_list"])
     return [row for row in rows if 11 <= row["task_id"] <= 510]
 
 

@@ -45,7 +45,7 @@ def complete_prefix(cell: Cell, answers: AnswerFile) -> list[Record]:
 def values_of(cell: Cell, records: Sequence[Record], metric: Metric) -> list[float]:
     """A metric's value for each problem, in running order: the answer's score, or pass@k of its samples.
 
-    Empty where there are fewer than k samples of a problem.
+    Empty if there are fewer than k samples of a problem.
     """
     scores = [record.scores[metric.source] for record in records]
     if metric.k is None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...edge.errors import InputError, SlmEdgeError, UnsupportedError
-from ...edge.files.atomic import make_folder, read_json, sha256_file, write_json
+from ...edge.files.atomic import make_folder, read_table, sha256_file, write_json
 
 # Task of the adapter -> its training files, and the column of the table that it is for
 TRAINING: Final[dict[str, tuple[str, ...]]] = {
@@ -132,7 +132,7 @@ def _check(plan: Plan) -> None:
         if not equals or key in ("base", "data", "output", "rank", "seed", "steps", "task"):
             problems.append(f"--train {word}: FIELD=VALUE is meant, of a field that no other option sets")
     if problems:
-        raise InputError("nothing was begun", problems=problems, hint="benchmarks/README.md says what DATA holds")
+        raise InputError("nothing was begun", problems=problems, hint="docs/benchmarks.md lists the files of DATA")
     if missing := code_sandbox.missing_layers():
         raise UnsupportedError(
             "HumanEval runs code that a model wrote, and this system cannot confine it",
@@ -146,7 +146,7 @@ def _check(plan: Plan) -> None:
         "train": sorted(plan.train),
     }
     path = make_folder(plan.out) / "plan.json"
-    theirs = read_json(path) if path.exists() else ours
+    theirs = read_table(path) if path.exists() else ours
     if theirs != ours:
         differ = [f"{key}: {theirs.get(key)} there, {value} now" for key, value in ours.items()]
         raise InputError(
@@ -175,7 +175,7 @@ def _trained(folder: Path) -> dict[str, Any]:
     """What training says of itself, by task: steps, rows, tokens, held-out loss before and after."""
     found = {}
     for task in TRAINING:
-        record = read_json(folder / "peft" / task / "train.json")
+        record = read_table(folder / "peft" / task / "train.json")
         losses = record["held_out_loss"] or {}
         found[task] = {
             "steps": record["steps"],
@@ -260,7 +260,7 @@ def table(found: Mapping[str, Any]) -> str:
         f"stemmer, unbiased pass@1 ({drawn}){cap}; 95 % intervals.",
         "- Adapters: code on MBPP, summarize on dolly, math on GSM8K's training rows; "
         f"{' / '.join(map(str, steps))} steps{''.join(f', {word}' for word in found['train'])}, seed {found['seed']}.",
-        "- Published: protocol, items and samples are not stated. 64.56 % is no share of GSM8K's 1,319 test items, and "
-        "0.0018 needs 50 samples a problem or more; so these are beside ours, not a target.",
+        "- Published: protocol, items and samples are not stated. 64.56 % is not a share of GSM8K's 1,319 test items, "
+        "and 0.0018 needs 50 samples a problem or more; so these are beside ours, not a target.",
     ]
     return "\n".join(lines)

@@ -27,7 +27,7 @@ KS = (1, 10, 100)
 
 
 def write_samples(cell: Cell, out: Path) -> Path | None:
-    """Writes `samples/TASK.COLUMN.jsonl` with the completions of a cell's answers; None where there are none."""
+    """Writes `samples/TASK.COLUMN.jsonl` with the completions of a cell's answers; None if there are none."""
     with AnswerFile(out / "answers", cell.identity) as answers:
         texts = {record.id: record.text for record in complete_prefix(cell, answers)}
         name = answers.path.name.rsplit(".", 2)[0]

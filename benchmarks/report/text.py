@@ -38,7 +38,7 @@ def versions(report: Mapping[str, Any]) -> str:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The whole report. Shares are in per cent; own adapters' cells are bold."""
-    lines = [*_matrix(report), *_choice(report), *_comparisons(report), "", *_chart(report)]
+    lines = [*matrix(report), *choice(report), *comparisons(report), "", *_chart(report)]
     lines += [f"- {about['title']}: {about['protocol']}" for about in report["tasks"].values()]
     lines += [
         "- Intervals: Wilson (shares), bootstrap (means); differences: Newcombe's paired interval, paired bootstrap.",
@@ -48,7 +48,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _matrix(report: Mapping[str, Any]) -> list[str]:
+def matrix(report: Mapping[str, Any]) -> list[str]:
+    """The lines of the table of tasks and columns: value, interval and number of items of each cell."""
     names = columns(report)
     by_cell = {(row["task"], row["adapter"]): row for row in report["cells"]}
     lines = ["| | " + " | ".join(map(column_name, names)) + " |", "|---" * (len(names) + 1) + "|"]
@@ -71,7 +72,8 @@ def _matrix(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _choice(report: Mapping[str, Any]) -> list[str]:
+def choice(report: Mapping[str, Any]) -> list[str]:
+    """The lines of the table that sets the router beside base, own and wrong adapters; none without a router."""
     if not report["choice"]:
         return []
     lines = [
@@ -98,12 +100,18 @@ def wrong_cells(wrong: Mapping[str, Any] | None, binary: bool) -> list[str]:
     return [number(wrong["value"], binary), f"{number(worst['value'], binary)} ({worst['adapter']}, n={worst['n']})"]
 
 
-def _comparisons(report: Mapping[str, Any]) -> list[str]:
+def comparisons(report: Mapping[str, Any], *, own: bool = False) -> list[str]:
+    """The lines of the tables of paired differences.
+
+    Args:
+        own: only each adapter against the base, on the task that it was made for.
+    """
+    rows = [row for row in report["comparisons"] if not own or (row["own"] and row["against"] is None)]
     lines = []
-    for against in dict.fromkeys(row["against"] for row in report["comparisons"]):
+    for against in dict.fromkeys(row["against"] for row in rows):
         head = "the base" if against is None else f"the adapter {against}"
         lines += ["", f"| against {head}, same items | metric | difference [95 %] | n | p |", "|---|---|---|---|---|"]
-        for row in report["comparisons"]:
+        for row in rows:
             if row["against"] != against:
                 continue
             about = report["tasks"][row["task"]]
@@ -177,7 +185,7 @@ def _cut(report: Mapping[str, Any]) -> list[str]:
 
 
 def joules_text(joules: float | None) -> str:
-    """Joules in three digits; a dash where there are none."""
+    """Joules in three digits; a dash if there are none."""
     return "-" if joules is None else f"{joules:,.0f}" if joules >= 100 else f"{joules:.3g}"
 
 

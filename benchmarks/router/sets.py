@@ -5,8 +5,6 @@
 A set is a list of (prompt, right adapter or None). The policy that they follow stands in `POLICY`.
 """
 
-import gzip
-import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any, Final
 
 from ...edge.datasets.prompts import dolly_held_out, dolly_messages, gsm8k_messages, mbpp_messages
 from ...edge.errors import InputError
+from ...edge.files.text import is_text, json_rows, lines_of, read_text
 
 FOLDER: Final = Path(__file__).parent
 POLICY: Final = """\
@@ -36,7 +35,7 @@ def written_sets(path: Path) -> dict[str, Set]:
         InputError: a line is not of that form.
     """
     found: dict[str, Set] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines_of(read_text(path)), 1):
         if not line.strip() or line.startswith("#"):
             continue
         parts = line.split(" | ", 2)
@@ -52,18 +51,23 @@ def public_sets(data: Path, limit: int = LIMIT) -> dict[str, Set]:
     found: dict[str, Set] = {}
     for name, (file, read) in _PUBLIC.items():
         if (data / file).is_file():
-            rows = list(read(_rows(data / file)))
+            rows = _prompts(data / file, read, name)
             found[name] = rows if len(rows) <= limit else random.Random(5).sample(rows, limit)
     return found
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    text = raw.decode("utf-8")
-    rows: list[dict[str, Any]] = (
-        json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line]
-    )
-    return rows
+def _prompts(path: Path, read: "_Read", name: str) -> Set:
+    """The prompts of a set's file; InputError with the row that is none of such a file."""
+    found: Set = []
+    for number, row in json_rows(path):
+        try:
+            prompts = list(read([row]))
+            if not all(is_text(text) for text, _ in prompts):
+                raise ValueError("a cell is no text, or has half a surrogate pair")
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            raise InputError(f"row {number} is not one of {name} ({error})", where=path) from None
+        found += prompts
+    return found
 
 
 _Rows = list[dict[str, Any]]

@@ -12,6 +12,7 @@ import ctypes
 import os
 import platform
 import resource
+import signal
 import stat
 import struct
 import sys
@@ -43,17 +44,20 @@ def readable_paths() -> list[str]:
     return [os.path.dirname(os.__file__), "/usr/lib", "/lib", "/lib64", "/usr/share/zoneinfo", "/etc/localtime"]  # noqa: PTH120
 
 
-def die_with_parent(c: Any) -> None:
-    """The kernel kills this process when its parent ends (Linux)."""
+def die_with_parent(c: Any, number: int = signal.SIGKILL) -> None:
+    """The kernel sends this process a signal when its parent ends (Linux). A change of user takes that away again.
+
+    Whoever calls it must then look whether the parent is still there: it may have ended before.
+    """
     if sys.platform == "linux":
-        c.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
+        c.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
 def enter_namespaces(c: Any) -> set[str]:
     """Leaves the system's namespaces for new ones; the next child is process 1 of its own.
 
     Returns:
-        What holds: "network" (no interface but a dead loopback), "processes", "mounts". Empty where nothing is granted.
+        What holds: "network" (no interface but a dead loopback), "processes", "mounts". Empty if nothing is granted.
     """
     most = _CLONE_NEWNS | _CLONE_NEWPID | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS
     # Root needs no user namespace, and then has a real user to become: nobody
@@ -176,7 +180,7 @@ def _landlock(c: Any, folder: str | None) -> bool:
 
 
 def _seccomp(c: Any) -> bool:
-    """Refuses system calls, see `sandbox_syscalls`."""
+    """Refuses system calls, see `syscalls`."""
     steps = seccomp_program(platform.machine())
     if steps is None or struct.calcsize("P") != 8:
         return False

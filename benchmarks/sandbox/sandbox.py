@@ -3,8 +3,10 @@
     run_program("def f(x):\\n    return x + 1", ["assert f(1) == 2"])   ->   Verdict(passed=True, ...)
 
 The program runs in one process, its tests in another: the tests call stand-ins for the program's functions, arguments
-go over a pipe, and what comes back is rebuilt from plain values and compared where the program cannot reach. So it can
-neither see nor patch an assert, nor print or forge a pass; leaving early with status 0 is no pass either.
+go over a pipe, and what comes back is rebuilt from tagged values and compared where the program cannot reach. So it can
+neither see nor patch an assert, nor print or forge a pass; leaving early with status 0 is no pass either. What it may
+write to the pipe itself are answers, which any program gives. Arguments are copies: a function that changes its own
+changes none of the tests'. Objects of its own classes stay with it; the tests can hand them back, not compare them.
 
 What confines both, where the kernel grants it (`Verdict.layers` names what was in force): limits on CPU time, memory,
 file size, open files and wall clock ("rlimits"); network, process, IPC and mount namespaces, a read-only root of its
@@ -13,8 +15,7 @@ seccomp ("syscalls": no process, program, socket, signal to others, tracing, mou
 and as a user, in containers with or without namespaces; where a file or system call would stay open, nothing is run:
 `UnsupportedError`, unless `allow_unsafe()` was called.
 
-Not covered: one MBPP problem's tests need the program's own class, and run beside it. A program may recognise a test's
-arguments and answer by heart; that is what a benchmark's contamination is.
+Not covered: a program may recognise a test's arguments and answer by heart, as where a benchmark is contaminated.
 """
 
 import contextlib
@@ -80,12 +81,12 @@ _policy = {"allow_unsafe": False}
 
 
 def allow_unsafe(allowed: bool = True) -> None:
-    """Lets programs run although this system cannot confine them. For machines that may be lost."""
+    """Runs programs although this system cannot confine them. For machines that may be lost."""
     _policy["allow_unsafe"] = allowed
 
 
 def missing_layers() -> list[str]:
-    """What of `sandbox_child.REQUIRED` this system does not grant: empty where programs can be run safely."""
+    """What of `child.REQUIRED` this system does not grant: empty if programs can be run safely."""
     verdict = _run("", ["pass"], names=[], given="", setup="", limits=Limits(), unsafe=False)
     return [name for name in REQUIRED if name not in verdict.layers]
 
@@ -106,7 +107,8 @@ def run_program(
         tests: statements that raise when the program is wrong (asserts).
         names: functions of the program that the tests call; by default what the tests name and don't define.
         given: trusted source that the tests need beside these, such as helpers that the task states.
-        setup: source that the tests need and that uses the program's classes: then all run in one process.
+        setup: trusted source that runs after the program, beside it. Where it uses the program's classes, the tests can
+            hand the variables that it makes to functions and do nothing else with them.
         limits: what the program may use, and its tests.
 
     Raises:
@@ -140,7 +142,7 @@ def _run(
         result = files.enter_context(tempfile.TemporaryFile())
         job.write(json.dumps(job_data).encode("ascii"))
         job.seek(0)
-        head = {"limits": dataclasses.asdict(limits), "folder": folder, "allow_unsafe": unsafe}
+        head = {"limits": dataclasses.asdict(limits), "folder": folder, "allow_unsafe": unsafe, "host": os.getpid()}
         begun = time.monotonic()
         child = subprocess.Popen(
             [sys.executable, "-s", "-S", "-P", "-B", "-c", _BOOT, str(Path(__file__).parent), json.dumps(head)],

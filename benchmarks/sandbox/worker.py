@@ -5,10 +5,11 @@ It is told the program and the arguments of each call, never a test or what it e
 
 import os
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from .wire import drain, receive, send
+from .wire import WireError, receive, send
 
 
 def serve(commands: int, answers: int) -> None:
@@ -19,40 +20,42 @@ def serve(commands: int, answers: int) -> None:
     """
     sys.stdin, sys.argv = open(0, encoding="utf-8", closefd=False), ["program.py"]  # noqa: SIM115
     # What is needed after untrusted code has run is bound before: an accident of the program changes nothing
-    leave, take, say, empty_out = os._exit, receive, send, drain
+    leave, take, say, answer = os._exit, receive, send, _answer
     # A module of its own: dataclasses and pickle look a class's module up by name
     module = ModuleType("__main__")
     space = module.__dict__
     sys.modules["__main__"] = module
     stage = "program"
     try:
-        _, source, names = take(commands, trusted=True)
+        _, source, setup, names = take(commands)
         exec(compile(source, "<program>", "exec"), space)
-        say(answers, "ready", [name for name in names if callable(space.get(name))])
+        stage = "setup"
+        exec(compile(setup, "<setup>", "exec"), space)
+        functions = [name for name in names if callable(space.get(name))]
+        variables = [name for name in names if name in space and name not in functions]
+        # What stays here, for the judge to hand back: first these, then objects of the program's own classes
+        held = [space[name] for name in variables]
+        say(answers, "ready", functions, variables)
+        stage = "test"
         while True:
-            command, *rest = take(commands, trusted=True)
-            if command == "inside":
-                # Tests that need the program's own classes are run here, and the word of this process is taken
-                for stage, text in rest[0]:
-                    exec(compile(text, f"<{stage}>", "exec"), space)
-                say(answers, "passed")
-                leave(0)
-            stage = "test"
-            say(answers, *_call(space, rest, empty_out))
+            _, name, args, kwargs = take(commands, held)
+            answer(answers, space[name], args, kwargs, held, say)
     except EOFError:
         # Raised by the pipe when the judge is done, or by the program's input()
-        if stage == "program":
-            say(answers, "failed", "program: EOFError: nothing to read")
+        if stage != "test":
+            say(answers, "failed", f"{stage}: EOFError: nothing to read")
         leave(0)
     except BaseException as error:  # noqa: BLE001 - SystemExit of the program included
         say(answers, "failed", f"{stage}: {type(error).__name__}: {error}"[:300].replace("\n", " "))
         leave(1)
 
 
-def _call(space: dict[str, Any], call: list[Any], empty_out: Any) -> tuple[Any, ...]:
-    name, args, kwargs = call
+def _answer(
+    answers: int, function: Any, args: list[Any], kwargs: dict[str, Any], held: list[Any], say: Callable[..., None]
+) -> None:
     try:
-        kind, value = empty_out(space[name](*args, **kwargs))
-        return kind, value
+        say(answers, "value", function(*args, **kwargs), held=held)
+    except WireError as error:
+        say(answers, "failed", f"test: {error}")
     except BaseException as error:  # noqa: BLE001 - SystemExit of the program included
-        return "error", type(error).__name__, str(error)[:250]
+        say(answers, "error", [one.__name__ for one in type(error).__mro__], str(error)[:250])

@@ -215,7 +215,7 @@ def plan(
     """The cells in order of importance: each task under the base and its own adapter, then the others, then "auto".
 
     Args:
-        pack: None where an endpoint answers.
+        pack: None if an endpoint answers.
 
     Raises:
         InputError: the data of some task is missing or damaged, or samples are asked of tasks that take one answer.
@@ -223,7 +223,7 @@ def plan(
     wanted = wanted or Wanted()
     if wanted.decoding is not None and not any(task.takes_samples for task in tasks):
         names = ", ".join(task.name for task in tasks)
-        raise InputError(f"samples are asked, but one answer to each item is scored by {names}")
+        raise InputError(f"samples are asked for, but one answer to each item is scored by {names}")
     problems: list[str] = []
     cells: list[Cell] = []
     for task in tasks:

@@ -8,11 +8,12 @@ through the model in one batch.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from ...edge.answer.base import SessionBase
 from ...edge.errors import DoesNotFitError
 from ...edge.llama.binding import lib
 from ...edge.llama.context import Context
@@ -79,7 +80,7 @@ def log_softmax_at(logits: npt.NDArray[np.float32], token_ids: Sequence[int]) ->
     return [float(logits[token]) - float(most) - float(total) for token in token_ids]
 
 
-def _waiting(session: "Session | OnnxSession", items: Sequence[Item]) -> list[_Tokens]:
+def _waiting(session: SessionBase[Any], items: Sequence[Item]) -> list[_Tokens]:
     waiting = [_tokens_of(session.vocab, item) for item in items]
     longest = max((max(map(len, one.texts)) for one in waiting), default=0)
     if longest > session.longest_tokens:
@@ -87,10 +88,24 @@ def _waiting(session: "Session | OnnxSession", items: Sequence[Item]) -> list[_T
     return waiting
 
 
-def score_endings_onnx(
+def score_endings(
+    session: SessionBase[Any], adapter: str | None, items: Sequence[Item], on_done: Callable[[int, Any], None]
+) -> None:
+    """Computes the likelihoods of each item's endings under an adapter (None: the base); reports each by its index.
+
+    Raises:
+        DoesNotFitError: an item is longer than the base's context.
+    """
+    if session.engine_name == "onnx":
+        _score_on_onnx(cast("OnnxSession", session), adapter, items, on_done)
+    else:
+        _score_on_llama(cast("Session", session), adapter, items, on_done)
+
+
+def _score_on_onnx(
     session: "OnnxSession", adapter: str | None, items: Sequence[Item], on_done: Callable[[int, Any], None]
 ) -> None:
-    """As `score_endings`, on onnxruntime: one ending after the other behind its item's beginning, computed once."""
+    """One ending after the other behind its item's beginning, which is computed once."""
     choice = session.choice_of(adapter)
     for index, one in enumerate(_waiting(session, items)):
         context = one.texts[0][: one.start]
@@ -105,14 +120,10 @@ def score_endings_onnx(
         on_done(index, _likelihoods(one, found))
 
 
-def score_endings(
+def _score_on_llama(
     session: "Session", adapter: str | None, items: Sequence[Item], on_done: Callable[[int, Any], None]
 ) -> None:
-    """Computes the likelihoods of each item's endings under an adapter (None: the base); tells of each by its index.
-
-    Raises:
-        DoesNotFitError: an item is longer than the base's context.
-    """
+    """The endings of several items in one batch."""
     choice = session.choice_of(adapter)
     waiting = _waiting(session, items)
     room = max(_ROOM_TOKENS, max((one.n_cells for one in waiting), default=0))

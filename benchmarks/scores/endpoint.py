@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ...edge.errors import EngineError, InputError
+from ...edge.files.text import loads_json
 from ..tasks.task import Item, sample_seed
 from .cells import Cell
 from .runner import Generate
@@ -29,13 +30,14 @@ TRIES: Final = 6
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 60.0
 ANSWER_TIMEOUT_S: Final = 600.0
+MOST_ANSWER_BYTES: Final = 64 << 20
 _PASSING: Final = {408, 425, 429, 500, 502, 503, 504}
 _REASONS: Final = {"stop": "end", "length": "max_tokens"}
 
 
 @dataclass(frozen=True)
 class ServerAnswer:
-    """One answer; `by` is the model, and its fingerprint where there is one, as the server names them."""
+    """One answer; `by` is the model, and its fingerprint if there is one, as the server names them."""
 
     text: str
     n_prompt_tokens: int
@@ -66,15 +68,20 @@ class Endpoint:
         """A server by its address; "/v1" is added where the address has no path.
 
         Raises:
-            InputError: it is no http address.
+            InputError: it is not an http address.
         """
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise InputError(f"{url!r} is not an address", hint="for example http://localhost:8000/v1")
+        try:
+            parts = urllib.parse.urlsplit(url)
+            # Raises for a name that DNS cannot hold.
+            host = (parts.hostname or "").encode("idna")
+            if parts.scheme not in ("http", "https") or not host or not url.isascii() or parts.port == 0:
+                raise ValueError
+        except ValueError:
+            raise InputError(f"{url!r} is not an address", hint="for example http://localhost:8000/v1") from None
         return cls(url.rstrip("/") + ("" if parts.path.strip("/") else "/v1"), parallel)
 
     def models(self) -> list[str]:
-        """The models that it lists; empty where it lists none.
+        """The models that it lists; empty if it lists none.
 
         Raises:
             EngineError: nothing answers there.
@@ -113,6 +120,8 @@ class Endpoint:
         try:
             choice = found["choices"][0]
             text = choice["message"]["content"] if item.raw is None else choice["text"]
+            if not isinstance(text, str | None):
+                raise TypeError("its text is none")
             usage = found.get("usage") or {}
             by = " ".join(str(part) for part in (found.get("model"), found.get("system_fingerprint")) if part)
             return ServerAnswer(
@@ -122,7 +131,7 @@ class Endpoint:
                 _REASONS.get(choice.get("finish_reason"), str(choice.get("finish_reason"))),
                 by or "unnamed",
             )
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise EngineError(f"the server's answer is not one of the OpenAI API ({error!r})", where=self.url) from None
 
     def stop(self) -> None:
@@ -140,7 +149,7 @@ class Endpoint:
             try:
                 request = urllib.request.Request(self.url + path, data, headers)
                 with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT_S) as response:
-                    found = json.load(response)
+                    found = loads_json(response.read(MOST_ANSWER_BYTES).decode("utf-8"))
                 if not isinstance(found, dict):
                     raise EngineError("the server's answer is not a JSON object", where=self.url + path)
                 return found
@@ -149,7 +158,7 @@ class Endpoint:
                 if error.code not in _PASSING:
                     raise EngineError(f"the server refuses: {problem}", where=self.url + path) from None
                 pause_s = _retry_after_s(error)
-            except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 problem = str(getattr(error, "reason", None) or error) or type(error).__name__
             if number + 1 < self._tries:
                 own_s = self._first_pause_s * 2**number * random.uniform(0.75, 1.25)
@@ -166,7 +175,7 @@ def _words(error: urllib.error.HTTPError) -> str:
     """What the server says of its refusal, short."""
     try:
         text = error.read(2000).decode("utf-8", "replace")
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return str(error.reason)
     return " ".join(text.split())[:300] or str(error.reason)
 

@@ -76,13 +76,13 @@ class Joules:
 
 
 def energy_rows(records: Iterable[Record], metric: Metric) -> list[dict[str, Any]]:
-    """A row for each sensor over all answers of runs that it saw; no rows where none did.
+    """A row for each sensor over all answers of runs that it saw; no rows if none did.
 
     Args:
         metric: the task's main one: what a right answer is, where it is binary.
 
     Returns:
-        sensor, includes, joules, n_answers, joules_per_answer, and joules_per_correct: None where no answer is right
+        sensor, includes, joules, n_answers, joules_per_answer, and joules_per_correct: None if no answer is right
         or the metric is not of right and wrong.
     """
     by_run: dict[int, list[Record]] = {}

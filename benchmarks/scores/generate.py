@@ -7,23 +7,22 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
+from ...edge.answer.base import SessionBase
 from ...edge.answer.stream import Request
 from ...edge.errors import DoesNotFitError
 from ...edge.llama.sampling import Sampling
-from ...edge.onnx.session import OnnxSession
 from ..tasks.task import Item, sample_seed
 from .answers import Record
 from .cells import Cell, Column
-from .choices import score_endings, score_endings_onnx
+from .choices import score_endings
 from .runner import Generate
 
 if TYPE_CHECKING:
     from ...edge.answer.choice import Choice
-    from ...edge.session.session import Session
 
-AnySession = Union["Session", OnnxSession]
+AnySession = SessionBase[Any]
 # Answers per place in the batch between two points where all are done
 BLOCK_ROUNDS = 8
 # task, adapter -> answers that are there already, by item id
@@ -109,10 +108,7 @@ def _answer(
         return
     if cell.task.way == "choices":
         asked, tell = [items[i] for i in indices], functools.partial(_of, indices, on_done)
-        if isinstance(session, OnnxSession):
-            score_endings_onnx(session, cell.adapter_name, asked, tell)
-        else:
-            score_endings(session, cell.adapter_name, asked, tell)
+        score_endings(session, cell.adapter_name, asked, tell)
         return
     order = sorted(indices, key=lambda i: _length(items[i]))
     choice = session.choice_of(cell.adapter_name)
@@ -128,7 +124,7 @@ def _answer(
 
 
 def _of(indices: Sequence[int], on_done: OnDone, at: int, answer: Any) -> None:
-    """Tells of an answer by its place among the cell's items."""
+    """Reports an answer by its place among the cell's items."""
     on_done(indices[at], answer)
 
 

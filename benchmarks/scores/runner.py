@@ -104,7 +104,7 @@ def run_cell(cell: Cell, folder: Path, generate: Generate, joules: Callable[[], 
     """Measures what is missing of `cell`; the number of items that were asked now.
 
     Args:
-        folder: where answer files lie; made where missing. A second process on the same cell waits for the first.
+        folder: where answer files lie; made if missing. A second process on the same cell waits for the first.
         generate: makes the answers; it may give them in any order.
         joules: totals of energy by sensor, from any beginning on.
     """

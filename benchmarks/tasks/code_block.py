@@ -2,39 +2,101 @@
 
 import ast
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-# A fence that the answer ends without closing counts: it was cut at the token cap
-_PYTHON_FENCE = re.compile(r"```[ \t]*(?:python3?|py)[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
-_BARE_FENCE = re.compile(r"```[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL)
+# A fence with what stands before it in its line, and its language
+_FENCE = re.compile(r"^(.*?)```[ \t]*([^\n`]*?)[ \t]*\r?\n", re.MULTILINE)
+_PYTHON = ("python", "python3", "py")
+_THOUGHT = re.compile(r"\A\s*<think>.*?(?:</think>|\Z)|\A(?:(?!<think>).)*?</think>", re.DOTALL)
+_BEGINNINGS = ("def ", "class ", "import ", "from ", "@", "async ")
 _DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Try)
 _ASSIGNMENTS = (ast.Assign, ast.AnnAssign, ast.AugAssign)
 
 
-def code_of(text: str) -> str:
-    """The code of an answer: its first ```python block, else its first ``` block without a language, else all of it."""
-    found = _PYTHON_FENCE.search(text) or _BARE_FENCE.search(text)
-    return found.group(1) if found else text
+def code_of(text: str, names: Iterable[str] = ()) -> str:
+    """The code of an answer, which need not be all a program.
+
+    Its first ```python block that defines one of `names`, else such a block without a language, else such a program
+    among its lines; else its first ```python block, its first block without a language, all of it. What a model thinks
+    before it answers (<think>) is no part of the answer.
+    """
+    text, names = _THOUGHT.sub("", text, count=1), set(names)
+    blocks = list(_blocks(text))
+    chosen = [code for language, code in blocks if language.lower() in _PYTHON]
+    chosen += [code for language, code in blocks if not language]
+    for code in chosen:
+        if names & defined_names(code):
+            return code
+    loose = _among_lines(text, names)
+    return loose if loose is not None else [*chosen, text][0]
 
 
-def definitions(code: str) -> str:
+def _blocks(text: str) -> Iterator[tuple[str, str]]:
+    """Language and code of each fenced block.
+
+    A fence may stand in the code itself, in a docstring: a block goes to the first fence that makes it a program, else
+    to the first. One that the answer ends without closing counts: it was cut at the token cap.
+    """
+    at = 0
+    while opening := _FENCE.search(text, at):
+        begin = opening.end()
+        ends = [found.start() for found in re.finditer("```", text[begin:])] or [len(text) - begin]
+        code = text[begin : begin + ends[0]]
+        for end in ends:
+            if _is_program(_less_indented(text[begin : begin + end], opening[1])):
+                code = text[begin : begin + end]
+                break
+        yield opening[2], _less_indented(code, opening[1])
+        at = begin + len(code) + 3
+
+
+def _less_indented(code: str, before: str) -> str:
+    """A block of a list item without the item's indentation."""
+    if not before or not before.isspace():
+        return code
+    return "".join(line.removeprefix(before) for line in code.splitlines(keepends=True))
+
+
+def _among_lines(text: str, names: set[str]) -> str | None:
+    lines = text.splitlines(keepends=True)
+    for n, line in enumerate(lines):
+        if line.startswith(_BEGINNINGS) and names & defined_names(code := "".join(lines[n:])):
+            return code
+    return None
+
+
+def definitions(code: str, names: Iterable[str] = ()) -> str:
     """What a program defines, as EvalPlus takes an answer: a model's own trials of its function judge nothing.
 
-    Imports, functions, classes and the variables that these use are kept, with what stands in their lines; other
-    statements of the module are left out. Of a program that was cut short, the lines before the cut that are one.
-    What is no program at all is given back as it is.
+    Imports, functions, classes and the variables that these use, or that are among `names`, are kept, with what stands
+    in their lines; other statements of the module are left out. Of a program that was cut short, the lines before the
+    cut that are one. What is no program at all is given back as it is.
     """
     lines, tree = _whole_program(code)
     if tree is None:
         return code
     kept: list[ast.stmt] = [node for node in tree.body if isinstance(node, _DEFINITIONS)]
     assigned = [node for node in tree.body if isinstance(node, _ASSIGNMENTS)]
-    used = _names_used(kept)
+    used = _names_used(kept) | set(names)
     while more := [node for node in assigned if node not in kept and _names_set(node) & used]:
         kept += more
         used |= _names_used(more)
     shown = {number for node in kept for number in range(_first_line(node), (node.end_lineno or 0) + 1)}
     return "".join(line for number, line in enumerate(lines, 1) if number in shown)
+
+
+def defined_names(code: str) -> set[str]:
+    """Functions, classes and variables that a program makes at its top, up to where it is cut."""
+    body = tree.body if (tree := _whole_program(code)[1]) else []
+    names = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    return names.union(*(_names_set(node) for node in body if isinstance(node, _ASSIGNMENTS)))
+
+
+def _is_program(code: str) -> bool:
+    try:
+        return bool(ast.parse(code).body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
 
 
 def _whole_program(code: str) -> tuple[list[str], ast.Module | None]:

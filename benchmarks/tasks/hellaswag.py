@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...edge.errors import InputError
+from ...edge.files.text import is_text
 from .task import Item, Metric, Task, json_lines
 
 _FILE = "hellaswag/hellaswag_val.jsonl"
@@ -37,19 +38,23 @@ def item_of(row: Mapping[str, Any], number: int) -> Item:
     else:
         context = f"{row['ctx_a']} {row['ctx_b'].capitalize()}"
         query, endings = tidy(f"{row['activity_label']}: {context}"), [tidy(ending) for ending in row["endings"]]
+    if isinstance(row["label"], bool | float):
+        raise ValueError("the label is no whole number")
     label = int(row["label"])
     if len(endings) != 4 or not 0 <= label < 4:
         raise ValueError("four endings and a label from 0 to 3 are needed")
+    if not all(is_text(text) and text for text in (query, *endings)):
+        raise ValueError("its texts are no texts, empty, or have half a surrogate pair")
     return Item(f"val-{row.get('ind', number)}", [], {"label": label}, raw=query, endings=tuple(endings))
 
 
 def load(data: Path) -> list[Item]:
     """The items of `hellaswag/hellaswag_val.jsonl`."""
     items = []
-    for number, row in enumerate(json_lines(data / _FILE, "label")):
+    for number, row in enumerate(json_lines(data / _FILE)):
         try:
             items.append(item_of(row, number))
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise InputError(f"row {number} is not one of HellaSwag ({error})", where=data / _FILE) from None
     return items
 
@@ -65,7 +70,7 @@ def chosen(item: Item, sums: list[float], token_means: list[float]) -> dict[str,
 
 
 def score(item: Item, text: str) -> dict[str, float]:
-    """1 where a rule takes the right ending. `text` is JSON: "sums" and "token_means", log-likelihoods in nats."""
+    """1 if a rule takes the right ending. `text` is JSON: "sums" and "token_means", log-likelihoods in nats."""
     found = json.loads(text)
     return {
         name: float(index == item.truth["label"])

@@ -5,19 +5,15 @@ Two ways of asking: "humaneval" puts the unfinished function into the chat templ
 An answer becomes a completion as in the official samples.jsonl; program and tests then run in the sandbox.
 """
 
-import ast
 import dataclasses
-import gzip
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...edge.datasets.prompts import user_message
-from ...edge.errors import InputError
 from ..sandbox.sandbox import Limits, Verdict, run_program
-from .code_block import code_of, definitions
-from .task import Decoding, Item, Metric, Task
+from .code_block import code_of, defined_names, definitions
+from .task import Decoding, Item, Metric, Task, json_lines
 
 PROBLEM_KEYS = ("task_id", "prompt", "entry_point", "test")
 # The official 3 s, as CPU time, so that a busy machine changes no score; sleepers end by the clock
@@ -33,23 +29,7 @@ def read_problems(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         InputError: it cannot be read, or a row lacks a key.
     """
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})", where=path) from None
-    problems = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"line {number} is not JSON ({error})", where=path) from None
-        if not isinstance(row, dict) or any(not isinstance(row.get(key), str) for key in PROBLEM_KEYS):
-            raise InputError(f"line {number} lacks one of {', '.join(PROBLEM_KEYS)}", where=path)
-        problems[row["task_id"]] = row
-    return problems
+    return {row["task_id"]: row for row in json_lines(path, *PROBLEM_KEYS)}
 
 
 def humaneval_text(prompt: str) -> str:
@@ -64,17 +44,13 @@ def completion_of(problem: Mapping[str, str], text: str) -> str:
     and helpers of the prompt stay, and the model's own trials are left out. Anything else is taken as the rest of the
     function.
     """
-    code = code_of(text)
-    is_body = code[:1].isspace() and not _defines(code, problem["entry_point"])
-    return code if is_body else f"\n\n{definitions(code)}"
+    name = problem["entry_point"]
+    code = code_of(text, [name])
+    return f"\n\n{definitions(code, [name])}" if _defines(code, name) or not code[:1].isspace() else code
 
 
 def _defines(code: str, name: str) -> bool:
-    try:
-        tree = ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return any(line.startswith(f"def {name}(") for line in code.splitlines())
-    return any(isinstance(node, ast.FunctionDef) and node.name == name for node in tree.body)
+    return name in defined_names(code) or any(line.startswith(f"def {name}(") for line in code.splitlines())
 
 
 def _given(prompt: str) -> str:
@@ -130,7 +106,7 @@ def answer_completion(item: Item, text: str) -> str:
 
 
 def score(item: Item, text: str) -> dict[str, float]:
-    """1 where the function passes every test."""
+    """1 if the function passes every test."""
     return {"passed": float(check(item.truth, answer_completion(item, text)).passed)}
 
 
@@ -155,10 +131,10 @@ TASK = Task(
     ),
     load=load,
     score=score,
-    protocol="0-shot, chat template, whole function asked for; the answer's first ```python block (else a bare block, "
-    "else the whole) behind the prompt, without statements that define nothing (as EvalPlus), must pass the official "
-    "tests: standard library only, 3 s of CPU, 512 MiB, no network; pass@k is the unbiased estimate, its interval a "
-    "bootstrap over problems.",
+    protocol="0-shot, chat template, whole function asked for; the answer's ```python block that defines it (else a "
+    "bare block, else its lines) behind the prompt, without statements that define nothing (as EvalPlus), must pass "
+    "the official tests: standard library only, 3 s of CPU, 512 MiB, no network; pass@k is the unbiased estimate, its "
+    "interval a bootstrap over problems.",
     decoding=Decoding(samples=20, temperature=0.2, top_p=0.95),
     runs_code=True,
 )

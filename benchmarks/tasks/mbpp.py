@@ -1,11 +1,12 @@
 """MBPP test: 500 small Python functions (task_id 11 to 510), pass@1 of one greedy answer (Austin et al. 2021).
 
-The model sees the text and the first test; all three asserts must hold, in the sandbox of `code_sandbox`.
+The model sees the text and the first test; all three asserts must hold, in the sandbox of `sandbox`.
 """
 
 from pathlib import Path
 
 from ...edge.datasets.prompts import mbpp_messages
+from ..sandbox.child import tested_names
 from ..sandbox.sandbox import run_program
 from .code_block import code_of, definitions
 from .task import Item, Metric, Task, json_lines
@@ -13,7 +14,8 @@ from .task import Item, Metric, Task, json_lines
 
 def load(data: Path) -> list[Item]:
     """The test split of `mbpp/mbpp.jsonl`."""
-    rows = json_lines(data / "mbpp" / "mbpp.jsonl", "text", "task_id", "test_list", "test_setup_code")
+    path = data / "mbpp" / "mbpp.jsonl"
+    rows = json_lines(path, "text", "test_setup_code", numbers=["task_id"], lists=["test_list"])
     return [
         Item(
             f"mbpp-{row['task_id']}",
@@ -26,9 +28,15 @@ def load(data: Path) -> list[Item]:
 
 
 def score(item: Item, text: str) -> dict[str, float]:
-    """1 where the answer's code passes every test."""
-    verdict = run_program(definitions(code_of(text)), item.truth["tests"], setup=item.truth["setup"])
+    """1 if the answer's code passes every test."""
+    verdict = run_program(program_of(item, text), item.truth["tests"], setup=item.truth["setup"])
     return {"pass@1": float(verdict.passed)}
+
+
+def program_of(item: Item, text: str) -> str:
+    """The program in an answer to one of this module's items."""
+    names = tested_names(item.truth["tests"])
+    return definitions(code_of(text, names), names)
 
 
 TASK = Task(
@@ -40,8 +48,8 @@ TASK = Task(
     metrics=(Metric("pass@1", True, "pass@1", k=1), Metric("pass@10", True, "pass@10", k=10, of="pass@1")),
     load=load,
     score=score,
-    protocol="0-shot, chat template, text and first test shown, one greedy answer; its first ```python block (else a "
-    "bare block, else the whole), without statements that define nothing (as EvalPlus), must pass all three asserts: "
-    "standard library only, 5 s of CPU, 512 MiB, no network.",
+    protocol="0-shot, chat template, text and first test shown, one greedy answer; its ```python block that defines "
+    "the function (else a bare block, else its lines), without statements that define nothing (as EvalPlus), must pass "
+    "all three asserts: standard library only, 5 s of CPU, 512 MiB, no network.",
     runs_code=True,
 )

@@ -8,8 +8,7 @@ from pathlib import Path
 from ...edge.datasets.numbers import flexible_answer, same_number, strict_answer
 from ...edge.datasets.prompts import gsm8k_messages
 from ...edge.errors import InputError
-from ...edge.files.atomic import read_json
-from .task import Item, Metric, Task
+from .task import Item, Metric, Task, json_lines
 
 
 def question(body: str, asked: str) -> str:
@@ -22,10 +21,10 @@ def load(data: Path) -> list[Item]:
     """The items of `svamp/SVAMP.json`."""
     path = data / "svamp" / "SVAMP.json"
     items = []
-    for row in read_json(path):
-        answer = float(row["Answer"])
-        if not answer.is_integer():
-            raise InputError(f"{row['ID']}: the answer {answer} is not a whole number", where=path)
+    for row in json_lines(path, "ID", "Body", "Question"):
+        answer = row.get("Answer")
+        if isinstance(answer, bool) or not isinstance(answer, int | float) or answer != answer // 1:
+            raise InputError(f"{row['ID']}: the answer {answer!r} is not a whole number", where=path)
         items.append(
             Item(row["ID"], gsm8k_messages(question(row["Body"], row["Question"])), {"answer": str(int(answer))})
         )

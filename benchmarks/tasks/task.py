@@ -1,4 +1,4 @@
-"""What a benchmark task is. One module per task makes one `TASK`; `tasks.py` names the modules.
+"""What a benchmark task is. One module per task makes one `TASK`; `registry.py` names the modules.
 
     TASK = Task(name="gsm8k", kind="math", ..., load=load, score=score)
 
@@ -10,16 +10,19 @@ import dataclasses
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ...edge.errors import InputError
+from ...edge.files.text import is_text, json_rows
 from ...edge.gguf.chat_template import Message
 
 # One running order for all: a run that stops early, or --limit, leaves a random sample, the same for each adapter
 ORDER_SEED = 20261124
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,9 @@ class Decoding:
         if self.samples < 1 or (self.samples > 1 and self.greedy):
             problems.append(f"{self.samples} samples at temperature {self.temperature}: more than one needs it above 0")
         if not 0 <= self.temperature <= 10:
-            problems.append(f"temperature is {self.temperature}; 0 to 10 are possible")
+            problems.append(f"temperature is {self.temperature}; it must be between 0 and 10")
         if not 0 < self.top_p <= 1:
-            problems.append(f"top-p is {self.top_p}; above 0, at most 1")
+            problems.append(f"top-p is {self.top_p}; it must be above 0 and at most 1")
         if problems:
             raise InputError("answers cannot be drawn like this", problems=problems)
 
@@ -146,23 +149,40 @@ class Task:
         return items
 
 
-def json_lines(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
-    """The rows of a JSON Lines file, each checked to be an object with `keys`.
+def json_lines(path: Path, *texts: str, numbers: Sequence[str] = (), lists: Sequence[str] = ()) -> Iterator[Row]:
+    """The rows of a JSON Lines file (gzipped or not) or of a JSON list, each checked to be an object with these keys.
+
+    Args:
+        texts: keys of texts.
+        numbers: keys of whole numbers.
+        lists: keys of lists of texts, of one at least.
 
     Raises:
-        InputError: a line is something else, with its number.
+        InputError: a row is something else, with its number.
     """
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"line {number} is not JSON ({error})", where=path) from None
-            if not isinstance(row, dict) or any(key not in row for key in keys):
-                raise InputError(f"line {number} lacks one of {', '.join(keys)}", where=path)
-            yield row
+    for number, row in json_rows(path):
+        yield checked_row(row, f"line {number}", path, texts, numbers=numbers, lists=lists)
+
+
+def checked_row(
+    row: Any, name: str, path: Path, texts: Sequence[str], *, numbers: Sequence[str] = (), lists: Sequence[str] = ()
+) -> Row:
+    """A row with these keys; InputError where it is none. A benchmark leaves no row out: its score would be another."""
+    if not isinstance(row, dict):
+        raise InputError(f"{name} is not an object", where=path)
+    missing = [key for key in (*texts, *numbers, *lists) if key not in row]
+    if missing:
+        raise InputError(f"{name} lacks {', '.join(missing)}", where=path)
+    faults = [f"{key!r} is no text, or has half a surrogate pair" for key in texts if not is_text(row[key])]
+    faults += [
+        f"{key!r} is no whole number" for key in numbers if not isinstance(row[key], int) or isinstance(row[key], bool)
+    ]
+    for key in lists:
+        if not isinstance(row[key], list) or not row[key] or not all(is_text(one) for one in row[key]):
+            faults.append(f"{key!r} is no list of texts")
+    if faults:
+        raise InputError(f"{name} is not a row of this data", where=path, problems=faults)
+    return row
 
 
 def items_sha256(items: list[Item]) -> str:

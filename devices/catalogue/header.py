@@ -12,12 +12,11 @@ import http.client
 import re
 import tempfile
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 from ...edge.errors import DamagedError, InputError, SlmEdgeError, UnsupportedError
-from ...edge.files.download import TIMEOUT_S, DownloadError, hub_token
+from ...edge.files.download import DownloadError, hub_token, opened, request_of
 from ...edge.gguf.file import GgufFile
 
 FIRST_BYTES = 2 << 20
@@ -62,14 +61,15 @@ def _fetched(url: str, path: Path) -> GgufFile:
             stream.write(data)
             stream.truncate(total)
         have += len(data)
-        if path.open("rb").read(4) != b"GGUF":
-            raise InputError("is not a GGUF file", where=url)
         try:
             # Most of it is a hole until it is fetched.
             file = GgufFile.open(path, whole=False)
             if file.data_start_bytes <= have:
                 return file
             problem: SlmEdgeError = DamagedError("the header is longer than what came", where=url)
+        except InputError as error:
+            error.where = url
+            raise
         except (DamagedError, UnsupportedError) as error:
             # Beyond what was fetched there are zeros: only with the next bytes it is known whether that is a fault.
             problem = error
@@ -81,12 +81,12 @@ def _fetched(url: str, path: Path) -> GgufFile:
 
 def _range(url: str, start: int, end: int) -> tuple[bytes, int]:
     """Bytes `start` to `end` (included) of a file, and the whole file's length."""
-    request = urllib.request.Request(url, headers={"User-Agent": "slm-edge", "Range": f"bytes={start}-{end}"})
+    request = request_of(url, {"Range": f"bytes={start}-{end}"})
     token = hub_token()
     if token and "/resolve/" in url:
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        with opened(request) as answer:
             if answer.status != 206:
                 raise DownloadError(
                     "the server does not serve ranges of a file", where=url, hint="download it and give its path"

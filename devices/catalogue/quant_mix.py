@@ -6,11 +6,12 @@ The rules are those of `llama_tensor_get_type` in llama.cpp's src/llama-quant.cp
 importance matrix; tests quantise with llama.cpp itself and compare every tensor.
 """
 
+import re
 from typing import Final
 
 from ...edge.errors import InputError
 from ...edge.gguf.types import GgmlType
-from ...edge.names import did_you_mean
+from .catalogue import nearest
 from .shapes import Matrix, ModelShape
 
 T = GgmlType
@@ -65,11 +66,19 @@ def check_label(text: str) -> str:
     """
     label = quant_label(text)
     if label is None:
-        near = did_you_mean(text.lower(), list(LABELS))
-        raise InputError(
-            f"no quantisation {text!r} is known", hint=f"near: {', '.join(near)}; all: {', '.join(LABELS)}"
-        )
+        near = nearest(text, dict.fromkeys(LABELS, ())) or ["q8_0", "q4_k_m", "q4_0"]
+        raise InputError(f"no quantisation {text!r} is known", hint=f"near: {', '.join(near)}")
     return label
+
+
+def split_label(name: str) -> tuple[str, str | None]:
+    """A model's name and the quantisation at its end: "llama 3.2 3b q4_k_m", "…-GGUF:Q4_K_M", "…-instruct-q8_0".
+
+    Returns:
+        The name without it, and it as written; None if there is none.
+    """
+    found = re.fullmatch(r"(.+?)[\s:._-]+((?:ud[-_])?i?q\d\w*|bf16|f16|f32)", name.strip(), re.I)
+    return (found[1], found[2]) if found else (name, None)
 
 
 def types_of(shape: ModelShape, label: str) -> list[GgmlType]:

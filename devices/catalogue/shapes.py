@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ...edge.errors import InputError
-from ...edge.names import did_you_mean
+from .catalogue import nearest
 
 MODELS_FILE = Path(__file__).parent.parent / "models.toml"
 # What file names and tags add to a model's name without changing its shape.
-_SUFFIXES = ("instruct", "chat", "it", "gguf", "base", "preview")
+_SUFFIXES = ("instruct", "chat", "it", "gguf", "base", "preview", "hf", "latest", "2507")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class ModelShape:
     """Sizes of a dense decoder.
 
     Attributes:
+        architecture: its name in llama.cpp.
         head_dim: values of one head's key; n_embd / n_heads in most families.
         tied: the head shares the token embedding.
         fused: Q, K, V are one matrix, and gate and up are one (Phi-3).
@@ -50,6 +51,7 @@ class ModelShape:
     """
 
     name: str
+    architecture: str
     n_layers: int
     n_embd: int
     n_heads: int
@@ -128,8 +130,8 @@ class ModelShape:
 
 
 def plain_name(name: str) -> str:
-    """ "Llama-3.2-1B-Instruct", "llama3.2:1b" -> "llama3.21b": what two spellings of one model have in common."""
-    words = [word for word in re.split(r"[\s_:/()\-]+", name.lower().strip()) if word]
+    """ "meta-llama/Llama-3.2-1B-Instruct", "llama3.2:1b" -> "llama3.21b": what a model's spellings have in common."""
+    words = [word for word in re.split(r"[\s_:()\-]+", name.lower().strip().rstrip("/").rpartition("/")[2]) if word]
     while len(words) > 1 and words[-1] in _SUFFIXES:
         words.pop()
     return "".join(words)
@@ -167,14 +169,15 @@ def find_shape(name: str) -> ModelShape:
     """As `match_shape`.
 
     Raises:
-        InputError: it is not in the table; the nearest names are given.
+        InputError: it is not in the table; up to three near names are given.
     """
     shape = match_shape(name)
     if shape is None:
-        near = did_you_mean(name.lower(), list(known_shapes()))
+        near = nearest(name.rpartition("/")[2], dict.fromkeys(known_shapes(), ()))
+        hint = f"near: {', '.join(near)}. " if near else ""
         raise InputError(
             f"no published configuration of {name!r} is in the table",
             where=MODELS_FILE.name,
-            hint=f"near: {', '.join(near)}. A GGUF's header does as well: --model FILE_OR_URL.gguf",
+            hint=f"{hint}A GGUF's header does as well: --model FILE_OR_URL.gguf",
         )
     return shape

@@ -41,9 +41,9 @@ class Workload:
         head_bytes: of the head, streamed once for a prompt and once for each token of an answer.
         file_bytes: all tensors, the embedding included.
         kv_values_per_token: K and V values that each token of context leaves in the cache.
-        n_embd, n_layers, n_vocab, n_ctx_train_tokens: as in the configuration; 0 where it is not known.
+        n_embd, n_layers, n_vocab, n_ctx_train_tokens: as in the configuration; 0 if it is not known.
         lora_shapes: (n_in, n_out) of the seven linear matrices of all layers, for adapters.
-        sure: False where bytes come from a file's size or a count of parameters, not from a tensor table.
+        sure: False if bytes come from a file's size or a count of parameters, not from a tensor table.
     """
 
     name: str

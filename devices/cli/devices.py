@@ -59,7 +59,10 @@ def show(name: str, as_json: bool) -> None:
     Example:
       slm-edge devices show raspberry-pi-5
     """
-    device, calibration = _device(name, fresh=name == "this")
+    from ..catalogue.catalogue import find_device
+    from ..predict.unit_factors import load_calibration
+
+    device, calibration = _this(fresh=True) if name == "this" else (find_device(name), load_calibration(name))
     facts = {key: {"value": fact.value, "source": fact.source} for key, fact in device.facts.items()}
     data: dict[str, Any] = {"id": device.id, "name": device.name, "cores": device.cores.name, "facts": facts}
     lines = [f"{device.name} ({device.id})", f"  cores: {device.cores.title}"]
@@ -68,17 +71,29 @@ def show(name: str, as_json: bool) -> None:
     if calibration is not None:
         data["calibration"] = {"decode": calibration.decode, "prefill": calibration.prefill, "kv": calibration.kv_part}
         lines.append(f"  calibrated by {calibration.source}")
+    if device.system:
+        lines.append(f"  {device.system}: this runtime does not run there; its forecasts are llama.cpp's")
+    if device.unprobed:
+        lines.append(f"  not probed: {device.unprobed}. Try again when it is quiet.")
     if device.note:
         lines.append(f"  {device.note}")
+    data |= {"system": device.system, "unprobed": device.unprobed}
     emit(data, as_json, "\n".join(lines))
 
 
 @devices.command()
-@click.option("--device", "device_name", metavar="ID", help="Of `devices list`, with -4gb and the like, or this.")
-@click.option("--all", "all_devices", is_flag=True, help="A table over the whole catalogue.")
+@click.option(
+    "--device",
+    "device_name",
+    metavar="NAME",
+    help="A device of `devices list`, with its RAM if one size is meant (pi5 4gb).  [default: this machine]",
+)
+@click.option("--all", "all_devices", is_flag=True, help="Print a table of the whole catalogue.")
 @click.option("--pack", type=click.Path(path_type=Path), help='Folder of a pack; "starter" for the starter pack.')
 @click.option("--model", metavar="NAME|FILE|URL", help="A published model, or a GGUF: only its header is read.")
-@click.option("--quant", metavar="TYPE", help="Quantisation of a published model.  [default: q4_k_m]")
+@click.option(
+    "--quant", metavar="TYPE", help="Quantisation of a published model, unless its name ends in it.  [default: q4_k_m]"
+)
 @click.option("--context", type=click.IntRange(1), default=2048, show_default=True, help="Longest prompt and answer.")
 @click.option("--prompt", type=click.IntRange(1), default=256, show_default=True, help="Tokens of a typical prompt.")
 @click.option("--adapter-rank", type=click.IntRange(1, 1024), help="One adapter of this rank on all linear matrices.")
@@ -91,40 +106,49 @@ def show(name: str, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def fit(ctx: click.Context, /, **given: Any) -> None:
-    """Say whether a model fits a device and how fast it will run. Exit 1 when it does not fit.
+    """Say whether a model fits a device and how fast it will run. Exits with 1 if it does not fit.
+
+    Of a device that is sold with several sizes of RAM, the smallest that fits is taken.
 
     \b
     Examples:
+      slm-edge devices fit --device "pi5 8gb" --model "llama 3.2 3b q4_k_m"
       slm-edge devices fit --device raspberry-pi-5-4gb --model llama-3.2-1b --quant q4_0 --adapter-rank 16
       slm-edge devices fit --all --pack starter
       slm-edge devices fit --device this --model https://hub/model.gguf --explain
     """
     from ..catalogue import catalogue
-    from ..predict.fit import judge
+    from ..predict.fit import judge_sizes
     from ..predict.fit_text import explanation, table_text, verdict_dict, verdict_text
     from ..predict.predict import Predictor
+    from ..predict.unit_factors import load_calibration
 
-    if bool(given["device_name"]) == given["all_devices"]:
+    if given["device_name"] and given["all_devices"]:
         raise click.UsageError("Give either --device or --all.")
     target, wish = _target_and_wish(given)
     as_json: bool = given["as_json"]
     if given["all_devices"]:
-        every = [variant for device in catalogue.devices().values() for variant in catalogue.variants(device)]
-        verdicts = [judge(device, target, wish, seek=False) for device in every]
+        every = [catalogue.variants(device) for device in catalogue.devices().values()]
+        verdicts = [judge_sizes(sizes, target, wish, seek=False) for sizes in every]
         emit([verdict_dict(verdict) for verdict in verdicts], as_json, table_text(verdicts))
         ctx.exit(0 if any(verdict.fits for verdict in verdicts) else 1)
-    device, calibration = _device(given["device_name"])
-    verdict = judge(device, target, wish, calibration=calibration)
+    name = given["device_name"] or "this"
+    if name == "this":
+        device, calibration = _this()
+        sizes = [device]
+    else:
+        sizes, calibration = catalogue.find_sizes(name), load_calibration(name)
+    verdict = judge_sizes(sizes, target, wish, calibration=calibration)
     text = verdict_text(verdict)
-    if given["explain"]:
-        text += explanation(verdict, Predictor(device, calibration=calibration))
+    if given["explain"] and not verdict.device.unprobed:
+        text += explanation(verdict, Predictor(verdict.device, calibration=calibration))
     emit(verdict_dict(verdict), as_json, text)
     ctx.exit(0 if verdict.fits else 1)
 
 
 def _target_and_wish(given: dict[str, Any]) -> "tuple[Target, Wish]":
     from ..catalogue.header import is_url, open_header
-    from ..catalogue.quant_mix import check_label
+    from ..catalogue.quant_mix import check_label, split_label
     from ..catalogue.shapes import find_shape
     from ..predict.fit import Target, Wish
 
@@ -142,10 +166,13 @@ def _target_and_wish(given: dict[str, Any]) -> "tuple[Target, Wish]":
         with open_header(model) as file:
             target = Target.of_file(file)
     else:
-        target = Target.of_shape(find_shape(model), check_label(given["quant"] or "q4_k_m"))
+        name, label = split_label(model)
+        if label and given["quant"]:
+            raise click.UsageError(f"{model!r} names its quantisation; leave out --quant.")
+        target = Target.of_shape(find_shape(name), check_label(label or given["quant"] or "q4_k_m"))
     trained = target.work.n_ctx_train_tokens
     if trained and given["context"] > trained:
-        raise InputError(f"a context of {given['context']} tokens is asked of a model trained for {trained}")
+        raise InputError(f"a context of {given['context']} tokens is asked for; the model was trained for {trained}")
     wish = Wish(
         context_tokens=given["context"],
         prompt_tokens=given["prompt"],
@@ -180,40 +207,47 @@ def _pack_target(folder: Path) -> "tuple[Target, list[int]]":
         return Target.of_file(file, pack.base.file_name.removesuffix(".gguf")), sizes
 
 
-def _device(name: str, fresh: bool = False) -> "tuple[Device, Calibration | None]":
-    from ..catalogue.catalogue import find_device
+def _this(fresh: bool = False) -> "tuple[Device, Calibration | None]":
+    """This machine, probed in a quiet moment: now, or before where `fresh` is not asked; else as not probed."""
     from ..machine import probe as probes
     from ..predict.unit_factors import load_calibration
 
-    if name != "this":
-        return find_device(name), load_calibration(name)
     found = None if fresh else probes.kept_probe()
     if found is None:
-        note("probing this machine …")
-        with progress("probing", probes.N_STEPS, "steps") as advance:
-            found = probes.probe(advance)
+        reason = probes.busy_reason(probes.others_cores())
+        if reason is None:
+            note("probing this machine …")
+            with progress("probing", probes.N_STEPS, "steps") as advance:
+                found = probes.probe(advance)
+            reason = found.busy
+        if found is None or reason:
+            note(f"{reason}: rates of this machine would come out too low, so none are kept or forecast")
+            return probes.unprobed_device(reason or ""), None
         probes.save_probe(found)
     return found.device, load_calibration("this") or found.calibration
 
 
 @devices.command()
 @click.argument("profile_file", type=click.Path(path_type=Path))
-@click.option("--device", "device_name", default="this", show_default=True, help="Whose unit was profiled.")
+@click.option("--device", "device_name", default="this", show_default=True, help="Device that was profiled.")
 @json_option
 def calibrate(profile_file: Path, device_name: str, as_json: bool) -> None:
-    """Let a profile of one model speak for others: `devices fit` uses it from then on.
+    """Use the profile of one model to forecast others: `devices fit` then takes it into account.
 
     \b
     Example:
       slm-edge profile --quick --json > profile.json && slm-edge devices calibrate profile.json
     """
-    from ...edge.files.atomic import read_json
+    from ...edge.files.atomic import read_table
+    from ..catalogue.catalogue import find_device
     from ..machine.probe import kept_probe
     from ..predict.unit_factors import calibrate as calibrated
     from ..predict.unit_factors import save_calibration
 
-    profile = read_json(profile_file)
-    device, _ = _device(device_name)
+    profile = read_table(profile_file)
+    device = _this()[0] if device_name == "this" else find_device(device_name)
+    if device.unprobed:
+        raise InputError(f"this machine cannot be probed now: {device.unprobed}", hint="try again when it is quiet")
     kept = kept_probe() if device_name == "this" else None
     calibration = calibrated(profile, device, kept.calibration if kept else None)
     path = save_calibration(device_name, calibration)

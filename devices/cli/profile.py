@@ -19,27 +19,39 @@ SCHEMA_FILE = Path(__file__).parent.parent / "profile_schema.json"
 @click.command()
 @click.option("--pack", type=click.Path(path_type=Path), help="Folder of a pack.  [default: the starter pack]")
 @click.option("--base", type=click.Path(path_type=Path), help="A base GGUF alone, in place of a pack.")
-@click.option("--adapter", "adapters", multiple=True, metavar="NAME|none", help="Which; repeatable.  [default: all]")
-@click.option("--quick", is_flag=True, help="Fewer lengths and repeats: under a minute with the starter pack.")
+@click.option(
+    "--adapter", "adapters", multiple=True, metavar="NAME|none", help="Adapter to measure; repeatable.  [default: all]"
+)
+@click.option(
+    "--quick", is_flag=True, help="Fewer lengths and repeats; about a minute with the starter pack on an idle machine."
+)
 @click.option("--threads", type=click.IntRange(1, 512), help="CPU threads.  [default: one per fast physical core]")
 @click.option("--context", type=click.IntRange(64), help="Tokens of context.  [default: 2048]")
-@click.option("--repeats", type=click.IntRange(2, 100), help="Of each measurement.  [default: 5, 3 with --quick]")
-@click.option("--sustain", metavar="TIME", help="Decode without pause for so long afterwards: 90s, 5m.")
+@click.option(
+    "--repeats", type=click.IntRange(2, 100), help="Repeats of each measurement.  [default: 5, 3 with --quick]"
+)
+@click.option("--sustain", metavar="TIME", help="Afterwards decode without a pause for this long, e.g. 90s or 5m.")
 @click.option("--emulate", metavar="DEVICE", help="Limit threads and memory to a device's; speed is not emulated.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the profile here, as JSON.")
 @click.option("--html", "html_file", type=click.Path(path_type=Path), help="Write a report with charts, one file.")
 @click.option("--jsonl", "jsonl_file", type=click.Path(path_type=Path), help="Write llama-bench's JSONL.")
-@click.option("--compare", "compare_file", type=click.Path(path_type=Path), help="Set against an older profile.")
+@click.option("--compare", "compare_file", type=click.Path(path_type=Path), help="Compare with an older profile.")
 @click.option("--force", is_flag=True, help="Compare different devices, builds or setups as well.")
-@click.option("--assert", "assertions", multiple=True, metavar="TEST", help='Such as "decode_tokens_per_s>=8".')
+@click.option(
+    "--assert",
+    "assertions",
+    multiple=True,
+    metavar="TEST",
+    help='Exit with 1 unless this holds, e.g. "decode_tokens_per_s>=8".',
+)
 @click.option("--schema", is_flag=True, help="Print the JSON schema of a profile, and measure nothing.")
 @json_option
 @click.pass_context
 def profile(ctx: click.Context, /, **given: Any) -> None:
     """Measure how fast a pack runs here and how much memory it takes.
 
-    Random tokens, a warm-up, repeats, every sample kept, as llama-bench does; for the base and each adapter. Exit 1
-    when an --assert does not hold.
+    Measures the base and each adapter as llama-bench does: random tokens, a warm-up, repeats, every sample kept. Exits
+    with 1 if an --assert does not hold.
 
     \b
     Examples:
@@ -50,7 +62,7 @@ def profile(ctx: click.Context, /, **given: Any) -> None:
     if given["schema"]:
         click.echo(SCHEMA_FILE.read_text(encoding="utf-8").rstrip())
         return
-    from ...edge.files.atomic import atomic_file, read_json, write_json
+    from ...edge.files.atomic import atomic_file, read_table, write_json
     from ..profile.compare import check_comparable, compare, compare_text
     from ..profile.html import report
     from ..profile.text import failed_assertions, jsonl, metrics, parse_assertion, table
@@ -59,7 +71,7 @@ def profile(ctx: click.Context, /, **given: Any) -> None:
     wrong = [text for text in given["assertions"] if parse_assertion(text) is None]
     if wrong:
         raise InputError("an assertion cannot be read", problems=[repr(text) for text in wrong])
-    old = read_json(given["compare_file"]) if given["compare_file"] else None
+    old = read_table(given["compare_file"]) if given["compare_file"] else None
     sustain_s = parse_seconds(given["sustain"]) if given["sustain"] else 0.0
     device = _emulated(given["emulate"])
     data = _measure(given, sustain_s, device)
@@ -98,7 +110,7 @@ def parse_seconds(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
     seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0
     if not seconds:
-        raise InputError(f"{text!r} is no time", hint="such as 90s or 5m")
+        raise InputError(f"{text!r} is not a time", hint="for example 90s or 5m")
     return seconds
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...edge.console import Advance
 from ...edge.errors import InputError
-from ...edge.files.atomic import make_folder, read_json, write_json
+from ...edge.files.atomic import make_folder, read_table, write_json
 from ...edge.files.cache import cache_folder
 from ...edge.system.cpu import default_threads
 from ..catalogue.catalogue import GIB, Device, Fact, core_classes
@@ -39,6 +39,56 @@ class Probe:
     device: Device
     calibration: Calibration
     seconds: float
+    others_cores: float = 0.0
+
+    @property
+    def busy(self) -> str | None:
+        """Why its rates are too low to rest on; None if the machine was quiet."""
+        return busy_reason(self.others_cores)
+
+
+def busy_reason(others_cores: float) -> str | None:
+    """What to tell when other processes keep so many cores busy that a probe would show theirs; None: they do not."""
+    threads = default_threads()
+    if others_cores <= 0.15 + 0.05 * threads:
+        return None
+    return f"other processes keep {others_cores:.1f} cores busy, and {threads} are probed"
+
+
+class OthersCores:
+    """Cores that other processes keep busy, from its making to each call."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        """Seconds: that other processes computed, and of the clock."""
+        import psutil
+
+        times = psutil.cpu_times()
+        # Guests' time is counted in user's as well; stolen time is others' too.
+        names = ("user", "nice", "system", "irq", "softirq", "steal")
+        return sum(getattr(times, name, 0.0) for name in names) - time.process_time(), time.perf_counter()
+
+    def __call__(self) -> float:
+        others_s, now_s = self._now()
+        return max(others_s - self._start[0], 0.0) / max(now_s - self._start[1], 1e-3)
+
+
+def others_cores(seconds: float = 0.5) -> float:
+    """Cores that other processes keep busy, over so long."""
+    others = OthersCores()
+    time.sleep(seconds)
+    return others()
+
+
+def unprobed_device(reason: str) -> Device:
+    """This machine, of whose rates nothing is known; plans of memory hold."""
+    device = this_device()
+    # No rate is shown that rests on it: it lets the setups be compared.
+    facts = {**device.facts, "theoretical_gb_per_s": Fact(25.6, "assumed, not probed")}
+    return dataclasses.replace(device, facts=facts, unprobed=reason)
 
 
 def probe(advance: Advance | None = None) -> Probe:
@@ -48,7 +98,7 @@ def probe(advance: Advance | None = None) -> Probe:
         advance: told of each of `N_STEPS`.
     """
     step = advance or (lambda n=1, /, *, text=None, total=None: None)
-    start_s = time.perf_counter()
+    start_s, others = time.perf_counter(), OthersCores()
     threads = default_threads()
     curve = read_bandwidth(threads)
     step(1, text="memory")
@@ -58,7 +108,7 @@ def probe(advance: Advance | None = None) -> Probe:
         rates[label] = kernel_rates(label, threads)
         step(1, text=f"{label} kernels")
     calibration = calibration_of(device, rates, threads)
-    return Probe(device, calibration, time.perf_counter() - start_s)
+    return Probe(device, calibration, time.perf_counter() - start_s, others())
 
 
 def calibration_of(device: Device, rates: Mapping[str, KernelRates], threads: int) -> Calibration:
@@ -76,11 +126,10 @@ def calibration_of(device: Device, rates: Mapping[str, KernelRates], threads: in
         cycles[label] = max(rate.token_one_s - layers_s, layers_s) * hertz / work.n_weights
         kernel = bare.kernel_of(work)
         parts = bare.prefill(work, n_prompt_tokens=N_PROMPT, threads=threads, kernel=kernel).parts
-        moved_s = parts["weights"] + parts["attention"]
-        fixed_s = parts["head"] + parts["layers"]
-        part = max(rate.prompt_s / N_PROMPT - fixed_s, fixed_s) / moved_s
+        fixed_s = sum(seconds for name, seconds in parts.items() if name not in ("weights", "streaming"))
+        part = max(rate.prompt_s / N_PROMPT - fixed_s, fixed_s) / parts["weights"]
         (kind,) = work.weights_by_type
-        macs[label] = bare.macs_per_s(kind, threads, kernel) / part / threads / hertz
+        macs[label] = bare.macs_per_cycle(kind, kernel) / part
     known = Calibration(decode=1.0, prefill={"repack": 1.0, "plain": 1.0}, cycles=cycles, macs_per_cycle=macs)
     whole = Predictor(device, calibration=known)
     scales = [
@@ -127,7 +176,7 @@ def this_device(curve: dict[int, float] | None = None) -> Device:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system gives it; a board's model in front where there is one."""
+    """The processor's name as the system gives it; a board's model in front if there is one."""
     board = _text(Path("/proc/device-tree/model")).strip("\0 \n")
     info = _text(Path("/proc/cpuinfo"))
     found = re.search(r"^(?:model name|Hardware|Processor)\s*:\s*(.+)$", info, re.M)
@@ -135,16 +184,28 @@ def cpu_name() -> str:
     return board or name
 
 
-def isa_class() -> str:
-    """Which class of classes.toml this machine's cores are of."""
-    info = _text(Path("/proc/cpuinfo"))
+def isa_class(info: str | None = None, machine: str | None = None, system: str | None = None) -> str:
+    """Which class of classes.toml a machine's cores are of.
+
+    Args:
+        info, machine, system: /proc/cpuinfo, `platform.machine()` and `platform.system()`; None: this machine's.
+    """
+    info = _text(Path("/proc/cpuinfo")) if info is None else info
     found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.M)
     flags = set(found[1].split()) if found else set()
-    if platform.machine().lower() in ("arm64", "aarch64"):
+    if (machine or platform.machine()).lower() in ("arm64", "aarch64"):
+        if (system or platform.system()) == "Darwin":
+            # macOS has no such file; all but the M1 have 8-bit matrix products.
+            return "neon-dotprod-apple" if cpu_name() == "Apple M1" else "neon-i8mm-apple"
         if "i8mm" in flags:
             return "neon-i8mm"
-        return "neon-dotprod" if "asimddp" in flags or not flags else "neon"
-    return "avx512-vnni" if {"avx512_vnni", "avx512f"} <= flags else "avx2"
+        if flags and "asimddp" not in flags:
+            return "neon"
+        parts = set(re.findall(r"^CPU part\s*:\s*(\w+)$", info, re.M))
+        return "neon-dotprod-a55" if parts == {"0xd05"} else "neon-dotprod"
+    if {"avx512_vnni", "avx512f"} <= flags:
+        return "avx512-vnni"
+    return "avx2-small" if re.search(r"^model name\s*:.*\bN\d{2,3}\b", info, re.M) else "avx2"
 
 
 def _text(path: Path) -> str:
@@ -175,11 +236,17 @@ def save_probe(found: Probe) -> None:
     """Keeps a probe in the cache, for commands that want `this` without waiting.
 
     A calibration of `this` is relative to the probe before it, and goes with it.
+
+    Raises:
+        InputError: the machine was busy meanwhile.
     """
+    if found.busy:
+        raise InputError(f"a probe of a busy machine is not kept: {found.busy}")
     make_folder(_path().parent)
     _path().with_name("this.json").unlink(missing_ok=True)
     facts = {name: {"value": fact.value, "source": fact.source} for name, fact in found.device.facts.items()}
     data = {"facts": facts, "calibration": dataclasses.asdict(found.calibration), "seconds": found.seconds}
+    data |= {"others_cores": found.others_cores}
     write_json(_path(), {**data, "machine": cpu_name(), "cores": os.cpu_count()})
 
 
@@ -187,13 +254,13 @@ def kept_probe() -> Probe | None:
     """The probe in the cache, if it is of this machine."""
     if not _path().is_file():
         return None
-    data = read_json(_path())
+    data = read_table(_path())
     try:
-        if data["machine"] != cpu_name() or data["cores"] != os.cpu_count():
+        # Probes of before 2026-12 do not say how busy the machine was.
+        if data["machine"] != cpu_name() or data["cores"] != os.cpu_count() or "others_cores" not in data:
             return None
         facts = {name: Fact(row["value"], row["source"]) for name, row in data["facts"].items()}
-        return Probe(
-            dataclasses.replace(this_device(), facts=facts), Calibration(**data["calibration"]), data["seconds"]
-        )
+        device = dataclasses.replace(this_device(), facts=facts)
+        return Probe(device, Calibration(**data["calibration"]), data["seconds"], data["others_cores"])
     except (KeyError, TypeError):
-        raise InputError("is no probe of this version", where=_path(), hint=f"rm {_path()}") from None
+        raise InputError("is not a probe of this version", where=_path(), hint=f"rm {_path()}") from None

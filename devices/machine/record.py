@@ -12,7 +12,7 @@ from .sensors import Sensors, throttle_words
 
 
 def machine_record(sensors: Sensors) -> dict[str, Any]:
-    """Device, system, cores, instruction set, build of llama.cpp; None where something cannot be read."""
+    """Device, system, cores, instruction set, build of llama.cpp; None if something cannot be read."""
     import psutil
 
     flags = throttled = None
@@ -39,7 +39,7 @@ def machine_record(sensors: Sensors) -> dict[str, Any]:
 
 
 def same_machine(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What makes two records' rates incomparable; empty where nothing does."""
+    """What makes two records' rates incomparable; empty if nothing does."""
     keys = ("device", "machine", "isa_class", "llama_cpp_python", "llama_system_info")
     return [f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)]
 

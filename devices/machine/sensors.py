@@ -31,7 +31,7 @@ Command = Callable[[list[str]], str | None]
 
 
 def run_command(words: list[str]) -> str | None:
-    """The output of a command, or None where it is missing or fails."""
+    """The output of a command, or None if it is missing or fails."""
     if shutil.which(words[0]) is None:
         return None
     try:

@@ -17,9 +17,9 @@ KV_PART_OF_RATE: Final = 0.4
 # Each matrix pair of an adapter costs a fixed time beside its bytes: (1.91 - 0.81) ms / 112 pairs and
 # (3.29 - 1.96) ms / 196 pairs on a OnePlus 12 (ExecuTorch README, Llama 3.2 1B and 3B with and without rank 16).
 ADAPTER_PAIR_S: Final = 8e-6
-# Multiplying a prompt's queries with K and V costs so many times a weight's product: 5.5 from pp128 and pp512 on a
-# Pi 5 (arm-learning-paths), 2.2 from pp512 and pp4096 on an i3-1315U (geerlingguy/ai-benchmarks).
-ATTENTION_COST: Final = 3.5
+# What each further thread takes from the others on a prompt: 8B Q4_0 with 1 to 4 threads of an RK3588 (29.7 to 115
+# GMAC/s), LFM2-350M with 4 and 8 of a Ryzen 7840HS (824 to 1,553 tokens/s). Boards with little memory rate lose more.
+THREAD_LOSS: Final = 0.015
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class BoardFit:
 
     Attributes:
         decode_scale: measured over predicted rate, median of the board's sets of rows.
-        prefill_scale: the same for prompts, by kernel ("repack", "plain", "old").
+        prefill_scale: the same for prompts, by kernel ("repack", "plain", "baseline").
         n_rows: that it was fitted on.
     """
 
@@ -45,7 +45,8 @@ class Constants:
         read_part: decode rate over the sustained read rate that was measured on a device.
         theory_part: decode rate over the theoretical memory rate, where nothing was measured.
         layer_s: fixed time per layer and token.
-        boards: by device id.
+        classes: measured over predicted prefill rate of each class of cores, median of its boards.
+        boards: by device id; their prefill scales are besides their class's.
         half_width: log half-widths of 90 % intervals: decode and prefill, each "prior" (nothing measured on the
             board), "board" (rows of other units of it) and "calibrated" (one run on the very unit).
     """
@@ -53,6 +54,7 @@ class Constants:
     read_part: float = 0.85
     theory_part: float = 0.62
     layer_s: float = 40e-6
+    classes: Mapping[str, float] = field(default_factory=dict)
     boards: Mapping[str, BoardFit] = field(default_factory=dict)
     half_width: Mapping[str, float] = field(default_factory=dict)
 
@@ -69,7 +71,8 @@ def fitted() -> Constants:
         name: BoardFit(row["decode_scale"], row.get("prefill_scale", {}), row["n_rows"])
         for name, row in data["boards"].items()
     }
-    return Constants(data["read_part"], data["theory_part"], data["layer_s"], boards, data["half_width"])
+    plain = {name: data[name] for name in ("read_part", "theory_part", "layer_s")}
+    return Constants(**plain, classes=data["classes"], boards=boards, half_width=data["half_width"])
 
 
 def render(constants: Constants, source: str) -> str:
@@ -79,10 +82,13 @@ def render(constants: Constants, source: str) -> str:
         source: the measurements that it was fitted to, for the comment on top.
     """
     lines = [
-        f"# Fitted by evaluate.py to {source}; devices/README.md has the errors.",
+        f"# Fitted by evaluate.py to {source}; docs/measurements/forecasts.md has the errors.",
         f"read_part = {constants.read_part:.3f}",
         f"theory_part = {constants.theory_part:.3f}",
         f"layer_s = {constants.layer_s:.2e}",
+        "",
+        "[classes]",
+        *(f"{name} = {scale:.3f}" for name, scale in sorted(constants.classes.items())),
         "",
         "[half_width]",
         *(f"{name} = {value:.3f}" for name, value in sorted(constants.half_width.items())),

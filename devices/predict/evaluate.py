@@ -1,6 +1,6 @@
 """Fits the constants to published rows and says how far the prediction is off on rows that it was not fitted on.
 
-    python -m slm_edge.devices.predict.evaluate MEASUREMENTS.csv --write
+    python -m slm_edge.devices.predict.evaluate [MEASUREMENTS.csv …] --write
 
 Two errors, each on rows that the fit did not see:
     uncalibrated   all rows of a board are left out, the constants are fitted to the other boards
@@ -12,7 +12,7 @@ import math
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -25,10 +25,17 @@ from ...edge.files.atomic import atomic_file
 from ...edge.sizes import human_bytes
 from .constants import FITTED_FILE, BoardFit, Constants, render
 from .predict import Kernel, Predictor
-from .published import Row, merge_repeats, read_rows
+from .published import PUBLISHED_FILE, Row, merge_repeats, read_rows
 
 Key = TypeVar("Key")
+ErrorOf = Callable[[Row, Constants], tuple[float, float]]
+# Of a checkout; the wheel has no pages.
+PAGE = FITTED_FILE.parents[1] / "docs" / "measurements" / "forecasts.md"
 LAYER_GRID_S = tuple(n * 1e-5 for n in range(0, 11))
+# Units of one board scatter half as much as boards do; of 0, 0.3, 0.6 and 1 the best for large errors on other units.
+UNIT_DOUBT = 0.3
+# Of llama.cpp; other engines' builds differ for other reasons than the board.
+OUR_KERNELS = ("repack", "plain", "baseline")
 # Student's t that leaves 5 % on one side, by degrees of freedom from 1; the last one for all above.
 T_95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812, 1.796, 1.782, 1.771, 1.761, 1.753)
 
@@ -64,9 +71,14 @@ def decode_error(row: Row, constants: Constants) -> tuple[float, float]:
 def prefill_error(row: Row, constants: Constants) -> tuple[float, float]:
     """The same of its prefill rate."""
     assert row.device is not None and row.work is not None and row.prefill_per_s
-    kernel: Kernel = row.kernel if row.kernel in ("repack", "plain", "old") else "repack"  # type: ignore[assignment]
+    ours = row.kernel in OUR_KERNELS
+    kernel: Kernel = row.kernel if ours else "repack"  # type: ignore[assignment]
     speed = Predictor(row.device, constants).prefill(
-        row.work, n_prompt_tokens=row.n_prompt_tokens, threads=_threads(row), kernel=kernel
+        row.work,
+        n_prompt_tokens=row.n_prompt_tokens,
+        threads=_threads(row),
+        kernel=kernel,
+        laid_out=row.laid_out if ours else None,
     )
     return math.log(row.prefill_per_s / speed.tokens_per_s), speed.tokens_per_s
 
@@ -86,6 +98,11 @@ def prefill_rows(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row.flag is None and row.prefill_per_s]
 
 
+def llama_prefill_rows(rows: Iterable[Row]) -> list[Row]:
+    """Of these, llama.cpp's."""
+    return [row for row in prefill_rows(rows) if row.kernel in OUR_KERNELS]
+
+
 def fit(rows: Sequence[Row]) -> Constants:
     """Constants from the rows given; interval half-widths are not set here."""
     decode = decode_rows(rows)
@@ -98,26 +115,45 @@ def fit(rows: Sequence[Row]) -> Constants:
     read = _solve(with_curve, lambda value: replace(start, read_part=value), start.read_part)
     theory = _solve(plain, lambda value: replace(start, theory_part=value), start.theory_part)
     fitted = replace(start, read_part=read, theory_part=theory)
+    fitted = replace(fitted, classes=_classes(llama_prefill_rows(rows), fitted))
     return replace(fitted, boards=_boards(rows, fitted))
+
+
+def _classes(rows: Sequence[Row], constants: Constants) -> dict[str, float]:
+    """Measured over predicted prefill rate of each class: the median of its boards, each the median of its units."""
+    found = {}
+    for name, same in _grouped(rows, lambda row: row.device.cores.name if row.device else "").items():
+        boards = [_errors_of_units(own, prefill_error, constants).values() for own in _grouped(same, _board).values()]
+        found[name] = math.exp(statistics.median(statistics.median(units) for units in boards))
+    return found
+
+
+def _board(row: Row) -> str:
+    return row.board
+
+
+def _errors_of_units(rows: Iterable[Row], error_of: ErrorOf, constants: Constants) -> dict[str, float]:
+    """The median log error of each unit's rows."""
+    units = _grouped(rows, lambda row: row.unit)
+    return {unit: statistics.median(error_of(row, constants)[0] for row in same) for unit, same in units.items()}
+
+
+def _board_scale(errors_of_units: Collection[float]) -> float:
+    """The log scale of a board from its units' errors: one unit alone says less of the next than many do."""
+    n = len(errors_of_units)
+    return statistics.median(errors_of_units) * n / (n + UNIT_DOUBT)
 
 
 def _boards(rows: Sequence[Row], constants: Constants) -> dict[str, BoardFit]:
     found: dict[str, BoardFit] = {}
-    for board, own in _grouped(decode_rows(rows), lambda row: row.board).items():
-        units = [
-            statistics.median(decode_error(row, constants)[0] for row in same)
-            for same in _grouped(own, lambda row: row.unit).values()
-        ]
-        found[board] = BoardFit(math.exp(statistics.median(units)), {}, len(own))
-    for board, own in _grouped(prefill_rows(rows), lambda row: row.board).items():
+    for board, own in _grouped(decode_rows(rows), _board).items():
+        found[board] = BoardFit(
+            math.exp(_board_scale(_errors_of_units(own, decode_error, constants).values())), {}, len(own)
+        )
+    for board, own in _grouped(llama_prefill_rows(rows), _board).items():
         scales = {}
         for kernel, same in _grouped(own, lambda row: row.kernel).items():
-            if kernel in ("repack", "plain", "old"):
-                units = [
-                    statistics.median(prefill_error(row, constants)[0] for row in unit)
-                    for unit in _grouped(same, lambda row: row.unit).values()
-                ]
-                scales[kernel] = math.exp(statistics.median(units))
+            scales[kernel] = math.exp(_board_scale(_errors_of_units(same, prefill_error, constants).values()))
         before = found.get(board, BoardFit())
         found[board] = replace(before, prefill_scale=scales, n_rows=max(before.n_rows, len(own)))
     return found
@@ -126,7 +162,7 @@ def _boards(rows: Sequence[Row], constants: Constants) -> dict[str, BoardFit]:
 def _scatter(rows: Sequence[Row], constants: Constants) -> float:
     """Mean over boards of the mean distance of a unit's rows from their median: what one factor cannot mend."""
     boards = []
-    for own in _grouped(rows, lambda row: row.board).values():
+    for own in _grouped(rows, _board).values():
         units = []
         for same in _grouped(own, lambda row: row.unit).values():
             # One or two models cannot tell a time per layer from a rate.
@@ -143,7 +179,7 @@ def _solve(rows: Sequence[Row], make: Callable[[float], Constants], default: flo
     """The median over boards of the value that makes a board's median error zero; boards that it does not move say
     nothing."""
     values = []
-    for own in _grouped(rows, lambda row: row.board).values():
+    for own in _grouped(rows, _board).values():
         low, high = 0.15, 1.0
         at_low, at_high = _middle(own, make(low)), _middle(own, make(high))
         if at_low - at_high < 0.1 or at_low < 0 or at_high > 0:
@@ -184,16 +220,25 @@ def evaluate(rows: Sequence[Row]) -> Evaluation:
         "decode_prior": [_residual(row, decode_error, without[row.board]) for row in decode_rows(rows)],
         "prefill_prior": [
             _residual(row, prefill_error, without[row.board])
-            for row in prefill_rows(rows)
-            if row.kernel in ("repack", "plain", "old")
+            for row in llama_prefill_rows(rows)
+            if row.device and row.device.cores.name in without[row.board].classes
         ],
-        "decode_board": _other_units(rows, decode_rows, decode_error, lambda row: row.board),
+        "prefill_class": [
+            _residual(row, prefill_error, without[row.board])
+            for row in llama_prefill_rows(rows)
+            if row.device and row.device.cores.name not in without[row.board].classes
+        ],
+        "decode_board": _other_units(rows, decode_rows, decode_error, _board),
         "prefill_board": _other_units(rows, prefill_rows, prefill_error, lambda row: f"{row.board} {row.kernel}"),
         "decode_calibrated": _calibrated(decode_rows(rows), decode_error, without, lambda row: row.unit),
         "prefill_calibrated": _calibrated(prefill_rows(rows), prefill_error, without, lambda row: row.prefill_group),
     }
     constants = fit(rows)
     widths = {kind: half_width(residuals) for kind, residuals in found.items() if residuals}
+    # Few boards have rows of several units, which makes Student's interval wide; knowing more cannot widen it.
+    for what in ("decode", "prefill"):
+        if f"{what}_board" in widths and f"{what}_prior" in widths:
+            widths[f"{what}_board"] = min(widths[f"{what}_board"], widths[f"{what}_prior"])
     # Each board's coverage is judged with a width that its own rows did not make.
     for kind, residuals in found.items():
         halves = {
@@ -204,7 +249,7 @@ def evaluate(rows: Sequence[Row]) -> Evaluation:
     return Evaluation(replace(constants, half_width=widths), found)
 
 
-def _residual(row: Row, error_of: Callable[[Row, Constants], tuple[float, float]], constants: Constants) -> Residual:
+def _residual(row: Row, error_of: ErrorOf, constants: Constants) -> Residual:
     error, predicted = error_of(row, constants)
     return Residual(row, error, predicted=predicted)
 
@@ -212,23 +257,19 @@ def _residual(row: Row, error_of: Callable[[Row, Constants], tuple[float, float]
 def _other_units(
     rows: Sequence[Row],
     pick: Callable[[Iterable[Row]], list[Row]],
-    error_of: Callable[[Row, Constants], tuple[float, float]],
+    error_of: ErrorOf,
     group: Callable[[Row], str],
 ) -> list[Residual]:
     """Rows of a unit predicted with a scale from the other units of the same board."""
     bare = replace(fit(rows), boards={})
     residuals = []
-    # Other engines' builds differ for other reasons than the unit.
-    rows = [row for row in rows if row.kernel in ("repack", "plain", "old")]
+    rows = [row for row in rows if row.kernel in OUR_KERNELS]
     for own in _grouped(pick(rows), group).values():
-        units = {
-            unit: statistics.median(error_of(row, bare)[0] for row in same)
-            for unit, same in _grouped(own, lambda row: row.unit).items()
-        }
+        units = _errors_of_units(own, error_of, bare)
         if len(units) < 2:
             continue
         for row in own:
-            scale = statistics.median(value for unit, value in units.items() if unit != row.unit)
+            scale = _board_scale([value for unit, value in units.items() if unit != row.unit])
             error, predicted = error_of(row, bare)
             residuals.append(Residual(row, error - scale, predicted=predicted * math.exp(scale)))
     return residuals
@@ -236,7 +277,7 @@ def _other_units(
 
 def _calibrated(
     rows: Sequence[Row],
-    error_of: Callable[[Row, Constants], tuple[float, float]],
+    error_of: ErrorOf,
     without: dict[str, Constants],
     group: Callable[[Row], object],
 ) -> list[Residual]:
@@ -275,24 +316,32 @@ def _by_board(residuals: Sequence[Residual]) -> dict[str, list[Residual]]:
 
 
 @click.command()
-@click.argument("measurements", type=click.Path(path_type=Path))
-@click.option("--write", is_flag=True, help="Write the fit (constants.toml) and the table in devices/README.md.")
+@click.argument("measurements", type=click.Path(path_type=Path), nargs=-1)
+@click.option("--write", is_flag=True, help="Write devices/constants.toml and docs/measurements/forecasts.md.")
 @json_option
-def main(measurements: Path, write: bool, as_json: bool) -> None:
-    """Fit the prediction to published MEASUREMENTS (CSV) and show its error on rows that it was not fitted on."""
+def main(measurements: tuple[Path, ...], write: bool, as_json: bool) -> None:
+    """Fit the prediction to published measurements and show its error on rows that it was not fitted on.
+
+    The rows of devices/published.csv are always among them; MEASUREMENTS are more such tables (CSV).
+    """
     from .evaluate_text import markdown, summary, write_into
 
-    rows = read_rows(measurements)
+    tables = (PUBLISHED_FILE, *measurements)
+    rows = []
+    for table in tables:
+        found = read_rows(table)
+        if all(row.flag for row in found):
+            raise InputError("no row can be held against the prediction", where=table)
+        rows += found
     merged = merge_repeats(rows)
-    if not any(row.flag is None for row in merged):
-        raise InputError("no row can be held against the prediction", where=measurements)
     evaluation = evaluate(merged)
     text = markdown(evaluation, rows, merged)
     if write:
         with atomic_file(FITTED_FILE) as aside:
-            aside.write_text(render(evaluation.constants, measurements.name), encoding="utf-8")
-        write_into(FITTED_FILE.with_name("README.md"), text)
-        note(f"wrote {FITTED_FILE.name} and README.md ({human_bytes(len(text))} of tables)")
+            source = " and ".join(table.name for table in tables)
+            aside.write_text(render(evaluation.constants, source), encoding="utf-8")
+        write_into(PAGE, text)
+        note(f"wrote {FITTED_FILE.name} and {PAGE.name} ({human_bytes(len(text))} of tables)")
     emit(summary(evaluation, rows), as_json, text)
 
 

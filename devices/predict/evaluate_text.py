@@ -1,5 +1,6 @@
-"""The evaluation as a table of predicted against published, written into devices/README.md between two markers."""
+"""The evaluation as tables of predicted against published, for docs/measurements/forecasts.md."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,9 @@ KINDS: Final[dict[str, tuple[str, float | None]]] = {
     "decode_prior": ("decode, nothing measured on the board", 0.20),
     "decode_board": ("decode, other units of the board known", None),
     "decode_calibrated": ("decode, one row of the unit given", 0.10),
-    "prefill_prior": ("prefill, nothing measured on the board", None),
+    "prefill_prior": ("prefill, nothing measured on the board", 0.15),
+    "prefill_class": ("prefill, nor on any other board of its class", None),
+    "prefill_board": ("prefill, other units of the board known", 0.15),
     "prefill_calibrated": ("prefill, one row of the same kernel given", 0.15),
 }
 
@@ -29,6 +32,20 @@ def summary(evaluation: "Evaluation", rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "n_rows": len(rows),
         "kinds": {kind: _figures(evaluation.residuals[kind]) for kind in KINDS if evaluation.residuals[kind]},
+        "rows": [
+            {
+                "kind": kind,
+                "device": residual.row.label,
+                "model": residual.row.model,
+                "quant": residual.row.quant,
+                "threads": residual.row.threads,
+                "prompt_tokens": residual.row.n_prompt_tokens,
+                "predicted": residual.predicted,
+                "published": residual.predicted * math.exp(residual.error),
+            }
+            for kind in ("decode_prior", "prefill_prior", "prefill_class")
+            for residual in evaluation.residuals[kind]
+        ],
         "flagged": [
             {"line": row.line, "device": row.label, "model": row.model, "quant": row.quant, "why": row.flag}
             for row in rows
@@ -42,7 +59,7 @@ def _figures(residuals: "Sequence[Residual]") -> dict[str, Any]:
     boards = sorted({residual.row.board for residual in residuals})
     own = {board: [r.relative for r in residuals if r.row.board == board] for board in boards}
     return {
-        "n_rows": len({residual.row.line for residual in residuals}),
+        "n_rows": len({(residual.row.label, residual.row.line) for residual in residuals}),
         "n_predictions": len(residuals),
         "median_error": statistics.median(errors),
         "p90_error": errors[min(int(0.9 * len(errors)), len(errors) - 1)],
@@ -77,19 +94,37 @@ def markdown(evaluation: "Evaluation", rows: Sequence[Row], merged: Sequence[Row
     for board in boards:
         cells = [row["median_error_by_board"].get(board) for row in figures["kinds"].values()]
         lines.append(f"| {board} | " + " | ".join("" if cell is None else f"{cell:.1%}" for cell in cells) + " |")
-    lines += ["", "Predicted (board left out of the fit) against published, tokens/s of decode:", ""]
-    lines += ["| board | model | type | threads | published | predicted | error |", "|---|---|---|---|---|---|---|"]
-    for residual in sorted(evaluation.residuals["decode_prior"], key=lambda r: (r.row.board, r.row.line)):
-        row = residual.row
-        error = residual.predicted / (row.decode_per_s or 1) - 1
-        lines.append(
-            f"| {row.label} | {row.model} | {row.quant} | {row.threads or '?'} | {row.decode_per_s:.4g} | "
-            f"{residual.predicted:.4g} | {error:+.0%} |"
-        )
+    lines += [
+        "",
+        "Where the error is: predicted over published with all of the board left out, the median of its rows.",
+        "",
+    ]
+    lines += ["| board | kernel | type | rows | decode | prefill |", "|---|---|---|---|---|---|"]
+    lines += _where(evaluation)
     impossible = [row for row in rows if row.flag and row.flag.startswith("impossible")]
     lines += ["", "Rows that cannot be:", ""]
     lines += [f"- line {row.line}, {row.label}, {row.model} {row.quant}: {row.flag}" for row in impossible]
     return "\n".join(lines)
+
+
+def _where(evaluation: "Evaluation") -> list[str]:
+    """A line for each board, kernel and type: the signed median errors of decode and prefill."""
+    decode = _by_kind(evaluation.residuals["decode_prior"])
+    prefill = _by_kind([*evaluation.residuals["prefill_prior"], *evaluation.residuals["prefill_class"]])
+    lines = []
+    for key in sorted({*decode, *prefill}):
+        rows = max(len(decode.get(key, ())), len(prefill.get(key, ())))
+        cells = [f"{statistics.median(own[key]):+.0%}" if key in own else "" for own in (decode, prefill)]
+        lines.append(f"| {' | '.join(key)} | {rows} | {' | '.join(cells)} |")
+    return lines
+
+
+def _by_kind(residuals: "Sequence[Residual]") -> dict[tuple[str, str, str], list[float]]:
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for residual in residuals:
+        row = residual.row
+        found.setdefault((row.board, row.kernel, row.quant.upper()), []).append(math.exp(-residual.error) - 1)
+    return found
 
 
 def write_into(readme: Path, text: str) -> None:

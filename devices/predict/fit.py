@@ -6,30 +6,30 @@ answer.fits, answer.plan.total_bytes, answer.decode.tokens_per_s
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ...edge.errors import InputError, UnsupportedError
+from ...edge.gguf.families import FAMILIES
 from ...edge.gguf.file import GgufFile
 from ...edge.memory.plan import MemoryPlan, plan_memory
 from ...edge.options import KvType
-from ..catalogue.catalogue import Device, devices, variants
+from ..catalogue.catalogue import GIB, Device, devices, variants
 from ..catalogue.quant_mix import LABELS
 from ..catalogue.shapes import ModelShape, known_shapes
 from ..catalogue.table_view import table_of
 from ..catalogue.workload import Workload
-from .predict import NO_ADAPTER, Adapter, Calibration, Predictor, Speed, first_token_s
+from .predict import NO_ADAPTER, AdapterCost, Calibration, Predictor, Speed, first_token_s
 
-CPU_FEATURES: Final[dict[str, frozenset[str]]] = {
-    "neon": frozenset({"NEON"}),
-    "neon-dotprod": frozenset({"NEON", "DOTPROD"}),
-    "neon-i8mm": frozenset({"NEON", "DOTPROD", "MATMUL_INT8"}),
-    "avx2": frozenset({"AVX2"}),
-    "avx512-vnni": frozenset({"AVX2", "AVX512"}),
-}
 # Quantisations that are offered when the asked one does not fit, the best first.
 QUANTS: Final = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")
+# `general.file_type` as llama.h's `llama_ftype` has it.
+FILE_TYPES: Final = {
+    **{0: "f32", 1: "f16", 32: "bf16", 2: "q4_0", 3: "q4_1", 8: "q5_0", 9: "q5_1", 7: "q8_0"},
+    **{10: "q2_k", 21: "q2_k_s", 11: "q3_k_s", 12: "q3_k_m", 13: "q3_k_l", 14: "q4_k_s", 15: "q4_k_m"},
+    **{16: "q5_k_s", 17: "q5_k_m", 18: "q6_k", 25: "iq4_nl", 30: "iq4_xs", 26: "iq3_s", 27: "iq3_m"},
+}
 LEAST_CONTEXT: Final = 512
 
 
@@ -41,12 +41,20 @@ class Target:
     work: Workload
     table: GgufFile
     quant: str
+    architecture: str
     shape: ModelShape | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether this runtime knows the architecture."""
+        return self.architecture in FAMILIES
 
     @classmethod
     def of_shape(cls, shape: ModelShape, quant: str) -> "Target":
         """A published configuration in a quantisation of `quant_mix.LABELS`."""
-        return cls(shape.name, Workload.of_shape(shape, quant), table_of(shape, quant), quant, shape)
+        return cls(
+            shape.name, Workload.of_shape(shape, quant), table_of(shape, quant), quant, shape.architecture, shape
+        )
 
     @classmethod
     def of_file(cls, file: GgufFile, name: str | None = None) -> "Target":
@@ -55,6 +63,12 @@ class Target:
         Raises:
             UnsupportedError: its memory is not planned: its blocks are not those of Llama, Qwen and their like.
         """
+        if file.get("split.count", 0) not in (0, 1):
+            raise UnsupportedError(
+                "is one part of a split model",
+                where=file.path,
+                hint="join the parts with llama-gguf-split --merge",
+            )
         work = Workload.of_file(file, name)
         if "blk.0.attn_q.weight" not in file.tensors or "blk.0.ffn_gate.weight" not in file.tensors:
             raise UnsupportedError(
@@ -62,7 +76,9 @@ class Target:
                 where=file.path,
             )
         main = max(work.weights_by_type.items(), key=lambda row: row[1])[0]
-        return cls(work.name, work, file, main.name.lower())
+        # A mixture is called by its own name; a third of a small model's weights may be of another type.
+        quant = FILE_TYPES.get(file.get("general.file_type"), main.name.lower())
+        return cls(work.name, work, file, quant, str(file.get("general.architecture")))
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,7 @@ class Verdict:
         decode: at the end of a typical prompt; decode_full: with the context full.
         first_token_s, low and high: for the typical prompt.
         nearest: where it does not fit, the nearest that does; `change` says what differs from what was asked.
+        sizes: each size of RAM that was looked at, in GiB, and whether it fits; empty if one was asked for.
     """
 
     device: Device
@@ -112,13 +129,27 @@ class Verdict:
     decode_full: Speed
     prefill: Speed
     first_token_s: tuple[float, float, float]
-    adapter: Adapter
+    adapter: AdapterCost
     nearest: "Verdict | None" = None
     change: str = ""
+    sizes: tuple[tuple[float, bool], ...] = ()
+
+    @property
+    def obstacles(self) -> list[str]:
+        """Why this runtime does not run it there, whatever the memory; empty if it does."""
+        found = []
+        if not self.target.runs:
+            known = ", ".join(FAMILIES)
+            found.append(f"this runtime does not run models of the architecture {self.target.architecture} ({known})")
+        if self.device.system:
+            found.append(
+                f"this runtime is not for {self.device.system}: what follows is llama.cpp's on such a processor"
+            )
+        return found
 
     @property
     def joules_per_token(self) -> float | None:
-        """At the wall while decoding, from the device's power under load; None where nobody measured it."""
+        """At the wall while decoding, from the device's power under load; None if nobody measured it."""
         load = self.device.facts.get("load_w")
         return float(load.value) / self.decode.tokens_per_s if load else None
 
@@ -126,7 +157,7 @@ class Verdict:
 BYTES_OF: Final = {"q8_0": 34 / 32, "f16": 2.0, "bf16": 2.0, "f32": 4.0}
 
 
-def adapter_of(work: Workload, wish: Wish) -> Adapter:
+def adapter_of(work: Workload, wish: Wish) -> AdapterCost:
     """The adapter in use, from a rank or from a file's size.
 
     Raises:
@@ -136,10 +167,10 @@ def adapter_of(work: Workload, wish: Wish) -> Adapter:
     if wish.adapter_rank:
         if not n_pairs:
             raise InputError(f"the matrices of {work.name} are not known, so an adapter's size is not either")
-        return Adapter(work.lora_weights(wish.adapter_rank), BYTES_OF[wish.adapter_type], n_pairs)
+        return AdapterCost(work.lora_weights(wish.adapter_rank), BYTES_OF[wish.adapter_type], n_pairs)
     if wish.adapter_bytes and wish.n_adapters:
         each = wish.adapter_bytes / wish.n_adapters
-        return Adapter(round(each / BYTES_OF[wish.adapter_type]), BYTES_OF[wish.adapter_type], n_pairs)
+        return AdapterCost(round(each / BYTES_OF[wish.adapter_type]), BYTES_OF[wish.adapter_type], n_pairs)
     return NO_ADAPTER
 
 
@@ -164,6 +195,19 @@ def judge(
     nearest = nearest or _other_device(device, target, wish)
     change = _difference(least, nearest) if nearest else ""
     return replace(least, nearest=nearest, change=change)
+
+
+def judge_sizes(
+    sizes: Sequence[Device], target: Target, wish: Wish, *, calibration: Calibration | None = None, seek: bool = True
+) -> Verdict:
+    """As `judge`, on the smallest of a device's sizes that fits; where none does, on the largest."""
+    if len(sizes) == 1:
+        return judge(sizes[0], target, wish, calibration=calibration, seek=seek)
+    each = [judge(size, target, wish, calibration=calibration, seek=False) for size in sizes]
+    fits = tuple((size.ram_bytes / GIB, verdict.fits) for size, verdict in zip(sizes, each, strict=True))
+    fitting = [verdict for verdict in each if verdict.fits]
+    chosen = fitting[0] if fitting else judge(sizes[-1], target, wish, calibration=calibration, seek=seek)
+    return replace(chosen, sizes=fits)
 
 
 def _options(wish: Wish) -> Iterator[Wish]:
@@ -194,7 +238,7 @@ def _verdict(predictor: Predictor, target: Target, wish: Wish) -> Verdict:
         n_adapters=n_adapters,
         snapshots_bytes=wish.snapshots_bytes,
         n_threads=wish.threads or device.n_cores,
-        features=CPU_FEATURES[device.cores.name],
+        features=device.cores.features,
         # The boards of the table run Linux
         lets_go=True,
     )
@@ -246,6 +290,8 @@ def _other_model(predictor: Predictor, target: Target, wish: Wish) -> Verdict | 
     if target.shape is None:
         return None
     for shape in sorted(known_shapes().values(), key=lambda shape: -shape.n_params):
+        if shape.architecture not in FAMILIES:
+            continue
         if shape.n_params < target.shape.n_params and wish.context_tokens <= shape.n_ctx_train_tokens:
             other = judge(predictor.device, Target.of_shape(shape, target.quant), wish, seek=False)
             if other.fits:

@@ -33,19 +33,24 @@ def verdict_dict(verdict: Verdict) -> dict[str, Any]:
     first, low, high = verdict.first_token_s
     joules = verdict.joules_per_token
     load = verdict.device.facts.get("load_w")
+    known = not verdict.device.unprobed
     return {
         "device": verdict.device.id,
         "model": verdict.target.name,
         "quantisation": verdict.target.quant,
         "fits": verdict.fits,
+        "runs": not verdict.obstacles,
+        "obstacles": verdict.obstacles,
+        "sizes": [{"ram_gib": size, "fits": fits} for size, fits in verdict.sizes],
+        "unprobed": verdict.device.unprobed,
         "memory": verdict.plan.as_dict(),
         "usable_ram_bytes": verdict.device.usable_bytes,
         "streamed_bytes_per_token": verdict.target.work.streamed_bytes,
         "prompt_tokens": min(verdict.wish.prompt_tokens, verdict.wish.context_tokens),
-        "decode": speed_dict(verdict.decode),
-        "decode_full_context": speed_dict(verdict.decode_full),
-        "prefill": speed_dict(verdict.prefill),
-        "first_token_s": {"estimate": first, "low": low, "high": high, "interval": 0.9},
+        "decode": speed_dict(verdict.decode) if known else None,
+        "decode_full_context": speed_dict(verdict.decode_full) if known else None,
+        "prefill": speed_dict(verdict.prefill) if known else None,
+        "first_token_s": {"estimate": first, "low": low, "high": high, "interval": 0.9} if known else None,
         "joules_per_token": None
         if joules is None
         else {"estimate": joules, "includes": f"{load.value} W under load: {load.source}" if load else ""},
@@ -54,24 +59,64 @@ def verdict_dict(verdict: Verdict) -> dict[str, Any]:
     }
 
 
+def number_text(value: float) -> str:
+    """Three digits that count, whole numbers from 100 on: "0.71", "12.4", "3960"."""
+    return f"{value:.0f}" if value >= 99.95 else f"{value:.3g}"
+
+
 def rate_text(speed: Speed) -> str:
     """ "12.4 [9.1, 16.9] tokens/s" """
-    return f"{speed.tokens_per_s:.3g} [{speed.low:.3g}, {speed.high:.3g}] tokens/s"
+    return f"{number_text(speed.tokens_per_s)} [{number_text(speed.low)}, {number_text(speed.high)}] tokens/s"
+
+
+def _threads(n: int) -> str:
+    return f"{n} thread{'s' if n != 1 else ''}"
+
+
+def sizes_text(sizes: Sequence[tuple[float, bool]]) -> str:
+    """ "1 GB is too little; 2, 4, 8, 16 GB fit" """
+    short = [f"{size:g}" for size, fits in sizes if not fits]
+    enough = [f"{size:g}" for size, fits in sizes if fits]
+    parts = [f"{', '.join(short)} GB {'are' if len(short) > 1 else 'is'} too little"] if short else []
+    parts += [f"{', '.join(enough)} GB {'fit' if len(enough) > 1 else 'fits'}"] if enough else []
+    return "; ".join(parts)
 
 
 def verdict_text(verdict: Verdict) -> str:
     """The whole answer as text; intervals hold 90 %."""
-    plan, device, wish = verdict.plan, verdict.device, verdict.wish
+    plan, device = verdict.plan, verdict.device
     rows = [(name, getattr(plan, f"{name}_bytes")) for name in ("weights", "repacked", "kv", "compute", "outputs")]
     rows += [(name, getattr(plan, f"{name}_bytes")) for name in ("adapters", "snapshots", "process")]
-    first, low, high = verdict.first_token_s
-    prompt = min(wish.prompt_tokens, wish.context_tokens)
     word = "fits" if verdict.fits else "does NOT fit"
+    if verdict.fits and verdict.obstacles:
+        word = "fits, but this runtime does not run it"
     lines = [
         f"{verdict.target.name} ({verdict.target.quant}) on {device.name}: {word}",
+        *(f"  runs    no: {obstacle}" for obstacle in verdict.obstacles),
+        *([f"  sizes   {sizes_text(verdict.sizes)}"] if verdict.sizes else []),
         f"  RAM     {human_bytes(plan.total_bytes)} of {human_bytes(device.usable_bytes)} usable",
         *(f"            {name:10s} {human_bytes(size):>10s}" for name, size in rows if size),
-        f"  setup   {plan.choices.describe()}, {verdict.decode.threads} threads to decode, "
+        *_speed_lines(verdict),
+    ]
+    if device.note:
+        lines.append(f"  note: {device.note}")
+    if not verdict.fits:
+        if verdict.nearest is None:
+            lines.append("nothing near fits any device of the catalogue")
+        else:
+            lines += [f"the nearest that fits: {verdict.change}", verdict_text(verdict.nearest)]
+    return "\n".join(lines)
+
+
+def _speed_lines(verdict: Verdict) -> list[str]:
+    plan, device, wish = verdict.plan, verdict.device, verdict.wish
+    if device.unprobed:
+        again = "Try again when it is quiet."
+        return [f"  setup   {plan.choices.describe()}", f"  rates   not forecast: {device.unprobed}. {again}"]
+    first, low, high = verdict.first_token_s
+    prompt = min(wish.prompt_tokens, wish.context_tokens)
+    lines = [
+        f"  setup   {plan.choices.describe()}, {_threads(verdict.decode.threads)} to decode, "
         f"{verdict.prefill.threads} for prompts",
         f"  prefill {rate_text(verdict.prefill)} (prompt of {prompt})",
         f"  first   {first:.2f} [{low:.2f}, {high:.2f}] s to the first token",
@@ -81,19 +126,12 @@ def verdict_text(verdict: Verdict) -> str:
     joules = verdict.joules_per_token
     if joules is not None:
         load = device.facts["load_w"]
-        lines.append(f"  energy  {joules:.2g} J/token ({load.value:g} W under load; {load.source})")
+        lines.append(f"  energy  {joules:.2g} J/token, if it draws {load.value:g} W under load (source: {load.source})")
     lines.append(
         f"  90 % intervals; decode rests on {RESTS_ON[verdict.decode.known]}, "
         f"prefill on {RESTS_ON[verdict.prefill.known]}"
     )
-    if device.note:
-        lines.append(f"  note: {device.note}")
-    if not verdict.fits:
-        if verdict.nearest is None:
-            lines.append("nothing near fits any device of the catalogue")
-        else:
-            lines += [f"the nearest that fits: {verdict.change}", verdict_text(verdict.nearest)]
-    return "\n".join(lines)
+    return lines
 
 
 def explanation(verdict: Verdict, predictor: Predictor) -> str:
@@ -139,23 +177,25 @@ def _parts(speed: Speed) -> str:
 
 
 def table_text(verdicts: Sequence[Verdict]) -> str:
-    """A line for each device."""
+    """A line for each device, in the smallest size that fits; rates without their intervals, which --json has."""
     rows = [("device", "fits", "RAM", "usable", "prefill/s", "first token", "decode/s")]
     for verdict in verdicts:
-        first, low, high = verdict.first_token_s
-        decode, prefill = verdict.decode, verdict.prefill
         rows.append(
             (
                 verdict.device.id,
-                "yes" if verdict.fits else "no",
+                ("yes" if verdict.fits else "no") + ("*" if verdict.device.system else ""),
                 human_bytes(verdict.plan.total_bytes),
                 human_bytes(verdict.device.usable_bytes),
-                f"{prefill.tokens_per_s:.3g} [{prefill.low:.3g}, {prefill.high:.3g}]",
-                f"{first:.2g} [{low:.2g}, {high:.2g}] s",
-                f"{decode.tokens_per_s:.3g} [{decode.low:.3g}, {decode.high:.3g}]",
+                number_text(verdict.prefill.tokens_per_s),
+                f"{number_text(verdict.first_token_s[0])} s",
+                f"{number_text(verdict.decode.tokens_per_s)}",
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if any(verdict.device.system for verdict in verdicts):
+        lines.append("* this runtime is not for Android and iOS: what llama.cpp does on such a processor")
+    if verdicts and not verdicts[0].target.runs:
+        target = verdicts[0].target
+        lines.append(f"{target.name} is of the architecture {target.architecture}, which this runtime does not run")
+    return "\n".join(lines)

@@ -4,32 +4,29 @@
     speed.tokens_per_s, speed.low, speed.high
     speed.parts["weights"]                   # seconds of each token
 
-Decode of one token (devices/README.md has the errors of this model against published rows):
+Decode of one token (docs/measurements/forecasts.md has the errors of this model against published rows):
 
     t = sum over tensor types of max(bytes / rate(threads), weights x cycles / (threads x clock))
         + layers x fixed time + depth x KV bytes / (0.4 x rate) + adapter bytes / rate + pairs x fixed time
     rate(threads) = min(threads x one core's rate, read_part x measured read rate, or theory_part x theoretical rate)
 
-Prefill of one token of n: weights of the blocks / multiply rate of their kernels + attention over n/2 + layers x fixed
-time / batch; the head once for the whole prompt.
+Prefill of one token of n: weights of the blocks / multiply rate of their kernels + attention over n/2 / its own rate
++ values that the products read and write x cycles + layers x fixed time / batch; the head once for the whole prompt.
 """
 
 import itertools
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from ...edge.gguf.types import GgmlType
 from ..catalogue.catalogue import Device
 from ..catalogue.workload import Workload, size_bytes
-from .constants import ADAPTER_PAIR_S, ATTENTION_COST, KV_PART_OF_RATE, Constants, fitted
+from .constants import ADAPTER_PAIR_S, KV_PART_OF_RATE, THREAD_LOSS, Constants, fitted
 
-Kernel = Literal["repack", "plain", "old"]
-# Rates of llama.cpp builds of early 2025 as ollama shipped them on Arm, over those without repacking:
-# 18.0 of 28.5 GMAC/s on a Pi 5 (dambergn against nyunai).
-OLD_PART = 0.63
+Kernel = Literal["repack", "plain", "baseline"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Adapter:
+class AdapterCost:
     """An adapter's size: values in its pairs, bytes of each, number of pairs."""
 
     n_values: int = 0
@@ -63,7 +60,7 @@ class Adapter:
         return self.n_values * self.bytes_per_value
 
 
-NO_ADAPTER = Adapter()
+NO_ADAPTER = AdapterCost()
 
 
 @dataclass(frozen=True)
@@ -71,11 +68,11 @@ class Calibration:
     """What one run on the very unit says: measured over predicted rate, prefill by kernel.
 
     Attributes:
-        decode, prefill: factors on the rates of the uncalibrated model; None where it was not measured.
-        kv_part: rate of K and V over that of weights, from decode at two depths; None where not measured.
-        pair_s: fixed time of an adapter's pair; None where not measured.
-        layer_s: fixed time of a layer; None where not measured.
-        cycles, macs_per_cycle: of one core, by tensor type, as the device's class has them; None where not measured.
+        decode, prefill: factors on the rates of the uncalibrated model; None if it was not measured.
+        kv_part: rate of K and V over that of weights, from decode at two depths; None if not measured.
+        pair_s: fixed time of an adapter's pair; None if not measured.
+        layer_s: fixed time of a layer; None if not measured.
+        cycles, macs_per_cycle: of one core, by tensor type, as the device's class has them; None if not measured.
         source: the run.
     """
 
@@ -136,7 +133,7 @@ class Predictor:
         threads: int | None = None,
         depth_tokens: float = 0,
         kv_type: str = "f16",
-        adapter: Adapter = NO_ADAPTER,
+        adapter: AdapterCost = NO_ADAPTER,
     ) -> Speed:
         """Tokens per second of an answer at a depth of the context.
 
@@ -162,7 +159,7 @@ class Predictor:
         return half
 
     def _decode_parts(
-        self, work: Workload, threads: int, depth: float, kv_type: str, adapter: Adapter, scale: float
+        self, work: Workload, threads: int, depth: float, kv_type: str, adapter: AdapterCost, scale: float
     ) -> dict[str, float]:
         rate = self.stream_gb_per_s(threads) * 1e9
         hertz = threads * self.device.number("clock_ghz") * 1e9
@@ -195,28 +192,44 @@ class Predictor:
 
         return min(range(1, self.device.n_cores + 1), key=lambda n: (round(seconds(n) * 1000, 2), n))
 
-    def macs_per_s(self, kind: GgmlType, threads: int, kernel: Kernel = "repack", *, as_built: bool = False) -> float:
-        """Multiplications per second with a prompt's tokens, by tensor type and kernel, before any scale.
+    def macs_per_cycle(
+        self,
+        kind: GgmlType,
+        kernel: Kernel = "repack",
+        *,
+        laid_out: Collection[str] | None = None,
+        as_built: bool = False,
+    ) -> float:
+        """One core's multiplications per cycle with a prompt's tokens, by type and kernel, before a board's scale.
 
         What was measured on the unit itself counts where the type meets the same kernel as it did then: any type
         `as_built`, in a model that the build lays out as it likes.
-        """
-        cores = self.device.cores
-        table = cores.prefill_macs_per_cycle
-        per_cycle = table["plain"]
-        if (
-            (as_built and self._macs_measured)
-            or kernel == "repack"
-            or (kernel == "plain" and kind.name.lower() not in cores.repacked)
-        ):
-            per_cycle = _measured_or(self._macs_measured, table, kind)
-        elif kernel == "old":
-            per_cycle *= OLD_PART
-        return per_cycle * threads * self.device.number("clock_ghz") * 1e9
 
-    def kernel_of(self, work: Workload) -> Kernel:
-        """The kernel that most of the weights meet in this project's llama.cpp."""
-        repacked = sum(n for kind, n in work.weights_by_type.items() if kind.name.lower() in self.device.cores.repacked)
+        Args:
+            laid_out: types that the build lays out anew, for the kernel "repack"; None: those of this llama.cpp.
+        """
+        cores, name = self.device.cores, kind.name.lower()
+        as_measured = kernel == "repack" or (kernel == "plain" and name not in cores.repacked)
+        if self._macs_measured and (as_built or as_measured):
+            return _measured_or(self._macs_measured, cores.macs_per_cycle(cores.repacked), kind)
+        anew = cores.repacked if laid_out is None else laid_out
+        built = cores.macs_per_cycle(anew if kernel == "repack" else ())
+        per_cycle = built["plain"] * cores.baseline_part if kernel == "baseline" else built.get(name, built["plain"])
+        return per_cycle * self.constants.classes.get(cores.name, 1.0)
+
+    def macs_per_s(self, kind: GgmlType, threads: int, kernel: Kernel = "repack", *, as_built: bool = False) -> float:
+        """The same of so many threads together, per second."""
+        return self.macs_per_cycle(kind, kernel, as_built=as_built) * self.prompt_hertz(threads)
+
+    def prompt_hertz(self, threads: int) -> float:
+        """Cycles per second of so many threads on a prompt, together: each slows the others down a little."""
+        alone = threads * self.device.number("clock_ghz") * 1e9
+        return alone / (1 + self.device.number("thread_loss", THREAD_LOSS) * (threads - 1))
+
+    def kernel_of(self, work: Workload, laid_out: Collection[str] | None = None) -> Kernel:
+        """The kernel that most of the weights meet, here or where these types are laid out anew."""
+        anew = self.device.cores.repacked if laid_out is None else laid_out
+        repacked = sum(n for kind, n in work.weights_by_type.items() if kind.name.lower() in anew)
         return "repack" if 2 * repacked >= work.n_weights else "plain"
 
     def prefill(
@@ -226,7 +239,8 @@ class Predictor:
         n_prompt_tokens: int = 512,
         threads: int | None = None,
         kernel: Kernel | None = None,
-        adapter: Adapter = NO_ADAPTER,
+        laid_out: Collection[str] | None = None,
+        adapter: AdapterCost = NO_ADAPTER,
     ) -> Speed:
         """Tokens per second of a prompt.
 
@@ -234,28 +248,37 @@ class Predictor:
             n_prompt_tokens: of the prompt; long prompts are slower for their attention, short ones for the head.
             threads: None: all big cores.
             kernel: None: that of this project's llama.cpp.
+            laid_out: types that the build lays out anew; None: those of this llama.cpp.
         """
         threads = threads or self.device.n_cores
         as_built = kernel is None
         kernel = kernel or self.kernel_of(work)
+        layout: Kernel = "repack" if kernel != "baseline" and (as_built or laid_out is not None) else kernel
         scale, known = self._prefill_scale(kernel)
         n_all = max(work.n_weights, 1)
-        # Attention multiplies each query with half of the prompt, K and V both.
-        n_q = work.n_embd
-        attention = ATTENTION_COST * work.n_layers * n_prompt_tokens * n_q
-        mean_s = sum(
-            n / n_all / self.macs_per_s(kind, threads, kernel, as_built=as_built)
-            for kind, n in work.weights_by_type.items()
+        hertz = self.prompt_hertz(threads)
+        mean_s = (
+            sum(
+                n / n_all / self.macs_per_cycle(kind, layout, laid_out=laid_out, as_built=as_built)
+                for kind, n in work.weights_by_type.items()
+            )
+            / hertz
         )
+        # Each query meets half of the prompt, K and V both.
+        attention = work.n_layers * n_prompt_tokens * work.n_embd
+        cores = self.device.cores
+        memory_per_s = self.stream_gb_per_s(threads) * 1e9
+        n_activations = sum(n_in + n_out for n_in, n_out in work.lora_shapes)
         parts = {
             "weights": work.block_weights * mean_s / scale,
-            "attention": attention * mean_s / scale,
+            "attention": attention / cores.attention_macs_per_cycle / hertz / scale,
+            "activations": n_activations * cores.activation_cycles / hertz / scale,
             "adapter": adapter.n_values * 2 * mean_s / scale,
-            "head": work.head_bytes / (self.stream_gb_per_s(threads) * 1e9) / n_prompt_tokens,
+            "head": work.head_bytes / memory_per_s / n_prompt_tokens,
             "layers": work.n_layers * self.layer_s / min(n_prompt_tokens, 512),
         }
         # However short the prompt, the weights are streamed once.
-        once_s = work.streamed_bytes / (self.stream_gb_per_s(threads) * 1e9) / n_prompt_tokens
+        once_s = work.streamed_bytes / memory_per_s / n_prompt_tokens
         if sum(parts.values()) < once_s:
             parts["streaming"] = once_s - sum(parts.values())
         return _speed(parts, threads, known, self._half("prefill", known, work))

@@ -19,6 +19,8 @@ from ..catalogue.shapes import match_shape
 from ..catalogue.workload import Workload
 from .predict import Predictor
 
+# Rows gathered here, each with its source.
+PUBLISHED_FILE = Path(__file__).parent.parent / "published.csv"
 NEEDED = ("device", "model", "quant", "tg_tps", "engine")
 # Architectures whose bytes per token are not in a table of matrices.
 _NOT_DENSE = re.compile(r"moe|a\d(\.\d)?b\b|deepseek-v2|smallthinker|gemma-?(3n|4)|falcon-?h1|qwen3\.5|mamba", re.I)
@@ -31,10 +33,11 @@ class Row:
     Attributes:
         line: in the CSV, for messages.
         unit: who measured which label with what: rows of one unit share board, firmware and build.
-        kernel: "repack", "plain", "old", or another engine's name.
+        kernel: "repack", "plain", "baseline", or another engine's name.
+        laid_out: types that the build lays out anew.
         n_prompt_tokens, depth_tokens: of the prefill; mean depth of the decode.
-        decode_per_s, prefill_per_s: measured; None where not.
-        flag: why it is not held against the prediction; None where it is.
+        decode_per_s, prefill_per_s: measured; None if not.
+        flag: why it is not held against the prediction; None if it is.
         n_merged: repeats of one configuration, whose median this is.
     """
 
@@ -53,10 +56,12 @@ class Row:
     prefill_per_s: float | None
     flag: str | None = None
     n_merged: int = 1
+    laid_out: frozenset[str] = frozenset()
 
     @property
     def board(self) -> str:
-        return self.device.id if self.device else self.label
+        """Boards of one chip and memory count as one."""
+        return (self.device.like or self.device.id) if self.device else self.label
 
     @property
     def prefill_group(self) -> tuple[str, str, str]:
@@ -80,7 +85,9 @@ def read_rows(path: Path) -> list[Row]:
         raise InputError("is not UTF-8", where=path) from None
     missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
     if missing:
-        raise InputError("is no table of measurements", where=path, problems=[f"no column {name}" for name in missing])
+        raise InputError(
+            "is not a table of measurements", where=path, problems=[f"no column {name}" for name in missing]
+        )
     return [_row(line, cells) for line, cells in enumerate(table, start=2)]
 
 
@@ -101,6 +108,7 @@ def _row(line: int, cells: dict[str, str]) -> Row:
     notes = get.get("notes", "")
     depth = answer / 2 + (prompt if "decode after the prompt" in notes else 0)
     threads = _number(get.get("threads"))
+    kernel, laid_out = _kernel(get, device, work)
     row = Row(
         line=line,
         label=get["device"],
@@ -110,7 +118,8 @@ def _row(line: int, cells: dict[str, str]) -> Row:
         quant=get["quant"],
         work=work,
         threads=int(threads) if threads else None,
-        kernel=_kernel(get, device, work),
+        kernel=kernel,
+        laid_out=laid_out,
         n_prompt_tokens=prompt,
         depth_tokens=depth,
         decode_per_s=_number(get["tg_tps"]),
@@ -134,21 +143,22 @@ def _work(get: dict[str, str], label: str | None) -> Workload | None:
     return Workload.of_size(get["model"], n_params, label, file_bytes)
 
 
-def _kernel(get: dict[str, str], device: Device | None, work: Workload | None) -> str:
+def _kernel(get: dict[str, str], device: Device | None, work: Workload | None) -> tuple[str, frozenset[str]]:
+    """The kernel that most of the weights met, and the types that the build of that date lays out anew."""
+    nothing: frozenset[str] = frozenset()
     engine, version, notes = (get.get(key, "").lower() for key in ("engine", "version", "notes"))
     for other in ("ik_llama", "llamafile", "executorch", "mnn", "mlc"):
         if other in engine:
-            return other
-    if "before" in version or "no-repack" in notes or "no repack" in notes:
-        return "plain"
+            return other, nothing
+    if "before" in version or "no-repack" in notes or "no repack" in notes or device is None or work is None:
+        return "plain", nothing
     if get["quant"].upper().startswith("Q4_0_"):
-        return "repack"
+        return "repack", frozenset({"q4_0"})
+    if "ollama" in engine and device.cores.baseline_part < 1:
+        return "baseline", nothing
     date = get.get("date", "") or "2026"
-    if "ollama" in engine and date < "2025-07":
-        return "old"
-    if date < "2025-02" or device is None or work is None:
-        return "plain"
-    return Predictor(device).kernel_of(work)
+    laid_out = device.cores.repacked_in(f"{date}-12" if len(date) == 4 else date[:7])
+    return Predictor(device).kernel_of(work, laid_out), laid_out
 
 
 def _flag(get: dict[str, str], row: Row, label: str | None) -> str | None:
@@ -162,7 +172,7 @@ def _flag(get: dict[str, str], row: Row, label: str | None) -> str | None:
     if row.device is None:
         return "the device is not in the catalogue"
     if label is None:
-        return f"{row.quant} is no llama.cpp type that is known here"
+        return f"{row.quant} is not a llama.cpp type that is known here"
     if not dense:
         return "not a dense decoder of matrices: bytes per token are not in its table"
     if "ram limit" in row.model.lower() or "swap" in notes:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ...edge.errors import InputError
-from ...edge.files.atomic import make_folder, read_json, write_json
+from ...edge.files.atomic import make_folder, read_table, write_json
 from ...edge.files.cache import cache_folder
 from ...edge.gguf.types import GgmlType
 from ..catalogue.catalogue import Device
 from ..catalogue.workload import Workload
-from .predict import Adapter, Calibration, Predictor, Speed
+from .predict import AdapterCost, Calibration, Predictor, Speed
 
 
 def work_dict(work: Workload) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def calibrate(profile: Mapping[str, Any], device: Device, probed: Calibration | 
         InputError: no profile, or one without decode rates of the base.
     """
     if profile.get("kind") != "slm-edge-profile":
-        raise InputError("is no profile", hint="slm-edge profile --json > profile.json writes one")
+        raise InputError("is not a profile", hint="slm-edge profile --json > profile.json writes one")
     work = work_of(profile["model"]["work"])
     found = dataclasses.replace(probed or Calibration(), decode=1.0, prefill={"repack": 1.0, "plain": 1.0})
     bare = Predictor(device, calibration=found)
@@ -157,9 +157,9 @@ def _pair_s(
     return max(statistics.median(found), 0.0) if found else None
 
 
-def adapter_of_case(case: Mapping[str, Any]) -> Adapter:
+def adapter_of_case(case: Mapping[str, Any]) -> AdapterCost:
     """The adapter of a profile's case, for predictions."""
-    return Adapter(int(case["adapter_bytes"] * 32 / 34), 34 / 32, int(case["n_pairs"] or 0))
+    return AdapterCost(int(case["adapter_bytes"] * 32 / 34), 34 / 32, int(case["n_pairs"] or 0))
 
 
 def _path(name: str) -> Path:
@@ -167,12 +167,12 @@ def _path(name: str) -> Path:
 
 
 def save_calibration(name: str, calibration: Calibration) -> Path:
-    """Keeps it for `name` ("this" or a device's id); gives the file."""
+    """Keeps it for `name` ("this" or a device's id); returns the file."""
     path = _path(name)
     make_folder(path.parent)
     data = dataclasses.asdict(calibration)
     if any(isinstance(value, float) and not math.isfinite(value) for value in data.values()):
-        raise InputError("the profile's rates are no numbers")
+        raise InputError("the profile's rates are not numbers")
     write_json(path, data)
     return path
 
@@ -182,8 +182,8 @@ def load_calibration(name: str) -> Calibration | None:
     path = _path(name)
     if not path.is_file():
         return None
-    data = read_json(path)
+    data = read_table(path)
     try:
         return Calibration(**data)
     except TypeError:
-        raise InputError("is no calibration of this version", where=path, hint=f"rm {path}") from None
+        raise InputError("is not a calibration of this version", where=path, hint=f"rm {path}") from None

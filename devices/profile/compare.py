@@ -26,7 +26,7 @@ def check_comparable(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """
     for profile in (old, new):
         if profile.get("kind") != "slm-edge-profile":
-            raise InputError("is no profile of slm-edge")
+            raise InputError("is not a profile of slm-edge")
     problems = same_machine(old["machine"], new["machine"])
     if old["model"]["sha256"] != new["model"]["sha256"]:
         problems.append("the base files differ")

@@ -69,7 +69,7 @@ def stats(samples: Sequence[float]) -> dict[str, Any]:
 def load_times(base: BaseInfo, *, mmap: bool, repack: bool) -> dict[str, Any]:
     """Seconds to load the base from storage and from the page cache, as a session does.
 
-    "Cold" is after the kernel was asked to drop the file's pages (no rights needed); None where it cannot be asked.
+    "Cold" is after the kernel was asked to drop the file's pages (no rights needed); None if it cannot be asked.
     """
     cold_s = None
     if hasattr(os, "posix_fadvise"):
@@ -219,7 +219,7 @@ def _long_prompt(session: Session, head: str) -> tuple[str, int]:
 
 
 def memory_now() -> dict[str, int | None]:
-    """RSS, PSS, USS and page faults of this process; None where the system does not tell."""
+    """RSS, PSS, USS and page faults of this process; None if the system does not tell."""
     from ...edge.system.mappings import counted_twice_bytes
     from ...edge.system.memory import peak_memory_bytes
 

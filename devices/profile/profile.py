@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...edge.console import progress
+from ...edge.engines import open_session
 from ...edge.files.atomic import sha256_file
+from ...edge.options import EngineOptions
 from ...edge.pack.pack import Pack, PackedAdapter, find_adapter
 from ...edge.session.session import Session
 from ..catalogue.workload import Workload
@@ -51,8 +53,8 @@ def run_profile(request: Request, sensors: Sensors | None = None) -> dict[str, A
     Raises:
         SlmEdgeError: as `Pack.open` and `Session` do; an adapter that is not there is answered with those that are.
     """
-    base_path, adapters = _files(request)
-    names = _names(request, adapters)
+    pack = None if request.base is not None else Pack.open(request.pack)
+    names = _names(request, {} if pack is None else pack.adapters)
     sensors = sensors or Sensors()
     before, energy_before = sensors.read(), sensors.energy_counters()
     machine = machine_record(sensors)
@@ -60,15 +62,18 @@ def run_profile(request: Request, sensors: Sensors | None = None) -> dict[str, A
     plan = Plan.quick() if request.quick else Plan()
     if request.repeats:
         plan = Plan(plan.prompt_tokens, plan.depths, plan.n_tokens, request.repeats)
-    # No snapshots on disk: a profile is of this run alone.
-    session = Session(
-        base_path,
-        adapters,
-        n_ctx_tokens=request.n_ctx_tokens,
-        threads=request.threads,
-        ram_bytes=request.ram_bytes,
-        prefix_cache=None,
-    )
+    options: EngineOptions = {
+        "n_ctx_tokens": request.n_ctx_tokens,
+        "threads": request.threads,
+        "ram_bytes": request.ram_bytes,
+        # No snapshots on disk: a profile is of this run alone.
+        "prefix_cache": None,
+    }
+    if request.base is not None:
+        session = Session.of_files(request.base, {}, **options)
+    else:
+        session = open_session(pack, adapter=None, allow_pull=True, **options)
+    base_path = session.base.file.path
     with session, sampled(sensors) as samples:
         plan = plan.within(session.n_ctx_tokens)
         choices = session.plan.choices
@@ -129,13 +134,6 @@ def run_profile(request: Request, sensors: Sensors | None = None) -> dict[str, A
         },
         "notes": notes,
     }
-
-
-def _files(request: Request) -> tuple[Path, dict[str, PackedAdapter]]:
-    if request.base is not None:
-        return request.base, {}
-    pack = Pack.open(request.pack)
-    return pack.base_path(allow_pull=True), pack.adapters
 
 
 def _names(request: Request, adapters: dict[str, PackedAdapter]) -> list[str]:

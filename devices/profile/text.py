@@ -54,9 +54,9 @@ def failed_assertions(profile: Mapping[str, Any], assertions: Sequence[str]) -> 
     for text in assertions:
         parsed = parse_assertion(text)
         if parsed is None:
-            faults.append(f"{text!r} is no assertion, such as decode_tokens_per_s>=8")
+            faults.append(f"{text!r} is not an assertion, for example decode_tokens_per_s>=8")
         elif parsed[0] not in known:
-            faults.append(f"{parsed[0]!r} is no metric of this profile; {', '.join(sorted(known))}")
+            faults.append(f"{parsed[0]!r} is not a metric of this profile; it has {', '.join(sorted(known))}")
         elif not _COMPARE[parsed[1]](known[parsed[0]], parsed[2]):
             failed.append(f"{text}: measured {known[parsed[0]]:.6g}")
     if faults:

@@ -14,13 +14,14 @@ tokens are nearly tied an answer can differ from `ask`'s.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 from ..errors import DoesNotFitError, EngineError, InputError, SlmEdgeError
 from ..llama.sampling import Sampler
 from ..llama.vocab import Vocab
-from ..prefix.chunks import Section
 from .choice import Choice
+from .engine import RowsT
+from .owner import Owner
 from .stream import Answer, Request, StopReason
 from .text_out import TextOut
 
@@ -28,33 +29,8 @@ from .text_out import TextOut
 _ROUND_TOKENS = 256
 
 
-class Rows(Protocol):
-    """Where answers are computed side by side: `llama_rows.LlamaRows`, or `onnx_rows.OnnxRows`."""
-
-    def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
-        """Computes a prompt in an empty sequence; how many of its tokens were kept from before."""
-
-    def step(self, token_ids: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> None:
-        """Computes one token for each of several sequences, which rise."""
-
-    def sample(self, sampler: Sampler, i: int) -> int:
-        """Chooses a token from the logits of the i-th of the last step; -1: from those of the last prompt."""
-
-    def release(self, sequence: int) -> None:
-        """Empties a sequence."""
-
-    def flush(self) -> None:
-        """Nobody waits for an answer."""
-
-    def close(self) -> None:
-        """Frees everything. Calling it twice does nothing."""
-
-
-RowsT = TypeVar("RowsT", bound=Rows)
-
-
 class Pending:
-    """A request that was handed in. Its answer is made by `result`, of this or of any other request."""
+    """A submitted request. Its answer is made by `result`, of this or of any other request."""
 
     def __init__(
         self, batcher: "Batcher[Any]", request: Request, choice: Choice, on_text: Callable[[str], object] | None
@@ -85,7 +61,7 @@ class Pending:
         return self.answer
 
     def cancel(self) -> None:
-        """Gives it up, whether it waits or is being made."""
+        """Cancels it, whether it waits or is being made."""
         self._batcher.cancel(self)
 
 
@@ -117,17 +93,21 @@ class Batcher(Generic[RowsT]):
     Args:
         new_rows: makes so many sequences of so many tokens each; DoesNotFitError: there is no memory.
         n_parallel: answers computed at once at most; memory grows with it by one KV cache each.
+        owner: of the session; None: the thread that makes this.
 
     Attributes:
         rows: what there is at the moment.
     """
 
-    def __init__(self, new_rows: Callable[[int, int], RowsT], vocab: Vocab, *, n_parallel: int) -> None:
+    def __init__(
+        self, new_rows: Callable[[int, int], RowsT], vocab: Vocab, *, n_parallel: int, owner: Owner | None = None
+    ) -> None:
         if n_parallel < 1:
-            raise InputError(f"n_parallel is {n_parallel}; at least 1 is possible")
+            raise InputError(f"n_parallel is {n_parallel}; it must be at least 1")
         self.n_parallel = n_parallel
         self._new_rows = new_rows
         self._vocab = vocab
+        self._owner = owner or Owner()
         self.rows: RowsT | None = None
         self._size = (0, 0)
         self._waiting: list[Pending] = []
@@ -141,7 +121,12 @@ class Batcher(Generic[RowsT]):
         return bool(self._active)
 
     def submit(self, request: Request, choice: Choice, on_text: Callable[[str], object] | None = None) -> Pending:
-        """Hands a request in; nothing is computed yet."""
+        """Hands a request in; nothing is computed yet.
+
+        Raises:
+            EngineError: in another thread than the session's, or once that is closed; so do the other methods.
+        """
+        self._owner.check()
         pending = Pending(self, request, choice, on_text)
         self._waiting.append(pending)
         return pending
@@ -160,6 +145,7 @@ class Batcher(Generic[RowsT]):
         Raises:
             SlmEdgeError: computing failed; the answers in the making are lost, and tell so.
         """
+        self._owner.check()
         try:
             self._take_in()
             while self._free and self._turn:
@@ -176,6 +162,7 @@ class Batcher(Generic[RowsT]):
         """Takes a request out, with the answer that is being made of it."""
         if pending.done:
             return
+        self._owner.check()
         pending.error = EngineError("the request was given up")
         for queue in (self._waiting, self._turn):
             if pending in queue:
@@ -185,6 +172,9 @@ class Batcher(Generic[RowsT]):
 
     def close(self) -> None:
         """Frees the context; what is not answered fails. Calling it twice does nothing."""
+        if self._owner.is_over:
+            return
+        self._owner.check()
         for pending in [*self._waiting, *self._turn, *(slot.pending for slot in self._active.values())]:
             self.cancel(pending)
         if self.rows is not None:
@@ -192,7 +182,7 @@ class Batcher(Generic[RowsT]):
         self.rows, self._size, self._free = None, (0, 0), []
 
     def _take_in(self) -> None:
-        """Chooses whose turn it is, and lets late requests join where nobody else waits."""
+        """Chooses whose turn it is, and adds late requests if nobody else waits."""
         if not self._waiting:
             return
         if not self._active and not self._turn:
@@ -297,7 +287,7 @@ class Batcher(Generic[RowsT]):
         self._free.sort()
 
     def _fail(self, error: BaseException) -> None:
-        """Lets the answers in the making go after a failure in the middle of a step."""
+        """Drops the answers in the making after a failure in the middle of a step."""
         for slot in list(self._active.values()):
             slot.pending.error = slot.pending.error or error
             self._release(slot)

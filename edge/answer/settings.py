@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 
 from ..errors import DoesNotFitError, InputError
 from ..llama.sampling import Sampling
+from ..options import check_given
 from ..pack.card import TaskCard
 from ..prefix.chunks import Section
 from .choice import Choice
@@ -33,15 +34,7 @@ class Settings(TypedDict, total=False):
 
 
 def sampling_of(card: TaskCard, settings: Settings) -> Sampling:
-    """The sampling settings of an answer.
-
-    Raises:
-        TypeError: a setting that there isn't: a keyword that went through `**settings` unseen.
-        InputError: values out of range.
-    """
-    unknown = settings.keys() - Settings.__annotations__.keys()
-    if unknown:
-        raise TypeError(f"no such setting: {', '.join(sorted(unknown))}; an adapter is chosen with `use` or a `choice`")
+    """The sampling settings of an answer; InputError if values are out of range."""
     values: dict[str, Any] = {}
     for entry in dataclasses.fields(Sampling):
         given = settings.get(entry.name)
@@ -55,7 +48,7 @@ def max_tokens_of(card: TaskCard, settings: Settings) -> int:
     if max_tokens is None:
         return card.max_tokens
     if max_tokens < 1:
-        raise InputError(f"max_tokens is {max_tokens}; at least 1 is possible")
+        raise InputError(f"max_tokens is {max_tokens}; it must be at least 1")
     return max_tokens
 
 
@@ -100,9 +93,10 @@ def request_of(
         longest: what could be had at most, for the user whose prompt does not fit, such as "this base can do 8192".
 
     Raises:
-        InputError: settings out of range.
+        InputError: a setting that there is not, of another type or out of range.
         DoesNotFitError: the prompt leaves no room.
     """
+    check_given(settings, Settings, "setting")
     max_tokens = max_tokens_of(choice.card, settings)
     if len(ids) >= room_tokens:
         raise DoesNotFitError(

@@ -9,46 +9,17 @@ stream.answer.stop_reason        # "end"
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from ..errors import EngineError
-from ..llama.grammar import Grammar
 from ..llama.sampling import Sampler, Sampling
 from ..llama.vocab import Vocab
 from ..prefix.chunks import Section
+from .engine import Worker
+from .owner import Owner
 from .text_out import TextOut
 
 StopReason = Literal["end", "stop", "max_tokens", "context"]
-
-
-class Worker(Protocol):
-    """Computes prompts and tokens for one answer at a time: `lane.Lane` on llama.cpp, `onnx_lane.OnnxLane`."""
-
-    n_drafted_tokens: int
-    n_accepted_tokens: int
-
-    @property
-    def turn(self) -> int:
-        """Number of prompts begun."""
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens in the cache."""
-
-    def begin(self, prompt: Sequence[int], sections: Sequence[Section]) -> int:
-        """Computes a prompt; how many of its tokens were kept from before."""
-
-    def step(self, token_id: int) -> None:
-        """Computes one more token."""
-
-    def sample(self, sampler: Sampler) -> int:
-        """Chooses the next token from the last output."""
-
-    def rest(self, turn: int) -> None:
-        """The answer that began as `turn` needs nothing more."""
-
-    def flush(self) -> None:
-        """Nobody is waiting for an answer."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +31,7 @@ class Answer:
         n_prompt_tokens: of the rendered prompt.
         n_tokens: generated, the end token not counted.
         first_token_s: from the call to the first token, the prompt's computation included.
-        decode_tokens_per_s: of the tokens after the first; None where there were none.
+        decode_tokens_per_s: of the tokens after the first; None if there were none.
         stop_reason: "end" (the model's own end token), "stop" (a stop text), "max_tokens", or "context" (it is full).
         adapter: its name; None for the base alone.
         n_kept_tokens: of the prompt, found in the KV cache.
@@ -105,14 +76,26 @@ class Request:
     grammar: str | None = None
 
     def sampler(self, vocab: Vocab) -> Sampler:
-        """A new sampler; InputError where the grammar is not valid."""
-        return Sampler(self.sampling, Grammar(self.grammar, vocab) if self.grammar else None)
+        """A new sampler; InputError if the grammar is not valid."""
+        if not self.grammar:
+            return Sampler(self.sampling)
+        from ..llama.grammar import Grammar
+
+        return Sampler(self.sampling, Grammar(self.grammar, vocab))
 
 
 class Stream(Iterator[str]):
-    """Yields pieces of text as they are final. Nothing is computed before the first is asked for."""
+    """Yields pieces of text as they are final. Nothing is computed before the first is asked for.
 
-    def __init__(self, lane: Worker, vocab: Vocab, request: Request, started_s: float) -> None:
+    Args:
+        started_s: when it was asked for, by `time.perf_counter`.
+        owner: of the session; None: the thread that makes this. In another one reading raises EngineError.
+    """
+
+    def __init__(
+        self, lane: Worker, vocab: Vocab, request: Request, started_s: float, owner: Owner | None = None
+    ) -> None:
+        self._owner = owner or Owner()
         self._lane = lane
         self._vocab = vocab
         self._request = request
@@ -132,22 +115,29 @@ class Stream(Iterator[str]):
         return self._answer
 
     def __iter__(self) -> Iterator[str]:
+        self._owner.check()
         # The generator itself: one call less for each token
         return self._pieces
 
     def __next__(self) -> str:
+        self._owner.check()
         return next(self._pieces)
 
     def close(self) -> None:
         """Ends it early."""
+        if not self._owner.is_over:
+            self._owner.check()
         self._pieces.close()
 
     def _run(self) -> Generator[str, None, None]:
+        self._owner.check()
         turn = self._lane.turn + 1
         try:
             yield from self._answering(turn)
         finally:
-            self._lane.rest(turn)
+            # A generator may be cleared away by another thread, or in a forked child.
+            if self._owner.is_here:
+                self._lane.rest(turn)
 
     def _answering(self, turn: int) -> Generator[str, None, None]:
         lane, vocab, request = self._lane, self._vocab, self._request
@@ -174,6 +164,7 @@ class Stream(Iterator[str]):
                     before_s = time.perf_counter()
                     yield text
                     waited_s += time.perf_counter() - before_s
+                    self._owner.check()
                     if lane.turn != turn:
                         raise EngineError(
                             "another prompt was begun in this session before the answer was read to its end",

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import note
-from .options import answer_options, grammar_options, grammar_text, session_options, size_bytes_of, special_option
+from .options import (
+    answer_options,
+    engine_option,
+    grammar_options,
+    grammar_text,
+    session_options,
+    size_bytes_of,
+    special_option,
+)
 
 if TYPE_CHECKING:
     from ..options import EngineOptions, Speculate
@@ -22,15 +30,16 @@ PROMPT = "> "
 @click.option(
     "--adapter",
     metavar="NAME|none|auto",
-    help="Which adapter begins; auto: the router chooses at each turn.  [default: the pack's default adapter]",
+    help="First adapter; auto: the router chooses at each turn.  [default: the pack's default adapter]",
 )
 @click.option("--system", help="System message, in place of the adapter's own; '' for none.")
 @answer_options
 @click.option(
     "--context", "context_tokens", type=click.IntRange(1), help="Longest conversation, in tokens.  [default: 2048]"
 )
+@engine_option
 @session_options
-@click.option("--pin", "pinned", metavar="NAME", multiple=True, help="An adapter that stays once loaded; repeatable.")
+@click.option("--pin", "pinned", metavar="NAME", multiple=True, help="Adapter that is never unloaded; repeatable.")
 @grammar_options
 @special_option
 def chat(
@@ -43,6 +52,7 @@ def chat(
     threads: int | None,
     threads_batch: int | None,
     context_tokens: int | None,
+    engine: str,
     speculate: "Speculate | None",
     ram: str | None,
     adapter_budget: str | None,
@@ -51,11 +61,11 @@ def chat(
     grammar: Path | None,
     allow_special: bool,
 ) -> None:
-    """Talk with the model; what was said before is kept. /help lists what can be typed, Ctrl-D ends.
+    """Talk with the model; it remembers the conversation. /help lists the commands, Ctrl-D ends.
 
-    When the context is full, the oldest questions are dropped with their answers, and it is said. Ctrl-C stops an
-    answer; what there is of it is kept. A pipe works too: each line of it is a turn. Adapters are loaded when they
-    are first used and stay; with --adapter-budget the one used longest ago goes, unless it is pinned.
+    When the context is full, the oldest questions are dropped with their answers, and a note says so. Ctrl-C stops an
+    answer and keeps what there is of it. In a pipe, each line is a turn. An adapter is loaded when it is first used and
+    stays loaded; with --adapter-budget the least recently used is unloaded, unless it is pinned.
 
     \b
     Examples:
@@ -69,20 +79,18 @@ def chat(
         "threads_batch": threads_batch,
         "ram_bytes": size_bytes_of(ram),
         "adapter_budget_bytes": size_bytes_of(adapter_budget),
-        "pinned": pinned,
         "speculate": speculate,
         "allow_special": allow_special,
     }
-    from ..pack.pack import Pack, find_adapter
-    from ..session.session import Session
+    if pinned:
+        options["pinned"] = pinned
+    from ..engines import open_session
+    from ..pack.pack import Pack
     from .talk import Talk
 
     opened = Pack.open(pack)
     name = opened.default_adapter if adapter is None else adapter
-    if name not in (None, "none", "auto"):
-        find_adapter(opened.adapters, str(name))
-    opened.base_path(allow_pull=True)
-    with Session.open(opened, **options) as session:
+    with open_session(opened, engine, adapter=name, allow_pull=True, **options) as session:
         talk = Talk(
             session,
             system=system,
@@ -118,5 +126,7 @@ def _loop(talk: Any) -> None:
             click.echo()
             time.sleep(0.01)
             continue
+        # A byte-order mark before a piped text is no part of it.
+        line = line.removeprefix("\ufeff")
         if line.strip() and not talk.turn(line):
             return

@@ -1,6 +1,5 @@
 """`slm-edge demo`: the main job, seen: one mapped base, the pack's adapters swapped while it runs."""
 
-import time
 from pathlib import Path
 
 import click
@@ -26,26 +25,26 @@ EXAMPLES: tuple[tuple[str | None, list[Message]], ...] = (
 
 
 @click.command()
-@click.option("--pack", type=click.Path(path_type=Path), help="Another pack than the starter.")
+@click.option("--pack", type=click.Path(path_type=Path), help="Use this pack instead of the starter.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; by default one for each physical core.")
 @json_option
 def demo(pack: Path | None, threads: int | None, as_json: bool) -> None:
-    """Let every starter adapter answer a prompt of its task, swapped over one base while it runs.
+    """Answer one prompt with each starter adapter, swapping them on one loaded base.
 
     \b
     Example:
       slm-edge demo
     """
+    from ..engines import open_session
     from ..pack.pack import Pack
-    from ..session.session import Session
 
     opened = Pack.open(pack)
-    base = opened.base_path(allow_pull=True)
-    start = time.perf_counter()
-    with Session.open(opened, threads=threads) as session:
-        loaded_s = time.perf_counter() - start
+    with open_session(opened, allow_pull=True, threads=threads) as session:
+        loaded_s = session.load_s
         if not as_json:
-            click.echo(f"base {opened.base.file_name}, {human_bytes(base.stat().st_size)}, mapped in {loaded_s:.2f} s")
+            click.echo(
+                f"base {opened.base.file_name}, {human_bytes(opened.base.size_bytes)}, mapped in {loaded_s:.2f} s"
+            )
         rows = []
         for adapter, messages in EXAMPLES:
             prompt = messages[0]["content"]

@@ -1,4 +1,4 @@
-"""Groups of commands, each imported when it is used; a missing package is told with the extra that installs it."""
+"""Groups of commands, each imported when it is used; a missing package is an error that names the extra to install."""
 
 import contextlib
 import importlib

@@ -3,16 +3,15 @@
 `slm-edge --help` imports click and nothing else of weight; a command's module is found by its row in `COMMANDS`.
 """
 
-import json
-import os
+import contextlib
 import signal
 import sys
 from importlib import metadata
 
 import click
 
-from ..errors import DoesNotFitError, SlmEdgeError
-from ..files.aside import is_full
+from ..console import OutputLostError, json_text, note, own_streams
+from ..errors import DoesNotFitError, SlmEdgeError, of_system
 from ..llama import binding as llama
 from .lazy import Entry, LazyGroup
 
@@ -47,15 +46,30 @@ def cli() -> None:
 
 
 def _show(error: SlmEdgeError) -> int:
-    """Tells the error; its exit code."""
+    """Shows the error; returns its exit code."""
     if "--json" in sys.argv:
-        click.echo(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
-    click.echo(f"slm-edge: {error}", err=True)
+        # Where stdout itself is what failed, stderr says so.
+        with contextlib.suppress(OutputLostError):
+            click.echo(json_text({"error": error.as_dict()}, indent=None))
+    note(f"slm-edge: {error}")
     return error.exit_code
 
 
 def main() -> None:
-    """Runs the command line and ends the process with the exit codes of `edge.errors`.
+    """Runs the command line and ends the process with the exit codes of `edge.errors`."""
+    with own_streams():
+        try:
+            code = _run()
+            sys.stdout.flush()
+        except OutputLostError as lost:
+            code = 0 if lost.error is None else _show(lost.error)
+    if llama.stop_asked and code:
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _run() -> int:
+    """Runs a command; its exit code.
 
     Click's standalone mode is off, so that every error has one way out: one message, no traceback.
     """
@@ -65,28 +79,25 @@ def main() -> None:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, llama.interrupt)
         code = cli.main(standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except click.exceptions.Exit as leave:
-        code = leave.exit_code
+        return int(leave.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("stopped", err=True)
-        code = 130
+        note("stopped")
+        return 130
     except click.ClickException as error:
         error.show()
-        code = error.exit_code
+        return int(error.exit_code)
     except SlmEdgeError as error:
-        code = _show(error)
-    except BrokenPipeError:
-        # The reader (`| head`) has what it wanted; the interpreter must not complain when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        return _show(error)
+    except MemoryError:
+        return _show(DoesNotFitError("the memory does not suffice"))
     except Exception as error:
-        if llama.stop_asked:
-            click.echo("stopped", err=True)
-            code = 130
-        elif isinstance(error, OSError) and is_full(error):
-            code = _show(DoesNotFitError(f"a file cannot be written ({error.strerror})", where=error.filename))
-        else:
+        if isinstance(error, OutputLostError):
             raise
-    if llama.stop_asked and code:
-        code = 130
-    sys.exit(code if isinstance(code, int) else 0)
+        if llama.stop_asked:
+            note("stopped")
+            return 130
+        if isinstance(error, OSError):
+            return _show(of_system(error))
+        raise

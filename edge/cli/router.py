@@ -80,11 +80,13 @@ def show(folder: Path | None, as_json: bool) -> None:
             f"  {task:16} {how:12} from confidence {model.thresholds.get(task, 0.5):.2f}, "
             f"adapter {adapters.get(task, 'not in this pack')}"
         )
-    if "cross_validated_accuracy" in model.about:
+    about = [
+        model.about.get(key) for key in ("n_prompts", "cross_validated_accuracy", "cross_validated_calibration_error")
+    ]
+    if all(isinstance(value, int | float) for value in about):
         lines.append(
-            f"trained on {model.about['n_prompts']} prompts; cross-validated on them "
-            f"{model.about['cross_validated_accuracy']:.1%} right, "
-            f"calibration error {model.about['cross_validated_calibration_error']:.3f}"
+            f"trained on {about[0]} prompts; cross-validated on them {about[1]:.1%} right, "
+            f"calibration error {about[2]:.3f}"
         )
     emit(data, as_json, "\n".join(lines))
 
@@ -116,7 +118,7 @@ def put(folder: Path, file: Path, as_json: bool) -> None:
 def examples(folder: Path, name: str, file: Path, as_json: bool) -> None:
     """Teach PACK's router the adapter NAME by example prompts: FILE has one a line, or is JSON Lines with "prompt".
 
-    Twenty are good. Nothing else is trained again. A pack without a router begins with the starter's.
+    Twenty are enough. Nothing else is trained again. A pack without a router begins with the starter's.
 
     \b
     Example:

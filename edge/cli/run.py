@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,6 @@ from .show import show
 
 if TYPE_CHECKING:
     from ..answer.stream import Answer
-    from ..onnx.session import OnnxSession
     from ..options import EngineOptions, Speculate
 
 
@@ -34,9 +32,9 @@ if TYPE_CHECKING:
 @click.option(
     "--adapter",
     metavar="NAME|A:0.7+B:0.3|none|auto",
-    help="Which adapter answers, or several added up; auto chooses by the prompt.  [default: the pack's default]",
+    help="Adapter that answers, or several added up; auto: the router chooses.  [default: the pack's default]",
 )
-@click.option("--explain", is_flag=True, help="With --adapter auto: say on stderr what decided, feature by feature.")
+@click.option("--explain", is_flag=True, help="With --adapter auto: print on stderr what decided, feature by feature.")
 @click.option("--system", help="System message, in place of the adapter's own; '' for none.")
 @answer_options
 @click.option(
@@ -47,11 +45,11 @@ if TYPE_CHECKING:
 @click.option(
     "--prefix-cache",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder that keeps computed system messages from one run to the next.",
+    help="Folder that keeps computed system messages for later runs.",
 )
 @grammar_options
 @special_option
-@click.option("--stats", is_flag=True, help="Say on stderr how long it took and how much memory.")
+@click.option("--stats", is_flag=True, help="Print times and peak memory on stderr.")
 @json_option
 def run(
     prompt: str | None,
@@ -79,7 +77,7 @@ def run(
     """Answer PROMPT with a task adapter. PROMPT is read from standard input when it is - or left out.
 
     Without --adapter the pack's default adapter answers ("slm-edge pack show" names it), with "none" the base
-    alone, with "auto" the one that the pack's router chooses for the prompt, or the base where none fits. The
+    alone, with "auto" the one that the pack's router chooses for the prompt, or the base if none fits. The
     starter pack's base model is fetched on first use (98 MB) and kept in the cache.
 
     \b
@@ -90,61 +88,30 @@ def run(
       slm-edge run --adapter auto --explain "What is 12% of 250?"
     """
     text = _prompt(prompt)
-    from ..answer.choice import parse_choice
-    from ..pack.pack import Pack, find_adapter
-    from ..session.session import Session
+    if explain and adapter != "auto":
+        raise click.UsageError("--explain says what the router decided: it needs --adapter auto.")
+    from ..engines import open_session
+    from ..pack.pack import Pack
 
-    ram_bytes, budget_bytes = size_bytes_of(ram), size_bytes_of(adapter_budget)
+    options: EngineOptions = {
+        "n_ctx_tokens": context_tokens,
+        "threads": threads,
+        "threads_batch": threads_batch,
+        "ram_bytes": size_bytes_of(ram),
+        "adapter_budget_bytes": size_bytes_of(adapter_budget),
+        "prefix_cache": prefix_cache,
+        "speculate": speculate,
+        "allow_special": allow_special,
+    }
     gbnf = grammar_text(schema, grammar)
     opened = Pack.open(pack)
-    name = opened.default_adapter if adapter is None else None if adapter == "none" else adapter
-    chosen: dict[str, float | None] = {}
-    decision = None
-    if adapter == "auto":
-        from ..router.in_pack import open_router
-
-        able = None
-        if engine == "onnx":
-            from ..onnx.in_pack import onnx_adapters
-
-            able = onnx_adapters(opened)
-        decision = open_router(opened, able).choose(text, explain=explain)
-        name = decision.adapter
-        if explain and not as_json:
-            note(decision.text())
-    elif explain:
-        raise click.UsageError("--explain says what the router decided: it needs --adapter auto.")
-    if name is not None:
-        chosen = parse_choice(name)
-    for one in chosen:
-        find_adapter(opened.adapters, one)
-    kind: type[Session] | type[OnnxSession] = Session
-    if engine == "onnx":
-        from ..onnx import session as onnx_session
-
-        kind = onnx_session.OnnxSession
-    else:
-        opened.base_path(allow_pull=True)
-    start_s = time.perf_counter()
-    options: EngineOptions = {"n_ctx_tokens": context_tokens, "threads": threads, "ram_bytes": ram_bytes}
-    options["allow_special"] = allow_special
-    if engine == "llama":
-        # What was chosen is loaded, whatever else is in the pack.
-        needed_bytes = sum(opened.adapters[one].size_bytes for one in chosen)
-        options["adapter_budget_bytes"] = needed_bytes if budget_bytes is None else min(needed_bytes, budget_bytes)
-        options["prefix_cache"] = prefix_cache
-        if prefix_cache is None:
-            # One answer: nothing to keep.
-            options["prefix_budget_bytes"] = 0
-        options["speculate"] = speculate
-        options["threads_batch"] = threads_batch
-    elif any(value is not None for value in (prefix_cache, ram_bytes, budget_bytes, speculate, threads_batch)):
-        raise click.UsageError(
-            "--prefix-cache, --ram, --adapter-budget, --speculate and --threads-batch need --engine llama."
-        )
-    with kind.open(opened, **options) as session:
-        load_s = time.perf_counter() - start_s
-        session.use(chosen or None)
+    name = opened.default_adapter if adapter is None else adapter
+    with open_session(opened, engine, adapter=name, allow_pull=True, one_answer=True, **options) as session:
+        decision = session.choose(text, explain=explain) if name == "auto" else None
+        if decision is not None:
+            session.use(decision.adapter)
+            if explain and not as_json:
+                note(decision.text())
         stream = session.stream(
             text, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed, grammar=gbnf
         )
@@ -153,8 +120,10 @@ def run(
                 pass
         else:
             show(stream)
-        # While the base is mapped: what is mapped twice is to be told from its mappings.
-        numbers = _numbers(stream.answer, load_s) | ({"router": decision.as_dict()} if decision is not None else {})
+        # While the base is mapped: its mappings show what is mapped twice.
+        numbers = _numbers(stream.answer, session.load_s)
+    if decision is not None:
+        numbers["router"] = decision.as_dict()
     if as_json:
         emit(numbers, True, "")
     if stats:
@@ -171,7 +140,8 @@ def _prompt(argument: str | None) -> str:
         text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8 text (byte {error.start})") from None
-    return text.removesuffix("\n").removesuffix("\r")
+    # Editors of Windows begin a text with a byte-order mark.
+    return text.removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")
 
 
 def _numbers(answer: "Answer", load_s: float) -> dict[str, Any]:

@@ -9,21 +9,20 @@ a quarter of the context to be answered in (or the longest answer, if that is le
 system message stays.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from ..answer.base import SessionBase
 from ..answer.settings import Settings, max_tokens_of
 from ..answer.stream import Answer
 from ..console import note
-from ..errors import DoesNotFitError, InputError, SlmEdgeError
-from ..files.atomic import atomic_file
+from ..errors import DoesNotFitError, InputError, SlmEdgeError, of_system
+from ..files.atomic import write_json
+from ..files.paths import user_path
 from ..gguf.chat_template import Message
 from ..llama.vocab import n_same
 from ..names import did_you_mean
-from ..session.session import Session
 from ..sizes import human_bytes
 from ..system.memory import peak_memory_bytes
 from .show import show
@@ -68,12 +67,12 @@ class Talk:
         messages: what was said, without the system message.
         adapter: a name, "none" or "auto".
         answer: the last one that was read to its end.
-        recompute: what a change of adapter before it cost; None where there was none.
+        recompute: what a change of adapter before it cost; None if there was none.
     """
 
     def __init__(
         self,
-        session: Session,
+        session: SessionBase[Any],
         *,
         system: str | None = None,
         settings: Settings | None = None,
@@ -109,19 +108,22 @@ class Talk:
             self._ask(line[1:] if line.startswith("//") else line)
         except SlmEdgeError as error:
             note(str(error))
+        except OSError as error:
+            # A name that is too long, a disk that fails: the conversation is worth more.
+            note(str(of_system(error)))
         return True
 
     def use(self, name: str) -> None:
         """Answers with that adapter from now on: a name, "none" or "auto".
 
         Raises:
-            SlmEdgeError: as `Session.use`; "auto" as `Session.router`.
+            SlmEdgeError: as `SessionBase.use`; "auto" as `SessionBase.router`.
         """
         if name == "auto":
-            # A pack without a router is told now, not at the next question.
+            # A pack without a router is an error now, not at the next question.
             _ = self.session.router
         else:
-            self.session.use(None if name == "none" else name)
+            self.session.use(name)
         self.adapter = name
 
     def _ask(self, text: str) -> None:
@@ -213,7 +215,9 @@ class Talk:
         loaded = ", ".join(f"{name} {human_bytes(size)}" for name, size in self.session.loaded_adapters.items())
         note(f"adapters in memory: {loaded or 'none'}")
         note(f"adapter {self.adapter}; context {n_tokens} of {self.session.n_ctx_tokens} tokens")
-        note(f"memory: peak {human_bytes(peak_memory_bytes())}; planned {self.session.plan.describe()}")
+        plan = self.session.plan
+        planned = f"; planned {plan.describe()}" if plan is not None else ""
+        note(f"memory: peak {human_bytes(peak_memory_bytes())}{planned}")
 
     def _save(self, file: str) -> None:
         if not file:
@@ -224,11 +228,8 @@ class Talk:
             "system": self.system,
             "messages": self.messages,
         }
-        path = Path(file).expanduser()
-        if path.is_dir():
-            raise InputError("is a folder", where=path)
-        with atomic_file(path) as part:
-            part.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path = user_path(file)
+        write_json(path, data)
         note(f"[saved {path}]")
 
     def _clear(self, _: str) -> None:

@@ -36,7 +36,7 @@ def normalise(answer: str) -> str:
 
 
 def same_number(extracted: str, truth: str) -> float:
-    """1.0 where both are the same text once normalised, else 0.0. "18.00" is not "18", as in the harness."""
+    """1.0 if both are the same text once normalised, else 0.0. "18.00" is not "18", as in the harness."""
     return float(normalise(extracted) == normalise(truth))
 
 
@@ -47,7 +47,7 @@ def boxed_answer(text: str) -> str:
 
 
 def equal_numbers(extracted: str, truth: str) -> float:
-    """1.0 where both are numbers and equal: here "18.00" is "18"."""
+    """1.0 if both are numbers and equal: here "18.00" is "18"."""
     try:
         return float(float(normalise(extracted)) == float(normalise(truth)))
     except ValueError:

@@ -3,13 +3,13 @@
 with folder_beside(Path("out.gguf")) as folder:
     ...                             # .out.gguf.k3j2h1g0.aside/, removed when the block ends
 
-A process holds a lock on its folder while it lives; however it ends, the kernel lets go of it. Whoever writes to the
+A process holds a lock on its folder while it lives; however it ends, the kernel releases it. Whoever writes to the
 same place next removes the folders that nobody holds. Where folders cannot be locked (Windows, some network file
 systems) they stay until someone removes them.
 """
 
 import contextlib
-import errno
+import hashlib
 import os
 import re
 import shutil
@@ -19,26 +19,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from ..errors import DoesNotFitError
+from ..errors import DoesNotFitError, InputError, is_full
 from ..sizes import human_bytes
 
 SUFFIX: Final = ".aside"
 _OURS: Final = re.compile(rf"\.(.*)\.[a-z0-9_]{{8}}{re.escape(SUFFIX)}", re.DOTALL)
+# Of a name; file systems hold 255 bytes, and ours has 17 more.
+MOST_NAME_BYTES: Final = 200
 # Put behind a folder's name while it is replaced, where it cannot be exchanged in one step.
 REPLACED: Final = ".replaced"
-# No space, over the user's quota, over the process's limit of a file's size.
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextlib.contextmanager
 def folder_beside(dest: Path) -> Iterator[Path]:
-    """An empty folder beside `dest`, removed when the block ends; what killed processes left there goes first.
+    """An empty folder beside `dest`, removed when the block ends; what killed processes left there is removed first.
 
     Raises:
         DoesNotFitError: the block found the disk full.
+        InputError: no folder can be made there.
     """
     remove_leftovers(dest)
-    folder, handle = _new_folder(dest)
+    try:
+        folder, handle = _new_folder(dest)
+    except OSError as error:
+        if is_full(error):
+            raise full_disk(error, dest) from None
+        raise InputError(f"cannot be written ({error.strerror})", where=dest) from None
     try:
         yield folder
     except OSError as error:
@@ -62,13 +68,8 @@ def require_room(folder: Path, needed_bytes: int, what: str, hint: str | None = 
         )
 
 
-def is_full(error: OSError) -> bool:
-    """Whether it says that there is no room on the disk."""
-    return error.errno in _FULL
-
-
 def full_disk(error: OSError, dest: Path, *, kept: Path | None = None) -> DoesNotFitError:
-    """What to tell of an error that `is_full`.
+    """The message for an error that `is_full`.
 
     Args:
         dest: what was to be written.
@@ -93,7 +94,7 @@ def remove_leftovers(dest: Path) -> None:
 
     def is_of_dest(name: str) -> bool:
         found = _OURS.fullmatch(name)
-        return found is not None and found[1] == dest.name
+        return found is not None and found[1] == _called(dest)
 
     try:
         with os.scandir(dest.absolute().parent) as entries:
@@ -115,10 +116,24 @@ def remove_leftovers(dest: Path) -> None:
         os.close(handle)
 
 
+def remove_leftovers_below(top: Path) -> None:
+    """Removes what killed processes were writing anywhere in a folder."""
+    for folder, names, _ in os.walk(top):
+        for name in names:
+            if found := _OURS.fullmatch(name):
+                remove_leftovers(Path(folder) / found[1])
+
+
+def _called(dest: Path) -> str:
+    """What the folder beside `dest` is called after: its name, shortened where there is no room for ours beside it."""
+    name = os.fsencode(dest.name)
+    return dest.name if len(name) <= MOST_NAME_BYTES else hashlib.sha256(name).hexdigest()
+
+
 def _new_folder(dest: Path) -> tuple[Path, int | None]:
-    """The folder and its lock; None where it cannot be locked."""
+    """The folder and its lock; None if it cannot be locked."""
     while True:
-        made = tempfile.mkdtemp(prefix=f".{dest.name}.", suffix=SUFFIX, dir=dest.absolute().parent)
+        made = tempfile.mkdtemp(prefix=f".{_called(dest)}.", suffix=SUFFIX, dir=dest.absolute().parent)
         folder = Path(made)
         # Until it is locked another process may take it for a dead one's, and remove it.
         try:
@@ -134,7 +149,7 @@ def _new_folder(dest: Path) -> tuple[Path, int | None]:
 
 
 def _lock(folder: Path) -> int | None:
-    """Locks a folder: the handle to close. None where folders have no locks.
+    """Locks a folder: the handle to close. None if folders have no locks.
 
     Raises:
         BlockingIOError: somebody else holds it.
@@ -154,7 +169,7 @@ def _lock(folder: Path) -> int | None:
 
 
 def exchange(new: Path, old: Path) -> bool:
-    """Lets two paths change places in one step; False where the system or file system cannot."""
+    """Exchanges two paths in one step; returns False if the system or file system cannot."""
     if sys.platform != "linux":
         return False
     import ctypes

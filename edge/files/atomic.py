@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .aside import REPLACED, exchange, folder_beside
 from .regular import open_regular
+from .text import is_text, parse_json, read_text
 
 CHUNK_BYTES = 1 << 20
 
@@ -48,14 +48,14 @@ def _parent_of(dest: Path) -> Path:
 
 
 def check_new(dest: Path, force: bool) -> None:
-    """What commands with `--force` ask before they begin: InputError where something is there that must stay."""
+    """What commands with `--force` ask before they begin: InputError if something is there that must stay."""
     if dest.exists() and not force:
         raise InputError("exists already", where=dest, hint="choose another name, or replace it with --force")
 
 
 @contextlib.contextmanager
 def atomic_file(dest: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a path beside `dest` to write to; on success it is synced and renamed to `dest`.
+    """Yields a path beside `dest` to write to; on success it is synced and renamed to `dest`.
 
     On any exception, Ctrl-C included, the path is removed and `dest` stays as it was.
 
@@ -65,8 +65,11 @@ def atomic_file(dest: str | os.PathLike[str]) -> Iterator[Path]:
     """
     dest = Path(dest)
     parent = _parent_of(dest)
-    if dest.is_dir():
-        raise InputError("is a folder; a file is to be written there", where=dest)
+    if dest.exists() and not dest.is_file():
+        kind = "a folder" if dest.is_dir() else "not a plain file"
+        raise InputError(f"is {kind}; a file is to be written there", where=dest)
+    from .aside import folder_beside
+
     with folder_beside(dest) as folder:
         aside = folder / dest.name
         yield aside
@@ -79,7 +82,7 @@ def atomic_file(dest: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(dest: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
-    """Gives an empty folder beside `dest` to fill; on success every file is synced and it is renamed to `dest`.
+    """Yields an empty folder beside `dest` to fill; on success every file is synced and it is renamed to `dest`.
 
     Args:
         dest: the folder to make.
@@ -91,6 +94,8 @@ def atomic_folder(dest: str | os.PathLike[str], *, replace: bool = False) -> Ite
     """
     dest = Path(dest)
     parent = _parent_of(dest)
+    from .aside import REPLACED, exchange, folder_beside
+
     with folder_beside(dest) as folder:
         if dest.exists() and not replace and (not dest.is_dir() or any(dest.iterdir())):
             raise InputError("exists already", where=dest, hint="choose another place, or remove it first")
@@ -108,11 +113,7 @@ def atomic_folder(dest: str | os.PathLike[str], *, replace: bool = False) -> Ite
 
 
 def sha256_file(path: str | os.PathLike[str], on_bytes: Callable[[int], object] | None = None) -> str:
-    """The sha256 of a file as hex; `on_bytes` is told of each chunk's length for a progress bar.
-
-    Raises:
-        InputError: as `open_regular`.
-    """
+    """The sha256 of a file as hex; `on_bytes` is called with each chunk's length, for a progress bar."""
     digest = hashlib.sha256()
     with open_regular(path) as stream:
         while chunk := stream.read(CHUNK_BYTES):
@@ -128,31 +129,33 @@ def sha256_json(value: Any) -> str:
 
 
 def write_json(path: str | os.PathLike[str], data: Any) -> None:
-    """Writes `data` as indented UTF-8 JSON, atomically. NaN and infinity are refused."""
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Writes `data` as indented UTF-8 JSON, atomically. NaN and infinity are refused; lone surrogates are escaped."""
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    if not is_text(text):
+        text = json.dumps(data, indent=2, allow_nan=False)
     with atomic_file(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Reads a JSON file.
 
     Raises:
-        InputError: it is not there, or not UTF-8 JSON.
+        InputError: it is not there, no UTF-8 JSON, nested too deep, or holds a number without end.
     """
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError("no such file", where=path) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"is not valid JSON ({error})", where=path) from None
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
+    return parse_json(read_text(path), path)
+
+
+def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a JSON file that holds an object; errors as `read_json`, and InputError where it holds something else."""
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise InputError("holds no JSON object", where=path)
+    return data
 
 
 def make_folder(folder: str | os.PathLike[str]) -> Path:
-    """Makes `folder` and its parents where missing.
+    """Makes `folder` and its parents if missing.
 
     Raises:
         InputError: it cannot be made.
@@ -169,16 +172,23 @@ def make_folder(folder: str | os.PathLike[str]) -> Path:
 def locked(
     path: str | os.PathLike[str], on_wait: Callable[[], object] | None = None, *, wait: bool = True
 ) -> Iterator[None]:
-    """Holds an exclusive lock on the file `path` (made if missing); waits for another holder to let go.
+    """Holds an exclusive lock on the file `path` (made if missing); waits until another holder releases it.
 
     Args:
         path: the lock file; it stays there, empty.
         on_wait: called once when another process holds the lock.
         wait: else BlockingIOError is raised where another process holds it.
+
+    Raises:
+        InputError: the file cannot be made or opened.
     """
     path = Path(path)
     make_folder(path.parent)
-    with path.open("a+b") as stream:
+    try:
+        lock = path.open("a+b")
+    except OSError as error:
+        raise InputError(f"cannot be locked ({error.strerror})", where=path) from None
+    with lock as stream:
         if sys.platform == "win32":
             import msvcrt
 

@@ -1,21 +1,23 @@
 """Where slm-edge keeps what it fetched or measured once, and the locks that its processes share.
 
-bases/SHA256.gguf   base models (`pull.py`)
+bases/SHA256.gguf   base models (`pack/pull.py`)
 first-loads/        files that llama.cpp was tried with (`llama/first_load.py`)
 devices/            what was measured on this device (devices/)
-locks/              held while a pack is changed (`pack_write.py`)
+locks/              held while a pack is changed (`pack/write.py`)
 """
 
 import os
 import sys
 from pathlib import Path
 
+from .paths import user_path
+
 
 def cache_folder() -> Path:
     """The user's cache for slm-edge: `$SLM_EDGE_CACHE`, else the platform's usual place. Not created here."""
     own = os.environ.get("SLM_EDGE_CACHE")
     if own:
-        return Path(own).expanduser()
+        return user_path(own)
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "slm-edge"
     if sys.platform == "win32":

@@ -3,17 +3,21 @@
 The part already here is kept as `NAME.part`; a server that honours Range continues it, another starts over.
 """
 
+import contextlib
 import hashlib
 import http.client
 import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..console import Advance
-from ..errors import DamagedError, EngineError
-from .aside import full_disk, is_full
+from ..errors import DamagedError, EngineError, is_full
+from .aside import full_disk
 from .atomic import CHUNK_BYTES
 
 TIMEOUT_S = 60
@@ -38,6 +42,44 @@ def hub_token() -> str | None:
 def part_of(dest: Path) -> Path:
     """Where the part of `dest` that has come so far is kept."""
     return dest.with_name(dest.name + ".part")
+
+
+@contextlib.contextmanager
+def opened(request: urllib.request.Request) -> Iterator[Any]:
+    """The server's answer to a request.
+
+    Raises:
+        DownloadError: the address, or one that it leads to, is none; or the server refuses for good.
+        OSError, http.client.HTTPException: another try may do; also while the answer is read.
+    """
+    url = request.full_url
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            yield answer
+    except urllib.error.HTTPError as error:
+        if error.code < 500 and error.code not in (408, 429):
+            raise DownloadError(f"the server answers {error.code} {error.reason}", where=url) from None
+        raise
+    except (http.client.InvalidURL, ValueError) as error:
+        # ValueError: what urllib raises of addresses with half an IPv6 host, or names that DNS cannot hold.
+        raise DownloadError(f"it is, or leads to, no address ({error})", where=url) from None
+
+
+def request_of(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
+    """The request of an address as people write it: letters beyond ASCII are put as addresses have them.
+
+    Raises:
+        DownloadError: it is no http address.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("it has no host")
+        place = parts.netloc.encode("ascii" if parts.netloc.isascii() else "idna").decode("ascii")
+        rest = urllib.parse.quote(urllib.parse.urlunsplit(("", "", *parts[2:])), safe="%/:?#[]@!$&'()*+,;=~")
+        return urllib.request.Request(f"{parts.scheme}://{place}{rest}", headers={"User-Agent": "slm-edge", **headers})
+    except ValueError as error:
+        raise DownloadError(f"is no address ({error})", where=url) from None
 
 
 def download(url: str, dest: Path, *, size_bytes: int, sha256: str, advance: Advance, token: str | None = None) -> None:
@@ -67,8 +109,6 @@ def download(url: str, dest: Path, *, size_bytes: int, sha256: str, advance: Adv
         try:
             shown_bytes += _append(url, part, have_bytes, size_bytes, advance, token)
         except urllib.error.HTTPError as error:
-            if error.code < 500 and error.code not in (408, 429):
-                raise DownloadError(f"the server answers {error.code} {error.reason}", where=url) from None
             problem = f"{error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and is_full(error):
@@ -86,13 +126,11 @@ def download(url: str, dest: Path, *, size_bytes: int, sha256: str, advance: Adv
 
 def _append(url: str, part: Path, have_bytes: int, size_bytes: int, advance: Advance, token: str | None) -> int:
     """Fetches the rest of a file; returns by how much the shown progress changed."""
-    request = urllib.request.Request(url, headers={"User-Agent": "slm-edge"})
-    if have_bytes:
-        request.add_header("Range", f"bytes={have_bytes}-")
+    request = request_of(url, {"Range": f"bytes={have_bytes}-"} if have_bytes else {})
     if token:
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     moved = 0
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+    with opened(request) as answer:
         resumed = answer.status == 206
         if have_bytes and not resumed:
             advance(-have_bytes)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import DamagedError
+from .text import loads_json
 
 
 def line_of(row: Mapping[str, Any]) -> bytes:
@@ -22,9 +23,9 @@ def rows_of(data: bytes, where: Path) -> tuple[list[dict[str, Any]], int]:
     """
     whole = data.rfind(b"\n") + 1
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(data[:whole].splitlines(), 1):
+    for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
         try:
-            row = json.loads(line)
+            row = loads_json(line.decode("utf-8", "surrogatepass"))
             if not isinstance(row, dict):
                 raise ValueError("no object")
         except ValueError as error:

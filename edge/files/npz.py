@@ -8,17 +8,29 @@ The table is JSON under the name `meta`. Nothing in it can run code: arrays of n
 
 import io
 import json
+import math
 import os
+import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DamagedError, InputError
+from ..errors import InputError
+from .archive import entries, reading
 from .atomic import atomic_file
+from .text import loads_json
+
+ENCRYPTED: Final = 1
+_MAGIC: Final = b"\x93NUMPY\x01\x00"
+# As numpy writes it for numbers of one to eight bytes
+_HEADER: Final = re.compile(
+    rb"\{'descr': '([<|][fiu][1248])', 'fortran_order': (True|False), 'shape': \(((?:\d{1,12}, ?)*\d{0,12})\), \} *\n"
+)
 
 
 def write_npz(path: str | os.PathLike[str], meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -42,25 +54,40 @@ def read_npz(path: Path, what: str, most_bytes: int) -> tuple[dict[str, Any], di
 
     Raises:
         InputError: there is no such file.
-        DamagedError: it is no such file, cut short, too large, or its table has no format number.
+        DamagedError: it is no such file, cut short, too large, or its table has no format number. Nothing else is
+            raised, whatever its bytes are.
     """
     if not path.is_file():
         raise InputError("no such file", where=path)
-    try:
+    with reading(path, f"is not {what}", "copy the pack again"):
         if path.stat().st_size > most_bytes:
             raise ValueError("it is too large")
-        data = io.BytesIO(path.read_bytes())
-        with zipfile.ZipFile(data) as archive:
-            # Nothing in it is compressed by us: a claim of more than the limit is a bomb.
-            if sum(entry.file_size for entry in archive.infolist()) > most_bytes:
-                raise ValueError("it would unpack to too much")
-        data.seek(0)
-        with np.load(data, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in found.files}
-        meta = json.loads(arrays.pop("meta").astype(np.uint8).tobytes())
+        arrays = {}
+        with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+            for name, entry in entries(archive).items():
+                # As it was written: what is stored as it is has the size that it has.
+                if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & ENCRYPTED:
+                    raise ValueError(f"its member {name[:80]!r} is compressed or encrypted")
+                arrays[name.removesuffix(".npy")] = _array(archive.read(entry))
+        meta = loads_json(arrays.pop("meta").astype(np.uint8).tobytes().decode("utf-8"))
         if not isinstance(meta, dict) or not isinstance(meta.get("format"), int):
             raise ValueError("its meta has no format")
-    # What zipfile, numpy and json raise over bytes that are no such file.
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, OSError, NotImplementedError) as error:
-        raise DamagedError(f"is not {what} ({error})", where=path, hint="copy the pack again") from None
     return meta, arrays
+
+
+def _array(data: bytes) -> NDArray[Any]:
+    """The array of a .npy file of numbers; ValueError where it is none.
+
+    numpy's own reader evaluates the header as Python, and believes the shape that it names.
+    """
+    (length,) = struct.unpack_from("<H", data, len(_MAGIC)) if data.startswith(_MAGIC) else (0,)
+    start = len(_MAGIC) + 2 + length
+    found = _HEADER.fullmatch(data[len(_MAGIC) + 2 : start])
+    if found is None:
+        raise ValueError("a member is no array of numbers")
+    kind = np.dtype(found[1].decode("ascii"))
+    shape = tuple(int(side) for side in found[3].split(b",") if side.strip())
+    if math.prod(shape) * kind.itemsize != len(data) - start:
+        raise ValueError(f"an array of {len(data) - start} bytes claims the shape {list(shape)[:8]}")
+    values = np.frombuffer(data, kind, offset=start).reshape(shape, order="F" if found[2] == b"True" else "C")
+    return values.copy()

@@ -44,9 +44,10 @@ def open_regular(path: str | os.PathLike[str], *, whole: bool = False) -> Binary
         handle = os.open(path, flags)
     except FileNotFoundError:
         raise InputError("no such file", where=path) from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InputError(f"cannot be read ({reason})", where=path) from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
+    except ValueError as error:
+        raise InputError(f"is no name of a file ({error})", where=repr(str(path))) from None
     try:
         found = os.fstat(handle)
         # It may be another one by now.

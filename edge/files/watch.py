@@ -36,7 +36,7 @@ class FileWatch:
             )
 
     def close(self) -> None:
-        """Lets the file go. Calling it twice does nothing."""
+        """Closes the file. Calling it twice does nothing."""
         if self._handle >= 0:
             handle, self._handle = self._handle, -1
             os.close(handle)

@@ -21,6 +21,7 @@ from .base import BaseInfo
 from .file import GgufFile, TensorInfo, ValueType
 
 FINGERPRINT_KEY: Final = "slm_edge.base.fingerprint"  # STRING, hex: BaseInfo.fingerprint of the base
+ALIKE_SHOWN: Final = 3
 BASE_NAME_KEY: Final = "slm_edge.base.name"  # STRING
 RANK_KEY: Final = "slm_edge.lora.rank"  # UINT32, the highest rank in the file
 SOURCE_SHA256_KEY: Final = "slm_edge.source.sha256"  # STRING, hex: of the PEFT adapter_model.safetensors
@@ -29,9 +30,7 @@ TASK_NAME_KEY: Final = "adapter.lora.task_name"  # STRING
 PROMPT_PREFIX_KEY: Final = "adapter.lora.prompt_prefix"  # STRING
 ALORA_TOKENS_KEY: Final = "adapter.alora.invocation_tokens"  # ARRAY of UINT32
 
-# The matrices that llama.cpp multiplies through its LoRA path in the families of base_info.BLOCKS.
-MATRICES: Final = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-_BLOCK_MATRIX: Final = re.compile(rf"blk\.\d+\.({'|'.join(MATRICES)})\.weight")
+_BLOCK_MATRIX: Final = re.compile(r"blk\.\d+\.(.+)\.weight")
 _EMBEDDING: Final = "token_embd.weight"
 _OUTPUT: Final = "output.weight"
 
@@ -81,7 +80,8 @@ def check_adapter(path: str | os.PathLike[str], base: BaseInfo) -> AdapterInfo:
         faults.append(f"{RANK_KEY} says {stated.value}, the highest rank is {rank}")
     _check_values(file, pairs, faults)
     if faults:
-        raise InputError(f"is no adapter that can be used with {base.file.path.name}", where=file.path, problems=faults)
+        problems = _grouped(faults)
+        raise InputError(f"cannot be used as an adapter for {base.file.path.name}", where=file.path, problems=problems)
     return AdapterInfo(
         path=file.path,
         rank=rank,
@@ -114,6 +114,19 @@ def _check_keys(file: GgufFile, base: BaseInfo, faults: list[str]) -> float:
     return _check_alpha(file, faults)
 
 
+def _grouped(faults: list[str]) -> list[str]:
+    """The faults, those that many blocks share in one line: an adapter of another model has one for each matrix."""
+    kinds: dict[str, list[str]] = {}
+    for fault in faults:
+        kind = re.sub(r"^(?:blk\.\d+\.)?[\w.]+: (?=the base has no such tensor)", "", fault)
+        kinds.setdefault(re.sub(r"\bblk\.\d+\.", "blk.*.", kind), []).append(fault)
+    return [
+        line
+        for alike in kinds.values()
+        for line in (alike if len(alike) <= ALIKE_SHOWN else [f"{alike[0]} ({len(alike) - 1} more like this)"])
+    ]
+
+
 def _text(file: GgufFile, key: str, faults: list[str], needed: bool = False) -> str | None:
     entry = file.metadata.get(key)
     if entry is None:
@@ -139,7 +152,7 @@ def _check_provenance(file: GgufFile, base: BaseInfo, faults: list[str]) -> None
     for key in (FINGERPRINT_KEY, SOURCE_SHA256_KEY):
         value = _text(file, key, faults)
         if value is not None and not re.fullmatch("[0-9a-f]{64}", value):
-            faults.append(f"{key} is no sha256: {value[:80]!r}")
+            faults.append(f"{key} is not a sha256: {value[:80]!r}")
         elif key == FINGERPRINT_KEY and value not in (None, base.fingerprint):
             made_for = f" ({base_name})" if base_name else ""
             faults.append(
@@ -193,7 +206,7 @@ def _pairs(file: GgufFile, faults: list[str]) -> dict[str, dict[str, TensorInfo]
 
 
 def _check_pair(file: GgufFile, base: BaseInfo, target: str, pair: dict[str, TensorInfo], faults: list[str]) -> int:
-    """Checks one pair against its target; gives its rank, 0 when that is not clear."""
+    """Checks one pair against its target; returns its rank, 0 when that is not clear."""
     for part, other in (("lora_a", "lora_b"), ("lora_b", "lora_a")):
         if part not in pair:
             faults.append(f"{target}: there is {other} but no {part}")
@@ -234,11 +247,17 @@ def _check_target(base: BaseInfo, target: str, faults: list[str]) -> bool:
             f"{target}: the base uses its embedding as the output matrix too, where llama.cpp would abort on this "
             "pair; export the base again with --output-weight, then the adapter for that base"
         )
-    elif target not in (_EMBEDDING, _OUTPUT) and not _BLOCK_MATRIX.fullmatch(target):
+    elif target not in (_EMBEDDING, _OUTPUT) and not takes_lora(base, target):
         faults.append(f"{target}: llama.cpp applies no LoRA to this tensor, the pair would do nothing")
     else:
         return True
     return False
+
+
+def takes_lora(base: BaseInfo, tensor: str) -> bool:
+    """Whether llama.cpp multiplies this tensor of a block through its LoRA path."""
+    found = _BLOCK_MATRIX.fullmatch(tensor)
+    return found is not None and found[1] in base.family.matrices
 
 
 def _as_matrix(info: TensorInfo, faults: list[str]) -> tuple[int, int] | None:
@@ -251,7 +270,7 @@ def _as_matrix(info: TensorInfo, faults: list[str]) -> tuple[int, int] | None:
 
 
 def _check_values(file: GgufFile, pairs: dict[str, dict[str, TensorInfo]], faults: list[str]) -> None:
-    """Looks for what is no sensible number in every tensor, and for an adapter that is zero everywhere."""
+    """Looks for NaN, infinity and huge values in every tensor, and for an adapter that is zero everywhere."""
     zero = True
     for pair in pairs.values():
         part_is_zero = {"lora_a": False, "lora_b": False}

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import InputError, UnsupportedError
 from .base_keys import check_keys, unproved_keys
+from .families import FAMILIES, Family
 from .file import GgufFile, TensorInfo, ValueType
 from .fingerprint import fingerprint
 from .types import GgmlType
@@ -32,23 +33,6 @@ _PROVED_TYPES: Final = frozenset(
     )
 )
 _ACTIVATIONS: Final = (GgmlType.Q8_K, GgmlType.Q8_1)
-# Tensors of one block, with their shapes in ggml order by the names below. One entry per family.
-_COMMON: Final[dict[str, tuple[str, ...]]] = {
-    "attn_norm.weight": ("n_embd",),
-    "attn_q.weight": ("n_embd", "n_q"),
-    "attn_k.weight": ("n_embd", "n_k"),
-    "attn_v.weight": ("n_embd", "n_v"),
-    "attn_output.weight": ("n_o", "n_embd"),
-    "ffn_norm.weight": ("n_embd",),
-    "ffn_gate.weight": ("n_embd", "n_ff"),
-    "ffn_up.weight": ("n_embd", "n_ff"),
-    "ffn_down.weight": ("n_ff", "n_embd"),
-}
-BLOCKS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
-    "llama": _COMMON,
-    "qwen2": _COMMON | {"attn_q.bias": ("n_q",), "attn_k.bias": ("n_k",), "attn_v.bias": ("n_v",)},
-    "qwen3": _COMMON | {"attn_q_norm.weight": ("head",), "attn_k_norm.weight": ("head",)},
-}
 
 
 @dataclass(frozen=True)
@@ -84,6 +68,11 @@ class BaseInfo:
     def open(cls, path: str | os.PathLike[str]) -> "BaseInfo":
         """Opens, checks and describes a base; raises as `GgufFile.open` and `check_base` do."""
         return check_base(GgufFile.open(path))
+
+    @property
+    def family(self) -> Family:
+        """The architecture's row in the table of families."""
+        return FAMILIES[self.architecture]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -125,11 +114,11 @@ def check_base(file: GgufFile) -> BaseInfo:
         )
     architecture = typed(file, "general.architecture", ValueType.STRING, faults)
     if architecture is None:
-        raise InputError("is no base model", where=file.path, problems=faults)
-    block = BLOCKS.get(architecture)
-    if block is None:
+        raise InputError("is not a base model", where=file.path, problems=faults)
+    family = FAMILIES.get(architecture)
+    if family is None:
         raise UnsupportedError(
-            f"the architecture {architecture!r} is not handled; {', '.join(BLOCKS)} are", where=file.path
+            f"the architecture {architecture!r} is not handled; {', '.join(FAMILIES)} are", where=file.path
         )
     if number_of(file, "split.count", faults, default=1) != 1:
         raise UnsupportedError(
@@ -142,7 +131,7 @@ def check_base(file: GgufFile) -> BaseInfo:
     check_keys(file, architecture, sizes, faults)
     name = typed(file, "general.name", ValueType.STRING, faults, default=file.path.stem)
     if not faults:
-        _check_tensors(file, block, sizes, n_vocab, faults)
+        _check_tensors(file, family, sizes, n_vocab, faults)
     if faults:
         raise InputError("is not a base model that can be run", where=file.path, problems=faults)
     return BaseInfo(
@@ -195,9 +184,7 @@ def _sizes(file: GgufFile, architecture: str, faults: list[str]) -> dict[str, in
     }
 
 
-def _check_tensors(
-    file: GgufFile, block: dict[str, tuple[str, ...]], sizes: dict[str, int], n_vocab: int, faults: list[str]
-) -> None:
+def _check_tensors(file: GgufFile, family: Family, sizes: dict[str, int], n_vocab: int, faults: list[str]) -> None:
     n_embd = sizes["n_embd"]
     expected: dict[str, tuple[int, ...]] = {
         "token_embd.weight": (n_embd, n_vocab),
@@ -206,7 +193,7 @@ def _check_tensors(
     if "output.weight" in file.tensors:
         expected["output.weight"] = (n_embd, n_vocab)
     for layer in range(sizes["n_layers"]):
-        for name, dims in block.items():
+        for name, dims in family.tensors():
             expected[f"blk.{layer}.{name}"] = tuple(sizes[dim] for dim in dims)
     missing = [name for name in expected if name not in file.tensors]
     faults += [f"the tensor {name} is missing" for name in missing[:8]]
@@ -221,7 +208,7 @@ def _check_tensors(
 
 def _check_type(file: GgufFile, info: TensorInfo, faults: list[str]) -> None:
     if (info.type.name.startswith("I") and not info.type.name.startswith("IQ")) or info.type is GgmlType.F64:
-        faults.append(f"{info.name} is {info.type.name}, which is no type of weights")
+        faults.append(f"{info.name} is {info.type.name}, which is not a type of weights")
     elif len(info.shape) == 1:
         if info.type is not GgmlType.F32:
             faults.append(f"{info.name} is a vector of {info.type.name}; vectors are F32")

@@ -6,8 +6,8 @@ the model wants one; its text is therefore encoded without adding another.
 
 import datetime
 import json
-from collections.abc import Sequence
-from typing import Any, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypedDict
 
 from ..errors import InputError, UnsupportedError
 from .file import GgufFile
@@ -18,6 +18,10 @@ class Message(TypedDict):
 
     role: str
     content: str
+
+
+ROLES: Final = ("system", "user", "assistant")
+_EXAMPLE: Final = 'a conversation is a list such as [{"role": "user", "content": "Hello"}]'
 
 
 def _tojson(value: Any, indent: int | None = None) -> str:
@@ -99,6 +103,38 @@ class ChatTemplate:
             raise InputError(f"the model's chat template fails: {error}") from None
 
 
+def checked_messages(prompt: str | Sequence[Message]) -> list[Message]:
+    """A user message's text as a conversation, or a conversation as it is.
+
+    Raises:
+        InputError: it is neither, or a message has another shape, another role, or text that is no Unicode.
+    """
+    given: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(given, Sequence) or isinstance(given, bytes):
+        raise InputError(f"the prompt is neither a text nor a conversation: {type(given).__name__}", hint=_EXAMPLE)
+    for i, message in enumerate(given):
+        text = message.get("content") if isinstance(message, Mapping) else None
+        if not isinstance(text, str):
+            raise InputError(f"message {i} of the conversation has no 'content' that is a text", hint=_EXAMPLE)
+        if message.get("role") not in ROLES:
+            raise InputError(
+                f"message {i} of the conversation has the role {message.get('role')!r}",
+                hint=f"possible are {', '.join(ROLES)}",
+            )
+        check_text(text, f"message {i}")
+    return list(given)
+
+
+def check_text(text: object, what: str) -> None:
+    """Raises InputError for what is no text, or holds half of a surrogate pair, which no UTF-8 has."""
+    if not isinstance(text, str):
+        raise InputError(f"{what} is {text!r}; it takes a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} is no Unicode text: {text[error.start]!r} at letter {error.start}") from None
+
+
 def messages_of(prompt: str | Sequence[Message], system: str | None, own_system: str | None) -> list[Message]:
     """A conversation from a user message's text or a conversation, with its system message in front.
 
@@ -107,9 +143,11 @@ def messages_of(prompt: str | Sequence[Message], system: str | None, own_system:
         own_system: of the adapter's task card.
 
     Raises:
-        InputError: there is no text, or two system messages.
+        InputError: there is no text, two system messages, or as `checked_messages`.
     """
-    messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    messages = checked_messages(prompt)
+    if system is not None:
+        check_text(system, "the system message")
     if not any(message["content"].strip() for message in messages):
         raise InputError("the prompt is empty")
     has_system = messages[0]["role"] == "system"

@@ -252,7 +252,7 @@ class GgufFile:
         for _ in range(n_keys):
             key = cursor.string("a key", MAX_KEY_BYTES)
             if not key or key in self.metadata:
-                raise DamagedError(f"the key {key!r} is empty or stands twice", where=path)
+                raise DamagedError(f"the key {key!r} is empty or is listed twice", where=path)
             self.metadata[key] = cursor.value(key)
         self.alignment_bytes = self._alignment()
         self.tensors: dict[str, TensorInfo] = {}
@@ -274,9 +274,12 @@ class GgufFile:
         """
         path = Path(path)
         try:
+            if path.is_dir():
+                raise InputError("is a folder, not a GGUF file", where=path, hint=_folder_hint(path))
             with open_regular(path, whole=whole) as stream:
-                if stream.read(4) != b"GGUF":
-                    raise InputError("is not a GGUF file", where=path)
+                head = stream.read(16)
+                if head[:4] != b"GGUF":
+                    raise InputError("is not a GGUF file", where=path, hint=_file_hint(head))
                 data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise InputError(f"cannot be read ({error.strerror})", where=path) from None
@@ -287,7 +290,7 @@ class GgufFile:
         if entry is None:
             return 32
         if entry.type is not ValueType.UINT32 or entry.value <= 0 or entry.value & (entry.value - 1):
-            raise DamagedError("general.alignment is no UINT32 power of two", where=self.path)
+            raise DamagedError("general.alignment is not a UINT32 power of two", where=self.path)
         return int(entry.value)
 
     def _tensor_row(self, cursor: _Cursor) -> tuple[str, tuple[int, ...], GgmlType, int]:
@@ -300,7 +303,7 @@ class GgufFile:
             )
         n_dims = cursor.number("I", what)
         if not 1 <= n_dims <= MAX_DIMS:
-            raise DamagedError(f"{what} has {n_dims} dimensions; 1 to {MAX_DIMS} are possible", where=self.path)
+            raise DamagedError(f"{what} has {n_dims} dimensions; it must have 1 to {MAX_DIMS}", where=self.path)
         shape = tuple(int(cursor.number("Q", what)) for _ in range(n_dims))
         code = cursor.number("I", what)
         try:
@@ -315,12 +318,12 @@ class GgufFile:
             block_values, block_bytes = kind.block
             n_values = math.prod(shape)
             if name in self.tensors:
-                raise DamagedError(f"the tensor {name!r} stands twice", where=self.path)
+                raise DamagedError(f"the tensor {name!r} is listed twice", where=self.path)
             if min(shape) < 1 or n_values >= 1 << 62:
                 raise DamagedError(f"the tensor {name!r} has an impossible shape {shape}", where=self.path)
             if shape[0] % block_values:
                 raise DamagedError(
-                    f"{name!r}: rows of {shape[0]} are no multiple of {kind.name}'s block of {block_values}",
+                    f"{name!r}: rows of {shape[0]} are not a multiple of {kind.name}'s block of {block_values}",
                     where=self.path,
                 )
             size = n_values // block_values * block_bytes
@@ -376,3 +379,19 @@ class GgufFile:
         if info.type is GgmlType.BF16:
             return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
         raise UnsupportedError(f"{name!r} is {info.type.name}, not a float type", where=self.path)
+
+
+def _folder_hint(folder: Path) -> str | None:
+    """What makes a GGUF of a folder that people have instead."""
+    if (folder / "adapter_config.json").is_file():
+        return f"slm-edge export lora {folder} --base BASE.gguf -o OUT.gguf makes one of it"
+    return f"slm-edge export base {folder} -o OUT.gguf makes one of it" if (folder / "config.json").is_file() else None
+
+
+def _file_hint(head: bytes) -> str | None:
+    """What is known of a file that begins otherwise."""
+    if head.startswith(b"version https://"):
+        return "it is a Git LFS pointer, not the file itself: run `git lfs pull`, or download it"
+    if head[8:9] == b"{" and head[7:8] == b"\0":
+        return "it reads as safetensors: slm-edge export lora (of an adapter) or export base makes a GGUF of its folder"
+    return "it reads as PyTorch's, or as another zip archive" if head.startswith(b"PK\3\4") else None

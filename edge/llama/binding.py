@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, SupportsIndex, TypeVar
 
 from ..errors import EngineError
 
@@ -28,6 +28,13 @@ _interrupted = False
 stop_asked = False
 # The code of what llama.cpp calls back, see `interrupt`
 _called_by_c: set[CodeType] = set()
+
+
+class NotCopied:
+    """What owns memory of a C library: a copy would free it a second time."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise EngineError(f"a {type(self).__name__} cannot be copied or pickled", hint="open another one")
 
 
 class Log:

@@ -11,7 +11,7 @@ ends the process on malformed ones. Nothing is locked: a model with its contexts
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,12 @@ import numpy.typing as npt
 from ..errors import DoesNotFitError, EngineError, InputError
 from ..options import FlashAttention, KvType
 from ..system.cpu import default_decode_threads, default_threads
-from .binding import lib, quiet_logs, unheard
-from .kv_bytes import Blob, of_one_stream, of_streams
+from .binding import NotCopied, lib, quiet_logs, unheard
 from .model import Adapter, Model, created
 from .token_batch import TokenBatch
+
+if TYPE_CHECKING:
+    from .kv_bytes import Blob
 
 Outputs = Literal["last", "all", "none"]
 
@@ -38,7 +40,7 @@ MAX_THREADS: Final = 512
 _ADDRESS_OF_ROW: Final = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
 
 
-class Context:
+class Context(NotCopied):
     """A KV cache with its compute buffers over a model: decodes tokens under the adapters that are set.
 
     Args:
@@ -128,7 +130,7 @@ class Context:
             InputError: an adapter stands twice, is closed, or belongs to another model.
         """
         if len({id(adapter) for adapter, _ in adapters}) != len(adapters):
-            raise InputError("an adapter stands twice in the set; add up its scales instead")
+            raise InputError("an adapter is in the set twice; add up its scales instead")
         for adapter, _ in adapters:
             if not adapter.handle or adapter.model not in (self._model, self._model.lender):
                 raise InputError("the adapter is closed or was loaded for another model", where=adapter.path)
@@ -218,7 +220,6 @@ class Context:
         Raises:
             DoesNotFitError: the KV cache is full; nothing was changed.
             EngineError: llama.cpp fails.
-            DamagedError: the mapped base was changed in place.
         """
         n = len(token_ids)
         if not 0 < n <= min(self.n_outputs_max, self.n_batch_tokens):
@@ -232,7 +233,7 @@ class Context:
         self._run(n)
 
     def _alive(self) -> None:
-        """llama.cpp ends the process where it is given what was freed."""
+        """llama.cpp ends the process if it is given what was freed."""
         if not self.handle:
             raise EngineError("the context was closed", where=self._model.path)
 
@@ -306,12 +307,14 @@ class Context:
         self._alive()
         return int(self._llama.llama_state_seq_get_size(self.handle, sequence))
 
-    def read_sequence(self, sequence: int) -> Blob:
+    def read_sequence(self, sequence: int) -> "Blob":
         """Keys and values of a sequence as bytes, shape (n_bytes,), for a context over the same base and of any size.
 
         Raises:
             EngineError: llama.cpp fails.
         """
+        from .kv_bytes import of_one_stream
+
         blob = np.empty(self.sequence_bytes(sequence), np.uint8)
         with quiet_logs() as log:
             n_bytes = self._llama.llama_state_seq_get_data(self.handle, _bytes_of(blob), blob.size, sequence)
@@ -319,18 +322,20 @@ class Context:
             raise EngineError("llama.cpp cannot give out the KV cache", problems=log.errors())
         return of_one_stream(blob, self._n_streams)
 
-    def write_sequence(self, sequence: int, blob: Blob) -> bool:
+    def write_sequence(self, sequence: int, blob: "Blob") -> bool:
         """Replaces what the KV cache holds of a sequence; False, with the sequence empty, when llama.cpp refuses it.
 
         llama.cpp checks that layers, types and row sizes fit, and nothing else: not which model computed them, under
-        which adapters, from which tokens. `prefix_store.py` and `prefix_disk.py` keep those books.
+        which adapters, from which tokens. `prefix/store.py` and `prefix/disk.py` keep those books.
         """
         # Bytes of an empty sequence would leave it as it is.
         self.remove(sequence, 0)
         return self._put(sequence, blob)
 
-    def _put(self, sequence: int, blob: Blob) -> bool:
+    def _put(self, sequence: int, blob: "Blob") -> bool:
         """`write_sequence` into an empty sequence."""
+        from .kv_bytes import of_streams
+
         blob = of_streams(blob, self._n_streams)
         with quiet_logs():
             n_bytes = self._llama.llama_state_seq_set_data(self.handle, _bytes_of(blob), blob.size, sequence)
@@ -364,7 +369,7 @@ class Context:
         self.close()
 
 
-def _bytes_of(blob: Blob) -> Any:
+def _bytes_of(blob: "Blob") -> Any:
     return blob.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
@@ -373,7 +378,7 @@ def _check_sizes(n_ctx: int, n_batch: int, n_seq: int, n_outputs: int, kv_type: 
     if n_ctx < 1 or n_batch < 1:
         problems.append(f"context of {n_ctx} and batch of {n_batch} tokens: both are at least 1")
     if not 1 <= n_seq <= MAX_SEQUENCES:
-        problems.append(f"{n_seq} sequences; 1 to {MAX_SEQUENCES} are possible")
+        problems.append(f"{n_seq} sequences are asked for; 1 to {MAX_SEQUENCES} are allowed")
     # llama.cpp ends the process when this does not hold.
     if n_outputs < n_seq:
         problems.append(f"{n_outputs} outputs for {n_seq} sequences: at least one each")
@@ -392,4 +397,4 @@ def _check_sizes(n_ctx: int, n_batch: int, n_seq: int, n_outputs: int, kv_type: 
 def _check_threads(*counts: int | None) -> None:
     for threads in counts:
         if threads is not None and not 1 <= threads <= MAX_THREADS:
-            raise InputError(f"{threads} threads; 1 to {MAX_THREADS} are possible")
+            raise InputError(f"{threads} threads are asked for; 1 to {MAX_THREADS} are allowed")

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError, InputError
-from .binding import lib, quiet_logs
+from .binding import NotCopied, lib, quiet_logs
 from .vocab import Vocab
 
 MAX_GRAMMAR_BYTES: Final = 1 << 20
@@ -37,7 +37,7 @@ NOT_KEPT: Final = frozenset(
 )
 
 
-class Grammar:
+class Grammar(NotCopied):
     """The state of a grammar while one answer is made.
 
     Args:
@@ -51,6 +51,7 @@ class Grammar:
     def __init__(self, text: str, vocab: Vocab) -> None:
         llama = lib()
         self._llama = llama
+        self._vocab = vocab
         encoded = text.encode("utf-8", "surrogatepass")
         if not text.strip() or b"\0" in encoded or len(encoded) > MAX_GRAMMAR_BYTES:
             raise InputError("the grammar is empty, too large or holds a NUL character")
@@ -86,10 +87,12 @@ class Grammar:
 
     def accept(self, token_id: int) -> None:
         """Goes on with a token that `allows`."""
+        self._vocab.check()
         self._llama.llama_sampler_accept(self._sampler, token_id)
 
     def _apply(self, rows: npt.NDArray[Any]) -> None:
         llama = self._llama
+        self._vocab.check()
         first = ctypes.cast(rows.ctypes.data, llama.llama_token_data_p)
         array = llama.llama_token_data_array(data=first, size=len(rows), selected=-1, sorted=False)
         llama.llama_sampler_apply(self._sampler, ctypes.byref(array))
@@ -135,7 +138,7 @@ def _not_kept(schema: Any) -> set[str]:
 
 
 def read_schema(path: str | os.PathLike[str]) -> str:
-    """The grammar of a file with a JSON schema; raises as `schema_grammar`, and InputError where it is no JSON."""
+    """The grammar of a file with a JSON schema; raises as `schema_grammar`, and InputError if it is no JSON."""
     try:
         schema = json.loads(_text(path))
     except (ValueError, RecursionError) as error:
@@ -149,7 +152,7 @@ def read_schema(path: str | os.PathLike[str]) -> str:
 
 
 def read_grammar(path: str | os.PathLike[str]) -> str:
-    """The text of a GBNF file; InputError where it cannot be read."""
+    """The text of a GBNF file; InputError if it cannot be read."""
     return _text(path)
 
 

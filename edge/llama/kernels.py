@@ -13,7 +13,6 @@ from typing import Final
 from ..gguf.base import BaseInfo
 from ..gguf.file import GgufFile, TensorInfo
 from ..gguf.types import GgmlType
-from .mapped_pages import Span
 
 # Weights that ggml-cpu/repack.cpp copies into another layout: type -> (CPU features, divisor of the rows), any of them.
 REPACKED: Final[dict[GgmlType, tuple[tuple[frozenset[str], int], ...]]] = {
@@ -66,9 +65,9 @@ def faster_as_stored(file: GgufFile, features: Iterable[str]) -> list[TensorInfo
     ]
 
 
-def copied_spans(base: BaseInfo) -> list[Span]:
+def copied_spans(base: BaseInfo) -> list[tuple[int, int]]:
     """First byte and the one behind the last of what repacking copies from and nothing else reads; for `Model.load`."""
-    spans: list[Span] = []
+    spans: list[tuple[int, int]] = []
     for info in repacked_tensors(base.file, cpu_features()):
         if info.name == "token_embd.weight":
             continue

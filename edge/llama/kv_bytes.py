@@ -1,8 +1,8 @@
 """The bytes in which llama.cpp gives out one sequence's keys and values, made fit for contexts of other sizes.
 
 A context whose sequences have their own parts of the cache calls these parts streams, writes how many there are, and
-how many cells each one has of the sequence: none, but for the sequence's own. It takes no bytes with another number,
-though nothing else in them depends on it. So sequences are kept as a context of one stream would write them.
+how many cells each one has of the sequence: none, but for the sequence's own. It rejects state saved with another
+number of streams, though nothing else depends on it. So sequences are kept as a context of one stream would write them.
 
 Layout (llama-context.cpp and llama-kv-cache.cpp of 2026-10): magic, sequence, number of streams; then for each stream
 its number of cells and, where that is not 0, the cells. All numbers are uint32.

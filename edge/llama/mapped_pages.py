@@ -1,28 +1,26 @@
-"""Lets go of a mapped base's pages while it is loaded, so that what is copied does not stand in memory twice.
+"""Releases a mapped base's pages while it is loaded, so that what is copied is not in memory twice.
 
 llama.cpp maps the whole file, has the kernel bring all of it in, and copies the weights that have a faster layout. The
-pages that they were copied from stay in the process for good. On Linux they can be let go tensor by tensor: they
+pages that they were copied from stay in the process for good. On Linux they can be released tensor by tensor: they
 remain in the page cache, which the kernel empties when it needs to, and those that are read later come back by
 themselves. So loading takes the memory of a base that was read, and the time of one that is mapped.
 """
 
 import mmap
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from ..system.mappings import MADV_DONTNEED, advise, mappings
+from ..system.memory import CAN_LET_GO
 from .binding import called_by_c, interrupt_waits
 
-CAN_LET_GO: Final = sys.platform == "linux"
 # Share of the weights that is loaded between two times.
 STEP: Final = 0.01
-Span = tuple[int, int]
 
 
-def let_go(path: str | os.PathLike[str], spans: Sequence[Span]) -> int:
+def let_go(path: str | os.PathLike[str], spans: Sequence[tuple[int, int]]) -> int:
     """Takes whole pages of these parts of a file out of the process, in every shared mapping of it.
 
     Safe at any time: what is mapped shared and from a file comes back from it when it is read.
@@ -31,7 +29,7 @@ def let_go(path: str | os.PathLike[str], spans: Sequence[Span]) -> int:
         spans: first byte of the file and the one behind the last.
 
     Returns:
-        Bytes that were let go, in the process or not; 0 where the system cannot do it.
+        Bytes that were released, in the process or not; 0 if the system cannot do it.
     """
     if not CAN_LET_GO:
         return 0
@@ -49,14 +47,14 @@ def let_go(path: str | os.PathLike[str], spans: Sequence[Span]) -> int:
 
 
 class LettingGo:
-    """A progress callback for `llama_model_load_from_file` that lets go of what has been copied from.
+    """A progress callback for `llama_model_load_from_file` that releases what has been copied from.
 
     Attributes:
         callback: to be given to llama.cpp, and kept as long as it loads.
         error: what was raised in it, as a KeyboardInterrupt: loading has ended there, and it is to be raised again.
     """
 
-    def __init__(self, path: Path, spans: Sequence[Span], kind: Callable[..., Any]) -> None:
+    def __init__(self, path: Path, spans: Sequence[tuple[int, int]], kind: Callable[..., Any]) -> None:
         """`kind` is the binding's `llama_progress_callback`."""
         self.callback = kind(self._progress)
         self.error: BaseException | None = None

@@ -8,14 +8,16 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import EngineError, InputError
 from ..files.watch import FileWatch
 from ..system.bus_error import expect_mapped
-from .binding import lib, quiet_logs
-from .mapped_pages import LettingGo, Span
+from .binding import NotCopied, lib, quiet_logs
 from .vocab import Vocab
+
+if TYPE_CHECKING:
+    from .mapped_pages import LettingGo as OnWay
 
 # enum llama_load_mode of llama.h
 LOAD_MODE_NONE: Final = 0
@@ -45,7 +47,7 @@ def created(what: str, where: str | os.PathLike[str] | None, create: Callable[[]
     return handle, [text for _, text in log.lines]
 
 
-class Model:
+class Model(NotCopied):
     """The weights of a base, mapped once and shared by all contexts.
 
     Attributes:
@@ -73,14 +75,19 @@ class Model:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, mmap: bool = True, repack: bool = True, copied: Sequence[Span] = ()
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        mmap: bool = True,
+        repack: bool = True,
+        copied: Sequence[tuple[int, int]] = (),
     ) -> "Model":
         """Loads a base for the CPU.
 
         Args:
             mmap: map the file; its pages are shared between processes and can be dropped by the kernel.
             repack: copy weights into another layout where there is a faster one for single tokens (`two_layouts.py`).
-            copied: bytes of the file, from and to, that repacking copies from: mapped pages that are let go.
+            copied: bytes of the file, from and to, that repacking copies from: mapped pages that are released.
 
         Raises:
             InputError: no such file.
@@ -94,8 +101,11 @@ class Model:
         params.n_gpu_layers = 0
         params.load_mode = LOAD_MODE_MMAP if mmap else LOAD_MODE_NONE
         params.use_extra_bufts = repack
-        on_way = LettingGo(path, copied, llama.llama_progress_callback)
+        on_way: OnWay | None = None
         if mmap and repack and copied:
+            from .mapped_pages import LettingGo
+
+            on_way = LettingGo(path, copied, llama.llama_progress_callback)
             params.progress_callback = on_way.callback
         watch = None
         if mmap:
@@ -109,7 +119,7 @@ class Model:
         except BaseException as error:
             if watch is not None:
                 watch.close()
-            if isinstance(error, EngineError) and on_way.error is not None:
+            if isinstance(error, EngineError) and on_way is not None and on_way.error is not None:
                 raise on_way.error from None
             raise
 
@@ -118,11 +128,13 @@ class Model:
 
         Raises:
             InputError: no such file.
-            EngineError: llama.cpp refuses it; its own words are in `problems`.
+            EngineError: llama.cpp refuses it; its own words are in `problems`. Or the model is closed.
         """
         path = Path(path)
         if not path.is_file():
             raise InputError("no such file", where=path)
+        if not self.handle:
+            raise EngineError("the model is closed", where=self.path)
         handle, lines = created(
             "load the adapter", path, lambda: lib().llama_adapter_lora_init(self.handle, os.fsencode(path))
         )
@@ -136,6 +148,7 @@ class Model:
             context.close()
         for adapter in list(self.adapters.values()):
             adapter.close()
+        self.vocab.close()
         if self.handle:
             handle, self.handle = self.handle, None
             lib().llama_model_free(handle)
@@ -157,12 +170,12 @@ def _n_tensors(lines: Sequence[str]) -> int | None:
     return None
 
 
-class Adapter:
+class Adapter(NotCopied):
     """A LoRA in memory, registered with its model.
 
     Attributes:
         model, path: what it was loaded for and from.
-        n_tensors: tensors that llama.cpp tied to the base (two for each pair); None where it did not say.
+        n_tensors: tensors that llama.cpp tied to the base (two for each pair); None if it did not say.
         handle: the `llama_adapter_lora` pointer.
     """
 

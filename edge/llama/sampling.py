@@ -10,15 +10,17 @@ with Sampler(Sampling(temperature=0.7, seed=1)) as sampler:
 import ctypes
 import secrets
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError, InputError
-from .binding import lib
+from .binding import NotCopied, lib
 from .context import Context
-from .grammar import Grammar
+
+if TYPE_CHECKING:
+    from .grammar import Grammar
 
 # Above this value llama.cpp draws a seed itself (LLAMA_DEFAULT_SEED), which would be lost to the user.
 MAX_SEED = (1 << 32) - 2
@@ -50,21 +52,21 @@ class Sampling:
     def __post_init__(self) -> None:
         problems = []
         if not 0 <= self.temperature <= 100:
-            problems.append(f"temperature is {self.temperature}; 0 to 100 are possible")
+            problems.append(f"temperature is {self.temperature}; it must be between 0 and 100")
         if self.top_k < 0:
             problems.append(f"top_k is {self.top_k}; it cannot be negative")
         problems += [
-            f"{name} is {value}; 0 to 1 are possible"
+            f"{name} is {value}; it must be between 0 and 1"
             for name, value in (("top_p", self.top_p), ("min_p", self.min_p))
             if not 0 <= value <= 1
         ]
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            problems.append(f"seed is {self.seed}; 0 to {MAX_SEED} are possible")
+            problems.append(f"seed is {self.seed}; it must be between 0 and {MAX_SEED}")
         if problems:
             raise InputError("the sampling settings are not valid", problems=problems)
 
 
-class Sampler:
+class Sampler(NotCopied):
     """Chooses the tokens of one answer.
 
     Args:
@@ -74,7 +76,7 @@ class Sampler:
         seed: the one in use; None when greedy.
     """
 
-    def __init__(self, sampling: Sampling, grammar: Grammar | None = None) -> None:
+    def __init__(self, sampling: Sampling, grammar: "Grammar | None" = None) -> None:
         self._grammar = grammar
         self.seed: int | None = None
         # None: the likeliest is taken.

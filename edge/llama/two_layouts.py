@@ -5,8 +5,8 @@
 
 Some CPUs have faster kernels for one token in llama.cpp's copied layout and for many in the stored one: with AVX-512
 VNNI, weights in Q4_K take 0.85 of the time for a token when they are copied, and 0.66 for a prompt when they are not
-(Qwen2.5-Coder-1.5B; benchmarks/README.md). Both layouts together take more memory: `memory_plan.py` counts it and
-`memory_choice.py` decides.
+(Qwen2.5-Coder-1.5B; docs/measurements/2026-11-26.md). Both layouts together take more memory: `memory/plan.py` counts
+it and `memory/fit.py` decides.
 
 Which layout computes a chunk follows from its length and the number of adapters alone, so that the same prompt gives
 the same bits each time. Keys and values go from one KV cache to the other where the other one goes on: a copy of some
@@ -71,11 +71,6 @@ class StoredModel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def new_context(model: Model, stored: StoredModel | None, **options: Any) -> Context:
-    """A context over a model, and over the stored layout too where that is given; options as of `engine.Context`."""
-    return Context(model, **options) if stored is None else TwoLayouts(model, stored, **options)
 
 
 class TwoLayouts(Context):

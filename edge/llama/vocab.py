@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Any, Final
 
 from ..errors import EngineError, InputError
-from .binding import lib, quiet_logs
+from .binding import NotCopied, lib, quiet_logs
 from .text_pieces import SpecialToken, Spelled, cut_long_runs, has_long_run, pieces_of, special_tokens
 
 # llama.cpp counts bytes in 32 bits.
@@ -21,12 +21,12 @@ MOST_BYTES: Final = (1 << 31) - 1024
 SHORT_BYTES: Final = 16 << 10
 
 
-class Vocab:
+class Vocab(NotCopied):
     """A tokenizer over a `llama_model`. Opened by itself (`open`) or lent by a loaded model (`of`).
 
     Attributes:
         n_tokens: size of the vocabulary.
-        bos_id, eos_id: token ids; -1 where the model has none.
+        bos_id, eos_id: token ids; -1 if the model has none.
     """
 
     def __init__(self, model: Any, owned: bool = False) -> None:
@@ -66,14 +66,24 @@ class Vocab:
 
     @property
     def handle(self) -> Any:
-        """The `llama_vocab` pointer, for calls that have no method here."""
+        """The `llama_vocab` pointer, for calls that have no method here; EngineError once it was closed."""
+        self.check()
         return self._vocab
 
+    def check(self) -> None:
+        """Raises EngineError once it was closed: what llama.cpp made with it must not be used either."""
+        if self._vocab is None:
+            raise EngineError("the tokenizer is closed", hint="open the session, or the tokenizer, again")
+
     def close(self) -> None:
-        """Frees the model that `open` loaded. Calling it twice does nothing."""
+        """Ends its use, and frees the model that `open` loaded. Calling it twice does nothing."""
+        self._vocab = None
+        # What the tables know would be answered as if it were open.
+        self._pieces.clear()
+        self._ends.clear()
         if self._model is not None:
-            self._llama.llama_model_free(self._model)
-            self._model = None
+            model, self._model = self._model, None
+            self._llama.llama_model_free(model)
 
     def __enter__(self) -> "Vocab":
         return self
@@ -149,9 +159,13 @@ class Vocab:
             apart: ids of special tokens.
 
         Raises:
-            InputError: the text has 2 GiB.
+            InputError: the text holds half a surrogate pair, or has 2 GiB.
+            EngineError: the tokenizer is closed.
         """
-        data = text.encode("utf-8", errors="surrogateescape")
+        try:
+            data = text.encode("utf-8", errors="surrogateescape")
+        except UnicodeEncodeError as error:
+            raise InputError(f"the text is no Unicode: {text[error.start]!r} at letter {error.start}") from None
         if len(data) > MOST_BYTES:
             raise InputError(f"a text of {len(data)} bytes; llama.cpp takes {MOST_BYTES}")
         if breaks and len(data) != len(text):
@@ -220,7 +234,7 @@ class Vocab:
         """llama.cpp's own answer."""
         size = len(data) + 8
         ids = (ctypes.c_int32 * size)()
-        n_tokens = self._llama.llama_tokenize(self._vocab, data, len(data), ids, size, add_bos, special)
+        n_tokens = self._llama.llama_tokenize(self.handle, data, len(data), ids, size, add_bos, special)
         if n_tokens < 0:
             raise EngineError(f"llama.cpp cannot tokenize a text of {len(data)} bytes")
         return list(ids[:n_tokens])
@@ -236,10 +250,10 @@ class Vocab:
 
     def _piece(self, token_id: int, *, special: bool) -> bytes:
         buffer = ctypes.create_string_buffer(512)
-        length = self._llama.llama_token_to_piece(self._vocab, token_id, buffer, len(buffer), 0, special)
+        length = self._llama.llama_token_to_piece(self.handle, token_id, buffer, len(buffer), 0, special)
         if length < 0:
             buffer = ctypes.create_string_buffer(-length)
-            length = self._llama.llama_token_to_piece(self._vocab, token_id, buffer, len(buffer), 0, special)
+            length = self._llama.llama_token_to_piece(self.handle, token_id, buffer, len(buffer), 0, special)
         return buffer.raw[:length]
 
     def decode(self, ids: list[int], *, special: bool = False) -> str:
@@ -250,7 +264,7 @@ class Vocab:
         """Whether the token ends a generation (EOS, end of turn, …)."""
         known = self._ends.get(token_id)
         if known is None:
-            known = self._ends[token_id] = bool(self._llama.llama_vocab_is_eog(self._vocab, token_id))
+            known = self._ends[token_id] = bool(self._llama.llama_vocab_is_eog(self.handle, token_id))
         return known
 
 

@@ -12,11 +12,10 @@ from typing import Any, Final
 from ..errors import DoesNotFitError
 from ..gguf.base import BaseInfo
 from ..llama.kernels import cpu_features, faster_as_stored, repacked_tensors
-from ..llama.mapped_pages import CAN_LET_GO
 from ..options import BATCH_TOKENS, CHUNK_TOKENS, DEFAULT_BUDGET_BYTES, MOST_LOADED, EngineOptions
 from ..sizes import human_bytes
 from ..system.cpu import default_threads
-from ..system.memory import available_bytes, machine_bytes, memory_limit_bytes
+from ..system.memory import CAN_LET_GO, available_bytes, machine_bytes, memory_limit_bytes
 from .plan import MemoryPlan, plan_memory
 
 DEFAULT_CTX_TOKENS: Final = 2048
@@ -27,10 +26,10 @@ FEW: Final = 0.1
 
 
 def maps_well(plan: MemoryPlan, room_bytes: int | None = None) -> bool:
-    """Whether the mapped base of this plan is better than one that is read: where little of it is copied, always.
+    """Whether to map the base instead of reading it; always if at most a tenth is copied.
 
-    Pages that are copied from must wait in the page cache, or the file is read twice; where the system cannot let go
-    of them, they would stand beside their copies for good.
+    Pages that are copied from must wait in the page cache, or the file is read twice; if the system cannot release
+    them, they would stand beside their copies for good.
 
     Args:
         room_bytes: for session and page cache together; None: what memory has at this moment.
@@ -69,7 +68,7 @@ def plan_session(
     """The plan of a session as its options ask for it, within `ram_bytes` or else the process's own limit.
 
     Args:
-        n_outputs: logit rows of one batch, as `drafting.outputs_of` says.
+        n_outputs: logit rows of one batch.
 
     Raises:
         DoesNotFitError: the base was not trained for so long a context, or there is not enough memory.
@@ -78,7 +77,7 @@ def plan_session(
     n_ctx_tokens = options.get("n_ctx_tokens")
     if n_ctx_tokens and n_ctx_tokens > trained:
         raise DoesNotFitError(
-            f"a context of {n_ctx_tokens} tokens is asked of a base trained for {trained}", where=base.file.path
+            f"a context of {n_ctx_tokens} tokens is asked for; the base was trained for {trained}", where=base.file.path
         )
     asked: dict[str, Any] = {
         name: options.get(name)

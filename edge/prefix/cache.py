@@ -9,6 +9,7 @@ nothing. Shared beginnings (system prefixes) are offered to the disk as soon as 
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import EngineError, InputError
 from ..files.atomic import make_folder
@@ -17,19 +18,20 @@ from ..llama.canary import check_numbers
 from ..llama.context import Context, Outputs
 from ..options import DEFAULT_BUDGET_BYTES, DEFAULT_DISK_BYTES, EngineOptions
 from .chunks import Chunk, KvRecord, Section, chunk_ends, chunks_of
-from .disk import PrefixDisk
-from .domain import kv_domain
 from .store import PrefixStore, Snapshot
+
+if TYPE_CHECKING:
+    from .disk import PrefixDisk
 
 
 class PrefixCache:
     """What the contexts of one session share: snapshots in memory, and on disk where asked.
 
     Attributes:
-        store, disk: where they are; `disk` is None where nothing is kept beyond the process.
+        store, disk: where they are; `disk` is None if nothing is kept beyond the process.
     """
 
-    def __init__(self, store: PrefixStore, disk: PrefixDisk | None = None) -> None:
+    def __init__(self, store: PrefixStore, disk: "PrefixDisk | None" = None) -> None:
         self.store = store
         self.disk = disk
 
@@ -116,7 +118,7 @@ class PrefixCache:
         return kept
 
     def shrink(self, most_bytes: int) -> None:
-        """From now on there is no memory for more than that."""
+        """Lowers the budget to `most_bytes` and evicts at once."""
         self.store.budget_bytes = min(self.store.budget_bytes, most_bytes)
         self.store.give_way(0)
         if self.disk is not None:
@@ -168,7 +170,7 @@ class PrefixCache:
         return None
 
     def _restore(self, context: Context, record: KvRecord, found: tuple[Snapshot, int], sequence: int) -> int:
-        """Puts a snapshot into the sequence; gives how many tokens of it count, 0 when llama.cpp refuses it."""
+        """Puts a snapshot into the sequence; returns how many tokens of it count, 0 when llama.cpp refuses it."""
         snapshot, n_tokens = found
         record.cut(0)
         if not context.write_sequence(sequence, snapshot.blob):
@@ -195,12 +197,15 @@ def open_prefix_cache(
     cap_bytes = options.get("prefix_cache_bytes", DEFAULT_DISK_BYTES)
     for what, n_bytes in (("budget for prefixes", budget_bytes), ("cap of the prefix cache", cap_bytes)):
         if n_bytes < 0:
-            raise InputError(f"a {what} of {n_bytes} bytes; 0 and more are possible")
+            raise InputError(f"the {what} is {n_bytes} bytes; it must not be negative")
     if most_bytes is not None:
         budget_bytes = min(budget_bytes, most_bytes)
     place = options.get("prefix_cache")
     if place is None:
         return PrefixCache(PrefixStore(budget_bytes))
+    from .disk import PrefixDisk
+    from .domain import kv_domain
+
     folder = make_folder(Path(place).expanduser())
     domain = kv_domain(base, context, options, folder)
     return PrefixCache(PrefixStore(budget_bytes), PrefixDisk(folder, domain, cap_bytes, most_bytes))

@@ -106,7 +106,7 @@ class KvRecord:
         self.n_stable_tokens = min(self.n_stable_tokens, n_tokens)
 
     def add(self, token_ids: Sequence[int], state: AdapterState) -> None:
-        """Takes in a chunk that has been computed."""
+        """Adds a chunk that has been computed."""
         self.tokens += token_ids
         self.chunks.append((len(self.tokens), state))
 
@@ -117,5 +117,5 @@ class KvRecord:
         return record
 
     def add_answer(self, token_id: int) -> None:
-        """Takes in a token of an answer: no prompt is computed in such pieces, so none can keep it."""
+        """Adds a token of an answer: no prompt is computed in such pieces, so none can keep it."""
         self.tokens.append(token_id)

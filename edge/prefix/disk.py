@@ -39,8 +39,8 @@ class PrefixDisk:
     """A folder of prefixes; several processes and several bases may share it.
 
     Args:
-        folder: made where missing.
-        domain: names everything but tokens, chunks and adapters that the bits depend on (`prefix_domain.py`).
+        folder: made if missing.
+        domain: names everything but tokens, chunks and adapters that the bits depend on (`domain.py`).
         cap_bytes: what all files may hold together, those of other domains included; the oldest go first.
         most_bytes: there is no memory for a larger prefix: it is neither read nor written. None: for any.
 
@@ -75,7 +75,7 @@ class PrefixDisk:
         """The keys and values of exactly these tokens, computed like this; a damaged file is removed.
 
         Args:
-            on_bytes: is told how much memory it will take, before it does.
+            on_bytes: called with how much memory it will take, before it does.
         """
         header = self._header(tokens, chunks)
         path = self._path(header)

@@ -59,7 +59,7 @@ def base_sha256(path: Path, folder: Path) -> str:
 
 
 def _notes(path: Path) -> dict[str, str]:
-    """The notes, empty where there are none or they are damaged."""
+    """The notes, empty if there are none or they are damaged."""
     if not path.exists():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""Computed prefixes in memory, within a budget of bytes: what was used longest ago goes first.
+"""Computed prefixes in memory, within a budget of bytes: the least recently used is evicted first.
 
     store = PrefixStore(64 << 20)
     store.add(Snapshot(tokens, chunks, blob))
@@ -10,9 +10,12 @@ which adapters at which scale. Base, KV type and all else are those of the one s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..llama.kv_bytes import Blob
 from .chunks import Chunk, same_chunks
+
+if TYPE_CHECKING:
+    from ..llama.kv_bytes import Blob
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,13 +23,13 @@ class Snapshot:
     """The keys and values of a prompt's first tokens.
 
     Attributes:
-        tokens, chunks: as in `prefix.KvRecord`.
+        tokens, chunks: as in `chunks.KvRecord`.
         blob: from `engine.Context.read_sequence`.
     """
 
     tokens: list[int]
     chunks: list[Chunk]
-    blob: Blob
+    blob: "Blob"
 
     @property
     def size_bytes(self) -> int:
@@ -92,7 +95,7 @@ class PrefixStore:
             self._snapshots.append(snapshot)
 
     def make_room(self, n_bytes: int, keep: Snapshot | None = None) -> bool:
-        """Lets snapshots go until `n_bytes` more fit; called before they are read, so that both never stand.
+        """Evicts snapshots until `n_bytes` more fit; called before those are read, so that both never take memory.
 
         Args:
             keep: this one stays; it is about to be used.
@@ -109,11 +112,11 @@ class PrefixStore:
         return True
 
     def give_way(self, n_bytes: int) -> None:
-        """Lets snapshots go for one of `n_bytes` that stands beside them for a while, also where it is too large."""
+        """Evicts snapshots for a temporary one of `n_bytes`, even if that exceeds the whole budget."""
         while self._snapshots and self.used_bytes + n_bytes > self.budget_bytes:
             self._snapshots.pop(0)
 
     def drop(self, snapshot: Snapshot) -> None:
-        """Lets one go."""
+        """Evicts one."""
         if snapshot in self._snapshots:
             self._snapshots.remove(snapshot)

@@ -30,7 +30,7 @@ class SystemPrefix:
         self._known: dict[str | None, list[int]] = {}
 
     def length(self, messages: Sequence[Message], token_ids: Sequence[int]) -> int:
-        """Tokens of the system part of a rendered conversation; 0 where it is short or does not stand by itself."""
+        """Tokens of the system part of a rendered conversation; 0 if it is short or does not stand by itself."""
         system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
         prefix = self._known.get(system)
         if prefix is None:

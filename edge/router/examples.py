@@ -7,7 +7,7 @@ prompts that the router's file carries, of every task and of none. No other weig
 have count for little (inverse document frequency), and words for more than structure: twenty examples must not claim
 all that is built as they are. Some of the file's prompts may be of the new kind themselves ("Translate …" was "none of
 these" until now), so none of them moves the threshold: it lies a third of the way from the mean of the others to the
-mean of the examples. Measured with translation, sentiment and SQL (a part of `code`'s own): benchmarks/README.md.
+mean of the examples. Measured with translation, sentiment and SQL (a part of `code`'s own): docs/router.md.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..files.text import is_text, json_rows, lines_of, read_text
 from .features import NAMES, Features, read_prompt
 from .file import ADDED_SLOTS, Background, RouterModel
 from .hashing import N_SLOTS
@@ -50,22 +51,12 @@ def read_examples(path: Path) -> list[str]:
     Raises:
         InputError: the file is not there, not UTF-8, or a line is no prompt.
     """
-    import json
-
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})", where=path) from None
     if path.suffix != ".jsonl":
-        return lines
+        return [line for line in lines_of(read_text(path)) if line.strip()]
     found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"line {number} is not JSON ({error})", where=path) from None
+    for number, row in json_rows(path):
         prompt = row.get("prompt") if isinstance(row, dict) else row
-        if not isinstance(prompt, str) or not prompt.strip():
+        if not is_text(prompt) or not prompt.strip():
             raise InputError(f'line {number} is neither a text nor an object with a "prompt"', where=path)
         found.append(prompt)
     return found
@@ -116,7 +107,7 @@ def with_examples(model: RouterModel, name: str, examples: Sequence[str]) -> Rou
 
 
 def without(model: RouterModel, name: str) -> RouterModel:
-    """The model without an added adapter; the same model where there is none of that name."""
+    """The model without an added adapter; the same model if there is none of that name."""
     if name not in model.added:
         return model
     rest = np.array([i for i, added in enumerate(model.added) if added != name], dtype=np.int64)

@@ -20,14 +20,17 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DamagedError, InputError, UnsupportedError
+from ..errors import DamagedError, UnsupportedError
 from ..files.npz import read_npz, write_npz
+from ..files.text import is_text, loads_json
 from .features import FEATURES_VERSION, NAMES
 from .hashing import N_SLOTS
 
 FORMAT: Final = 1
 MAX_ROUTER_BYTES: Final = 64 << 20
 MAX_TEXT_BYTES: Final = 16 << 20
+# Of any weight: sums of these stay finite
+LARGEST_WEIGHT: Final = 1e9
 # Hashed weights kept of an adapter that was added by examples
 ADDED_SLOTS: Final = 256
 
@@ -54,7 +57,7 @@ class RouterModel:
         added_bias: float32 [n_added].
         added_named: float32 [n_added, len(NAMES)].
         added_slots: int32 [n_added, ADDED_SLOTS], places of hashed weights.
-        added_values: float32 [n_added, ADDED_SLOTS], those weights; 0 where there are fewer.
+        added_values: float32 [n_added, ADDED_SLOTS], those weights; 0 if there are fewer.
         background: prompts for the next adding, the examples of added adapters among them.
         about: how it was trained, as the trainer wrote it.
     """
@@ -84,9 +87,9 @@ class RouterModel:
         try:
             unpack = zlib.decompressobj()
             text = unpack.decompress(self.background, MAX_TEXT_BYTES)
-            rows: list[Any] = json.loads(text if unpack.eof else b"")
+            rows: list[Any] = loads_json(text.decode("utf-8", "surrogatepass") if unpack.eof else "")
             return Background(tuple((str(row[0]), None if row[1] is None else str(row[1])) for row in rows))
-        except (zlib.error, ValueError, TypeError, IndexError):
+        except (zlib.error, ValueError, TypeError, LookupError):
             raise DamagedError("its background prompts are damaged", where="router") from None
 
     def with_prompts(self, background: Background) -> "RouterModel":
@@ -129,13 +132,11 @@ def read_router(path: str | os.PathLike[str]) -> RouterModel:
     """Reads and checks a router's file.
 
     Raises:
-        InputError: there is none, or its values are not a router's.
+        InputError: there is none.
         UnsupportedError: it was made by another version's features or format.
-        DamagedError: it is no such file, or cut short.
+        DamagedError: it is no such file, or its values are not a router's.
     """
     path = Path(path)
-    if path.is_file() and path.stat().st_size > MAX_ROUTER_BYTES:
-        raise InputError("is too large for a router", where=path)
     meta, values = read_npz(path, "a router's file", MAX_ROUTER_BYTES)
     if meta["format"] != FORMAT or meta.get("features") != FEATURES_VERSION:
         raise UnsupportedError(
@@ -146,7 +147,7 @@ def read_router(path: str | os.PathLike[str]) -> RouterModel:
         )
     faults = _faults(meta, values)
     if faults:
-        raise InputError("is not a valid router", where=path, problems=faults)
+        raise DamagedError("is not a valid router", where=path, problems=faults)
     return RouterModel(
         tasks=tuple(meta["tasks"]),
         bias=values["bias"],
@@ -165,43 +166,52 @@ def read_router(path: str | os.PathLike[str]) -> RouterModel:
 
 
 def _is_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+    return isinstance(value, list) and all(is_text(name) and name for name in value)
+
+
+def _is_table(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict)
 
 
 def _faults(meta: dict[str, Any], values: dict[str, NDArray[Any]]) -> list[str]:
-    faults = [f"its {key} are no list of names" for key in ("tasks", "added") if not _is_names(meta.get(key))]
+    faults = [f"its {key} are not a list of names" for key in ("tasks", "added") if not _is_names(meta.get(key))]
     if faults:
         return faults
     tasks, added = meta["tasks"], meta["added"]
     if not tasks or len({*tasks, *added}) != len(tasks) + len(added):
-        faults.append("its names are not told apart")
+        faults.append("two classes have the same name")
     temperature = meta.get("temperature")
     if not isinstance(temperature, int | float) or not 0.01 <= temperature <= 100:
-        faults.append(f"its temperature is {temperature!r}; 0.01 to 100")
+        faults.append(f"its temperature is {temperature!r}; it must be between 0.01 and 100")
     thresholds = meta.get("thresholds")
     if not isinstance(thresholds, dict) or not all(
         isinstance(value, int | float) and 0 <= value <= 1 for value in thresholds.values()
     ):
-        faults.append("its thresholds are no numbers from 0 to 1")
-    if not isinstance(meta.get("about"), dict):
-        faults.append("what it says about itself is no table")
+        faults.append("its thresholds are not numbers from 0 to 1")
+    if not _is_table(meta.get("about")):
+        faults.append("its description is not a table of JSON values")
     n, a = 1 + len(tasks), len(added)
     shapes: dict[str, tuple[tuple[int, ...], str]] = {
-        "bias": ((n,), "f"),
-        "named": ((n, len(NAMES)), "f"),
-        "slots": ((N_SLOTS, n), "i"),
-        "slots_scale": ((n,), "f"),
-        "added_bias": ((a,), "f"),
-        "added_named": ((a, len(NAMES)), "f"),
-        "added_slots": ((a, ADDED_SLOTS), "u"),
-        "added_values": ((a, ADDED_SLOTS), "f"),
+        "bias": ((n,), "f4"),
+        "named": ((n, len(NAMES)), "f4"),
+        "slots": ((N_SLOTS, n), "i1"),
+        "slots_scale": ((n,), "f4"),
+        "added_bias": ((a,), "f4"),
+        "added_named": ((a, len(NAMES)), "f4"),
+        "added_slots": ((a, ADDED_SLOTS), "u2"),
+        "added_values": ((a, ADDED_SLOTS), "f4"),
     }
     for name, (shape, kind) in shapes.items():
         array = values.get(name)
-        if array is None or array.shape != shape or array.dtype.kind != kind:
-            faults.append(f"{name} is not there, or not of shape {list(shape)}")
-        elif kind == "f" and not np.isfinite(array).all():
-            faults.append(f"{name} has values that are no numbers")
+        if array is None or array.shape != shape or array.dtype.str[1:] != kind:
+            faults.append(f"{name} is not there, or not of type {kind} and shape {list(shape)}")
+        elif kind == "f4" and array.size and not float(np.abs(array).max()) <= LARGEST_WEIGHT:
+            # Written so that NaN fails.
+            faults.append(f"{name} holds NaN, infinity, or a value beyond {LARGEST_WEIGHT:.0e}")
     if not faults and a and values["added_slots"].max() >= N_SLOTS:
         faults.append("added_slots points outside")
     if "background" not in values or values["background"].dtype != np.uint8:

@@ -24,13 +24,13 @@ def open_router(pack: Pack | None, adapters: Mapping[str, PackedAdapter] | None 
     """The pack's router, its bytes checked.
 
     Args:
-        pack: None where there is none, a session over loose files.
+        pack: None if there is none, a session over loose files.
         adapters: those that it may choose; None: all of the pack.
 
     Raises:
         InputError: there is no pack, it has no router, or none of the adapters is known to it.
         DamagedError: its bytes changed.
-        UnsupportedError: as `router_file.read_router`.
+        UnsupportedError: as `file.read_router`.
     """
     if pack is None:
         raise InputError("a session over loose files has no router", hint="open a pack")
@@ -73,7 +73,7 @@ def starter_router() -> RouterModel:
 
 
 def put_router(folder: Path, model: RouterModel) -> Pack:
-    """Puts a router into a pack, in place of the one that is there; raises as `pack_write.add_files`."""
+    """Puts a router into a pack, in place of the one that is there; raises as `pack.write.add_files`."""
     with tempfile.TemporaryDirectory() as aside:
         path = Path(aside) / ROUTER_FILE
         write_router(path, model)
@@ -107,7 +107,7 @@ def router_path(given: Path) -> Path:
 
 
 def forget(folder: Path, name: str) -> Pack:
-    """Takes an adapter that was learnt by examples out of a pack's router; nothing where there is none."""
+    """Takes an adapter that was learnt by examples out of a pack's router; nothing if there is none."""
     pack = Pack.open(folder)
     if ROUTER_FILE not in pack.manifest.files:
         return pack

@@ -31,7 +31,7 @@ class Reason:
     """One feature's part in a decision.
 
     Attributes:
-        feature: a name of `router_features.NAMES`, or the words behind a hashed feature, in quotes.
+        feature: a name of `features.NAMES`, or the words behind a hashed feature, in quotes.
         value: how strongly the prompt has it.
         weight: log-odds that it adds for the decision against the runner-up; negative ones spoke against it.
     """
@@ -111,7 +111,7 @@ class Router:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], adapters: Mapping[str, str] | None = None) -> Self:
-        """Reads a router's file; raises as `router_file.read_router`."""
+        """Reads a router's file; raises as `file.read_router`."""
         return cls(read_router(path), adapters)
 
     def choose(

@@ -7,16 +7,17 @@ A context of its own is made for it and freed afterwards, so the session's KV ca
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from ..answer.base import SessionBase
 from ..answer.settings import Settings
 from ..answer.stream import Answer
 from ..errors import DoesNotFitError
 from ..gguf.chat_template import Message
-from .session import Session
 
 
 def generate_batch(
-    session: Session,
+    session: SessionBase[Any],
     prompts: Sequence[str | Sequence[Message]],
     *,
     adapter: str | None,
@@ -52,7 +53,7 @@ def generate_batch(
         if temperature:
             settings["seed"] = seed + i if isinstance(seed, int) else seed[i]
         try:
-            request = session.request(prompt, choice, system, settings, room_tokens=session.base.n_ctx_train_tokens)
+            request = session.request(prompt, choice, system, settings, room_tokens=session.longest_tokens)
         except DoesNotFitError as error:
             raise DoesNotFitError(f"prompt {i}: {error.message}", hint=error.hint) from None
         waiting[i] = batcher.submit(request, choice)

@@ -22,7 +22,7 @@ class Lane:
         record: what is in its KV cache.
         turn: number of prompts begun; tells an answer that was left behind that the cache is no longer its own.
         busy: whether an answer is being made, so that its adapters must stay.
-        n_drafted_tokens, n_accepted_tokens: none are guessed here; `drafting.DraftingLane` does.
+        n_drafted_tokens, n_accepted_tokens: none are guessed here; `speculation.DraftingLane` does.
     """
 
     n_drafted_tokens = 0

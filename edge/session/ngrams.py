@@ -25,7 +25,7 @@ class Ngrams:
             self.add(token_id)
 
     def add(self, token_id: int) -> None:
-        """Takes in the next token. What it ends is found from the one after it on, never as its own repetition."""
+        """Adds the next token. What it ends is found from the one after it on, never as its own repetition."""
         ids = self.ids
         if len(ids) >= LEAST_TOKENS:
             self._after[tuple(ids[-LEAST_TOKENS:])] = len(ids)

@@ -25,7 +25,7 @@ def parallel_rows(
 
     Args:
         plan: of the session, in memory beside it.
-        cache: its kept prefixes give way.
+        cache: its kept prefixes are evicted if they must be.
         limit_bytes: the most that all may take; DoesNotFitError, with the numbers, where it has no room.
     """
     chosen = plan.choices

@@ -20,7 +20,7 @@ from .shelf import Loaded
 
 
 def activation_start(token_ids: Sequence[int], invocation: Sequence[int]) -> int | None:
-    """Where the last whole match of the invocation tokens begins; None where there is none."""
+    """Where the last whole match of the invocation tokens begins; None if there is none."""
     wanted = list(invocation)
     for start in range(len(token_ids) - len(wanted), -1, -1):
         if list(token_ids[start : start + len(wanted)]) == wanted:

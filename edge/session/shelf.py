@@ -68,7 +68,7 @@ class Shelf:
         self._canary = canary
         self.adapters = dict(adapters)
         if budget_bytes is not None and budget_bytes < 0:
-            raise InputError(f"a budget of {budget_bytes} bytes for adapters; 0 and more are possible")
+            raise InputError(f"the budget for adapters is {budget_bytes} bytes; it must not be negative")
         self.budget_bytes = budget_bytes
         self._pinned = frozenset(find_adapter(self.adapters, name).name for name in pinned)
         self._in_use = in_use

@@ -26,11 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..answer.choice import Choice
-from ..answer.stream import Worker
+from ..answer.engine import Worker
 from ..llama.context import Context
 from ..llama.sampling import Sampler
-from ..options import Speculate
-from ..pack.card import TaskCard
+from ..options import MOST_AT_ONCE, Speculate
 from ..prefix.chunks import AdapterState, Section
 from .exactness import Exactness
 from .lane import Lane
@@ -39,7 +38,6 @@ from .ngrams import Ngrams
 # Tokens computed at once, the guessed ones and the one before them, and how many must agree with what stood before.
 # Kernels work on four rows at a time, so sizes between cost as much as the next one.
 SIZES: Final = ((8, 8), (4, 5))
-MOST_AT_ONCE: Final = 8
 # So many rows of logits, equal bit for bit, are asked for: which kernels are taken follows from shapes alone, and is
 # the same for 4 rows as for as many as `Exactness.most_at_once` allows.
 PROOF_ROWS: Final = 8
@@ -89,17 +87,11 @@ class Drafting:
         return True if self._n_proved[kernels] >= PROOF_ROWS else None
 
     def saw(self, kernels: Kernels, equal: bool) -> None:
-        """Takes in a comparison of one row."""
+        """Adds the comparison of one row."""
         if equal:
             self._n_proved[kernels] += 1
         else:
             self._differs.add(kernels)
-
-
-def outputs_of(mode: Speculate | None, cards: Sequence[TaskCard]) -> int:
-    """Logit rows that a session's context must have room for."""
-    wanted = mode != "off" if mode is not None else any(card.speculate != "off" for card in cards)
-    return MOST_AT_ONCE if wanted else 1
 
 
 class DraftingLane:

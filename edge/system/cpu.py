@@ -35,7 +35,7 @@ def _number(path: Path) -> int | None:
 
 
 def _cpu_list(text: str) -> set[int]:
-    """CPUs of the kernel's notation: "0-3,8" is {0, 1, 2, 3, 8}; what is no list is empty."""
+    """CPUs of the kernel's notation: "0-3,8" is {0, 1, 2, 3, 8}; anything else is empty."""
     cpus: set[int] = set()
     try:
         for part in filter(None, text.split(",")):
@@ -52,13 +52,13 @@ def _allowed_cpus() -> set[int]:
 
 
 def _speed(cpu: int, system: Path) -> int:
-    """A core's capacity as the scheduler sees it, else its highest clock; 0 where neither is told."""
+    """A core's capacity as the scheduler sees it, else its highest clock; 0 if neither is known."""
     folder = system / "devices/system/cpu" / f"cpu{cpu}"
     return _number(folder / "cpu_capacity") or _number(folder / "cpufreq" / "cpuinfo_max_freq") or 0
 
 
 def fast_cores(cpus: set[int], system: Path = SYSTEM) -> int | None:
-    """Number of distinct fast physical cores among `cpus`, or None where the kernel does not tell (not Linux)."""
+    """Number of distinct fast physical cores among `cpus`, or None if the kernel does not tell (not Linux)."""
     # Intel's hybrids name their P cores; the clocks of their E cores alone would not tell them apart.
     performance = cpus & _cpu_list(_text(system / "devices/cpu_core/cpus"))
     cores: dict[frozenset[int], int] = {}

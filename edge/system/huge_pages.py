@@ -23,7 +23,7 @@ USED_PART: Final = 0.9
 
 
 def huge_page_bytes(system: Path = SYSTEM) -> int | None:
-    """Size of a huge page; None where there are none, or the machine's owner switched them off."""
+    """Size of a huge page; None if there are none, or the machine's owner switched them off."""
     try:
         if "[never]" in (system / "enabled").read_text():
             return None
@@ -33,9 +33,9 @@ def huge_page_bytes(system: Path = SYSTEM) -> int | None:
 
 
 def to_huge_pages(stopped: Callable[[], bool] = lambda: False) -> int:
-    """Moves what is private, without a file, and in use; gives the bytes that lie in huge pages now.
+    """Moves what is private, without a file, and in use; returns the bytes that lie in huge pages now.
 
-    Costs about as much as copying them. Other threads may go on; safe to call again. 0 where the system cannot do it.
+    Costs about as much as copying them. Other threads may go on; safe to call again. 0 if the system cannot do it.
 
     Args:
         stopped: asked before each page; true ends it early.

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from .mappings import counted_twice_bytes
-
+# Whether mapped pages can be let go, see `llama/mapped_pages.py`
+CAN_LET_GO: Final = sys.platform == "linux"
 CGROUP: Final = Path("/sys/fs/cgroup")
 # Control groups of version 1 write "no limit" as a number near 2^63.
 UNLIMITED_BYTES: Final = 1 << 60
@@ -18,6 +18,8 @@ def peak_memory_bytes() -> int:
     On Linux VmHWM is read, as getrusage's value starts from what the parent process had, less what it counts twice now.
     """
     if sys.platform == "linux":
+        from .mappings import counted_twice_bytes
+
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         return int(found[1]) * 1024 - counted_twice_bytes() if found else 0
     elif sys.platform == "win32":  # noqa: RET505  (type checkers follow platforms through if and elif only)
@@ -46,7 +48,7 @@ def machine_bytes() -> int:
 
 
 def memory_limit_bytes(cgroup: Path = CGROUP, own: Path = Path("/proc/self/cgroup")) -> int | None:
-    """What the process's control groups or its own rlimits allow; None where there is no limit.
+    """What the process's control groups or its own rlimits allow; None if there is no limit.
 
     Read are memory.max of version 2 and memory.limit_in_bytes of version 1, of the process's group and those above it,
     then RLIMIT_DATA and RLIMIT_AS.

@@ -7,6 +7,7 @@ folder, so nothing of either is left behind by an error, Ctrl-C or SIGTERM.
 """
 
 import math
+import os
 import re
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from ...edge.console import progress
 from ...edge.errors import InputError
 from ...edge.files.aside import require_room
 from ...edge.files.atomic import atomic_file, check_new
+from ...edge.files.regular import open_regular
 from ...edge.gguf.file import GgufFile
 from ...edge.gguf.types import GgmlType
 from ...edge.llama.vocab import Vocab
@@ -27,10 +29,10 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..files.gguf_writer import NewTensor, Value, file_size_bytes, text, uint32, write_gguf
 from ..tokenizer.pretokenizer import Found, find_pretokenizer
 from ..tokenizer.special_tokens import end_ids
-from ..tokenizer.tokenizer import read_tokenizer
+from ..tokenizer.tokenizer import ReadTokenizer, read_tokenizer
 from .gguf_source import GgufSource
 from .imatrix import check_imatrix, read_imatrix
-from .quantize import QuantType, quantize
+from .quantize import QuantType, find_type, quantize
 
 QUANTIZATION_VERSION: Final = 2
 # what llama.cpp's quantiser is given: the type that holds the checkpoint's own numbers exactly
@@ -66,7 +68,7 @@ class Result:
 
     Attributes:
         types: ggml type -> how many tensors have it.
-        intermediate: type of the float file between, None where there was none.
+        intermediate: type of the float file between, None if there was none.
         pre_tokenizer: llama.cpp's name; None for SentencePiece tokenizers and for a GGUF source.
         n_texts_compared: texts on which llama.cpp's token ids equal the checkpoint's.
     """
@@ -89,12 +91,17 @@ class Result:
         return asdict(self)
 
 
-def export_base(source: Path, dest: Path, type: QuantType | None, options: Options = Options()) -> Result:
+def export_base(
+    source: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    type: QuantType | str | None,
+    options: Options = Options(),
+) -> Result:
     """Writes one GGUF base.
 
     Args:
         source: a folder with config.json, safetensors and tokenizer, or a GGUF file.
-        type: None keeps the tensors of a GGUF source as they are.
+        type: such as "q4_k_m"; None keeps the tensors of a GGUF source as they are.
 
     Raises:
         InputError, UnsupportedError, DamagedError: something about the source, all reasons together.
@@ -102,6 +109,8 @@ def export_base(source: Path, dest: Path, type: QuantType | None, options: Optio
         EngineError: llama.cpp's quantiser failed.
     """
     began = time.monotonic()
+    source, dest = Path(source), Path(dest)
+    type = find_type(type) if isinstance(type, str) else type
     if not source.exists():
         raise InputError("no such file or folder", where=source)
     check_new(dest, options.force)
@@ -140,7 +149,7 @@ def _from_checkpoint(source: Path, aside: Path, type: QuantType, options: Option
         keys["general.quantization_version"] = uint32(QUANTIZATION_VERSION)
         tokenizer = read_tokenizer(source, config.n_vocab, config.raw)
         found = find_pretokenizer(tokenizer, config.family.architecture, options.pre_tokenizer)
-        notes += _tokenizer_notes(found, tokenizer.composes)
+        notes += _tokenizer_notes(found, tokenizer)
         keys |= tokenizer.keys | found.keys() | chat_template_keys(source, options.chat_template)
         # The reference tokenizer holds hundreds of megabytes for a large vocabulary.
         del tokenizer
@@ -197,8 +206,10 @@ def _general_keys(source: Path, options: Options, architecture: str, tensors: li
         f"{n_values / 1e9:.1f}B" if n_values >= 1e9 else f"{n_values / 1e6:.{0 if n_values >= 1e7 else 1}f}M"
     )
     card = source / "README.md"
-    if card.exists():
-        head = card.read_text(encoding="utf-8", errors="replace")[:4000].partition("\n---")[0]
+    if card.is_file():
+        with open_regular(card) as stream:
+            head = stream.read(4000).decode("utf-8", errors="replace")
+        head = head.partition("\n---")[0]
         licence = _LICENCE.search(head) if head.startswith("---") else None
         if licence:
             keys["general.license"] = text(licence[1].strip("\"'"))
@@ -210,12 +221,17 @@ def n_parameters(tensors: list[NewTensor]) -> int:
     return sum(math.prod(tensor.shape) for tensor in tensors)
 
 
-def _tokenizer_notes(found: Found, composes: bool) -> list[str]:
+def _tokenizer_notes(found: Found, tokenizer: ReadTokenizer) -> list[str]:
     notes = []
     if found.differences:
         shown = "; ".join(str(difference) for difference in found.differences[:3])
         notes.append(f"{found.name!r} tokenizes {len(found.differences)} of {found.n_texts} texts differently: {shown}")
-    if composes:
+    if tokenizer.behind:
+        notes.append(
+            f"the checkpoint's tokenizer puts a space before a text that begins with no special token such as "
+            f"{tokenizer.behind!r}, llama.cpp will not; a chat template begins with one"
+        )
+    if tokenizer.composes:
         notes.append("the tokenizer composes text to Unicode NFC first, llama.cpp does not: give it composed text")
     return notes
 
@@ -233,7 +249,7 @@ def _missing_ends(path: Path, keys: dict[str, Value], ends: list[int], notes: li
 
 
 def check_disk(aside: Path, needed_bytes: int) -> None:
-    """Raises DoesNotFitError where the disk has less room than that."""
+    """Raises DoesNotFitError if the disk has less room than that."""
     require_room(aside.parent.parent, needed_bytes, "for a while")
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ...edge.errors import DamagedError, InputError
 from ...edge.files.regular import open_regular
+from ...edge.files.text import read_bytes
 from ...edge.gguf.file import GgufFile, TensorInfo
 
 MAX_NAME_BYTES: Final = 4096
@@ -86,7 +87,7 @@ def _read_gguf(path: Path) -> Imatrix:
 
 def _read_legacy(path: Path) -> Imatrix:
     """int32 count; per entry: name length, name, calls, length, float32 values; then chunks and the data set's name."""
-    data = path.read_bytes()
+    data = read_bytes(path)
     at = 0
 
     def number() -> int:

@@ -1,4 +1,4 @@
-"""An adapter added into its base: one GGUF without adapters, for who ships a single task.
+"""An adapter merged into its base: one GGUF without adapters, to ship a single task.
 
     merge(Path("base.gguf"), Path("math.gguf"), Path("base-math.gguf"), TYPES["q4_0"])
 

@@ -106,7 +106,7 @@ def quantize(
         source, dest: two different files; use `edge.files.atomic_file` for `dest`.
         threads: None for all cores.
         imatrix: an importance matrix that was checked before (`imatrix.check_imatrix`).
-        on_tensor: is told how many tensors are done, of how many, and which comes now.
+        on_tensor: called with how many tensors are done, of how many, and which comes now.
 
     Raises:
         InputError: the type needs an importance matrix.

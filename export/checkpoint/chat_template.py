@@ -4,13 +4,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...edge.errors import InputError
-from ...edge.files.atomic import read_json
+from ...edge.files.atomic import read_table
+from ...edge.files.text import read_text
 from ...edge.gguf.chat_template import ChatTemplate
 from ...edge.gguf.file import ValueType
 from ..files.gguf_writer import Value, array, float32, text
 from ..tokenizer.special_tokens import optional_json
 
 KEY: Final = "tokenizer.chat_template"
+MOST_BYTES: Final = 8 << 20
+# Of a number in generation_config.json: what fits 32 bits
+LARGEST: Final = (1 << 31) - 1
 # generation_config.json -> general.sampling.*, as llama.cpp's tools read them
 _SAMPLING: Final = {
     "temperature": ("temp", ValueType.FLOAT32),
@@ -23,7 +27,7 @@ _SAMPLING: Final = {
 
 def chat_template_keys(folder: Path | None, given: Path | None) -> dict[str, Value]:
     """The keys of the chat template(s): of the file given, else of chat_template.jinja, chat_template.json,
-    tokenizer_config.json, in this order. Empty where there is none.
+    tokenizer_config.json, in this order. Empty if there is none.
 
     Raises:
         InputError: the template is no valid one, or the file given cannot be read.
@@ -39,17 +43,19 @@ def chat_template_keys(folder: Path | None, given: Path | None) -> dict[str, Val
         if isinstance(found, str):
             return _keys({"default": found}, folder / name)
         if isinstance(found, list):
-            return _keys({str(entry["name"]): str(entry["template"]) for entry in found}, folder / name)
+            return _keys(_named(found, folder / name), folder / name)
     return {}
 
 
-def _read(path: Path) -> str:
+def _named(entries: list[Any], where: Path) -> dict[str, str]:
     try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
-    except UnicodeDecodeError:
-        raise InputError("is not UTF-8 text", where=path) from None
+        return {str(entry["name"]): str(entry["template"]) for entry in entries}
+    except (KeyError, TypeError):
+        raise InputError("its chat_template is no list of names and templates", where=where) from None
+
+
+def _read(path: Path) -> str:
+    return read_text(path, MOST_BYTES)
 
 
 def _keys(templates: dict[str, str], where: Path) -> dict[str, Value]:
@@ -70,15 +76,18 @@ def _keys(templates: dict[str, str], where: Path) -> dict[str, Value]:
 
 
 def sampling_keys(folder: Path) -> dict[str, Value]:
-    """`general.sampling.*` of generation_config.json; nothing where it says that answers are not sampled."""
+    """`general.sampling.*` of generation_config.json; nothing if it says that answers are not sampled."""
     path = folder / "generation_config.json"
-    defaults: dict[str, Any] = read_json(path) if path.exists() else {}
+    defaults: dict[str, Any] = read_table(path) if path.exists() else {}
     if defaults.get("do_sample") is False:
         return {}
     keys = {}
     for field, (name, kind) in _SAMPLING.items():
         number = defaults.get(field)
         if isinstance(number, int | float) and not isinstance(number, bool):
+            # Written so that NaN fails.
+            if not -LARGEST <= number <= LARGEST:
+                raise InputError(f"{field} is no number that a GGUF holds", where=path)
             value = float32(float(number)) if kind is ValueType.FLOAT32 else Value(kind, int(number))
             keys[f"general.sampling.{name}"] = value
     return keys

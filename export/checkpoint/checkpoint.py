@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...edge.errors import DamagedError, InputError, UnsupportedError
-from ...edge.files.atomic import read_json
+from ...edge.files.atomic import read_table
+from ...edge.files.text import is_text
+from ...edge.gguf.families import interleave_rows
 from ...edge.gguf.types import GgmlType
-from ..families import interleave_rows
 from ..files.encode import Q8_0_BLOCK_VALUES, encode_rows
 from ..files.gguf_writer import Chunk, NewTensor
 from ..files.safetensors import READABLE, SafetensorsFile
@@ -91,11 +92,11 @@ class Checkpoint:
             if entry.shape != shape:
                 problems.append(f"{name} has shape {list(entry.shape)}; config.json says {list(shape)}")
             elif entry.dtype not in READABLE:
-                problems.append(f"{name} is {entry.dtype}, no float type that is read here")
+                problems.append(f"{name} is {entry.dtype}, not a float type that can be read")
         tied_head = "lm_head.weight" if self.config.tied else ""
         for name in self._where:
             if name not in expected and name != tied_head and not name.endswith(IGNORED_ENDINGS):
-                problems.append(f"{name} is not part of {self.config.hf_name} as config.json describes it")
+                problems.append(f"{name} is not part of {self.config.hf.name} as config.json describes it")
         if problems:
             hint = None
             if any(name.startswith("lm_head.weight is missing") for name in problems):
@@ -187,12 +188,14 @@ def _limit(type: GgmlType) -> float:
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX_FILE
     if index.exists():
-        weight_map = read_json(index).get("weight_map", {})
+        weight_map = read_table(index).get("weight_map", {})
+        if not isinstance(weight_map, dict) or not all(map(is_text, weight_map.values())):
+            raise InputError("its weight_map is no table of file names", where=index)
         names = sorted(set(weight_map.values()))
         outside = [name for name in names if Path(name).name != name]
         missing = [name for name in names if name not in outside and not (folder / name).exists()]
         if outside or missing or not names:
-            problems = [f"{name} is no plain file name" for name in outside]
+            problems = [f"{name} is not a plain file name" for name in outside]
             raise InputError(
                 "the index and the files do not agree",
                 where=index,
@@ -214,7 +217,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _in_order(work: Callable[[Any], Chunk], items: Iterable[Any]) -> Iterator[Chunk]:
-    """`map` over a few threads with few items under way: numpy lets go of the interpreter while it computes."""
+    """`map` over a few threads with few items under way: numpy releases the interpreter while it computes."""
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(THREADS))
         waiting: deque[Future[Chunk]] = deque()

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ...edge.errors import InputError, UnsupportedError
 from ...edge.files.atomic import read_json
-from ..families import ALWAYS, FAMILIES, IN_A_LAYER, WHOLE_MODEL, Family
+from ...edge.gguf.families import ALWAYS, OUTSIDE, Family, HfClass, find_class, known_classes
 from ..files.gguf_writer import Value, float32, text, uint32
 
 DEFAULT_ROPE_THETA: Final = 10_000.0
@@ -40,7 +40,7 @@ class ModelConfig:
     """
 
     family: Family
-    hf_name: str
+    hf: HfClass
     n_layers: int
     n_embd: int
     n_heads: int
@@ -52,7 +52,6 @@ class ModelConfig:
     norm_eps: float
     rope: Rope
     tied: bool
-    biases: frozenset[str]
     raw: dict[str, Any]
     notes: tuple[str, ...]
 
@@ -69,42 +68,31 @@ class ModelConfig:
         if not isinstance(raw, dict):
             raise InputError("is not a JSON object", where=path)
         names = raw.get("architectures") or []
-        if len(names) != 1 or names[0] not in FAMILIES:
+        found = find_class(str(names[0])) if len(names) == 1 else None
+        if found is None or "base" not in found[0].uses:
             raise UnsupportedError(
                 f"the architecture {', '.join(map(str, names)) or '(none named)'} is not supported",
                 where=path,
-                hint=f"supported: {', '.join(FAMILIES)}",
+                hint=f"supported: {', '.join(known_classes())}",
             )
-        return _build(path, names[0], raw)
+        return _build(path, *found, raw)
 
     def expected(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that the checkpoint must hold: Hugging Face name -> numpy shape."""
         q, kv = self.n_heads * self.head_size, self.n_kv_heads * self.head_size
-        shapes = {
-            "input_layernorm": (self.n_embd,),
-            "post_attention_layernorm": (self.n_embd,),
-            "self_attn.q_proj": (q, self.n_embd),
-            "self_attn.k_proj": (kv, self.n_embd),
-            "self_attn.v_proj": (kv, self.n_embd),
-            "self_attn.o_proj": (self.n_embd, q),
-            "self_attn.q_norm": (self.head_size,),
-            "self_attn.k_norm": (self.head_size,),
-            "mlp.gate_proj": (self.n_ff, self.n_embd),
-            "mlp.up_proj": (self.n_ff, self.n_embd),
-            "mlp.down_proj": (self.n_embd, self.n_ff),
-        }
-        whole: dict[str, tuple[int, ...]] = dict.fromkeys(WHOLE_MODEL, (self.n_vocab, self.n_embd))
+        lengths = {"n_embd": self.n_embd, "n_q": q, "n_k": kv, "n_v": kv, "n_o": q, "n_ff": self.n_ff}
+        lengths["head"] = self.head_size
+        whole: dict[str, tuple[int, ...]] = dict.fromkeys(OUTSIDE, (self.n_vocab, self.n_embd))
         whole["model.norm"] = (self.n_embd,)
         if self.tied:
             del whole["lm_head"]
         found = {f"{name}.weight": shape for name, shape in whole.items()}
         for layer in range(self.n_layers):
-            for module in IN_A_LAYER:
-                if self.family.gguf_name(f"model.layers.{layer}.{module}") is None:
-                    continue
-                found[f"model.layers.{layer}.{module}.weight"] = shapes[module]
-                if module in self.biases:
-                    found[f"model.layers.{layer}.{module}.bias"] = shapes[module][:1]
+            for part in self.family.block:
+                shape = tuple(lengths[name] for name in reversed(part.shape))
+                found[f"model.layers.{layer}.{part.module}.weight"] = shape
+                if part.bias == ALWAYS or (self.hf.biases and part.bias and self.raw.get(part.bias)):
+                    found[f"model.layers.{layer}.{part.module}.bias"] = shape[:1]
         return found
 
     def keys(self) -> dict[str, Value]:
@@ -160,7 +148,7 @@ class ModelConfig:
 
 
 def yarn_attention_factor(fields: dict[str, Any]) -> float | None:
-    """The attention factor that config.json asks for; None where it is yarn's usual one.
+    """The attention factor that config.json asks for; None if it is yarn's usual one.
 
     Formula: transformers' `_compute_yarn_parameters`.
     """
@@ -197,8 +185,7 @@ def _rope(raw: dict[str, Any], problems: list[str]) -> Rope:
     return Rope(kind, float(theta), fields)
 
 
-def _build(path: Path, hf_name: str, raw: dict[str, Any]) -> ModelConfig:
-    family = FAMILIES[hf_name]
+def _build(path: Path, family: Family, hf: HfClass, raw: dict[str, Any]) -> ModelConfig:
     problems: list[str] = []
 
     def number(name: str, default: int | None = None) -> int:
@@ -221,22 +208,27 @@ def _build(path: Path, hf_name: str, raw: dict[str, Any]) -> ModelConfig:
         problems.append(
             f"{family.architecture} needs heads x head size = width, not {n_heads} x {head_size} for {n_embd}"
         )
-    if raw.get("hidden_act", "silu") not in ("silu", "swish"):
-        problems.append(f"the activation {raw['hidden_act']!r}; llama.cpp computes silu for this family")
+    activation = raw.get("hidden_act", family.activation)
+    if {"swish": "silu"}.get(activation, activation) != family.activation:
+        problems.append(f"the activation {activation!r}; llama.cpp computes {family.activation} for this family")
     if raw.get("quantization_config"):
         problems.append(
             f"its weights are quantised ({raw['quantization_config'].get('quant_method', 'unknown method')}); "
             "give the unquantised checkpoint"
         )
-    problems += [f"{name} = {value!r}" for name, value in family.refused.items() if raw.get(name) == value]
+    problems += [
+        f"{name} = {raw[name]!r}"
+        for name, value in hf.fixed.items()
+        if raw.get(name) is not None and raw[name] != value
+    ]
     rope = _rope(raw, problems)
     notes = []
     window = raw.get("sliding_window")
-    if hf_name == "MistralForCausalLM" and window and window < n_ctx_tokens:
+    if hf.name == "MistralForCausalLM" and window and window < n_ctx_tokens:
         notes.append(f"beyond {window} tokens llama.cpp attends to all of them, transformers to the last {window} only")
     config = ModelConfig(
         family=family,
-        hf_name=hf_name,
+        hf=hf,
         n_layers=number("num_hidden_layers"),
         n_embd=n_embd,
         n_heads=n_heads,
@@ -248,7 +240,6 @@ def _build(path: Path, hf_name: str, raw: dict[str, Any]) -> ModelConfig:
         norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
         rope=rope,
         tied=bool(raw.get("tie_word_embeddings", False)),
-        biases=frozenset(m for m, switch in family.biases.items() if switch == ALWAYS or raw.get(switch)),
         raw=raw,
         notes=tuple(notes),
     )

@@ -23,14 +23,20 @@ from ..base.quantize import TYPES, find_type
 )
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix (GGUF or .dat), for few-bit types.")
 @click.option(
-    "--chat-template", type=click.Path(path_type=Path), help="A jinja file instead of the model's own template."
+    "--chat-template", type=click.Path(path_type=Path), help="Use this Jinja file instead of the model's own template."
 )
-@click.option("--output-weight", is_flag=True, help="Write a tied head out: for adapters on embed_tokens or lm_head.")
+@click.option(
+    "--output-weight",
+    is_flag=True,
+    help="Write a tied head as a tensor of its own, for adapters on embed_tokens or lm_head.",
+)
 @click.option("--name", help="The model's name in the file; default: the folder's name.")
-@click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's pre-tokenizer, instead of the one found by trying.")
+@click.option(
+    "--pre-tokenizer", metavar="NAME", help="Use this pre-tokenizer of llama.cpp instead of the one that was found."
+)
 @click.option("--revision", help="Branch, tag or commit on the hub; default: main.")
-@click.option("--threads", type=click.IntRange(1), help="For quantising; default: all cores.")
-@click.option("--allow-requantize", is_flag=True, help="Take a GGUF that is already quantised below 8 bits.")
+@click.option("--threads", type=click.IntRange(1), help="Threads for quantising; default: all cores.")
+@click.option("--allow-requantize", is_flag=True, help="Accept a GGUF that is already quantised below 8 bits.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @json_option
 def base(

@@ -7,10 +7,10 @@ from ...edge.cli.lazy import Entry, LazyGroup
 COMMANDS: dict[str, Entry] = {
     "base": Entry("export.cli.base:base", "A checkpoint (or a GGUF) to a quantised GGUF base.", "export"),
     "lora": Entry("export.cli.lora:lora", "A PEFT adapter to a GGUF adapter for one base.", "export"),
-    "merge": Entry("export.cli.merge:merge", "An adapter added into its base, as one GGUF.", "export"),
+    "merge": Entry("export.cli.merge:merge", "An adapter merged into its base, as one GGUF.", "export"),
     "onnx": Entry("export.cli.onnx:onnx", "A checkpoint or GGUF base to ONNX graphs.", "export,onnx"),
     "onnx-adapter": Entry("export.cli.onnx:onnx_adapter", "An adapter for a base's ONNX form.", "export,onnx"),
-    "verify": Entry("export.cli.verify:verify", "Prove that exported files say what PEFT says.", "export"),
+    "verify": Entry("export.cli.verify:verify", "Prove that exported files compute what PEFT computes.", "export"),
 }
 
 

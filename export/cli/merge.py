@@ -16,11 +16,11 @@ A_FILE = click.Path(dir_okay=False, path_type=Path)
 @click.argument("adapter", type=A_FILE)
 @click.option("-o", "--output", required=True, type=A_FILE, help="The GGUF file to write.")
 @click.option("--type", "type_name", required=True, metavar="TYPE", help=f"{', '.join(TYPES)}.")
-@click.option("--scale", default=1.0, show_default=True, help="Of the adapter, on top of its own.")
+@click.option("--scale", default=1.0, show_default=True, help="Scale of the adapter, on top of its own.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @json_option
 def merge(base: Path, adapter: Path, output: Path, type_name: str, scale: float, force: bool, as_json: bool) -> None:
-    """Add the GGUF adapter ADAPTER into the GGUF BASE, for who ships a single task.
+    """Merge ADAPTER into BASE (both GGUF), to ship a single task.
 
     A merged base cannot swap, and is quantised once more than an adapter beside its base; --type f16 keeps all.
 

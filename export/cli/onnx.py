@@ -13,7 +13,7 @@ A_PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("source", type=A_PATH)
-@click.option("-o", "--output", required=True, type=A_PATH, help="Folder to make.")
+@click.option("-o", "--output", required=True, type=A_PATH, help="Folder to create.")
 @click.option(
     "--type",
     "kind",
@@ -53,7 +53,8 @@ def onnx(
     optional input of any rank. onnxruntime, onnxruntime-genai and optimum run the folder.
 
     From a GGUF every block of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K and IQ4_NL is carried over as it is, so
-    that both engines hold the same numbers; other types are requantised to 8 bits, and what that loses is said.
+    that both engines hold the same numbers; other types are requantised to 8 bits, and the
+    command prints what that loses.
 
     \b
     Example:
@@ -115,8 +116,8 @@ def onnx(
 def onnx_adapter(source: Path, base: Path, output: Path, force: bool, as_json: bool) -> None:
     """Turn SOURCE, a folder that PEFT saved or a GGUF adapter, into an adapter for the ONNX form of its base.
 
-    Scaling is PEFT's own and folded into B; what a plain LoRA cannot say is refused with all reasons. Beside the file
-    its description is written: sha256, fingerprint of the base, rank.
+    Scaling is PEFT's own and folded into B; what a plain LoRA cannot express is refused with all reasons.
+    A description is written beside the file: sha256, fingerprint of the base, rank.
 
     \b
     Example:

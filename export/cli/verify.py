@@ -17,15 +17,17 @@ A_PATH = click.Path(path_type=Path)
 @click.option("--gguf", "base", required=True, type=A_FILE, help="The base that was exported.")
 @click.option("--lora", required=True, type=A_FILE, help="The adapter that was exported.")
 @click.option("--onnx", "onnx_folder", type=A_PATH, help="The base's ONNX form, to be proved too.")
-@click.option("--onnx-adapter", type=A_FILE, help="The adapter for it.")
-@click.option("--pack", type=A_PATH, help="A pack that the report is written into, as parity/NAME.json.")
-@click.option("--name", help="Which of the pack's adapters it is about.")
+@click.option("--onnx-adapter", type=A_FILE, help="The ONNX adapter to be proved.")
+@click.option("--pack", type=A_PATH, help="Write the report into this pack, as parity/NAME.json.")
+@click.option("--name", help="The pack's adapter that the report is about.")
 @click.option("--prompts", type=A_FILE, help="One prompt a line, or .jsonl.  [default: eight built-in ones]")
 @click.option("--max-tokens", type=click.IntRange(1), default=24, show_default=True, help="Length of each answer.")
-@click.option("--threads", type=click.IntRange(1), help="For llama.cpp and torch.  [default: the physical cores]")
+@click.option(
+    "--threads", type=click.IntRange(1), help="Threads for llama.cpp and torch.  [default: the physical cores]"
+)
 @click.option("--max-logit-error", type=float, help="Bound on the largest difference of a logit.")
 @click.option("--max-kl", type=float, help="Bound on the mean KL(PEFT || llama.cpp), in nats.")
-@click.option("--min-top1", type=float, help="Bound on the share of tokens where both like the same token best.")
+@click.option("--min-top1", type=float, help="Bound on the share of positions where both rank the same token first.")
 @json_option
 def verify(
     peft_dir: Path,
@@ -45,13 +47,13 @@ def verify(
     min_top1: float | None,
     as_json: bool,
 ) -> None:
-    """Prove that exported files say what PEFT says, or exit with 1.
+    """Prove that exported files compute what PEFT computes, or exit with 1.
 
     The same prompts go through PEFT in torch (F32) and through llama.cpp (F32 KV cache): token ids of the rendered
     prompt, every logit of prompt and answer, and the greedy text are compared.
 
     \b
-    Bounds, where none is given:
+    Bounds, unless given:
       base and adapter F32        largest logit error <= 0.002
       else, with --base-gguf      mean KL <= 0.02 and top-1 agreement >= 0.9
       else, with --hf             the same, or twice what quantising the base costs by itself
@@ -71,9 +73,9 @@ def verify(
     import torch
 
     from ...edge.console import progress
-    from ..verify.prompts import BUILT_IN, read_prompts
-    from ..verify.report import as_data, as_text, keep_report
-    from ..verify.verify import verify as prove
+    from ..proof.prompts import BUILT_IN, read_prompts
+    from ..proof.report import as_data, as_text, keep_report
+    from ..proof.verify import verify as prove
 
     asked = read_prompts(prompts) if prompts is not None else BUILT_IN
     if threads is not None:

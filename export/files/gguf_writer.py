@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 import numpy.typing as npt
 
+from ...edge.errors import InputError
 from ...edge.gguf.file import MAX_NAME_BYTES, SCALAR_FORMATS, GgufFile, ValueType
 from ...edge.gguf.types import GgmlType
 from .encode import encode_rows
@@ -142,7 +143,10 @@ def _padding(size: int, alignment: int) -> int:
 def _header(keys: Mapping[str, Value], tensors: Sequence[NewTensor], alignment: int) -> bytes:
     parts = [b"GGUF", struct.pack("<IQQ", VERSION, len(tensors), len(keys))]
     for key, entry in keys.items():
-        parts += [_string(key), struct.pack("<I", entry.type), _value(entry)]
+        try:
+            parts += [_string(key), struct.pack("<I", entry.type), _value(entry)]
+        except (struct.error, OverflowError, UnicodeEncodeError) as error:
+            raise InputError(f"the key {key!r} cannot be written to a GGUF ({error})") from None
     offset = 0
     names: set[str] = set()
     for tensor in tensors:
@@ -187,10 +191,11 @@ def write_gguf(
 
     Args:
         keys: in file order; `general.architecture` goes first. `general.alignment` is honoured.
-        on_bytes: is told of every piece of tensor data written.
+        on_bytes: called with the length of every piece of tensor data written.
 
     Raises:
         ValueError: a name, shape or number of bytes is not what the format allows (a mistake of the caller).
+        InputError: a key's value does not fit its type, or is a text with half a surrogate pair.
     """
     alignment = int(keys["general.alignment"].value) if "general.alignment" in keys else ALIGNMENT_BYTES
     with path.open("wb") as stream:

@@ -6,7 +6,6 @@
 Layout: the safetensors specification (8 bytes of header length, a JSON header, the data).
 """
 
-import json
 import math
 import os
 import struct
@@ -19,11 +18,13 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 import numpy.typing as npt
 
-from ...edge.errors import DamagedError
+from ...edge.errors import DamagedError, InputError
 from ...edge.files.regular import open_regular
+from ...edge.files.text import LFS_HINT, is_lfs_pointer, is_text, loads_json
 from .encode import widen_bf16
 
 MAX_HEADER_BYTES: Final = 100_000_000
+MAX_DIMS: Final = 8
 BLOCK_BYTES: Final = 4 << 20
 
 # safetensors' own names; BF16 has no numpy type and is widened from its bits
@@ -49,6 +50,19 @@ class StoredTensor:
     shape: tuple[int, ...]
     start_bytes: int
     size_bytes: int
+
+
+def _row(name: str, row: Any) -> tuple[str, str, tuple[int, ...], int, int]:
+    """Name, type, shape, start and end of an entry; ValueError, KeyError or TypeError where it is none."""
+    start, end = row["data_offsets"]
+    numbers = [*row["shape"], start, end]
+    if not all(
+        isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 1 << 62 for number in numbers
+    ):
+        raise ValueError(f"shape or offsets of {name[:80]!r} are no sizes")
+    if not is_text(row["dtype"]) or not is_text(name) or len(row["shape"]) > MAX_DIMS:
+        raise ValueError(f"name, type or shape of {name[:80]!r}")
+    return name, row["dtype"], tuple(row["shape"]), start, end
 
 
 class SafetensorsFile:
@@ -86,21 +100,18 @@ class SafetensorsFile:
         head = self._stream.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
         if not 2 <= length <= min(MAX_HEADER_BYTES, size_bytes - 8):
-            pointer = head.startswith(b"version ")
+            if is_lfs_pointer(head + self._stream.read(64)):
+                raise InputError("is a Git LFS pointer, not the file itself", where=self.path, hint=LFS_HINT)
             raise DamagedError(
-                "is not a safetensors file, or was cut short",
-                where=self.path,
-                hint="it is a Git LFS pointer: run `git lfs pull`" if pointer else "copy or download it again",
+                "is not a safetensors file, or was cut short", where=self.path, hint="copy or download it again"
             )
         try:
-            header = json.loads(self._stream.read(length))
+            header = loads_json(self._stream.read(length).decode("utf-8"))
             self.metadata = header.pop("__metadata__", {})
-            rows = [
-                (name, str(row["dtype"]), tuple(map(int, row["shape"])), *map(int, row["data_offsets"]))
-                for name, row in header.items()
-            ]
+            rows = [_row(name, row) for name, row in header.items()]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedError(f"the safetensors header is not valid ({error})", where=self.path) from None
+            reason = str(error)[:200] or type(error).__name__
+            raise DamagedError(f"the safetensors header is not valid ({reason})", where=self.path) from None
         problems = []
         base = 8 + length
         for name, dtype, shape, start, end in rows:

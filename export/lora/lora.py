@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...edge.console import progress
-from ...edge.errors import InputError
+from ...edge.errors import InputError, UnsupportedError
 from ...edge.files.atomic import atomic_file, check_new, sha256_file
 from ...edge.gguf.adapter import (
     ALORA_TOKENS_KEY,
@@ -29,6 +29,7 @@ from ...edge.gguf.adapter import (
     check_adapter,
 )
 from ...edge.gguf.base import BaseInfo
+from ...edge.gguf.families import FAMILIES
 from ...edge.gguf.file import ValueType
 from ..files.gguf_writer import Value, array, float32, text, uint32, write_gguf
 from ..reasons import Reasons
@@ -70,7 +71,7 @@ def export_lora(
     """Converts the folder that PEFT saved into `output`, for the base GGUF `base`.
 
     Args:
-        base: the GGUF, or what is known of it where it is not here (`edge.onnx_folder.OnnxBase.stated`).
+        base: the GGUF, or what is known of it if it is not here (`edge.onnx.folder.OnnxBase.stated`).
         kind: how matrices are stored; "auto" takes Q8_0 where rows allow it, else F16 (see `plan_tensors`).
         task: name of the task; None: what train.json says, else none is written.
         prompt_prefix: text that the adapter wants in front of prompts.
@@ -83,6 +84,12 @@ def export_lora(
     """
     output = Path(output)
     info = base if isinstance(base, BaseInfo) else BaseInfo.open(base)
+    if "lora" not in info.family.uses:
+        raise UnsupportedError(
+            f"adapters for the architecture {info.architecture!r} are not exported; "
+            f"{', '.join(name for name, family in FAMILIES.items() if 'lora' in family.uses)} are",
+            where=info.file.path,
+        )
     reasons = Reasons()
     with PeftFolder.open(peft_dir, reasons) as folder:
         _check_output(output, info, folder, force)

@@ -6,7 +6,6 @@ when it is set, because it may change what the adapter computes. Fields as of PE
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +13,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...edge.errors import InputError
-from ...edge.files.atomic import read_json
 from ..reasons import Reasons
 from .scaling import Scaling
 
+# Beyond any matrix's side, and what an F32 holds with room for products
+MAX_RANK: Final = 1 << 20
+MAX_ALPHA: Final = 1e30
 REFUSED: Final = {
     "use_dora": "DoRA rescales whole weight columns, which no low-rank sum can do",
     "lora_bias": "a GGUF adapter holds no bias vectors",
@@ -51,7 +52,29 @@ READ: Final = frozenset(
 )
 # Starts that leave the base's weights as they are; the others subtract the start from them.
 PLAIN_STARTS: Final = (True, False, "gaussian", "eva", "orthogonal", "mica")
-TASK_TYPES: Final = (None, "CAUSAL_LM")
+# PEFT's words for what a model gives out. They change nothing in LoRA's sum; a head would be a whole module.
+TASK_TYPES: Final = (None, "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """One module's A and B.
+
+    Attributes:
+        module: its name in the model, without `base_model.model.`.
+        a, b: names in the safetensors file. Shapes there: A (rank, n_in), B (n_out, rank); of an embedding
+            A (rank, n_vocab), B (n_embd, rank).
+        embedding: an embedding's pair.
+        rank: columns of B.
+        turned: both lie the other way round in the file (mlx-lm's).
+    """
+
+    module: str
+    a: str
+    b: str
+    embedding: bool
+    rank: int
+    turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,8 +82,8 @@ class PeftConfig:
     """The parts of an adapter_config.json that an export needs.
 
     Attributes:
-        base_name: `base_model_name_or_path` as it stands; "" where missing.
-        revision: of the base on its hub; "" where missing.
+        base_name: `base_model_name_or_path` as it stands; "" if missing.
+        revision: of the base on its hub; "" if missing.
         alora_tokens: invocation tokens of an activated LoRA; empty for a plain one.
     """
 
@@ -70,15 +93,14 @@ class PeftConfig:
     alora_tokens: tuple[int, ...]
 
 
-def read_peft_config(path: Path, reasons: Reasons) -> PeftConfig:
-    """Reads an adapter_config.json; what is wrong with its fields goes to `reasons`.
+def read_peft_config(path: Path, data: Any, reasons: Reasons) -> PeftConfig:
+    """Understands the content of an adapter_config.json; what is wrong with its fields goes to `reasons`.
 
     Raises:
-        InputError: no such file, or no JSON object.
+        InputError: no JSON object.
     """
-    data = read_json(path)
     if not isinstance(data, dict):
-        raise InputError("is no adapter_config.json: it holds no JSON object", where=path)
+        raise InputError("is not an adapter_config.json: it does not hold a JSON object", where=path)
     _check_kind(data, reasons)
     fields = _Fields(data, reasons)
     scaling = Scaling(
@@ -109,9 +131,7 @@ def _check_kind(data: Mapping[str, Any], reasons: Reasons) -> None:
             f"bias is {_short(data['bias'])}: a GGUF adapter holds no bias vectors; train with bias='none'"
         )
     if data.get("task_type") not in TASK_TYPES:
-        reasons.unsupported(
-            f"task_type is {_short(data['task_type'])}: only adapters of causal language models are run"
-        )
+        reasons.unsupported(f"task_type is {_short(data['task_type'])}, which PEFT does not know")
     start = data.get("init_lora_weights", True)
     if start is not None and start not in PLAIN_STARTS:
         reasons.unsupported(
@@ -139,13 +159,14 @@ class _Fields:
         self.reasons = reasons
 
     def as_count(self, name: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.reasons.wrong(f"{name} is {_short(value)}; it must be a positive whole number")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
+            self.reasons.wrong(f"{name} is {_short(value)}; it must be a whole number from 1 to {MAX_RANK}")
             return 1
         return value
 
     def as_number(self, name: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        # Written so that NaN fails.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_ALPHA:
             self.reasons.wrong(f"{name} is {_short(value)}; it must be a number")
             return 1.0
         return float(value)
@@ -165,8 +186,8 @@ class _Fields:
         for key, entry in value.items():
             try:
                 re.compile(rf"(.*\.)?({key})$")
-            except re.error as error:
-                self.reasons.wrong(f"{name}: {key!r} is no regular expression ({error})")
+            except (re.error, OverflowError, RecursionError) as error:
+                self.reasons.wrong(f"{name}: {key!r} is not a regular expression ({error})")
                 continue
             found[key] = read(f"{name}[{key!r}]", entry)
         return found
@@ -176,7 +197,7 @@ class _Fields:
         if value is None:
             return ()
         plain = isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in value)
-        if not plain or not value or min(value) < 0:
+        if not plain or not value or min(value) < 0 or max(value) >= 1 << 31:
             self.reasons.wrong(f"{name} is {_short(value)}; it must be a list of token ids")
             return ()
         return tuple(value)

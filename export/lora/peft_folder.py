@@ -18,17 +18,20 @@ from ...edge.errors import InputError
 from ...edge.files.atomic import read_json
 from ..files.safetensors import READABLE, SafetensorsFile
 from ..reasons import Reasons
-from .peft_config import PeftConfig, read_peft_config
+from .mlx_folder import is_mlx, read_mlx
+from .peft_config import LoraPair, PeftConfig, read_peft_config
+from .tensor_names import other_sense, plain_name
 
+SHOWN: Final = 8
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 PICKLE_FILE: Final = "adapter_model.bin"
-PREFIX: Final = "base_model.model."
 # module, then which part of the adapter it is
 _PARTS: Final = re.compile(r"(.+?)\.(lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B)")
 _UNSUPPORTED_PARTS: Final = (
     (re.compile(r"\.lora_magnitude_vector(\.weight)?$"), "DoRA's magnitude vectors"),
     (re.compile(r"\.lora_B\.bias$"), "biases of the adapter (lora_bias)"),
+    (re.compile(r"\.lora_[ab]$"), "matrices of mlx-lm (lora_a, lora_b); give the folder that mlx_lm.lora saved"),
     (re.compile(r"\.token_adapter\."), "trained token rows (trainable_token_indices)"),
     (re.compile(r"\.bias$"), "biases of the base (bias is not 'none')"),
     (
@@ -45,33 +48,14 @@ CONVERT_HINT: Final = (
 
 
 @dataclass(frozen=True)
-class LoraPair:
-    """One module's A and B.
-
-    Attributes:
-        module: its name in the model, without `base_model.model.`.
-        a, b: names in the safetensors file. Shapes there: A (rank, n_in), B (n_out, rank); of an embedding
-            A (rank, n_vocab), B (n_embd, rank).
-        embedding: an embedding's pair.
-        rank: columns of B.
-    """
-
-    module: str
-    a: str
-    b: str
-    embedding: bool
-    rank: int
-
-
-@dataclass(frozen=True)
 class PeftFolder:
-    """An adapter as PEFT saved it.
+    """An adapter as PEFT saved it, or mlx-lm in its own form.
 
     Attributes:
-        weights: the safetensors file; None where there is none to read.
+        weights: the safetensors file; None if there is none to read.
         pairs: in the file's order.
         base_copies: module -> tensor of copies of the base's embedding or head that PEFT adds when it adapts them.
-        training: train.json of `slm-edge train`, {} where missing.
+        training: train.json of `slm-edge train`, {} if missing.
     """
 
     path: Path
@@ -94,13 +78,21 @@ class PeftFolder:
             problem = "is a file; the folder that PEFT saved is needed" if path.exists() else "no such folder"
             raise InputError(problem, where=path)
         if not (path / CONFIG_FILE).is_file():
+            below = sorted(found.parent.name for found in path.glob(f"*/{CONFIG_FILE}"))[:SHOWN]
             raise InputError(
-                f"holds no {CONFIG_FILE}", where=path, hint="give the folder that PEFT's save_pretrained made"
+                f"holds no {CONFIG_FILE}",
+                where=path,
+                hint=f"give one of the folders in it: {', '.join(below)}"
+                if below
+                else "give the folder that PEFT's save_pretrained made",
             )
-        config = read_peft_config(path / CONFIG_FILE, reasons)
+        raw = read_json(path / CONFIG_FILE)
+        if is_mlx(raw):
+            config, weights, pairs = read_mlx(path, raw, reasons)
+            return cls(path, config, weights, pairs, {}, {})
+        config = read_peft_config(path / CONFIG_FILE, raw, reasons)
         training = read_json(path / "train.json") if (path / "train.json").is_file() else {}
-        weights: SafetensorsFile | None = None
-        pairs: tuple[LoraPair, ...] = ()
+        weights, pairs = None, ()
         copies: dict[str, str] = {}
         if (path / WEIGHTS_FILE).is_file():
             weights = SafetensorsFile.open(path / WEIGHTS_FILE)
@@ -132,18 +124,26 @@ def _sort_tensors(
     """Puts every tensor of the file to its use; what has none becomes a reason of refusal."""
     modules: dict[str, dict[str, str]] = {}
     copies: dict[str, str] = {}
+    seen: dict[str, str] = {}
     for name in weights.tensors:
-        inner = name.removeprefix(PREFIX)
+        inner = plain_name(name)
         part = _PARTS.fullmatch(inner)
-        if name.startswith(PREFIX) and part:
+        if inner in seen:
+            reasons.wrong(
+                "two of its tensors are the same matrix (two adapters in one file?)", f"{seen[inner]}, {name}"
+            )
+        elif sense := other_sense(inner):
+            reasons.unsupported(f"it adapts {sense} of a multimodal model, which the base lacks", name)
+        elif part:
             modules.setdefault(part[1], {})[part[2]] = name
-        elif name.startswith(PREFIX) and inner.endswith(".base_layer.weight"):
+        elif inner.endswith(".base_layer.weight"):
             copies[inner.removesuffix(".base_layer.weight")] = name
         else:
             what = next(
-                (text for shape, text in _UNSUPPORTED_PARTS if shape.search(name)), "tensors of an unknown kind"
+                (text for shape, text in _UNSUPPORTED_PARTS if shape.search(inner)), "tensors of an unknown kind"
             )
             reasons.unsupported(f"it holds {what}", name)
+        seen[inner] = name
     for module, name in copies.items():
         if module not in modules:
             reasons.wrong("a copy of a layer that has no adapter", name)
@@ -166,10 +166,11 @@ def _pair(
     a, b = (weights.tensors[parts[label]] for label in labels)
     for entry in (a, b):
         if entry.dtype not in READABLE:
-            reasons.unsupported(f"matrices of {entry.dtype}, which is no float type that is read here", entry.name)
+            reasons.unsupported(f"matrices of {entry.dtype}, which is not a float type that can be read", entry.name)
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or min(*a.shape, *b.shape) < 1:
         reasons.wrong(
-            "A and B are no pair (rank, in), (out, rank)", f"{module} has {list(a.shape)} and {list(b.shape)}"
+            "A and B do not have the shapes (rank, in) and (out, rank)",
+            f"{module} has {list(a.shape)} and {list(b.shape)}",
         )
         return None
     rank, said = a.shape[0], config.scaling.rank_of(module)

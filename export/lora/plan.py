@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ...edge.gguf.base import BaseInfo
+from ...edge.gguf.families import interleave_rows
 from ...edge.gguf.types import GgmlType
-from ..families import FAMILIES, Family, interleave_rows
 from ..files.encode import F16_MAX, decode_rows, encode_rows
 from ..files.gguf_writer import Chunk, NewTensor
 from ..files.safetensors import READABLE, SafetensorsFile
 from ..reasons import Reasons
-from .peft_folder import LoraPair, PeftFolder
+from .peft_config import LoraPair
+from .peft_folder import PeftFolder
 from .scaling import FileScaling
 
 LoraType = Literal["auto", "f32", "f16", "bf16", "q8_0"]
@@ -42,8 +43,8 @@ class PlannedTensor:
         source: name in the safetensors file.
         n_rows, row_length: as written.
         factor: what the values are multiplied by.
-        transposed: the source lies the other way round (an embedding's A).
-        n_heads: heads whose rows are reordered; None where they stay.
+        transposed: the source lies the other way round (an embedding's A; both of mlx-lm's).
+        n_heads: heads whose rows are reordered; None if they stay.
     """
 
     name: str
@@ -74,14 +75,9 @@ def _values(
     rows: npt.NDArray[Any] = weights.rows(source, 0, weights.tensors[source].shape[0]).astype(np.float32, copy=False)
     if factor != 1.0:
         rows = (rows * np.float64(factor)).astype(np.float32)
-    if n_heads is not None:
-        rows = interleave_rows(rows, n_heads)
-    return np.ascontiguousarray(rows.T) if transposed else rows
-
-
-def family_of(base: BaseInfo) -> Family:
-    """The names and row orders of a base's architecture (checked by BaseInfo to be a known one)."""
-    return next(family for family in FAMILIES.values() if family.architecture == base.architecture)
+    if transposed:
+        rows = np.ascontiguousarray(rows.T)
+    return rows if n_heads is None else interleave_rows(rows, n_heads)
 
 
 def plan_tensors(
@@ -102,11 +98,11 @@ def plan_tensors(
         target = _target(pair, base, weights, reasons)
         if target is None or not all(weights.tensors[name].dtype in READABLE for name in (pair.a, pair.b)):
             continue
-        n_heads = family_of(base).n_interleaved_heads(target, base.n_heads, base.n_kv_heads)
+        n_heads = base.family.n_interleaved_heads(target, base.n_heads, base.n_kv_heads)
         sizes = []
         for part, source in (("lora_a", pair.a), ("lora_b", pair.b)):
             is_b = part == "lora_b"
-            turned = pair.embedding and not is_b
+            turned = pair.turned != (pair.embedding and not is_b)
             rows, length = weights.tensors[source].shape[:: -1 if turned else 1]
             factor = scaling.factor_of(pair.module) if is_b else 1.0
             with np.errstate(over="ignore"):
@@ -167,7 +163,7 @@ def _check_range(source: str, size: _Size, reasons: Reasons) -> None:
 
 def _target(pair: LoraPair, base: BaseInfo, weights: SafetensorsFile, reasons: Reasons) -> str | None:
     """The base's tensor that a pair changes, or None with a reason."""
-    stem = family_of(base).gguf_name(pair.module)
+    stem = base.family.gguf_name(pair.module)
     target = f"{stem}.weight"
     if target in ("token_embd.weight", "output.weight") and not base.has_output:
         reasons.unsupported(
@@ -182,7 +178,7 @@ def _target(pair: LoraPair, base: BaseInfo, weights: SafetensorsFile, reasons: R
         reasons.wrong("the base has no such matrix (is it another model's adapter?)", pair.module)
         return None
     n_in, n_out = base.tensor_shapes[target]
-    a, b = weights.tensors[pair.a].shape, weights.tensors[pair.b].shape
+    a, b = (weights.tensors[name].shape[:: -1 if pair.turned else 1] for name in (pair.a, pair.b))
     if pair.embedding != (target == "token_embd.weight"):
         reasons.wrong("an embedding's pair on another layer, or the other way round", pair.module)
         return None
@@ -196,15 +192,15 @@ def _target(pair: LoraPair, base: BaseInfo, weights: SafetensorsFile, reasons: R
             f"{pair.module} is {found[0]} -> {found[1]}, the base's {n_in} -> {n_out}",
         )
         return None
-    if pair.rank > min(n_in, n_out):
-        reasons.wrong("a rank above the matrix's own", f"{pair.module} has rank {pair.rank} on {n_in} -> {n_out}")
+    if pair.rank > max(n_in, n_out):
+        reasons.wrong("a rank above the matrix's sides", f"{pair.module} has rank {pair.rank} on {n_in} -> {n_out}")
     return target
 
 
 def _check_copies(folder: PeftFolder, base: BaseInfo, weights: SafetensorsFile, reasons: Reasons) -> None:
     """PEFT adds copies of an embedding or head that it adapts: they must be the base's own, in shape and values."""
     for module, name in folder.base_copies.items():
-        target = f"{family_of(base).gguf_name(module)}.weight"
+        target = f"{base.family.gguf_name(module)}.weight"
         if target == "output.weight" and not base.has_output:
             target = "token_embd.weight"
         shape = weights.tensors[name].shape

@@ -18,7 +18,7 @@ def pattern_key(patterns: Iterable[str], module: str) -> str | None:
     A pattern is a regular expression for the end of the module's name, beginning at a dot or at the start.
 
     Raises:
-        re.error: a pattern is no regular expression.
+        re.error: a pattern is not a regular expression.
     """
     return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), None)
 
@@ -65,7 +65,7 @@ class FileScaling:
     factors: Mapping[str, float]
 
     def factor_of(self, module: str) -> float:
-        """The factor for a module's B; 1.0 where nothing is folded."""
+        """The factor for a module's B; 1.0 if nothing is folded."""
         return self.factors.get(module, 1.0)
 
 

@@ -21,14 +21,15 @@ import numpy.typing as npt
 from ...edge.errors import InputError, UnsupportedError
 from ...edge.files.atomic import atomic_file, check_new, sha256_file, write_json
 from ...edge.gguf.adapter import AdapterInfo, check_adapter
+from ...edge.gguf.families import FAMILIES, halves_order
 from ...edge.gguf.file import GgufFile
 from ...edge.onnx.adapter import ADAPTER_VERSION, LARGEST, OnnxAdapter, description_path
 from ...edge.onnx.folder import LoraInput, OnnxBase, StatedBase
 from ..files.encode import matrix_rows
 from ..lora.lora import export_lora
-from ..lora.peft_folder import PeftFolder
+from ..lora.mlx_folder import MLX_WEIGHTS_FILE
+from ..lora.peft_folder import WEIGHTS_FILE, PeftFolder
 from ..reasons import Reasons
-from .weights import rope_halves
 
 SCHEMA: Final = 1
 Matrix = npt.NDArray[np.float32]
@@ -40,7 +41,7 @@ class ExportedOnnxAdapter:
 
     Attributes:
         adapter: as it was read back and checked.
-        task: its task's name, None where the source states none.
+        task: its task's name, None if the source states none.
         notes: what the user should know, though it is no fault.
     """
 
@@ -109,10 +110,16 @@ def export_onnx_adapter(
             "n_pairs": info.n_pairs,
             "task": info.task_name,
             "prompt_prefix": info.prompt_prefix,
-            "source_sha256": sha256_file(source if source.is_file() else source / "adapter_model.safetensors"),
+            "source_sha256": sha256_file(_weights_file(source)),
         }
         write_json(description_path(output), description)
     return ExportedOnnxAdapter(OnnxAdapter.open(output, base), info.task_name, tuple(notes))
+
+
+def _weights_file(source: Path) -> Path:
+    if source.is_file():
+        return source
+    return next(path for name in (WEIGHTS_FILE, MLX_WEIGHTS_FILE) if (path := source / name).is_file())
 
 
 @contextlib.contextmanager
@@ -136,7 +143,7 @@ def _as_gguf(source: Path, base: StatedBase) -> Iterator[tuple[Path, list[str]]]
 
 def _arrays(file: GgufFile, info: AdapterInfo, base: OnnxBase) -> dict[str, Matrix]:
     """Every LoRA input that the adapter fills, in F32."""
-    heads = {"attn_q": base.n_heads, "attn_k": base.n_kv_heads} if base.architecture == "llama" else {}
+    family = FAMILIES[base.architecture]
     found: dict[str, Matrix] = {}
     for pair in base.lora:
         parts: list[tuple[Matrix, Matrix] | None] = []
@@ -145,9 +152,9 @@ def _arrays(file: GgufFile, info: AdapterInfo, base: OnnxBase) -> dict[str, Matr
                 parts.append(None)
                 continue
             down, up = matrix_rows(file, f"{target}.lora_a"), matrix_rows(file, f"{target}.lora_b")
-            n_heads = heads.get(target.split(".")[2])
+            n_heads = family.n_interleaved_heads(target, base.n_heads, base.n_kv_heads)
             if n_heads is not None:
-                up = up[rope_halves(len(up), n_heads)]
+                up = up[halves_order(len(up), n_heads)]
             parts.append((down.T, (up.T * (info.alpha / len(down))).astype(np.float32)))
         if any(part is not None for part in parts):
             found[pair.a], found[pair.b] = _side_by_side(pair, parts)

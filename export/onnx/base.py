@@ -96,7 +96,7 @@ def export_onnx(
         length = max_length_tokens or min(info.n_ctx_train_tokens, DEFAULT_MAX_LENGTH_TOKENS)
         if length > info.n_ctx_train_tokens:
             raise InputError(
-                f"a length of {length} tokens is asked of a base trained for {info.n_ctx_train_tokens}",
+                f"a length of {length} tokens is asked for; the base was trained for {info.n_ctx_train_tokens}",
                 where="--max-length",
             )
         with atomic_folder(dest, replace=force) as folder:
@@ -143,6 +143,8 @@ def _as_gguf(source: Path, dest: Path) -> Iterator[tuple[Path, list[str]]]:
 def _check(info: BaseInfo, source: Path) -> None:
     """Refuses what the graph cannot compute as the base means it; all reasons at once."""
     file, arch = info.file, info.architecture
+    if "onnx" not in info.family.uses:
+        raise UnsupportedError(f"ONNX graphs of the architecture {arch!r} are not made", where=source)
     reasons = []
     size = head_size_of(info)
     if size % HEAD_SIZE_STEP:
@@ -168,10 +170,10 @@ def _check(info: BaseInfo, source: Path) -> None:
 def _known_tensors(info: BaseInfo) -> Iterator[str]:
     yield from ("token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight")
     for layer in range(info.n_layers):
-        for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
-            yield from (f"blk.{layer}.{part}.weight", f"blk.{layer}.{part}.bias")
-        for part in ("attn_norm", "ffn_norm", "attn_q_norm", "attn_k_norm"):
-            yield f"blk.{layer}.{part}.weight"
+        for part in info.family.block:
+            yield f"blk.{layer}.{part.name}.weight"
+            if part.is_matrix:
+                yield f"blk.{layer}.{part.name}.bias"
 
 
 def _describe(

@@ -32,7 +32,7 @@ class Blocks:
     Attributes:
         quants: (n_rows, n_blocks, block bytes); of 4-bit values the low nibble is the first.
         scales: (n_rows, n_blocks).
-        offsets: (n_rows, n_blocks), added to every value of a block; None where the type has none.
+        offsets: (n_rows, n_blocks), added to every value of a block; None if the type has none.
     """
 
     quants: Bytes

@@ -91,7 +91,7 @@ class DataFile:
         return region
 
     def add(self, name: str, values: npt.NDArray[Any]) -> str:
-        """A whole tensor at once; gives its name."""
+        """A whole tensor at once; returns its name."""
         self.reserve(name, values.dtype, values.shape).write(values)
         return name
 

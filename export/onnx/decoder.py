@@ -1,4 +1,4 @@
-"""Llama, Qwen2 and Qwen3 as ONNX graphs: what is put into the data file, and the two graphs over it.
+"""Decoders as ONNX graphs: what is put into the data file, and the two graphs over it.
 
     parts = store(info, weights, packed=False, max_length_tokens=2048)
     build(info, parts, data, dtype, lora=True).save(folder / "model.onnx", "model")
@@ -22,21 +22,12 @@ from .graph import MS, Graph
 from .rope import head_size_of, rope_tables
 from .weights import Matrix, Weights
 
-# Module of a layer -> GGUF name; grouped as they share their input.
-GROUPS: Final = (
-    ("self_attn.qkv_proj", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-    ("self_attn.o_proj", ("self_attn.o_proj",)),
-    ("mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj")),
-    ("mlp.down_proj", ("mlp.down_proj",)),
-)
-GGUF_NAMES: Final = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
+# Matrices that share their input, by their GGUF names -> module that holds them together.
+GROUPS: Final = {
+    ("attn_q", "attn_k", "attn_v"): "self_attn.qkv_proj",
+    ("attn_output",): "self_attn.o_proj",
+    ("ffn_gate", "ffn_up"): "mlp.gate_up_proj",
+    ("ffn_down",): "mlp.down_proj",
 }
 
 
@@ -49,7 +40,7 @@ class Linear:
         targets: the base's tensors, in order.
         widths: n_out of each.
         matrices: one for all of them where they are held alike, else one each.
-        bias: of all of them together; None where there is none.
+        bias: of all of them together; None if there is none.
     """
 
     name: str
@@ -102,30 +93,32 @@ def store(info: BaseInfo, weights: Weights, data: DataFile, *, packed: bool, max
     embedding = weights.matrix("model.embed_tokens", ["token_embd.weight"], transposed=False)
     norms = {"model.norm": weights.vector("model.norm.weight", ["output_norm.weight"])}
     layers = []
-    names = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-    names |= {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+    family = info.family
+    modules = {part.name: part.module for part in family.block}
+    groups = [(name, group) for group, name in GROUPS.items()]
+    if not packed:
+        groups = [(modules[name], (name,)) for group in GROUPS for name in group]
     for layer in range(info.n_layers):
         where = f"model.layers.{layer}"
-        for module, gguf_name in names.items():
-            tensor = f"blk.{layer}.{gguf_name}.weight"
-            if tensor in info.tensor_shapes:
-                norms[f"{where}.{module}"] = weights.vector(f"{where}.{module}.weight", [tensor])
-        groups = GROUPS if packed else tuple((name, (name,)) for name in GGUF_NAMES)
+        for part in family.block:
+            if not part.is_matrix:
+                tensor = f"blk.{layer}.{part.name}.weight"
+                norms[f"{where}.{part.module}"] = weights.vector(f"{where}.{part.module}.weight", [tensor])
         layers.append({name: _linear(info, weights, f"{where}.{name}", layer, group) for name, group in groups})
     head = weights.matrix("lm_head", ["output.weight"], transposed=False) if info.has_output else embedding
     return Parts(tuple(layers), norms, embedding, head, head_size_of(info))
 
 
 def _linear(info: BaseInfo, weights: Weights, name: str, layer: int, group: Sequence[str]) -> Linear:
-    stems = [f"blk.{layer}.{GGUF_NAMES[module]}" for module in group]
+    stems = [f"blk.{layer}.{part}" for part in group]
     targets = tuple(f"{stem}.weight" for stem in stems)
     widths = tuple(info.tensor_shapes[target][1] for target in targets)
     alike = len({weights.held_as(target) for target in targets}) == 1
     if alike:
         matrices: tuple[Matrix, ...] = (weights.matrix(name, targets),)
     else:
-        where = name.rpartition(f".{layer}.")[0] + f".{layer}"
-        matrices = tuple(weights.matrix(f"{where}.{m}", [t]) for m, t in zip(group, targets, strict=True))
+        names = [str(info.family.module(stem)) for stem in stems]
+        matrices = tuple(weights.matrix(n, [t]) for n, t in zip(names, targets, strict=True))
     biases = [f"{stem}.bias" for stem in stems if f"{stem}.bias" in info.tensor_shapes]
     bias = weights.vector(f"{name}.bias", biases) if len(biases) == len(stems) else None
     return Linear(name, targets, widths, info.tensor_shapes[targets[0]][0], matrices, bias)

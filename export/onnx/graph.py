@@ -52,7 +52,7 @@ class Graph:
         self._sums: dict[tuple[str, int], str] = {}
 
     def input(self, name: str, dtype: Any, dims: Sequence[int | str]) -> str:
-        """A graph input; gives its name."""
+        """A graph input; returns its name."""
         self.inputs.append(self._info(name, dtype, dims))
         return name
 
@@ -88,7 +88,7 @@ class Graph:
     def node(
         self, op: str, inputs: Sequence[str], *, out: str | Sequence[str] = "", domain: str = "", **attributes: Any
     ) -> str:
-        """Adds a node; gives the name of its first output, which is made up unless given."""
+        """Adds a node; returns the name of its first output, which is made up unless given."""
         outputs = [out] if isinstance(out, str) else list(out)
         if not outputs[0]:
             outputs[0] = f"v{len(self.nodes)}"

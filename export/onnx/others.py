@@ -1,4 +1,4 @@
-"""What other runtimes look for beside the graphs: genai_config.json, config.json, a tokenizer where there is one."""
+"""What other runtimes look for beside the graphs: genai_config.json, config.json, a tokenizer if there is one."""
 
 import shutil
 from pathlib import Path
@@ -23,11 +23,10 @@ COPIED: Final = (
     "chat_template.jinja",
     "generation_config.json",
 )
-_HF_NAMES: Final = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
 def write_configs(folder: Path, info: BaseInfo, length: int, checkpoint: Path | None, dtype: Any) -> list[str]:
-    """Writes the configs and copies the checkpoint's tokenizer; gives notes for the user.
+    """Writes the configs and copies the checkpoint's tokenizer; returns notes for the user.
 
     Args:
         checkpoint: the Hugging Face folder; None for a GGUF, whose tokenizer other runtimes cannot read.
@@ -98,7 +97,7 @@ def _config(info: BaseInfo, dtype: Any) -> dict[str, Any]:
     """A Hugging Face config.json for a GGUF."""
     file, arch = info.file, info.architecture
     config: dict[str, Any] = {
-        "architectures": [_HF_NAMES[arch]],
+        "architectures": [info.family.classes[0].name],
         "model_type": arch,
         "vocab_size": info.n_vocab,
         "hidden_size": info.n_embd,
@@ -110,7 +109,7 @@ def _config(info: BaseInfo, dtype: Any) -> dict[str, Any]:
         "max_position_embeddings": info.n_ctx_train_tokens,
         "rms_norm_eps": float(file.get(f"{arch}.attention.layer_norm_rms_epsilon")),
         "rope_theta": float(file.get(f"{arch}.rope.freq_base", 10000.0)),
-        "hidden_act": "silu",
+        "hidden_act": info.family.activation,
         "tie_word_embeddings": not info.has_output,
         "torch_dtype": np.dtype(dtype).name,
         "use_cache": True,

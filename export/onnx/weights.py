@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ...edge.errors import DamagedError, UnsupportedError
 from ...edge.gguf.base import BaseInfo
+from ...edge.gguf.families import halves_order
 from ...edge.gguf.types import GgmlType
 from ..files.encode import decode_rows
 from .blocks import CARRIERS
@@ -36,7 +37,7 @@ class Matrix:
         held: the ggml type whose blocks it has; None for floats.
         weight: quants, (n_out, n_blocks, bytes), or floats: (n_in, n_out) transposed, (n_out, n_in) else.
         scales: (n_out, n_blocks); None for floats.
-        offsets: (n_blocks, n_out); None where the type has none.
+        offsets: (n_blocks, n_out); None if the type has none.
     """
 
     n_in: int
@@ -45,11 +46,6 @@ class Matrix:
     weight: str
     scales: str | None = None
     offsets: str | None = None
-
-
-def rope_halves(n_out: int, n_heads: int) -> npt.NDArray[np.int64]:
-    """Which row of llama.cpp's q or k stands at each row of Hugging Face's; `families.interleave_rows` undone."""
-    return np.arange(n_out).reshape(n_heads, n_out // n_heads // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
 class Weights:
@@ -129,7 +125,7 @@ class Weights:
             for rows in self._rows(tensor):
                 blocks = carrier.blocks(self._as_type(tensor, rows, held))
                 if not np.isfinite(blocks.scales).all():
-                    raise DamagedError("a block's scale is no finite number", where=f"{file.path}, {tensor}")
+                    raise DamagedError("a block's scale is not a finite number", where=f"{file.path}, {tensor}")
                 quants.write(blocks.quants)
                 scales.write(blocks.scales)
                 if blocks.offsets is not None:
@@ -161,11 +157,9 @@ class Weights:
         return values.astype(self.dtype, copy=False)
 
     def _order(self, tensor: str) -> npt.NDArray[np.int64] | None:
-        if self._info.architecture != "llama":
-            return None
-        part = tensor.split(".")[2] if tensor.startswith("blk.") else ""
-        n_heads = {"attn_q": self._info.n_heads, "attn_k": self._info.n_kv_heads}.get(part)
-        return None if n_heads is None else rope_halves(self._info.tensor_shapes[tensor][-1], n_heads)
+        info = self._info
+        n_heads = info.family.n_interleaved_heads(tensor, info.n_heads, info.n_kv_heads)
+        return None if n_heads is None else halves_order(info.tensor_shapes[tensor][-1], n_heads)
 
     def _rows(self, tensor: str) -> Iterator[npt.NDArray[np.uint8]]:
         """Raw rows in Hugging Face's order, a few MiB at a time."""

@@ -53,6 +53,12 @@ CANDIDATES: Final = {
     "afmoe": False,
     "glm4": True,
 }
+# Expressions from which llama.cpp made a pre-tokenizer of its own, though not an exact one: taken, and said.
+MADE_FROM: Final = {
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+": "tekken",
+}
 SHOWN: Final = 5
 # whole words of the vocabulary itself, which merges may not lead to
 SAMPLED_TOKENS: Final = 800
@@ -67,7 +73,8 @@ class Difference:
     found: list[int]
 
     def __str__(self) -> str:
-        at = next((i for i, (a, b) in enumerate(zip(self.expected, self.found, strict=False)) if a != b), 0)
+        pairs = enumerate(zip(self.expected, self.found, strict=False))
+        at = next((i for i, (a, b) in pairs if a != b), min(len(self.expected), len(self.found)))
         start = max(0, at - 1)
         shown = self.text if len(self.text) <= 40 else self.text[:40] + "…"
         return (
@@ -137,6 +144,7 @@ class _vocab_of:
 def differences(vocab: Vocab, tokenizer: ReadTokenizer, texts: Iterable[str]) -> Iterator[Difference]:
     """The texts on which llama.cpp's token ids are not the reference's."""
     for line in texts:
+        line = tokenizer.behind + line
         expected, got = tokenizer.encode(line), vocab.encode(line, special=tokenizer.parses_special)
         if expected != got:
             yield Difference(line, expected, got)
@@ -152,7 +160,7 @@ def compare(
 
 
 def find_pretokenizer(tokenizer: ReadTokenizer, architecture: str, forced: str | None = None) -> Found:
-    """The pre-tokenizer with which llama.cpp and the reference agree on every text.
+    """The pre-tokenizer with which llama.cpp and the reference agree on every text, else one of `MADE_FROM`.
 
     Args:
         forced: take this one, and only report where it differs.
@@ -180,6 +188,8 @@ def find_pretokenizer(tokenizer: ReadTokenizer, architecture: str, forced: str |
             best = found
     if best is None:
         raise EngineError("llama.cpp knows none of the pre-tokenizers that are tried")
+    if best.differences and tokenizer.pattern in MADE_FROM:
+        return compare(tokenizer, MADE_FROM[tokenizer.pattern], architecture, texts)
     return _agreed(best)
 
 

@@ -18,7 +18,7 @@ _PROBE: Final = "a"
 
 
 def optional_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is no such file."""
+    """A JSON object, or an empty one if there is no such file."""
     data = read_json(path) if path.exists() else {}
     return data if isinstance(data, dict) else {}
 

@@ -7,9 +7,8 @@ Read from tokenizer.json, else from a SentencePiece tokenizer.model. Which pre-t
 by `pretokenizer.py`, by trying.
 """
 
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -43,6 +42,9 @@ class ReadTokenizer:
         parses_special: `encode` turns the texts of added tokens into those tokens.
         ignores_merges: a whole word that is a token is taken as it is.
         composes: the reference first composes the text to Unicode NFC, which llama.cpp does not.
+        behind: a special token; the two are compared behind it, since the reference puts a space before a text that
+            begins with none, and llama.cpp would do so behind each of them.
+        pattern: the expression that splits text into words, "" if there is none.
         tokens: texts as stored, one per id.
         added: texts of the added tokens.
     """
@@ -55,6 +57,8 @@ class ReadTokenizer:
     composes: bool
     tokens: list[str]
     added: list[str]
+    behind: str = ""
+    pattern: str = ""
 
 
 def read_tokenizer(folder: Path, n_vocab: int, config: dict[str, Any]) -> ReadTokenizer:
@@ -81,12 +85,7 @@ def read_tokenizer(folder: Path, n_vocab: int, config: dict[str, Any]) -> ReadTo
 
 def _types_of(part: Any) -> set[str]:
     """Every "type" inside a part of tokenizer.json."""
-    if isinstance(part, dict):
-        own = {part["type"]} if isinstance(part.get("type"), str) else set()
-        return own.union(*(_types_of(value) for value in part.values()))
-    if isinstance(part, list):
-        return set().union(*(_types_of(value) for value in part))
-    return set()
+    return {step["type"] for step in _parts(part) if isinstance(step.get("type"), str)}
 
 
 def _from_json(folder: Path, n_vocab: int, config: dict[str, Any]) -> ReadTokenizer:
@@ -129,12 +128,16 @@ def _from_json(folder: Path, n_vocab: int, config: dict[str, Any]) -> ReadTokeni
     from tokenizers import Tokenizer
 
     reference = Tokenizer.from_file(str(path))
+    # Left by a training script; transformers sets them anew with each call.
+    reference.no_padding()
+    reference.no_truncation()
     keys |= special_ids(
         folder, config, {token["content"]: token["id"] for token in added} | vocab, model.get("unk_token")
     )
     keys |= adds_by_default(
         folder, keys, lambda line: list(reference.encode(line).ids), has_processor=bool(data.get("post_processor"))
     )
+    bos = keys.get("tokenizer.ggml.bos_token_id")
     return ReadTokenizer(
         kind=kind,
         keys=keys,
@@ -144,6 +147,8 @@ def _from_json(folder: Path, n_vocab: int, config: dict[str, Any]) -> ReadTokeni
         composes="NFC" in _types_of(data.get("normalizer")),
         tokens=tokens,
         added=[token["content"] for token in added],
+        behind=tokens[int(bos.value)] if bos is not None and _metaspace_scheme(data) == "first" else "",
+        pattern=_pattern(data.get("pre_tokenizer")),
     )
 
 
@@ -163,11 +168,13 @@ def _from_sentencepiece(folder: Path, n_vocab: int, config: dict[str, Any]) -> R
         "tokenizer.ggml.tokens": array(ValueType.STRING, tokens),
         "tokenizer.ggml.scores": array(ValueType.FLOAT32, scores),
         "tokenizer.ggml.token_type": array(ValueType.INT32, types),
-        "tokenizer.ggml.add_space_prefix": boolean(model.add_space_prefix),
     }
     from sentencepiece import SentencePieceProcessor
 
     reference = SentencePieceProcessor(model_file=str(path))
+    # SentencePiece puts its space before the whole text alone, llama.cpp would behind each of these pieces too.
+    behind = next((piece.text for piece in model.pieces if piece.type == USER_DEFINED and model.add_space_prefix), "")
+    keys["tokenizer.ggml.add_space_prefix"] = boolean(model.add_space_prefix and not behind)
     names = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
     own = {
         f"tokenizer.ggml.{name}_token_id": uint32(model.ids[short])
@@ -179,12 +186,13 @@ def _from_sentencepiece(folder: Path, n_vocab: int, config: dict[str, Any]) -> R
     return ReadTokenizer(
         kind="llama",
         keys=keys,
-        encode=lambda line: list(reference.encode(line)),
+        encode=lambda line: list(reference.encode(line))[bool(behind) :],
         parses_special=False,
         ignores_merges=False,
         composes=False,
         tokens=tokens,
         added=[token["content"] for token in added],
+        behind=behind,
     )
 
 
@@ -243,9 +251,31 @@ def _scores(folder: Path, tokens: list[str], merges: list[str]) -> list[float]:
     return [-float(ranks[token]) if token in ranks else _NEVER_MERGED_SCORE for token in tokens]
 
 
+def _parts(part: Any) -> Iterator[dict[str, Any]]:
+    """Every object inside a part of tokenizer.json."""
+    if isinstance(part, dict):
+        yield part
+        part = list(part.values())
+    if isinstance(part, list):
+        for entry in part:
+            yield from _parts(entry)
+
+
+def _metaspace_scheme(data: dict[str, Any]) -> str | None:
+    """Where Metaspace puts a space: "always" (before each part between special tokens), "first" (before the whole text
+    alone) or "never"; None if there is no Metaspace."""
+    steps = _parts([data.get("normalizer"), data.get("pre_tokenizer")])
+    found = next((step for step in steps if step.get("type") == "Metaspace"), None)
+    return None if found is None else str(found.get("prepend_scheme", "always"))
+
+
 def _adds_space(data: dict[str, Any]) -> bool:
-    """Whether a space is put before the text: a Prepend normalizer, or Metaspace unless it says "never"."""
-    described = json.dumps([data.get("normalizer"), data.get("pre_tokenizer")])
-    if '"Prepend"' in described:
-        return True
-    return '"Metaspace"' in described and '"prepend_scheme": "never"' not in described
+    """Whether a space is put before each text between special tokens, as llama.cpp does it."""
+    steps = _parts([data.get("normalizer"), data.get("pre_tokenizer")])
+    return _metaspace_scheme(data) == "always" or any(step.get("type") == "Prepend" for step in steps)
+
+
+def _pattern(pre_tokenizer: Any) -> str:
+    """The first regular expression by which text is split."""
+    patterns = [step.get("pattern") for step in _parts(pre_tokenizer) if step.get("type") == "Split"]
+    return next((str(found["Regex"]) for found in patterns if isinstance(found, dict) and "Regex" in found), "")

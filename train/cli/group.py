@@ -65,10 +65,10 @@ def training_command(name: str, values: dict[str, Any], folder: Path, about: str
     """
 
     @json_option
-    @click.option("--finish", is_flag=True, help="Train no further: write what the last checkpoint holds.")
-    @click.option("--resume/--fresh", default=True, help="Take up a checkpoint of the same run, or begin anew.")
+    @click.option("--finish", is_flag=True, help="Stop training and write what the last save holds.")
+    @click.option("--resume/--fresh", default=True, help="Continue from the run's last save, or begin anew.")
     @click.option(
-        "--save-every", type=click.FloatRange(0), default=60, show_default=True, help="Seconds between checkpoints."
+        "--save-every", type=click.FloatRange(0), default=60, show_default=True, help="Seconds between saves."
     )
     @click.option(
         "--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute [default: cuda if there is one]."
@@ -122,8 +122,8 @@ def training_command(name: str, values: dict[str, Any], folder: Path, about: str
         short_help=about,
         help=f"""Train an adapter: {about}.
 
-        Writes a PEFT folder that `slm-edge export lora` takes as it is. A run that was cut off goes on where its last
-        checkpoint stands (in OUTPUT.run), with the same result.
+        Writes a PEFT folder that `slm-edge export lora` takes as it is. A run that was stopped continues from its
+        last save (in OUTPUT.run), with the same result.
 
         \b
         Example:
@@ -161,7 +161,7 @@ class _Train(click.Group):
 def train() -> None:
     """Train a task adapter (PEFT LoRA) on the very weights that ship.
 
-    What to train stands in a recipe: a TOML file of yours, one that ships (`slm-edge train recipes`), or flags.
+    A recipe says what to train: a TOML file of yours, one that ships (`slm-edge train recipes`), or flags.
 
     \b
     Examples:

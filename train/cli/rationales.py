@@ -14,7 +14,7 @@ from ...edge.console import emit, json_option, progress
 @click.option(
     "--adapter",
     type=click.Path(exists=True, path_type=Path),
-    help="It answers: a GGUF adapter on a CPU, a PEFT folder on a GPU (on a CPU too, but slowly).",
+    help="Adapter that answers: a GGUF on a CPU, a PEFT folder on a GPU (slow on a CPU).",
 )
 @click.option(
     "--data",
@@ -28,13 +28,15 @@ from ...edge.console import emit, json_option, progress
     "--samples", "n_samples", type=click.IntRange(1), default=4, show_default=True, help="Answers to each problem."
 )
 @click.option(
-    "--keep", "n_kept", type=click.IntRange(1), default=4, show_default=True, help="Right ones kept of a problem."
+    "--keep", "n_kept", type=click.IntRange(1), default=4, show_default=True, help="Right answers kept of each problem."
 )
 @click.option("--temperature", type=click.FloatRange(0, 10), default=0.7, show_default=True)
 @click.option("--max-prompt-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest problem.")
 @click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer.")
 @click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--parallel", "n_parallel", type=click.IntRange(1), help="At once [default: 16, on a GPU 2048].")
+@click.option(
+    "--parallel", "n_parallel", type=click.IntRange(1), help="Answers drawn at once [default: 16, on a GPU 2048]."
+)
 @threads_option
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute [default: cuda if there is one].")
 @json_option
@@ -51,8 +53,8 @@ def own_rationales(
 ) -> None:
     """Let the model work problems out several times, and keep the answers that came out right.
 
-    What it writes is data for `train math`, beside the gold answers or in their place. Stopped, the same command goes
-    on where it was; until the output is there, answers are kept beside it.
+    The output is data for `train math`, beside the gold answers or in their place. If it is stopped, the same command
+    continues where it was; until the output is complete, answers are kept beside it.
 
     \b
     Example:

@@ -19,7 +19,7 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--prompts", type=PATH, multiple=True, help='More prompts: JSON Lines with "prompt" and "adapter" or null.'
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the patterns' words.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed for the words of the patterns.")
 @json_option
 def train(
     output: Path | None, pack: Path | None, data: Path | None, prompts: tuple[Path, ...], seed: int, as_json: bool
@@ -44,12 +44,12 @@ def train(
     if data is not None:
         rows += public_prompts(data, seed)
     for path in prompts:
-        from ..data.examples import read_rows
+        from ..data.examples import read_texts
 
-        for row in read_rows(path):
-            if row.get("adapter") not in (None, *TASKS) or not isinstance(row.get("prompt"), str):
-                raise InputError(f"a row has no prompt, or an adapter that is none of {', '.join(TASKS)}", where=path)
-            rows.append(Prompt(row["prompt"], row["adapter"], f"yours {path.stem}"))
+        for number, row in enumerate(read_texts(path, "prompt"), 1):
+            if row.get("adapter") not in (None, *TASKS):
+                raise InputError(f"row {number}: its adapter is none of {', '.join(TASKS)}", where=path)
+            rows.append(Prompt(row["prompt"], row.get("adapter"), f"yours {path.stem}"))
     model = train_router(rows, on_step=note)
     if output is not None:
         write_router(output, model)

@@ -54,7 +54,7 @@ def _field_text(doc: dict[str, Any]) -> str:
 @click.argument("adapter", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The PEFT folder to write.")
 @click.option("--rank", type=click.IntRange(1), help="Highest rank of any module.")
-@click.option("--energy", type=float, help="Share of the squared singular values that each module keeps, as 0.95.")
+@click.option("--energy", type=float, help="Share of squared singular values each module must keep, e.g. 0.95.")
 @click.option(
     "--multiple-of",
     type=click.IntRange(1),
@@ -131,7 +131,7 @@ def compress(
 def memory(base: str, kinds: tuple[str, ...], rank: int, tokens: int, steps: int, as_json: bool) -> None:
     """Measure what a training step on BASE takes: peak memory and time for each way to keep the frozen weights.
 
-    BASE is a GGUF file, or a shape as llama-3.2-1b:q4_0, for which a file of random blocks is made in the temporary
+    BASE is a GGUF file, or a shape, e.g. llama-3.2-1b:q4_0, for which a file of random blocks is made in the temporary
     folder. Each way is measured in a process of its own, with one thread and one pass of random tokens per step.
 
     \b
@@ -162,8 +162,8 @@ def starter(
 ) -> None:
     """Train the adapters that ship with slm-edge again, from public data.
 
-    Takes about three hours on two cores. Adapters that lie in OUTPUT already are left as they are; one that was cut
-    off goes on from its checkpoint.
+    Takes about three hours on two cores. Adapters that are already in OUTPUT are kept; one that was stopped continues
+    from its last save.
 
     \b
     Example:
@@ -192,10 +192,15 @@ def starter(
 )
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSONL to write.")
 @click.option(
-    "--prompts", "n_prompts", type=click.IntRange(1), default=300, show_default=True, help="Drawn by the seed."
+    "--prompts",
+    "n_prompts",
+    type=click.IntRange(1),
+    default=300,
+    show_default=True,
+    help="Number of prompts, drawn by the seed.",
 )
 @click.option(
-    "--max-prompt-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longer ones are not."
+    "--max-prompt-tokens", type=click.IntRange(1), default=256, show_default=True, help="Skip prompts longer than this."
 )
 @click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer.")
 @click.option("--seed", type=int, default=1, show_default=True)
@@ -205,8 +210,8 @@ def own_answers(base: Path, data: tuple[Path, ...], output: Path, n_prompts: int
     """Let a base answer general prompts, for `--replay`: what an adapter should not change.
 
     Rows are chats (`messages`), or have a `prompt`, or an `instruction` with `input` or `context`; their own answers
-    are not read. An answer that does not end within --max-tokens is left out. Stopped, the same command goes on where
-    it was.
+    are not read. An answer that does not end within --max-tokens is left out. If it is stopped,
+    the same command continues where it was.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Whether test items of benchmarks stand in the training data: runs of words that both have.
+"""Whether test items of benchmarks are in the training data: runs of words that both have.
 
     index = Index(find_benchmarks([Path("data")]))
     index.found_in("Natalia sold clips to 48 of her friends ...")      # {("GSM8K test", 17)}
@@ -26,6 +26,8 @@ _WORD = re.compile(r"[^\W_]+")
 # What a row's question is called, in this order, in the files of benchmarks.
 _QUESTION = ("question", "text", "prompt", "Question", "instruction", "query")
 
+_MBPP_TEST = frozenset(map(str, range(11, 511)))
+
 Words = tuple[str, ...]
 
 
@@ -43,7 +45,7 @@ def words_of(text: str) -> Words:
 
 
 def _mbpp_test(row: Row) -> bool:
-    return int(row["task_id"]) in range(11, 511)
+    return str(row.get("task_id")) in _MBPP_TEST
 
 
 # Below a data folder: file -> name, and which rows are test items.
@@ -181,7 +183,7 @@ def checked(pairs: Iterable[Pair], report: Report, choice: str, drop: Callable[[
     """The rows that may be trained on.
 
     Args:
-        choice: "report" keeps all, "drop" leaves out those that overlap, "refuse" raises where there is one.
+        choice: "report" keeps all, "drop" leaves out those that overlap, "refuse" raises if there is one.
         drop: told the reason for each row left out.
 
     Raises:
@@ -197,13 +199,13 @@ def checked(pairs: Iterable[Pair], report: Report, choice: str, drop: Callable[[
     whole = [b.name for b in report.index.benchmarks if len(report.items[b.name]) > TOO_MANY * len(b.items) >= 2]
     if whole and choice != "drop":
         raise InputError(
-            f"more than {TOO_MANY:.0%} of {' and of '.join(whole)} stands in the training data",
+            f"more than {TOO_MANY:.0%} of {' and of '.join(whole)} is in the training data",
             problems=report.lines(),
             hint='train on other rows, or leave these out: contamination = "drop"',
         )
     if choice == "refuse" and report.lines():
         raise InputError(
-            "test items of benchmarks stand in the training data",
+            "test items of benchmarks are in the training data",
             problems=[*report.lines(), *(f"{e['benchmark']} {e['item']}: {e['row']}" for e in report.examples)],
             hint='contamination = "drop" leaves these rows out',
         )

@@ -1,9 +1,6 @@
 """From rows to token ids: chat template, completion, end-of-turn token; duplicates and long rows are left out."""
 
-import gzip
 import hashlib
-import json
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +9,7 @@ from typing import Any
 
 from ...edge.errors import InputError
 from ...edge.files.atomic import sha256_file
+from ...edge.files.text import is_text, json_rows
 from ...edge.gguf.chat_template import Message
 from ..model.alora import last_place
 from ..model.bases import Base, completion_end
@@ -25,6 +23,33 @@ class Pair:
 
     messages: list[Message]
     completion: str
+
+
+def text_of(row: Row, key: str) -> str:
+    """A cell that must be a text.
+
+    Raises:
+        ValueError: it is missing, null, of another type, or has half a surrogate pair.
+    """
+    value = row.get(key)
+    if not is_text(value):
+        what = "has half a surrogate pair" if isinstance(value, str) else "is no text"
+        raise ValueError(f"the cell {key!r} {what}")
+    return str(value)
+
+
+def asked_of(row: Row) -> str:
+    """What an Alpaca-style row asks: its instruction, and its input if it has one; ValueError as `text_of`."""
+    given = "" if row.get("input") is None else text_of(row, "input")
+    return "\n".join(part.strip() for part in (text_of(row, "instruction"), given) if part.strip())
+
+
+def turns_of(row: Row) -> list[Message]:
+    """The `messages` of a row; ValueError where they are no list of roles and texts."""
+    turns = row.get("messages")
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError("the cell 'messages' is no list of messages")
+    return [{"role": text_of(turn, "role"), "content": text_of(turn, "content")} for turn in turns]
 
 
 @dataclass(frozen=True)
@@ -64,21 +89,20 @@ def read_rows(path: Path) -> Iterator[Row]:
     if path.name.endswith(".parquet"):
         yield from _parquet_rows(path)
         return
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.name.endswith(".gz") else data).decode("utf-8")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})", where=path) from None
-    try:
-        if text.lstrip().startswith("["):
-            rows = json.loads(text)
-        else:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except json.JSONDecodeError as error:
-        raise InputError(f"is not JSON or JSONL: {error}", where=path) from None
-    for number, row in enumerate(rows, 1):
+    for number, row in json_rows(path):
         if not isinstance(row, dict):
             raise InputError(f"row {number} is not an object", where=path)
+        yield row
+
+
+def read_texts(path: Path, *keys: str) -> Iterator[Row]:
+    """The rows of a file as `read_rows`, each with texts in these cells; InputError with the row where it has not."""
+    for number, row in enumerate(read_rows(path), 1):
+        try:
+            for key in keys:
+                text_of(row, key)
+        except ValueError as error:
+            raise InputError(f"row {number}: {error}", where=path) from None
         yield row
 
 
@@ -111,7 +135,11 @@ def tokenize(
     seen: set[tuple[int, ...]] = set()
     examples = []
     for pair in pairs:
-        prompt = base.prompt_ids(pair.messages)
+        try:
+            prompt = base.prompt_ids(pair.messages)
+        except InputError:
+            counts.dropped["refused by the chat template"] += 1
+            continue
         ids = (*prompt, *base.encode(pair.completion), *end)
         if ids in seen:
             counts.dropped["duplicate"] += 1

@@ -35,7 +35,7 @@ class Prepared:
     """Examples of a run, and what the record says of them.
 
     Attributes:
-        found: overlap with benchmarks; None where it was not looked for.
+        found: overlap with benchmarks; None if it was not looked for.
         invocation: token ids from which on an aLoRA acts; empty for a plain LoRA.
     """
 
@@ -55,9 +55,9 @@ class Prepared:
         return hashed.hexdigest()
 
 
-def as_sources(data: Sequence[Path | Source]) -> list[Source]:
+def as_sources(data: Sequence[str | Path | Source]) -> list[Source]:
     """Plain paths as sources, named by their file names."""
-    return [entry if isinstance(entry, Source) else Source(entry, entry.name) for entry in data]
+    return [entry if isinstance(entry, Source) else Source(Path(entry), Path(entry).name) for entry in data]
 
 
 def prepare(

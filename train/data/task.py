@@ -22,7 +22,7 @@ class Task:
     Attributes:
         name: as in `slm-edge train NAME`.
         about: one line.
-        pair: makes prompt and completion of a row, or raises Skip with the reason.
+        pair: makes prompt and completion of a row, or raises Skip with the reason; ValueError as `text_of`.
         defaults: recipe fields that differ from Recipe's own defaults.
         made: makes n rows of its own from a seed, where the task has such rows.
     """
@@ -34,11 +34,11 @@ class Task:
     made: Callable[[int, int], Iterator[Row]] | None = None
 
     def pairs(self, rows: Iterable[Row], skipped: Callable[[str], object]) -> Iterator[Pair]:
-        """Pairs of all rows; `skipped` is told the reason for each row left out."""
+        """Pairs of all rows; `skipped` is called with the reason for each row left out, odd cells among them."""
         for row in rows:
             try:
                 yield self.pair(row)
-            except Skip as reason:
+            except (Skip, ValueError) as reason:
                 skipped(str(reason))
 
 

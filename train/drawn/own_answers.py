@@ -13,7 +13,7 @@ from ...edge.errors import InputError
 from ...edge.files.atomic import sha256_file, sha256_json
 from ...edge.gguf.chat_template import Message
 from ...edge.session.session import Session
-from ..data.examples import Row, read_rows
+from ..data.examples import Row, read_rows, text_of, turns_of
 from .kept_answers import KeptAnswers
 
 
@@ -23,15 +23,21 @@ def prompt_of(row: Row) -> list[Message] | None:
     Raises:
         InputError: it has neither messages, nor a prompt, nor an instruction.
     """
-    turns = row.get("messages")
-    if isinstance(turns, list) and turns:
-        return turns[:-1] if turns[-1].get("role") == "assistant" else turns
-    if isinstance(row.get("prompt"), str):
-        return user_message(row["prompt"].strip())
-    if isinstance(row.get("instruction"), str):
-        if "context" in row and dolly_held_out(row):
-            return None
-        return dolly_messages(row["instruction"], row.get("context") or row.get("input") or "")
+    try:
+        if row.get("messages"):
+            turns = turns_of(row)
+            return turns[:-1] if turns[-1]["role"] == "assistant" else turns
+        if row.get("prompt") is not None:
+            return user_message(text_of(row, "prompt").strip())
+        if row.get("instruction") is not None:
+            given = next((key for key in ("context", "input") if row.get(key)), None)
+            instruction, context = text_of(row, "instruction"), text_of(row, given) if given else ""
+            passage = context if given == "context" else ""
+            if "context" in row and dolly_held_out({"instruction": instruction, "context": passage}):
+                return None
+            return dolly_messages(instruction, context)
+    except ValueError as error:
+        raise InputError(f"a row cannot be used: {error}") from None
     raise InputError(f"a row has neither messages, nor prompt, nor instruction: {list(row)}")
 
 

@@ -22,6 +22,7 @@ from ...edge.datasets.numbers import INVALID, flexible_answer, normalise, same_n
 from ...edge.datasets.prompts import gsm8k_messages
 from ...edge.errors import InputError
 from ...edge.files.atomic import sha256_file, sha256_json
+from ...edge.files.text import is_text
 from ...edge.session.session import Session
 from ..data.examples import read_rows
 from ..model.bases import Base, open_base
@@ -34,7 +35,7 @@ _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
 def right_answer(text: str, truth: str) -> str | None:
-    """The text as a training row's answer, `#### N` in its last line; None where its number isn't `truth`.
+    """The text as a training row's answer, `#### N` in its last line; None if its number isn't `truth`.
 
     A text with the mark is judged by the number behind it, another by its last number.
     """
@@ -113,7 +114,7 @@ def own_rationales(
     exported = adapter is not None and adapter.is_file()
     by_llama_cpp = device == "cpu" and base.is_file() and (adapter is None or exported)
     if exported and not by_llama_cpp:
-        raise InputError("on a GPU, and on a folder, an adapter is a PEFT folder", where=adapter)
+        raise InputError("on a GPU, and on a folder, the adapter must be a PEFT folder", where=adapter)
     prepare_device(device)
     draw = _by_llama_cpp if by_llama_cpp else partial(_by_torch, device=device)
     begun = time.monotonic()
@@ -235,7 +236,7 @@ def _by_torch(
 def _problem(row: dict[str, Any], path: Path) -> tuple[str, str]:
     """Question and right number of a row."""
     question, answer = row.get("question"), row.get("answer")
-    if not isinstance(question, str) or not isinstance(answer, str) or strict_answer(answer) == INVALID:
+    if not is_text(question) or not is_text(answer) or strict_answer(answer) == INVALID:
         raise InputError("a row has no question, or no answer with a final line '#### N'", where=path)
     return question, strict_answer(answer)
 

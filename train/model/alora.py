@@ -34,7 +34,7 @@ def active_tokens() -> Tensor | None:
 
 
 def last_place(ids: Sequence[int], invocation: Sequence[int]) -> int | None:
-    """Where the invocation begins for the last time in a row; None where it doesn't stand."""
+    """Where the invocation begins for the last time in a row; None if it doesn't stand."""
     n = len(invocation)
     for at in range(len(ids) - n, -1, -1):
         if tuple(ids[at : at + n]) == tuple(invocation):

@@ -5,13 +5,12 @@ base.prompt_ids(messages)
 model = base.load_model(attention="sdpa")
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...edge.errors import InputError, UnsupportedError
-from ...edge.files.atomic import sha256_file
+from ...edge.files.atomic import read_table, sha256_file
 from ...edge.gguf.base import BaseInfo
 from ...edge.gguf.chat_template import ChatTemplate, Message
 from ...edge.llama.prompt import PromptEncoder
@@ -127,7 +126,7 @@ class HfBase:
         source = self._tokenizer.chat_template
         if not isinstance(source, str):
             raise InputError("the tokenizer has no chat template", where=path, hint="add chat_template.jinja to it")
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = read_table(path / "config.json")
         self.path = path
         self.name = name or str(path)
         self.template = ChatTemplate(source, self._tokenizer.bos_token or "", self._tokenizer.eos_token or "")
@@ -138,7 +137,7 @@ class HfBase:
     @staticmethod
     def _generation_ends(path: Path) -> set[int | None]:
         file = path / "generation_config.json"
-        ends = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+        ends = read_table(file).get("eos_token_id") if file.is_file() else None
         return set(ends) if isinstance(ends, list) else {ends}
 
     def encode(self, text: str) -> list[int]:

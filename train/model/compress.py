@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...edge.errors import InputError, UnsupportedError
-from ...edge.files.atomic import atomic_folder, read_json, write_json
+from ...edge.files.atomic import atomic_folder, read_table, write_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -105,10 +105,10 @@ def compress(
     if rank is None and energy is None:
         raise InputError("nothing says how small: give a rank, an energy, or both")
     if rank is not None and rank < 1:
-        raise InputError(f"rank is {rank}; at least 1 is possible")
+        raise InputError(f"rank is {rank}; it must be at least 1")
     if energy is not None and not 0 < energy <= 1:
-        raise InputError(f"energy is {energy}; above 0 and up to 1 are possible")
-    config = read_json(source / CONFIG)
+        raise InputError(f"energy is {energy}; it must be above 0 and at most 1")
+    config = read_table(source / CONFIG)
     weights = read_weights(source)
     modules = _modules(source, config, weights)
     new: dict[str, Matrix] = {}
@@ -129,12 +129,12 @@ def compress(
         write_json(aside / CONFIG, {**config, **_scaling(ranks, scales)})
         record = source / "train.json"
         if record.is_file():
-            write_json(aside / "train.json", {**read_json(record), "compressed": result.as_dict()})
+            write_json(aside / "train.json", {**read_table(record), "compressed": result.as_dict()})
     return result
 
 
 def read_weights(source: Path) -> dict[str, Matrix]:
-    """The matrices of a PEFT folder by name, as F32; raises InputError where there are none."""
+    """The matrices of a PEFT folder by name, as F32; raises InputError if there are none."""
     path = source / WEIGHTS
     if not path.is_file():
         raise InputError("no such file; a PEFT folder has it", where=path)

@@ -3,7 +3,7 @@
     model = load_gguf_model("SmolLM2-135M-Instruct.Q4_1.gguf")      # LlamaForCausalLM, the weights that will ship
     model = load_gguf_model("base.gguf", weights="gguf")            # the same, its matrices kept as the file's blocks
 
-A family is one entry of FAMILIES. The tokenizer is not made here: llama.cpp's own is used (`edge.llama.vocab`).
+A family is one row of `edge.gguf.families`. No tokenizer is made here: llama.cpp's own is used (`edge.llama.vocab`).
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...edge.errors import UnsupportedError
+from ...edge.gguf.families import ALWAYS, FAMILIES, Family, halves_order
 from ...edge.gguf.file import GgufFile
 from ..recipe import Weights
 from .blocks import DECODERS, dequantize
@@ -23,70 +24,26 @@ from .frozen import BlockEmbedding, BlockLinear
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-BLOCK_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 # Divisors of the rotation speeds, (head size / 2,): llama.cpp's form of Llama 3's rope scaling.
 ROPE_FACTORS = "rope_freqs.weight"
-TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-
-
-@dataclass(frozen=True)
-class Family:
-    """How one GGUF architecture maps to transformers.
-
-    Attributes:
-        model_class: name of the class in transformers.
-        config_class: name of its config class.
-        interleaved_rope: q and k rows lie pair by pair in the file (rope type NORM) and are put back to halves.
-        config: fixed config entries.
-    """
-
-    model_class: str
-    config_class: str
-    interleaved_rope: bool
-    config: dict[str, Any]
-
-
-FAMILIES = {
-    "llama": Family("LlamaForCausalLM", "LlamaConfig", True, {"attention_bias": False, "mlp_bias": False}),
-    "qwen2": Family("Qwen2ForCausalLM", "Qwen2Config", False, {"use_sliding_window": False}),
-    "qwen3": Family("Qwen3ForCausalLM", "Qwen3Config", False, {"use_sliding_window": False, "attention_bias": False}),
-}
 
 
 def family_of(gguf: GgufFile) -> Family:
-    """The table's entry for a file.
+    """The table's row for a file.
 
     Raises:
-        UnsupportedError: no entry for its architecture.
+        UnsupportedError: no row for its architecture, or none that is trained from a GGUF.
     """
     arch = str(gguf.get("general.architecture", ""))
-    if arch not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
+    family = FAMILIES.get(arch)
+    if family is None or "train" not in family.uses:
+        known = ", ".join(sorted(name for name, row in FAMILIES.items() if "train" in row.uses))
         raise UnsupportedError(
             f"training from a GGUF of architecture {arch!r} is not supported (known: {known})",
             where=gguf.path,
             hint="train from the Hugging Face folder of the same model instead",
         )
-    return FAMILIES[arch]
-
-
-def split_rope_halves(rows: "np.ndarray[Any, Any]", n_heads: int) -> "np.ndarray[Any, Any]":
-    """Undoes the GGUF row order of q and k: per head, (pair, half) back to (half, pair). rows: (out,) or (out, in)."""
-    shape = rows.shape
-    pairs = rows.reshape(n_heads, shape[0] // n_heads // 2, 2, *shape[1:])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(shape)
+    return family
 
 
 def config_of(gguf: GgufFile) -> "PretrainedConfig":
@@ -122,10 +79,20 @@ def config_of(gguf: GgufFile) -> "PretrainedConfig":
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
         "bos_token_id": gguf.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": gguf.get("tokenizer.ggml.eos_token_id"),
-        **family.config,
+        **_biases(gguf, family),
+        **family.classes[0].fixed,
     }
-    config_class: type[PretrainedConfig] = getattr(transformers, family.config_class)
+    config_class: type[PretrainedConfig] = getattr(transformers, family.classes[0].config)
     return config_class(**config)
+
+
+def _biases(gguf: GgufFile, family: Family) -> dict[str, bool]:
+    """The config fields that switch biases on, as the file has biases."""
+    switches: dict[str, bool] = {}
+    for part in family.block:
+        if part.bias not in ("", ALWAYS):
+            switches[part.bias] = switches.get(part.bias, False) or f"blk.0.{part.name}.bias" in gguf.tensors
+    return switches
 
 
 def tensor_of(gguf: GgufFile, name: str) -> "np.ndarray[Any, Any]":
@@ -154,7 +121,7 @@ class Place:
 
     def in_order(self, rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
         """Rows (numbers or blocks) in the order that transformers wants."""
-        return split_rope_halves(rows, self.n_heads) if self.n_heads else rows
+        return rows[halves_order(len(rows), self.n_heads)] if self.n_heads else rows
 
 
 def places(gguf: GgufFile) -> dict[str, Place]:
@@ -166,22 +133,18 @@ def places(gguf: GgufFile) -> dict[str, Place]:
     family = family_of(gguf)
     arch = str(gguf.get("general.architecture"))
     heads = int(gguf.get(f"{arch}.attention.head_count"))
-    rotated = {"attn_q": heads, "attn_k": int(gguf.get(f"{arch}.attention.head_count_kv", heads))}
+    kv_heads = int(gguf.get(f"{arch}.attention.head_count_kv", heads))
     found: dict[str, Place] = {}
     unknown = []
     for name in gguf.tensors:
         if name == ROPE_FACTORS:
             continue
         stem, _, kind = name.rpartition(".")
-        layer, part = "", stem
-        if stem.startswith("blk."):
-            _, layer, part = stem.split(".", 2)
-        target = BLOCK_NAMES.get(part) if layer else TOP_NAMES.get(part)
-        if target is None or kind not in ("weight", "bias"):
+        module = family.module(stem)
+        if module is None or kind not in ("weight", "bias"):
             unknown.append(name)
             continue
-        prefix = f"model.layers.{layer}." if layer else ""
-        found[name] = Place(f"{prefix}{target}", kind, rotated.get(part, 0) if family.interleaved_rope else 0)
+        found[name] = Place(module, kind, family.n_interleaved_heads(stem, heads, kv_heads) or 0)
     if unknown:
         raise UnsupportedError(
             "tensors that the training model has no place for", where=gguf.path, problems=[f"{n}" for n in unknown]
@@ -220,7 +183,7 @@ def load_gguf_model(
     gguf = GgufFile.open(path)
     config = config_of(gguf)
     config._attn_implementation = attention
-    model_class = getattr(transformers, family_of(gguf).model_class)
+    model_class = getattr(transformers, family_of(gguf).classes[0].name)
     with torch.device("meta"):
         model = model_class(config)
     _fill(model, gguf, weights, device)
@@ -263,7 +226,7 @@ def _fill(model: Any, gguf: GgufFile, weights: Weights, device: str) -> None:
 
 
 def _check_types(gguf: GgufFile, found: dict[str, Place], weights: Weights) -> None:
-    """Raises UnsupportedError where a matrix is to stay as blocks that are not decoded here."""
+    """Raises UnsupportedError if a matrix is to stay as blocks that are not decoded here."""
     kept = [name for name in found if _is_matrix(gguf, name) and weights in ("gguf", "nf4")]
     if weights == "nf4":
         kept = [name for name in kept if not name.startswith("blk.")]

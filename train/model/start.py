@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...edge.errors import InputError
-from ...edge.files.atomic import read_json, sha256_file
+from ...edge.files.atomic import read_table, sha256_file
 from ..recipe import Recipe
 from .compress import CONFIG, WEIGHTS, read_weights
 from .lora import ADAPTER, trainable
@@ -29,7 +29,7 @@ def start_identity(folder: Path, recipe: Recipe) -> dict[str, Any]:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise InputError(f"the adapter to start from has no {name}", where=folder)
-    config = read_json(folder / CONFIG)
+    config = read_table(folder / CONFIG)
     wanted = {
         "r": recipe.rank,
         "lora_alpha": recipe.alpha,

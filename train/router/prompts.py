@@ -1,7 +1,7 @@
 """The router's training prompts: our own, written and made from patterns, and public data sets where they are at hand.
 
     written = own_prompts(seed=0)               # about 30,000 prompts of our own, always the same for a seed
-    public = public_prompts(Path("data"))       # GSM8K train, MBPP 511-974, dolly, as train/README.md names the files
+    public = public_prompts(Path("data"))       # GSM8K train, MBPP 511-974, dolly, as docs/training.md names the files
 
 Each prompt has a label (a task, or None for "none of these") and a source, so that the training can weigh sources and
 leave one out. dolly's closed_qa and summarization rows that are held out for scoring are left out here too, and of its
@@ -19,7 +19,7 @@ from typing import Any, Final
 from ...edge.datasets.prompts import dolly_held_out, dolly_messages, gsm8k_messages, mbpp_messages
 from ..data.arithmetic_drills import arithmetic_drills
 from ..data.easy_problems import easy_problems
-from ..data.examples import read_rows
+from ..data.examples import read_texts
 from ..tasks.code import MBPP_TRAINABLE
 
 FOLDER: Final = Path(__file__).parent
@@ -116,7 +116,7 @@ def _label(name: str) -> str | None:
 
 def written(name: str) -> list[str]:
     """The lines of a file of prompts; a newline within a prompt is written as `\\n` there."""
-    lines = (FOLDER / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    lines = (FOLDER / f"{name}.txt").read_text(encoding="utf-8").split("\n")
     return [line.replace("\\n", "\n") for line in lines if line.strip()]
 
 
@@ -335,23 +335,23 @@ def public_prompts(data: Path, seed: int = 0) -> list[Prompt]:
     """
     draw = random.Random(seed)
 
-    def rows(name: str) -> list[dict[str, Any]]:
-        return list(read_rows(data / name))
+    def rows(name: str, *keys: str) -> list[dict[str, Any]]:
+        return list(read_texts(data / name, *keys))
 
     found: dict[str, list[Prompt]] = {key: [] for key in _PUBLIC_ROWS}
-    for row in rows("gsm8k/train.jsonl"):
+    for row in rows("gsm8k/train.jsonl", "question"):
         text = gsm8k_messages(row["question"])[0]["content"]
         found["gsm8k"].append(Prompt(text, "math", "gsm8k"))
         told = re.split(r"(?<=[.!]) ", text)
         if len(told) > 2 and told[-1].endswith("?") and not any("how" in part.lower() for part in told[:-1]):
             found["told"].append(Prompt(" ".join(told[:-1]), None, "gsm8k without the question"))
-    for row in rows("mbpp/mbpp.jsonl"):
-        if row["task_id"] in MBPP_TRAINABLE and row["test_list"]:
+    for row in rows("mbpp/mbpp.jsonl", "text"):
+        if row.get("task_id") in MBPP_TRAINABLE and isinstance(row.get("test_list"), list) and row["test_list"]:
             alone = row["task_id"] % 3 == 0
             text = row["text"] if alone else mbpp_messages(row["text"], row["test_list"])[0]["content"]
             found["mbpp"].append(Prompt(text, "code", "mbpp"))
     for name in ("closed_qa", "summarization"):
-        for row in rows(f"dolly/{name}.jsonl"):
+        for row in rows(f"dolly/{name}.jsonl", "instruction", "context"):
             if not dolly_held_out(row) and row["context"].strip():
                 found["alone"].append(Prompt(_begin(row["context"].strip(), draw), None, "dolly contexts alone"))
                 text = dolly_messages(row["instruction"], row["context"])[0]["content"]
@@ -359,7 +359,7 @@ def public_prompts(data: Path, seed: int = 0) -> list[Prompt]:
                     between = draw.choice([" ", "\n", "\n\n"])
                     text = f"{row['context'].strip()}{between}{row['instruction'].strip()}"
                 found[name].append(Prompt(text, "summarize", f"dolly {name}"))
-    for row in rows("dolly/other_prompts.jsonl"):
+    for row in rows("dolly/other_prompts.jsonl", "instruction", "context", "category"):
         if row["category"] in TRAINED_CATEGORIES and not row["context"].strip():
             found["other"].append(Prompt(row["instruction"], None, f"dolly {row['category']}"))
     return [prompt for key, rows_ in found.items() for prompt in draw.sample(rows_, min(_PUBLIC_ROWS[key], len(rows_)))]

@@ -24,7 +24,7 @@ class Packed:
         row_mask: see `Layout.mask`.
         at: (m,) places in `ids` whose next token is a completion token.
         targets: (m,) those next tokens.
-        active: (n, 1), 1 where an aLoRA acts; None: it acts everywhere.
+        active: (n, 1), 1 if an aLoRA acts; None: it acts everywhere.
         padding: how a GPU lays the rows side by side for attention; None: row by row.
     """
 

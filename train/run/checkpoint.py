@@ -88,7 +88,7 @@ def save(
 def load(
     folder: Path, settings: str, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> State | None:
-    """Takes up a checkpoint: parameters, optimiser and random state are set in place. None where there is none.
+    """Takes up a checkpoint: parameters, optimiser and random state are set in place. None if there is none.
 
     Raises:
         InputError: it is of a run with other settings.
@@ -101,10 +101,10 @@ def load(
         content = torch.load(path, weights_only=True, map_location="cpu")
         saved: dict[str, Tensor] = content["parameters"]
     except (RuntimeError, OSError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        raise DamagedError(f"the checkpoint cannot be read ({error})", where=path, hint="use --fresh") from None
+        raise DamagedError(f"the run's save cannot be read ({error})", where=path, hint="use --fresh") from None
     if content["settings"] != settings or saved.keys() != parameters.keys():
         raise InputError(
-            "the checkpoint is of a run with another recipe, base, data or versions",
+            "the save is of a run with another recipe, base, data or versions",
             where=path,
             hint="give the same as before, or --fresh to begin anew",
         )
@@ -124,5 +124,5 @@ def step_in(folder: Path) -> int:
     """
     path = folder / FILE
     if not path.is_file():
-        raise InputError("there is no checkpoint to finish from", where=path)
+        raise InputError("there is no save to finish from", where=path)
     return int(torch.load(path, weights_only=True)["state"]["step"])

@@ -62,8 +62,8 @@ def train(
     recipe: Recipe,
     *,
     base: str | Path,
-    data: Sequence[Path | Source],
-    output: Path,
+    data: Sequence[str | Path | Source],
+    output: str | Path,
     extras: Extras | None = None,
     threads: int | None = None,
     device: str = "cpu",
@@ -71,7 +71,7 @@ def train(
     save_every_s: float = 60.0,
     finish: bool = False,
 ) -> dict[str, Any]:
-    """Trains and writes the PEFT folder `output`; takes up a checkpoint of the same run where there is one.
+    """Trains and writes the PEFT folder `output`; takes up a checkpoint of the same run if there is one.
 
     Args:
         base: a GGUF file, a Hugging Face folder, or a name on the hub.
@@ -88,6 +88,7 @@ def train(
         InputError: data, base, device or the adapter to start from cannot be used, or `output` exists.
         DoesNotFitError: memory ran out.
     """
+    output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError("exists already", where=output, hint="choose another place, or remove it first")
     prepare_device(device)

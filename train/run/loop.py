@@ -94,7 +94,7 @@ def packed_loss(model: "PeftModel", batch: Packed) -> Tensor:
 
 
 def held_out_loss(model: "PeftModel", data: Data, recipe: Recipe, machine: Machine) -> float | None:
-    """Mean cross-entropy (nats) per completion token of the held-out examples; None where there are none."""
+    """Mean cross-entropy (nats) per completion token of the held-out examples; None if there are none."""
     if not data.held_out:
         return None
     model.eval()
@@ -181,7 +181,7 @@ def run(
     note_every: int = 10,
     stop_at: int | None = None,
 ) -> State:
-    """Trains to the end of the recipe, from the checkpoint in `folder` where there is one.
+    """Trains to the end of the recipe, from the checkpoint in `folder` if there is one.
 
     With patience in the recipe the model holds the best adapter at the end, else the last.
 

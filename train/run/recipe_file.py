@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from ...edge.errors import InputError
+from ...edge.files.text import read_text
 from ...edge.names import did_you_mean
 from ..data.task import find_task, task_names
 from ..recipe import CANNOT_SHIP, FIELDS_HINT, Recipe, checked_fields
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
+MOST_BYTES = 1 << 20
 
 
 def _doc(text: str) -> dict[str, str]:
@@ -91,10 +93,8 @@ def read(path: Path) -> dict[str, Any]:
         InputError: no such file, or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})", where=path) from None
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(read_text(path, MOST_BYTES))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"is not TOML: {error}", where=path) from None
 
 

@@ -4,7 +4,8 @@ MBPP's own split: task 1-10 prompts, 11-510 test, 511-600 validation, 601-974 tr
 """
 
 from ...edge.datasets.prompts import mbpp_messages, user_message
-from ..data.examples import Pair, Row
+from ...edge.files.text import is_text
+from ..data.examples import Pair, Row, asked_of, text_of
 from ..data.task import Skip, Task
 
 MBPP_TRAINABLE = range(511, 975)
@@ -22,12 +23,12 @@ def pair(row: Row) -> Pair:
     if {"text", "code", "test_list", "task_id"} <= row.keys():
         if row["task_id"] not in MBPP_TRAINABLE:
             raise Skip("MBPP's prompt and test tasks (1-510)")
-        if not row["test_list"]:
+        tests = row["test_list"]
+        if not isinstance(tests, list) or not tests or not is_text(tests[0]):
             raise Skip("no test")
-        return Pair(mbpp_messages(row["text"], row["test_list"]), fenced(row["code"]))
+        return Pair(mbpp_messages(text_of(row, "text"), tests), fenced(text_of(row, "code")))
     if {"instruction", "output"} <= row.keys():
-        asked = "\n".join(part.strip() for part in (row["instruction"], row.get("input") or "") if part.strip())
-        output = row["output"].strip()
+        asked, output = asked_of(row), text_of(row, "output").strip()
         if not asked or not output:
             raise Skip("no instruction or no output")
         return Pair(user_message(asked), output if "```" in output else fenced(output))

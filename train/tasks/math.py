@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from ...edge.datasets.prompts import gsm8k_messages
 from ..data.arithmetic_drills import arithmetic_drills
 from ..data.easy_problems import easy_problems
-from ..data.examples import Pair, Row
+from ..data.examples import Pair, Row, text_of
 from ..data.task import Skip, Task
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
@@ -24,10 +24,10 @@ def pair(row: Row) -> Pair:
     """The worked answer is the completion."""
     if not {"question", "answer"} <= row.keys():
         raise Skip("not a row of GSM8K")
-    answer = without_calculator_marks(row["answer"]).strip()
+    answer = without_calculator_marks(text_of(row, "answer")).strip()
     if "\n#### " not in answer:
         raise Skip("no final line '#### N'")
-    return Pair(gsm8k_messages(row["question"]), answer)
+    return Pair(gsm8k_messages(text_of(row, "question")), answer)
 
 
 def made(n: int, seed: int) -> Iterator[Row]:

@@ -4,7 +4,7 @@ Rows that `edge.datasets.prompts.dolly_held_out` keeps for scoring are never tra
 """
 
 from ...edge.datasets.prompts import dolly_held_out, dolly_messages
-from ..data.examples import Pair, Row
+from ..data.examples import Pair, Row, text_of
 from ..data.task import Skip, Task
 
 CATEGORIES = ("closed_qa", "summarization")
@@ -16,12 +16,12 @@ def pair(row: Row) -> Pair:
         raise Skip("not a row of dolly")
     if row.get("category") not in CATEGORIES:
         raise Skip("another category of dolly")
+    instruction, context, response = (text_of(row, key) for key in ("instruction", "context", "response"))
     if dolly_held_out(row):
         raise Skip("held out for scoring")
-    response = row["response"].strip()
-    if not response or not row["context"].strip():
+    if not response.strip() or not context.strip():
         raise Skip("no response or no context")
-    return Pair(dolly_messages(row["instruction"], row["context"]), response)
+    return Pair(dolly_messages(instruction, context), response.strip())
 
 
 TASK = Task(

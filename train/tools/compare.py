@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...edge.console import note, progress
 from ...edge.errors import InputError
-from ...edge.files.atomic import read_json, write_json
+from ...edge.files.atomic import read_table, write_json
 from ..data.prepare import as_sources, prepare
 from ..data.task import find_task
 from ..model import attention
@@ -46,7 +46,7 @@ def compare(base: Path, data: Sequence[Path], *, before: Path, after: Path) -> d
     Raises:
         InputError: `before` has no train.json of ours, or nothing was held out.
     """
-    record = read_json(before / RECORD)
+    record = read_table(before / RECORD)
     if "recipe" not in record:
         raise InputError("is not a record of slm-edge train: the rows held out are not known", where=before / RECORD)
     recipe = replace(Recipe.from_mapping(record["recipe"]), replay=0.0, contamination="off")
@@ -87,7 +87,7 @@ def compare(base: Path, data: Sequence[Path], *, before: Path, after: Path) -> d
         "same_top": same / n,
         "completion_tokens": n,
     }
-    written = read_json(after / RECORD)
+    written = read_table(after / RECORD)
     write_json(after / RECORD, {**written, "compressed": {**written.get("compressed", {}), "measured": measured}})
     return measured
 

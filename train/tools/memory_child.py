@@ -1,6 +1,6 @@
 """One measurement of `memory.py`, in a process that does nothing else: a step's peak memory on one kind of weights.
 
-The largest resident memory is VmHWM of /proc where there is one: getrusage's figure would include what the parent
+The largest resident memory is VmHWM of /proc if there is one: getrusage's figure would include what the parent
 process held when it started this one.
 """
 

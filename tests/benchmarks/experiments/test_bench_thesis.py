@@ -70,7 +70,7 @@ def test_the_loss_is_that_of_peft_on_the_same_tokens(tmp_path, data):
 
 def experiment(name, base, data, out, *flags):
     """Runs it with two steps of training and few items."""
-    command = [sys.executable, "-m", f"slm_edge.benchmarks.{name}", base, "--recipe", "--steps 2 --batch 2"]
+    command = [sys.executable, "-m", f"slm_edge.benchmarks.experiments.{name}", base, "--recipe", "--steps 2 --batch 2"]
     command += ["--n-loss", 3, "--n-answers", 2, "--threads", 1, "--data", data, "-o", out, *flags]
     run = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -79,7 +79,7 @@ def experiment(name, base, data, out, *flags):
 
 def test_keep_or_merge_runs_whole_and_again_does_nothing(tmp_path, data):
     base = tiny_base(tmp_path / "tiny.gguf")
-    first = experiment("thesis", base, data, tmp_path / "out", "--type", "shipped", "--seed", 1)
+    first = experiment("keep_or_merge", base, data, tmp_path / "out", "--type", "shipped", "--seed", 1)
     rows = json.loads((tmp_path / "out" / "thesis.json").read_text())["rows"]
     assert [(row["type"], row["way"]) for row in rows] == [("f16", "kept, float")] + [
         ("shipped", way) for way in ("base", "kept, float", "kept, own", "merged")
@@ -87,7 +87,7 @@ def test_keep_or_merge_runs_whole_and_again_does_nothing(tmp_path, data):
     assert all(len(row["nll"]) == 3 and len(row["rouge1"]) == 2 for row in rows)
     assert all(abs(value) < 1e-6 for value in rows[0]["kl"].values())
     assert first.stdout.count("\n| shipped |") == 4
-    again = experiment("thesis", base, data, tmp_path / "out", "--type", "shipped", "--seed", 1)
+    again = experiment("keep_or_merge", base, data, tmp_path / "out", "--type", "shipped", "--seed", 1)
     assert again.stdout == first.stdout
     assert "training" not in again.stderr
 

@@ -1,19 +1,17 @@
 """A right program passes; every way to fail, to cheat or to do harm fails, as root and where namespaces are refused."""
 
-import json
 import os
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from build_container import in_container
 from slm_edge.benchmarks.sandbox import child as sandbox_child
 from slm_edge.benchmarks.sandbox.sandbox import Limits, missing_layers, run_program
-from slm_edge.benchmarks.sandbox.syscalls import number_of
 from slm_edge.edge.errors import UnsupportedError
 
 RIGHT = "def f(x):\n    return x + 1\n"
@@ -81,7 +79,7 @@ def test_what_honest_programs_do_is_possible(program):
         ("import atexit, os\natexit.register(os._exit, 0)\nraise KeyboardInterrupt\n", "KeyboardInterrupt"),
         ("import os\nfor fd in (1, 2, 4):\n    os.write(fd, b'ok\\n')\nos._exit(0)\n", "ended before"),
         ("print('ok')\nprint('passed')\ndef f(x):\n    return 0\n", "AssertionError"),
-        ("import os, pickle, struct\nm = pickle.dumps(('ok',))\nos.write(4, struct.pack('=I', len(m)) + m)\n", "Name"),
+        ("import os, struct\nm = b'[\"ok\"]'\nos.write(4, struct.pack('=I', len(m)) + m)\n", "not an answer"),
         ("import builtins\nbuiltins.exec = lambda *a: None\ndef f(x):\n    return 0\n", "AssertionError"),
         ("import os\nos._exit = os.write = None\ndef f(x):\n    return 0\n", "AssertionError"),
         ("import builtins\nbuiltins.AssertionError = None\ndef f(x):\n    return 0\n", "Error"),
@@ -251,39 +249,7 @@ def test_no_daemon_is_left(tmp_path, monkeypatch):
     assert left_over(str(tmp_path)) == []
 
 
-# A container's seccomp filter: the numbers given as arguments are refused with EPERM, then the programs are run
-IN_CONTAINER = """
-import ctypes, json, struct, sys
-refused, programs = json.loads(sys.argv[1]), json.loads(sys.argv[2])
-steps = [(0x20, 0, 0, 0)]
-for number in refused:
-    steps += [(0x15, 0, 1, number), (0x06, 0, 0, 0x00050001)]
-steps.append((0x06, 0, 0, 0x7FFF0000))
-code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
-header = ctypes.create_string_buffer(struct.pack("@HP", len(steps), ctypes.addressof(code)))
-c = ctypes.CDLL(None)
-assert c.prctl(38, 1, 0, 0, 0) == 0 and c.prctl(22, 2, ctypes.byref(header), 0, 0) == 0
-from slm_edge.benchmarks import code_sandbox
-from slm_edge.edge.errors import UnsupportedError
-limits = code_sandbox.Limits(cpu_s=1, wall_s=60, memory_bytes=256 << 20, file_bytes=1 << 16)
-found = []
-for program in programs:
-    try:
-        verdict = code_sandbox.run_program(program, ["assert f(1) == 2"], limits=limits)
-        found.append([verdict.passed, verdict.reason, verdict.layers])
-    except UnsupportedError as error:
-        found.append([None, str(error), []])
-code_sandbox.allow_unsafe()
-found.append(code_sandbox.run_program(programs[0], ["assert f(1) == 2"], limits=limits).passed)
-print(json.dumps(found))
-"""
 LANDLOCK = 444
-
-
-def in_container(also_refused, programs):
-    refused = [number_of("unshare", os.uname().machine), *also_refused]
-    command = [sys.executable, "-c", IN_CONTAINER, json.dumps(refused), json.dumps(programs)]
-    return json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
 
 def test_without_namespaces_every_attack_still_fails(outside):

@@ -101,6 +101,9 @@ PROBLEM = {
 }
 
 
+GOOD = "def add(numbers):\n    return sum(numbers)\n"
+
+
 @pytest.mark.parametrize(
     ("answer", "passed"),
     [
@@ -116,6 +119,21 @@ PROBLEM = {
             True,
         ),  # its own trial is wrong
         ("```python\ndef add(numbers):\n    return sum(numbers)\n\nprint(add([1, 2", True),  # cut off in a trial
+        (f"Here is the function:\n\n{GOOD}", True),
+        (f"{GOOD}```\nThis is the function.", True),
+        (f"```python\nprint(add([1, 2]))\n```\nThe function:\n```python\n{GOOD}```", True),
+        (f"```json\n[1]\n```\nThe function:\n```\n{GOOD}```", True),
+        ("```python\ndef total(xs):\n    return sum(xs)\n\nadd = total\n```", True),
+        ("```python\nadd = lambda xs: sum(xs)\n```", True),
+        (f"<think>maybe\n```python\ndef add(xs):\n    return 0\n```\nno</think>\n```python\n{GOOD}```", True),
+        (f"```python\ndef add(xs):\n    return 0\n```\nno</think>\n{GOOD}", True),
+        (f"<think>\n```python\n{GOOD}```", False),  # cut off before it answered
+        ("1. Here:\n   ```python\n   def add(xs):\n       return sum(xs)\n   ```", True),
+        (
+            '```python\ndef add(xs):\n    """Use:\n    ```\n    add([1])\n    ```\n    """\n    return sum(xs)\n```',
+            True,
+        ),
+        ("```python\nadd = lambda xs: 3\n```", False),
         ("I cannot.", False),
         ("", False),
     ],

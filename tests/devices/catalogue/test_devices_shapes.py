@@ -73,7 +73,7 @@ def test_the_mixture_is_the_quantisers(kind, tmp_path):
     sizes = SIZES[kind]
     base = tiny_base(tmp_path / "f32.gguf", **sizes)
     n_vocab = GgufFile.open(base).tensors["token_embd.weight"].shape[1]
-    shape = ModelShape(name="tiny", n_vocab=n_vocab, **sizes)
+    shape = ModelShape(name="tiny", architecture="llama", n_vocab=n_vocab, **sizes)
     for label, ftype in FTYPES.items():
         out = tmp_path / f"{label}.gguf"
         params = lib().llama_model_quantize_default_params()

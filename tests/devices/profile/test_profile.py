@@ -15,7 +15,7 @@ from slm_edge.devices.catalogue.shapes import find_shape
 from slm_edge.devices.catalogue.workload import Workload
 from slm_edge.devices.cli.profile import load_schema, parse_seconds
 from slm_edge.devices.machine.sensors import Sensors
-from slm_edge.devices.predict.predict import Adapter, Calibration, Predictor
+from slm_edge.devices.predict.predict import AdapterCost, Calibration, Predictor
 from slm_edge.devices.predict.unit_factors import calibrate, load_calibration, save_calibration, work_dict, work_of
 from slm_edge.devices.profile import html as profile_html
 from slm_edge.devices.profile.compare import check_comparable, compare
@@ -172,7 +172,7 @@ def test_a_profile_calibrates(profile):
     truth = Calibration(decode=0.8, prefill={"repack": 0.7}, kv_part=0.25, pair_s=2e-5)
     unit = Predictor(device, calibration=truth)
     work = Workload.of_shape(find_shape("llama-3.2-1b"), "q4_0")
-    adapter = Adapter(int(11.27e6), 34 / 32, 112)
+    adapter = AdapterCost(int(11.27e6), 34 / 32, 112)
 
     def case(name, tuned):
         decode = [
@@ -219,7 +219,7 @@ def test_a_profile_calibrates(profile):
         assert here.tokens_per_s == pytest.approx(there.tokens_per_s, rel=0.03)
     save_calibration("raspberry-pi-5-8gb", found)
     assert load_calibration("raspberry-pi-5-8gb") == found
-    with pytest.raises(InputError, match="no profile"):
+    with pytest.raises(InputError, match="not a profile"):
         calibrate({"kind": "else"}, device)
 
 

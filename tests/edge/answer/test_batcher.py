@@ -28,7 +28,7 @@ def test_tokens_are_those_of_one_at_a_time_over_several_adapters(session):
     names = ["a", "b", "a", None, "b", "a", "a", None]
     texts = {i: [] for i in range(len(names))}
     waiting = [
-        session.submit(prompt, choice=choices[name], max_tokens=9 + i, on_text=texts[i].append)
+        session.submit(prompt, adapter=choices[name], max_tokens=9 + i, on_text=texts[i].append)
         for i, (name, prompt) in enumerate(zip(names, PROMPTS, strict=True))
     ]
     assert not any(pending.done for pending in waiting)
@@ -56,22 +56,22 @@ def test_what_was_computed_for_one_answer_serves_several_at_once_and_the_other_w
     shared = session.use("a").rendered("x", None, session.choice)[1]
     waiting = [session.submit(prompt, max_tokens=3) for prompt in PROMPTS[:2]]
     assert [pending.result().n_kept_tokens for pending in waiting] == [shared, shared]
-    assert session.submit(PROMPTS[2], choice=session.choice_of("b"), max_tokens=3).result().n_kept_tokens == 0
+    assert session.submit(PROMPTS[2], adapter=session.choice_of("b"), max_tokens=3).result().n_kept_tokens == 0
     assert session.use("a").ask(PROMPTS[1], max_tokens=3).n_kept_tokens == shared
 
 
 def test_the_oldest_request_decides_and_nobody_starves(session):
     a, b = session.choice_of("a"), session.choice_of("b")
     done = []
-    first = [session.submit(p, choice=a, max_tokens=4) for p in PROMPTS[:4]]
-    other = session.submit(PROMPTS[4], choice=b, max_tokens=4)
+    first = [session.submit(p, adapter=a, max_tokens=4) for p in PROMPTS[:4]]
+    other = session.submit(PROMPTS[4], adapter=b, max_tokens=4)
     batcher = session._batcher
     while batcher.advance():
         if other.done and "b" not in done:
             done.append("b")
         if not other.done and len(first) < 40:
             # They keep coming for a, but b was there before them.
-            first.append(session.submit(PROMPTS[5], choice=a, max_tokens=4))
+            first.append(session.submit(PROMPTS[5], adapter=a, max_tokens=4))
     assert other.done
     before_b = 4
     assert len(first) > before_b
@@ -99,7 +99,7 @@ def test_faults_are_told_at_once_or_stay_with_their_request(session, tmp_path):
         session.submit("y" * 4000)
     session.use("b")
     pending = session.submit(PROMPTS[0], max_tokens=3)
-    good = session.submit(PROMPTS[1], choice=session.choice_of("a"), max_tokens=3)
+    good = session.submit(PROMPTS[1], adapter=session.choice_of("a"), max_tokens=3)
     session._shelf._loaded.pop("b").adapter.close()
     session.adapters["b"].path.write_bytes(b"gone")
     with pytest.raises(Exception, match=r"changed since|GGUF|bytes"):

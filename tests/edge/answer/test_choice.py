@@ -89,7 +89,7 @@ def test_a_sum_comes_back_bit_for_bit(made):
 def test_sums_and_their_faults_as_text():
     assert parse_choice("math") == {"math": None}
     assert parse_choice("math:0.7+code:-0.3") == {"math": 0.7, "code": -0.3}
-    for wrong, why in (("math:x", "is no scale"), ("math+math:2", "stands twice")):
+    for wrong, why in (("math:x", "is not a scale"), ("math+math:2", "is named twice")):
         with pytest.raises(InputError, match=why):
             parse_choice(wrong)
 
@@ -103,7 +103,7 @@ def test_the_first_ones_card_counts_and_faults_are_told(made):
         for wrong in ({"a": 0.0, "b": 1.0}, {"a": float("nan")}, {"a": 1.0, "c": 1.0}):
             with pytest.raises(InputError):
                 session.use(wrong)
-        with pytest.raises(InputError, match="beside a choice"):
+        with pytest.raises(InputError, match="only with one adapter"):
             session.use({"a": 1.0}, scale=2.0)
         assert session.adapter == "a:1+b:0.5"
 

@@ -6,9 +6,9 @@ import pytest
 from build_gguf import tiny_adapter, tiny_base
 from build_soak import soak
 from slm_edge.edge.errors import DamagedError, SlmEdgeError
-from slm_edge.edge.llama.mapped_pages import CAN_LET_GO
 from slm_edge.edge.pack.card import TaskCard
 from slm_edge.edge.session.session import Session
+from slm_edge.edge.system.memory import CAN_LET_GO
 
 SYSTEM = "Answer as the keeper of the light house would, in the words of the sea. " * 3
 

@@ -98,7 +98,7 @@ def test_mistakes_are_exit_code_2(slm_edge, made, tmp_path):
         (["--adapter", f"x={made}/foreign.gguf"], "made for another base"),
         (["--adapter", f"x={made}/tiny.gguf"], "general.type is 'model'"),
         (["--adapter", f"x={made}/none.gguf"], "no such file"),
-        (["--source", "somewhere"], "no source of a base"),
+        (["--source", "somewhere"], "not a source of a base"),
         (["--default", "x"], "default adapter 'x' is not among"),
     ):
         code, out, err = slm_edge(*build, *args)

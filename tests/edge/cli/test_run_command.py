@@ -225,3 +225,34 @@ def test_only_the_low_level_binding_is_imported(pack):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.split() == ["True", "False", "False", "Llama"]
+
+
+# What only other commands, options and adapters need.
+NOT_FOR_ONE_ANSWER = {
+    *("answer.batcher", "files.aside", "files.download", "llama.grammar", "llama.kv_bytes", "llama.two_layouts"),
+    *("onnx", "onnx.session", "pack.pull", "pack.write", "prefix.disk", "prefix.domain", "router", "router.router"),
+    *("session.exactness", "session.parallel", "session.rows", "session.speculation"),
+}
+
+
+def test_few_modules_are_imported_to_the_first_token(pack):
+    code = (
+        "import sys\n"
+        "from slm_edge.edge.cli.main import main\n"
+        "from slm_edge.edge.llama.sampling import Sampler\n"
+        "sample = Sampler.sample\n"
+        "def first(*arguments):\n"
+        "    Sampler.sample = sample\n"
+        "    ours = [module for name, module in sys.modules.items() if name.startswith('slm_edge')]\n"
+        "    print('MODULES', *(module.__name__ for module in ours if not module.__file__.endswith('__init__.py')))\n"
+        "    print('TOPICS', *(module.__name__ for module in ours if module.__file__.endswith('__init__.py')))\n"
+        "    return sample(*arguments)\n"
+        "Sampler.sample = first\n"
+        f"sys.argv = ['slm-edge', 'run', '--pack', {str(pack)!r}, '--adapter', 'math', '--max-tokens', '2', 'hello']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
+    modules, topics = ([*line.split()[1:]] for line in done.stdout.splitlines()[:2])
+    assert "slm_edge.edge.session.session" in modules and "slm_edge.edge.session" in topics
+    assert not {f"slm_edge.edge.{name}" for name in NOT_FOR_ONE_ANSWER} & {*modules, *topics}
+    assert len(modules) <= 54, modules

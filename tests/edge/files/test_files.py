@@ -39,7 +39,7 @@ def test_a_stopped_command_leaves_nothing(tmp_path, number):
     """A real process, stopped in the middle of a write, through the command line's own signal handling."""
     code = (
         "import sys, time, click\n"
-        "from slm_edge.edge import cli\n"
+        "from slm_edge.edge.cli import main as cli\n"
         "from slm_edge.edge.files.atomic import atomic_file\n"
         "@click.command()\n"
         "def hang():\n"

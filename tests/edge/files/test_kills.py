@@ -30,7 +30,7 @@ from slm_edge.edge.prefix.disk import PrefixDisk
 from slm_edge.edge.session.session import Session
 
 N_KILLS = int(os.environ.get("SLM_EDGE_KILLS", "4"))
-MODULES = ("edge.pull", "edge.pack_write", "export.lora", "export.base", "export.onnx_base")
+MODULES = ("edge.pack.pull", "edge.pack.write", "export.lora.lora", "export.base.base", "export.onnx.base")
 
 
 @pytest.fixture(scope="module")

@@ -174,7 +174,7 @@ MALFORMED = {
     ),
     "rank lies": (key("slm_edge.lora.rank", 5, Kind.UINT32), "says 5, the highest rank is 4"),
     "rank is text": (key("slm_edge.lora.rank", "4", Kind.STRING), "rank is STRING, not UINT32"),
-    "fingerprint is no hash": (key("slm_edge.base.fingerprint", "abc", Kind.STRING), "no sha256: 'abc'"),
+    "fingerprint is no hash": (key("slm_edge.base.fingerprint", "abc", Kind.STRING), "not a sha256: 'abc'"),
     "fingerprint of another base": (key("slm_edge.base.fingerprint", HEX, Kind.STRING), "made for another base"),
     # names
     "unexpected suffix": (tensor(A, lambda name, values: [(name[:-7], values)]), "neither .lora_a nor .lora_b"),

@@ -159,7 +159,7 @@ FAULTS = {
     "tokens as numbers": (
         keys(tokenizer__ggml__tokens=([1, 2], Kind.ARRAY, Kind.INT32)),
         InputError,
-        "no array of STR",
+        "not an array of STR",
     ),
     "no merges": (keys(tokenizer__ggml__merges=None), InputError, "merges is missing"),
     "a token twice": (twin_token, InputError, "holds 'a' more than once"),
@@ -191,7 +191,7 @@ FAULTS = {
     "a matrix of integers": (
         tensors("blk.0.attn_k.weight", (np.zeros((32, 64), np.int32), Ggml.I32)),
         InputError,
-        "is I32, which is no type of weights",
+        "is I32, which is not a type of weights",
     ),
     "a norm in F16": (
         tensors("output_norm.weight", (np.ones(64, np.float16), Ggml.F16)),

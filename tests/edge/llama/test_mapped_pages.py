@@ -11,10 +11,11 @@ from slm_edge.benchmarks.made.random_base import make_shape
 from slm_edge.devices.catalogue.shapes import find_shape
 from slm_edge.edge.gguf.base import BaseInfo
 from slm_edge.edge.llama.kernels import copied_spans, cpu_features, repacked_tensors
-from slm_edge.edge.llama.mapped_pages import CAN_LET_GO, let_go
+from slm_edge.edge.llama.mapped_pages import let_go
 from slm_edge.edge.memory.fit import fit, maps_well, plan_session
 from slm_edge.edge.memory.plan import plan_memory
 from slm_edge.edge.session.session import Session
+from slm_edge.edge.system.memory import CAN_LET_GO
 
 pytestmark = [
     pytest.mark.skipif(not CAN_LET_GO, reason="pages are let go on Linux alone"),

@@ -17,14 +17,14 @@ from slm_edge.edge.gguf.base import BaseInfo
 from slm_edge.edge.gguf.types import GgmlType
 from slm_edge.edge.llama.context import Context
 from slm_edge.edge.llama.kernels import cpu_features, faster_as_stored
-from slm_edge.edge.llama.mapped_pages import CAN_LET_GO
 from slm_edge.edge.llama.model import Model
 from slm_edge.edge.llama.sampling import Sampler, Sampling
-from slm_edge.edge.llama.two_layouts import LEAST_TOKENS, StoredModel, TwoLayouts, new_context
+from slm_edge.edge.llama.two_layouts import LEAST_TOKENS, StoredModel, TwoLayouts
 from slm_edge.edge.memory.fit import fit, layouts, plan_session
 from slm_edge.edge.memory.plan import plan_memory
 from slm_edge.edge.session.session import Session
 from slm_edge.edge.system.mappings import counted_twice_bytes
+from slm_edge.edge.system.memory import CAN_LET_GO
 
 pytestmark = pytest.mark.skipif(not CAN_LET_GO, reason="two layouts are for Linux")
 OPTIONS = {"n_ctx_tokens": 4 * 1024, "n_batch_tokens": 256, "n_seq_max": 4, "n_outputs_max": 8, "threads": 1}
@@ -276,6 +276,7 @@ def test_the_second_layout_is_the_first_thing_to_be_given_up(q4_k, monkeypatch):
         assert plan_session(info, {}).choices.both_layouts is expected
 
 
-def test_new_context_is_a_plain_one_without_a_second_layout(base):
-    with Model.load(base) as model, new_context(model, None, n_ctx_tokens=256, threads=1) as context:
-        assert type(context) is Context
+def test_without_a_second_layout_the_context_is_a_plain_one(base):
+    for both_layouts, kind in ((False, Context), (True, TwoLayouts)):
+        with Session.of_files(base, {}, threads=1, both_layouts=both_layouts) as session:
+            assert type(session.context) is kind

@@ -181,7 +181,7 @@ def test_sizes(text, size):
 
 @pytest.mark.parametrize("text", ["", "0", "-1G", "1T", "G", "1 G B", "1e9", "0.0M"])
 def test_what_is_no_size(text):
-    with pytest.raises(InputError, match="no size of memory"):
+    with pytest.raises(InputError, match="not a size of memory"):
         parse_bytes(text)
 
 

@@ -91,10 +91,10 @@ def test_answers_at_once_are_those_of_one_at_a_time(made):
             for i in range(len(names))
         ]
         waiting = [
-            session.submit(prompt, choice=session.choice_of(name), on_text=texts[i].append, **settings)
+            session.submit(prompt, adapter=session.choice_of(name), on_text=texts[i].append, **settings)
             for i, (name, (prompt, settings)) in enumerate(zip(names, asked, strict=True))
         ]
-        given_up = session.submit(LONG, choice=session.choice_of("a"), max_tokens=3)
+        given_up = session.submit(LONG, adapter=session.choice_of("a"), max_tokens=3)
         given_up.cancel()
         assert not any(pending.done for pending in waiting)
         for i, (name, (prompt, settings), pending) in enumerate(zip(names, asked, waiting, strict=True)):
@@ -146,7 +146,7 @@ def test_streams_and_settings(made):
             list(first)
         with pytest.raises(InputError, match="there is no adapter 'c'"):
             session.use("c")
-        with pytest.raises(InputError, match="a scale of 0"):
+        with pytest.raises(InputError, match="the scale of adapter 'a' is 0"):
             session.use("a", scale=0)
         with pytest.raises(UnsupportedError, match="activated"):
             session.use("a", swap="activated")
@@ -154,7 +154,7 @@ def test_streams_and_settings(made):
             session.ask("  ")
         with pytest.raises(DoesNotFitError, match="tokens"):
             session.ask(LONG * 40)
-    with pytest.raises(UnsupportedError, match="kv_type"):
+    with pytest.raises(InputError, match="kv_type"):
         opened(made, kv_type="f16")
     with pytest.raises(DoesNotFitError, match="--max-length"):
         opened(made, n_ctx_tokens=1 << 20)
@@ -187,7 +187,7 @@ def test_several_threads_spin_for_a_moment_and_never_between_tokens(made):
 
 def test_only_long_answers_move_the_weights_and_the_numbers_stay(made):
     with opened(made) as session:
-        engine, adapter = session.engine, session._load("a")
+        engine, adapter = session.engine, session._adapter("a")
         engine.decode([3, 4, 5], 0, key="a", pairs=adapter.arrays)
         rows = []
         for step in range(MOVE_AFTER_STEPS + 2):
@@ -257,6 +257,21 @@ def test_a_pack_runs_without_its_gguf_base(pack, made):
     )
     assert result.exit_code == 0, result.output
     assert "adapter none, loaded in" in result.stderr
+
+
+def test_chat_talks_on_onnx_too(pack, made):
+    lines = "hello\n/adapter a:0.5+b:2\nhello\n/adapter c\n/stats\n"
+    arguments = ["chat", "--pack", str(pack), "--engine", "onnx", "--threads", "1", "--max-tokens", "5"]
+    result = CliRunner().invoke(cli, arguments, input=lines)
+    assert result.exit_code == 0, result.output
+    with opened(made) as session:
+        first = session.use("a").ask("hello", max_tokens=5).text
+    assert result.stdout.startswith(first)
+    assert "[adapter a:0.5+b:2]" in result.stderr
+    assert "there is no adapter 'c'" in result.stderr
+    assert "adapters in memory: a " in result.stderr and "planned" not in result.stderr
+    result = CliRunner().invoke(cli, [*arguments, "--pin", "a"], input="")
+    assert "the engine 'onnx' has no option pinned" in str(result.exception)
 
 
 def test_auto_chooses_among_the_adapters_with_an_onnx_form(made, tmp_path):

@@ -147,7 +147,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         {"tasks": ("math", "math", "summarize")},
         {"added": ("x",)},
     ):
-        with pytest.raises(InputError):
+        with pytest.raises(DamagedError):
             write_router(path, dataclasses.replace(model, **change))
             read_router(path)
     write_router(path, model)

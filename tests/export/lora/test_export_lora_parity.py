@@ -1,6 +1,7 @@
 """Exported adapters against PEFT: the logits of llama.cpp (F32 base, adapter and KV cache) are those of torch."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -8,14 +9,15 @@ import torch
 from build_hf import LLAMA3_SCALING, tiny_checkpoint
 from build_peft import ALL, real_adapter
 from peft.utils.other import get_pattern_key
-from slm_edge.edge.errors import UnsupportedError
+from safetensors.torch import load_file, save_file
+from slm_edge.edge.errors import InputError, UnsupportedError
 from slm_edge.edge.gguf.file import GgufFile
 from slm_edge.export.base.base import Options, export_base
 from slm_edge.export.base.quantize import TYPES
 from slm_edge.export.lora.lora import export_lora
 from slm_edge.export.lora.scaling import pattern_key
-from slm_edge.export.verify.prompts import BUILT_IN, Prompt
-from slm_edge.export.verify.verify import verify
+from slm_edge.export.proof.prompts import BUILT_IN, Prompt
+from slm_edge.export.proof.verify import verify
 
 BOUND = 2e-3
 # An adapter that acts moves logits by thousands of times the bound.
@@ -108,6 +110,78 @@ def test_scaling_is_pefts(tmp_path, llama, name):
     done = prove(tmp_path, llama, **config)
     assert (done.info.alpha, done.n_folded) == (pytest.approx(alpha), n_folded)
     assert done.info.n_pairs == 14
+
+
+def test_a_rank_above_the_smaller_side(tmp_path, llama):
+    """k and v give 32 rows here: PEFT trains rank 48 on them, llama.cpp runs it."""
+    assert prove(tmp_path, llama, r=48, lora_alpha=96).info.rank == 48
+
+
+@pytest.mark.parametrize("kind", ["SEQ_2_SEQ_LM", "FEATURE_EXTRACTION", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"])
+def test_a_task_type_changes_nothing(tmp_path, llama, kind):
+    hf, base = llama
+    peft = real_adapter(tmp_path / "peft", hf, r=4, target_modules=["q_proj", "down_proj"])
+    export_lora(peft, base, tmp_path / "plain.gguf", kind="f32")
+    edit_peft(peft, task_type=kind)
+    export_lora(peft, base, tmp_path / "a.gguf", kind="f32")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "plain.gguf").read_bytes()
+    report = verify(peft, base=base, lora=tmp_path / "a.gguf", prompts=BUILT_IN[:1], hf=hf, max_tokens=4, threads=1)
+    assert report.passed and report.max_logit_error <= BOUND
+
+
+def edit_peft(folder, **fields):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def mlx_adapter(folder, hf, *, rank=8, scale=20.0, leave_out=(), **config):
+    """What `mlx_lm.lora` saves: a (in, rank), b (rank, out), no prefix; one layer of another rank."""
+    shapes = {
+        name.removesuffix(".weight"): tensor.shape
+        for name, tensor in load_file(hf / "model.safetensors").items()
+        if name.endswith("_proj.weight")
+    }
+    generator = torch.Generator().manual_seed(3)
+    tensors = {}
+    for module, (n_out, n_in) in shapes.items():
+        own = 4 if module == "model.layers.1.mlp.up_proj" else rank
+        tensors[f"{module}.lora_a"] = torch.randn(n_in, own, generator=generator) / n_in**0.5
+        tensors[f"{module}.lora_b"] = torch.randn(own, n_out, generator=generator) / (scale * own**0.5)
+    folder.mkdir()
+    save_file(
+        {name: value for name, value in tensors.items() if name not in leave_out}, folder / "adapters.safetensors"
+    )
+    parameters = {"rank": rank, "scale": scale, "dropout": 0.0}
+    fields = {"fine_tune_type": "lora", "lora_parameters": parameters, "num_layers": 2, "model": "tiny"} | config
+    (folder / "adapter_config.json").write_text(json.dumps(fields))
+    return folder
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_an_adapter_of_mlx(tmp_path, family):
+    hf, base = both(tmp_path, family)
+    folder = mlx_adapter(tmp_path / "mlx", hf)
+    done = export_lora(folder, base, tmp_path / "a.gguf", kind="f32")
+    assert (done.info.n_pairs, done.info.rank) == (14, 8)
+    report = verify(folder, base=base, lora=tmp_path / "a.gguf", prompts=BUILT_IN[:3], hf=hf, max_tokens=6, threads=1)
+    assert report.passed
+    assert report.effect > EFFECT
+    assert report.max_logit_error <= BOUND
+
+
+def test_what_of_mlx_is_refused(tmp_path, llama):
+    hf, base = llama
+    with pytest.raises(UnsupportedError, match="'dora'"):
+        export_lora(mlx_adapter(tmp_path / "dora", hf, fine_tune_type="dora"), base, tmp_path / "a.gguf")
+    half = mlx_adapter(tmp_path / "half", hf, leave_out=["model.layers.0.self_attn.q_proj.lora_b"])
+    with pytest.raises(InputError, match="half of a pair"):
+        export_lora(half, base, tmp_path / "a.gguf")
+    scale = {"rank": 8, "scale": float("nan")}
+    with pytest.raises(InputError, match="scale is nan"):
+        export_lora(mlx_adapter(tmp_path / "nan", hf, lora_parameters=scale), base, tmp_path / "a.gguf")
+    (half / "adapters.safetensors").unlink()
+    with pytest.raises(InputError, match=r"no adapters\.safetensors"):
+        export_lora(half, base, tmp_path / "a.gguf")
 
 
 @pytest.mark.parametrize("target", ALL)

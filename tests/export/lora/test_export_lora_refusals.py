@@ -53,7 +53,7 @@ REFUSALS = [
     ({"fan_in_fan_out": True}, "fan_in_fan_out"),
     ({"peft_type": "IA3"}, 'peft_type is "IA3"'),
     ({"peft_type": None}, "peft_type is null"),
-    ({"task_type": "SEQ_CLS"}, "SEQ_CLS"),
+    ({"task_type": "SEGMENTATION"}, "SEGMENTATION"),
     ({"target_parameters": ["experts.w"]}, "target_parameters"),
     ({"use_qalora": True}, "use_qalora"),
     ({"kasa_config": {"beta": 1}}, "kasa_config"),
@@ -82,7 +82,7 @@ def test_unsupported_configs_are_refused(tmp_path, base, config, words):
         ({"lora_alpha": math.nan}, "lora_alpha is NaN"),
         ({"lora_alpha": 0}, "scale is 0"),
         ({"rank_pattern": [1]}, "rank_pattern"),
-        ({"alpha_pattern": {"(": 4}}, "no regular expression"),
+        ({"alpha_pattern": {"(": 4}}, "not a regular expression"),
         ({"alpha_pattern": {"q_proj": True}}, "alpha_pattern['q_proj']"),
         ({"rank_pattern": {"q_proj": 2}}, "another rank than the config says"),
         ({"alora_invocation_tokens": []}, "alora_invocation_tokens"),
@@ -116,8 +116,8 @@ TENSOR_REFUSALS = [
     ({B: np.full((64, 4), 7e4, np.float32)}, "lora_B.weight reaches 7e+04", InputError),
     ({A: np.ones((4, 64), np.int32)}, "matrices of I32", UnsupportedError),
     ({A: np.ones((4, 32), np.float32)}, "is 32 -> 64, the base's 64 -> 64", InputError),
-    ({A: np.ones((2, 64), np.float32)}, "no pair (rank, in), (out, rank)", InputError),
-    ({A: vector(64)}, "no pair (rank, in), (out, rank)", InputError),
+    ({A: np.ones((2, 64), np.float32)}, "do not have the shapes (rank, in) and (out, rank)", InputError),
+    ({A: vector(64)}, "do not have the shapes (rank, in) and (out, rank)", InputError),
     ({B: np.zeros((64, 4), np.float32)}, "was it saved before training", InputError),
     ({EMBED_COPY: np.ones((278, 64), np.float32)}, "a copy of a layer that has no adapter", InputError),
     (pair("model.layers.7.self_attn.q_proj", 64, 64), "no such matrix", InputError),
@@ -142,8 +142,8 @@ def test_half_a_pair_is_refused(tmp_path, base):
 
 
 def test_a_rank_above_the_matrix_is_refused(tmp_path, base):
-    error = refused(written_adapter(tmp_path / "peft", pair(K0, 64, 32, rank=48), r=48), base, InputError)
-    assert "rank 48 on 64 -> 32" in str(error)
+    error = refused(written_adapter(tmp_path / "peft", pair(K0, 64, 32, rank=80), r=80), base, InputError)
+    assert "rank 80 on 64 -> 32" in str(error)
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path, good):
@@ -250,7 +250,7 @@ def test_what_is_no_peft_folder_is_refused(tmp_path, base, good):
     none = written_adapter(tmp_path / "none", {})
     assert "no LoRA matrices" in str(refused(none, base, InputError))
     (good / "adapter_config.json").write_text("[1]")
-    assert "no JSON object" in str(refused(good, base, InputError))
+    assert "does not hold a JSON object" in str(refused(good, base, InputError))
 
 
 def test_a_cut_file_is_damaged(tmp_path, base, good):

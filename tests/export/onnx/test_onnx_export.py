@@ -232,10 +232,10 @@ def test_a_changed_folder_is_damaged(tmp_path):
         ("schema", 2, "schema version 2"),
         ("n_layers", -1, "n_layers is -1"),
         ("dtype", "f64", "dtype"),
-        ("lora", [], "no list of pairs"),
+        ("lora", [], "not a list of pairs"),
         ("lora", described["lora"] + described["lora"][:1], "same names"),
-        ("files", {"../x": {"sha256": "0" * 64, "size_bytes": 1}}, "no plain name"),
-        ("fingerprint", "zz", "no sha256"),
+        ("files", {"../x": {"sha256": "0" * 64, "size_bytes": 1}}, "not a plain name"),
+        ("fingerprint", "zz", "not a sha256"),
     ):
         (folder / ONNX_FILE).write_text(json.dumps(described | {key: value}))
         with pytest.raises((InputError, UnsupportedError), match=words):

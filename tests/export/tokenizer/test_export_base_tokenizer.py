@@ -14,10 +14,10 @@ from slm_edge.edge.llama.vocab import Vocab
 from slm_edge.export.base.base import Options, export_base
 from slm_edge.export.base.quantize import TYPES
 from slm_edge.export.tokenizer.corpus import ODD, PROSE, sample_texts
-from slm_edge.export.tokenizer.pretokenizer import find_pretokenizer
+from slm_edge.export.tokenizer.pretokenizer import MADE_FROM, Difference, find_pretokenizer
 from slm_edge.export.tokenizer.sentencepiece_model import SentencePieceModel
 from slm_edge.export.tokenizer.tokenizer import read_tokenizer
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 NUMBERS = [" ".join(str(n * n * 37 % 100_000) for n in range(k, k + 40)) for k in range(0, 400, 40)]
 
@@ -76,6 +76,22 @@ def test_a_tokenizer_that_llama_cpp_has_not_is_refused_with_the_differences(tmp_
     path, result = exported(tmp_path, pre_tokenizer="gpt-2")
     assert GgufFile.open(path).get("tokenizer.ggml.pre") == "gpt-2"
     assert "texts differently" in result.notes[0]
+
+
+PADDING = {
+    **{"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None},
+    **{"pad_id": 0, "pad_type_id": 0, "pad_token": SPECIALS[0]},
+}
+TRUNCATION = {"direction": "Right", "max_length": 16, "strategy": "LongestFirst", "stride": 0}
+
+
+@pytest.mark.parametrize("left", [{"padding": PADDING}, {"truncation": TRUNCATION}], ids=["padding", "truncation"])
+def test_padding_and_truncation_left_by_a_training_script(tmp_path, left):
+    folder = tiny_checkpoint(tmp_path / "hf")
+    plain = exported(tmp_path, "plain.gguf")[0].read_bytes()
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | left))
+    assert exported(tmp_path)[0].read_bytes() == plain
 
 
 def test_other_kinds_are_refused(tmp_path):
@@ -222,6 +238,72 @@ def test_llama_tokenizer_json(tmp_path, sentencepiece_files, with_model):
     assert_equal_everywhere(
         path, lambda text: reference.encode(text, add_special_tokens=False).ids, [*sample_texts(False), *odd_texts()]
     )
+
+
+def test_a_space_before_the_whole_text_alone(tmp_path, sentencepiece_files):
+    """Mistral 0.3's tokenizer.json: Metaspace with "first" puts its space nowhere behind a BOS."""
+    folder = spm_checkpoint(tmp_path, sentencepiece_files / "bpe.model")
+    tokenizer = transformers.LlamaTokenizerFast(
+        vocab_file=str(folder / "tokenizer.model"), legacy=False, add_prefix_space=True
+    )
+    tokenizer.save_pretrained(folder)
+    assert json.loads((folder / "tokenizer.json").read_text())["pre_tokenizer"]["prepend_scheme"] == "first"
+    path, result = exported(tmp_path)
+    assert GgufFile.open(path).get("tokenizer.ggml.add_space_prefix") is False
+    assert any("such as '<s>'" in note for note in result.notes)
+    reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    texts = [f"<s>{text}" for text in [*sample_texts(False), *odd_texts()]]
+    assert_equal_everywhere(path, lambda text: reference.encode(text, add_special_tokens=False).ids, texts)
+    # the two really differ without it
+    with Vocab.open(path) as vocab:
+        assert vocab.encode("Fox") != reference.encode("Fox", add_special_tokens=False).ids
+
+
+def test_user_defined_pieces_of_a_sentencepiece_model(tmp_path, sentencepiece_files):
+    """Mistral 0.3's tokenizer.model alone: a space is put before the whole text, and not behind such a piece."""
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(sentencepiece_files / "text.txt"),
+        model_prefix=str(tmp_path / "user"),
+        model_type="bpe",
+        vocab_size=900,
+        character_coverage=0.98,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["[X]", "[REFERENCE]"],
+        minloglevel=2,
+    )
+    spm_checkpoint(tmp_path, tmp_path / "user.model")
+    path, _ = exported(tmp_path)
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "user.model"))
+    texts = [*sample_texts(False), *odd_texts()]
+    texts += [f"{text}[X]{text} [REFERENCE] a" for text in odd_texts(50)]
+    space = reference.piece_to_id("▁")
+    assert reference.encode("[X]a")[:2] == [space, reference.piece_to_id("[X]")]
+    assert_equal_everywhere(path, lambda text: reference.encode(text)[1:], [f"[X]{text}" for text in texts])
+
+
+def test_the_tokenizer_that_llama_cpp_copied_inexactly_is_taken_and_said(tmp_path):
+    """Mistral Nemo's splitting: llama.cpp's "tekken" lacks combining marks."""
+    folder = tiny_checkpoint(tmp_path / "hf", vocab_size=1200)
+    tokenizer = tiny_tokenizer("qwen2", 1200)
+    (pattern,) = MADE_FROM
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level])
+    tokenizer.normalizer = None
+    trainer = trainers.BpeTrainer(
+        vocab_size=1200, special_tokens=list(SPECIALS), initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator([*PROSE, *ODD, *["Ankara'da ve Adana'da"] * 20], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    path, result = exported(tmp_path)
+    assert result.pre_tokenizer == GgufFile.open(path).get("tokenizer.ggml.pre") == "tekken"
+    assert any("'tekken' tokenizes" in note for note in result.notes)
+
+
+def test_the_first_difference_is_shown():
+    assert "from token 2 on" in str(Difference("t", [1, 2, 3], [1, 2]))
+    assert "from token 0 on" in str(Difference("t", [1], [2]))
 
 
 def test_unigram_and_rubbish_are_refused(tmp_path, sentencepiece_files):

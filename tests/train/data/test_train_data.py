@@ -33,7 +33,7 @@ def examples_of(base, task, rows, max_tokens=10_000):
 
 
 def test_the_tasks_are_the_files():
-    assert task_names() == ["code", "math", "summarize"]
+    assert task_names() == ["chat", "code", "math", "summarize"]
     with pytest.raises(InputError, match="no task 'poetry'"):
         find_task("poetry")
 
@@ -198,7 +198,7 @@ def test_json_lists_and_lines_read_alike(tmp_path):
     listed.write_text(json.dumps(rows, indent=1))
     assert list(read_rows(listed)) == list(read_rows(write_jsonl(tmp_path / "rows.jsonl", rows))) == rows
     (tmp_path / "bad.jsonl").write_text('{"a": 1}\n{"a":\n')
-    with pytest.raises(InputError, match="not JSON"):
+    with pytest.raises(InputError, match="line 2 is not valid JSON"):
         list(read_rows(tmp_path / "bad.jsonl"))
 
 

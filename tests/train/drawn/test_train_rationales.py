@@ -219,7 +219,7 @@ def test_what_cannot_be_used_is_said(made, tmp_path):
             own_rationales(base, [data], tmp_path / "o", device="cuda")
         with pytest.raises(InputError, match="no GPU can be used: torch"):
             train(Recipe(task="math"), base=base, data=[data], output=tmp_path / "o", device="cuda")
-    with pytest.raises(InputError, match="an adapter is a PEFT folder"):
+    with pytest.raises(InputError, match="the adapter must be a PEFT folder"):
         own_rationales(base, [data], tmp_path / "o", adapter=adapter, device="cuda")
     long = write_jsonl(tmp_path / "b.jsonl", [{"question": "word " * 300, "answer": "#### 7"}])
     with pytest.raises(InputError, match="no problem has at most 256 tokens"):

@@ -131,7 +131,7 @@ def test_contamination_is_in_the_record_and_can_be_dropped(base, tmp_path):
 OUT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
-from slm_edge.train import loop
+from slm_edge.train.run import loop
 from slm_edge.train.recipe import Recipe
 
 before = loop.train_step
@@ -141,7 +141,7 @@ def train_step(*args):
     resource.setrlimit(resource.RLIMIT_AS, (used + (160 << 20), resource.RLIM_INFINITY))
     return before(*args)
 loop.train_step = train_step
-from slm_edge.edge import cli
+from slm_edge.edge.cli import main as cli
 sys.argv = ["slm-edge", *sys.argv[1:]]
 cli.main()
 """

@@ -135,7 +135,7 @@ def test_a_run_told_to_stop_saves_and_goes_on_later(base, rows, tmp_path, capsys
 
 
 def test_a_run_can_be_finished_where_it_stands(base, rows, tmp_path):
-    with pytest.raises(InputError, match="no checkpoint to finish from"):
+    with pytest.raises(InputError, match="no save to finish from"):
         train(Recipe(task="math", **SMALL), base=base, data=[rows], output=tmp_path / "x", finish=True)
     recipe = Recipe(task="math", **{**SMALL, "steps": 6})
     train(recipe, base=base, data=[rows], output=tmp_path / "y", threads=1)

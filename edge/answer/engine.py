@@ -1,0 +1,161 @@
+"""What an engine says of itself, and `base.SessionBase` makes a session of: its files, adapters, limits, and what
+computes one answer (`Worker`) or several (`Rows`)."""
+
+import abc
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from ..gguf.chat_template import ChatTemplate, Message
+from ..llama.prompt import PromptEncoder
+from ..llama.sampling import Sampler
+from ..llama.vocab import Vocab
+from ..options import EngineOptions, Swap
+from ..pack.card import TaskCard
+from ..pack.pack import Pack, PackedAdapter
+from ..prefix.chunks import Section
+from .choice import Choice
+
+if TYPE_CHECKING:
+    from ..memory.plan import MemoryPlan
+
+
+class Worker(Protocol):
+    """Computes prompts and tokens for one answer at a time: `session.lane.Lane`, or `onnx.lane.OnnxLane`."""
+
+    n_drafted_tokens: int
+    n_accepted_tokens: int
+
+    @property
+    def turn(self) -> int:
+        """Number of prompts begun."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the cache."""
+
+    def begin(self, prompt: Sequence[int], sections: Sequence[Section]) -> int:
+        """Computes a prompt; how many of its tokens were kept from before."""
+
+    def step(self, token_id: int) -> None:
+        """Computes one more token."""
+
+    def sample(self, sampler: Sampler) -> int:
+        """Chooses the next token from the last output."""
+
+    def rest(self, turn: int) -> None:
+        """The answer that began as `turn` needs nothing more."""
+
+    def flush(self) -> None:
+        """Nobody is waiting for an answer."""
+
+
+class Rows(Protocol):
+    """Where answers are computed side by side: `session.rows.LlamaRows`, or `onnx.rows.OnnxRows`."""
+
+    def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
+        """Computes a prompt in an empty sequence; how many of its tokens were kept from before."""
+
+    def step(self, token_ids: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> None:
+        """Computes one token for each of several sequences, which rise."""
+
+    def sample(self, sampler: Sampler, i: int) -> int:
+        """Chooses a token from the logits of the i-th of the last step; -1: from those of the last prompt."""
+
+    def release(self, sequence: int) -> None:
+        """Empties a sequence."""
+
+    def flush(self) -> None:
+        """Called when nobody waits for an answer."""
+
+    def close(self) -> None:
+        """Frees everything. Calling it twice does nothing."""
+
+
+RowsT = TypeVar("RowsT", bound=Rows)
+
+
+class Engine(abc.ABC, Generic[RowsT]):
+    """What differs between engines; a session is one of them.
+
+    Attributes:
+        engine_name: "llama" or "onnx".
+        engine_options: the names of `EngineOptions` that this engine has.
+        base: what the base is; has its `name` and `fingerprint`.
+        template: the base's chat template.
+        vocab: the tokenizer.
+        prompts: conversations as token ids.
+        n_ctx_tokens: longest prompt and answer together.
+        longest_tokens: the same of a request that is handed to a batcher itself.
+        plan: the memory that was planned; None if the engine plans none.
+    """
+
+    engine_name: ClassVar[str]
+    engine_options: ClassVar[frozenset[str]]
+    base: Any
+    template: ChatTemplate
+    vocab: Vocab
+    prompts: PromptEncoder
+    n_ctx_tokens: int
+    longest_tokens: int
+    plan: "MemoryPlan | None"
+
+    @classmethod
+    @abc.abstractmethod
+    def _base_in(cls, pack: Pack, allow_pull: bool) -> Path:
+        """Where the pack's base is, as the engine takes it."""
+
+    @classmethod
+    @abc.abstractmethod
+    def _adapters_in(cls, pack: Pack) -> dict[str, PackedAdapter]:
+        """The pack's adapters in the engine's format."""
+
+    @classmethod
+    @abc.abstractmethod
+    def _opened(cls, base_path: str | os.PathLike[str]) -> Any:
+        """The base, opened and checked."""
+
+    @classmethod
+    @abc.abstractmethod
+    def _loose(cls, base: Any, name: str, path: Path, card: TaskCard) -> PackedAdapter:
+        """A loose adapter; InputError if the file is not there."""
+
+    @abc.abstractmethod
+    def _load(self, choice: Choice, swap: Swap | None) -> None:
+        """Loads the adapters of a choice and tries them at its scales; raises as `use`."""
+
+    @abc.abstractmethod
+    def _sections(self, choice: Choice, ids: Sequence[int], n_shared_tokens: int) -> list[Section]:
+        """The parts of a prompt with the adapters of each, loaded where they are not; raises as `use`."""
+
+    @abc.abstractmethod
+    def _worker(self, choice: Choice, room_tokens: int) -> Worker:
+        """What computes one answer under a choice."""
+
+    @abc.abstractmethod
+    def _rows(self) -> Callable[[int, int], RowsT]:
+        """Makes so many sequences of so many tokens each, for `batcher.Batcher`."""
+
+    @property
+    @abc.abstractmethod
+    def threads(self) -> int:
+        """CPU threads for single tokens."""
+
+    @property
+    @abc.abstractmethod
+    def loaded_adapters(self) -> dict[str, int]:
+        """Bytes of the adapters in memory by name, the one used last at the end."""
+
+    @property
+    @abc.abstractmethod
+    def _longest(self) -> str:
+        """The longest context that can be had, for the user whose prompt does not fit."""
+
+    def _shared_tokens(self, messages: Sequence[Message], ids: Sequence[int]) -> int:
+        """How many tokens every prompt with that system message begins with, where the engine keeps those."""
+        return 0
+
+    @classmethod
+    def _for_one_answer(cls, options: EngineOptions, adapters_bytes: int) -> None:
+        """Sets what saves memory in a session that answers once, with adapters of that size."""

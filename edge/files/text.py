@@ -1,0 +1,145 @@
+"""Texts, JSON and rows out of files that anyone may have written: each is refused by one message, or read rightly.
+
+    read_text(path)                     # UTF-8, without the byte-order mark that editors of Windows put first
+    parse_json(text, path)              # deep nesting, numbers without end, a Git LFS pointer: InputError
+    for number, row in json_rows(path): # JSON Lines, gzipped or not, cut at LF only
+
+JSON may hold raw U+2028, U+0085 and form feeds in its texts, where `str.splitlines` cuts.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, TypeGuard
+
+from ..errors import InputError
+from .regular import open_regular
+
+BOM: Final = "\ufeff"
+LFS_START: Final = b"version https://git-lfs.github.com/spec/"
+LFS_HINT: Final = "run `git lfs pull` where the file comes from, or download it"
+# Of a whole number in JSON: transformers writes 10**30 for "no limit", a float holds 10**308
+MOST_DIGITS: Final = 300
+MOST_BYTES: Final = 1 << 30
+MOST_LEVELS: Final = 200
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether it is a text that has a UTF-8 form: halves of surrogate pairs, which JSON can escape, have none."""
+    return isinstance(value, str) and _SURROGATE.search(value) is None
+
+
+def is_lfs_pointer(data: bytes) -> bool:
+    """Whether a file that begins so is Git LFS's pointer to another."""
+    return data.startswith(LFS_START)
+
+
+def read_bytes(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        InputError: as `open_regular`, or it is too large, or a Git LFS pointer.
+    """
+    path = Path(path)
+    with open_regular(path) as stream:
+        try:
+            data = stream.read(most_bytes + 1)
+        except OSError as error:
+            raise InputError(f"cannot be read ({error.strerror})", where=path) from None
+    if len(data) > most_bytes:
+        raise InputError(f"is too large ({most_bytes} bytes at most)", where=path)
+    if is_lfs_pointer(data):
+        raise InputError("is a Git LFS pointer, not the file itself", where=path, hint=LFS_HINT)
+    return data
+
+
+def read_text(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) -> str:
+    """The text of a UTF-8 file, without a byte-order mark; errors as `read_bytes`, and InputError for other bytes."""
+    return decode(read_bytes(path, most_bytes), path)
+
+
+def decode(data: bytes, where: str | os.PathLike[str]) -> str:
+    """UTF-8 text without a byte-order mark; InputError with the line where it is none."""
+    try:
+        return data.decode("utf-8").removeprefix(BOM)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"is not UTF-8 text (line {line}, byte {error.start})",
+            where=where,
+            hint="save it as UTF-8",
+        ) from None
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, cut at LF only; CR before it belongs to the line's end."""
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def loads_json(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError alone, also for what is nested too deep or too long a number."""
+    try:
+        value = json.loads(text, parse_int=_whole)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MOST_LEVELS):
+        inner = [child for one in level for child in (one.values() if isinstance(one, dict) else one)]
+        level = [child for child in inner if isinstance(child, dict | list)]
+        if not level:
+            return value
+    # It could not be shown or written again: that recurses too.
+    raise ValueError("it is nested too deep")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def parse_json(text: str, where: str | os.PathLike[str], part: str = "") -> Any:
+    """The value of a JSON text; InputError where it is none.
+
+    Args:
+        part: of the file, such as "line 3 ".
+    """
+    try:
+        return loads_json(text.removeprefix(BOM))
+    except ValueError as error:
+        raise InputError(f"{part}is not valid JSON ({error})", where=where) from None
+
+
+def json_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
+    """The values of a file of JSON Lines, or of a JSON file that holds one list, each with its number from 1.
+
+    In JSON Lines the number is the line's. `.gz` files are unpacked.
+
+    Raises:
+        InputError: it cannot be read, or a line is no JSON.
+    """
+    path = Path(path)
+    data = read_bytes(path)
+    if path.name.endswith(".gz"):
+        # Imported where it is used: every command reads JSON, few read this.
+        import gzip
+        import io
+        import zlib
+
+        try:
+            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MOST_BYTES + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"is not a whole gzip file ({error})", where=path) from None
+        if len(data) > MOST_BYTES:
+            raise InputError(f"unpacks to more than {MOST_BYTES} bytes", where=path)
+    text = decode(data, path)
+    if text.lstrip().startswith("["):
+        rows = parse_json(text, path)
+        yield from enumerate(rows, 1)
+        return
+    for number, line in enumerate(lines_of(text), 1):
+        if line.strip():
+            yield number, parse_json(line, path, f"line {number} ")

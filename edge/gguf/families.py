@@ -1,0 +1,210 @@
+"""The model families: one row each, from which the base check, export, training, ONNX and the forecasts draw.
+
+    family = FAMILIES["qwen2"]                                # by llama.cpp's name of the architecture
+    family.gguf_name("model.layers.3.mlp.up_proj")            # "blk.3.ffn_up"
+    family, hf = find_class("MistralForCausalLM")             # the same row for Llama and Mistral
+
+To add a family: one row in `FAMILIES`, one of a tiny model in tests/build_hf.py. Names of transformers' classes are
+strings: nothing of it is imported here.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+ALWAYS: Final = "always"
+ALL_USES: Final = frozenset({"base", "lora", "train", "onnx"})
+_LAYER: Final = re.compile(r"model\.layers\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module of a block, or of the model outside of its blocks.
+
+    Attributes:
+        name: in a GGUF, without "blk.N." and suffix.
+        module: in transformers, without "model.layers.N.".
+        shape: of the weight in ggml order, the row length first; each length by its name in `base.sizes_of`.
+        bias: the config field that switches its bias on, `ALWAYS`, or "" where it has none.
+    """
+
+    name: str
+    module: str
+    shape: tuple[str, ...]
+    bias: str = ""
+
+    @property
+    def is_matrix(self) -> bool:
+        return len(self.shape) == 2
+
+
+@dataclass(frozen=True)
+class HfClass:
+    """One class of transformers whose checkpoints become this architecture.
+
+    Attributes:
+        name: of the class, as `architectures` in config.json says it.
+        config: name of its config class.
+        biases: its config can switch biases on.
+        fixed: config field -> the only value that llama.cpp computes; training sets it, export refuses others.
+    """
+
+    name: str
+    config: str
+    biases: bool = True
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture of llama.cpp.
+
+    Attributes:
+        architecture: llama.cpp's name.
+        classes: those of transformers; training from a GGUF makes the first.
+        block: the modules of one block, in the order in which they are written.
+        interleaves_qk: llama.cpp rotates neighbouring pairs, transformers two halves: rows of q and k are reordered.
+        square_attention: llama.cpp takes n_heads * head size = width only.
+        activation: `hidden_act` of transformers.
+        uses: what is done with it beside running: "base" (export of checkpoints), "lora" (export of adapters), "train"
+            (from a GGUF), "onnx".
+    """
+
+    architecture: str
+    classes: tuple[HfClass, ...]
+    block: tuple[Part, ...]
+    interleaves_qk: bool = False
+    square_attention: bool = False
+    activation: str = "silu"
+    uses: frozenset[str] = ALL_USES
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """GGUF names of a block's matrices that llama.cpp multiplies through its LoRA path."""
+        return tuple(part.name for part in self.block if part.is_matrix)
+
+    def part(self, name: str) -> Part | None:
+        """The module of a block with this GGUF name, or None."""
+        return next((part for part in self.block if part.name == name), None)
+
+    def tensors(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Name without "blk.N." and shape of every tensor that each block of a GGUF must have."""
+        for part in self.block:
+            yield f"{part.name}.weight", part.shape
+            if part.bias == ALWAYS:
+                yield f"{part.name}.bias", part.shape[-1:]
+
+    def gguf_name(self, module: str) -> str | None:
+        """The GGUF name, without its suffix, of a module such as "model.layers.3.mlp.up_proj"; None if unknown."""
+        if module in OUTSIDE:
+            return OUTSIDE[module]
+        match = _LAYER.fullmatch(module)
+        found = next((part for part in self.block if match and part.module == match[2]), None)
+        return None if match is None or found is None else f"blk.{match[1]}.{found.name}"
+
+    def module(self, gguf_name: str) -> str | None:
+        """The module of a GGUF name without its suffix, such as "blk.3.ffn_up"; None if unknown."""
+        if not gguf_name.startswith("blk."):
+            return next((module for module, name in OUTSIDE.items() if name == gguf_name), None)
+        _, layer, name = gguf_name.split(".", 2)
+        part = self.part(name)
+        return None if part is None else f"model.layers.{layer}.{part.module}"
+
+    def n_interleaved_heads(self, gguf_name: str, n_heads: int, n_kv_heads: int) -> int | None:
+        """In how many heads the rows of a tensor are reordered (`interleave_rows`); None if they are not.
+
+        Args:
+            gguf_name: with or without its suffix, for example "blk.0.attn_q.weight".
+        """
+        if not self.interleaves_qk:
+            return None
+        parts = gguf_name.split(".")
+        kind = parts[2] if len(parts) > 2 else ""
+        return {"attn_q": n_heads, "attn_k": n_kv_heads}.get(kind)
+
+
+def interleave_rows(rows: npt.NDArray[Any], n_heads: int) -> npt.NDArray[Any]:
+    """Rows of a q or k projection from transformers' order to llama.cpp's.
+
+    Per head, [first half | second half] becomes neighbouring pairs: out[2 j + s] = in[s d/2 + j].
+
+    Args:
+        rows: (n_heads * d, ...) for whole heads; a lora_B or a bias likewise.
+    """
+    shape = rows.shape
+    halves = rows.reshape(n_heads, 2, shape[0] // n_heads // 2, *shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(shape)
+
+
+def halves_order(n_rows: int, n_heads: int) -> npt.NDArray[np.int64]:
+    """Which of llama.cpp's rows of q or k stands at each row of transformers': `interleave_rows` undone."""
+    return np.arange(n_rows).reshape(n_heads, n_rows // n_heads // 2, 2).swapaxes(1, 2).reshape(-1)
+
+
+def find_class(name: str) -> tuple[Family, HfClass] | None:
+    """The row that a class of transformers belongs to, and what it says of the class; None if there is none."""
+    return next(((family, hf) for family in FAMILIES.values() for hf in family.classes if hf.name == name), None)
+
+
+def known_classes() -> list[str]:
+    """Names of the classes whose checkpoints can be exported."""
+    return [hf.name for family in FAMILIES.values() if "base" in family.uses for hf in family.classes]
+
+
+OUTSIDE: Final = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_NORMS: Final = (
+    Part("attn_norm", "input_layernorm", ("n_embd",)),
+    Part("ffn_norm", "post_attention_layernorm", ("n_embd",)),
+)
+_HEAD_NORMS: Final = (
+    Part("attn_q_norm", "self_attn.q_norm", ("head",)),
+    Part("attn_k_norm", "self_attn.k_norm", ("head",)),
+)
+
+
+def _attention(qkv_bias: str = "", output_bias: str = "") -> tuple[Part, ...]:
+    return (
+        Part("attn_q", "self_attn.q_proj", ("n_embd", "n_q"), qkv_bias),
+        Part("attn_k", "self_attn.k_proj", ("n_embd", "n_k"), qkv_bias),
+        Part("attn_v", "self_attn.v_proj", ("n_embd", "n_v"), qkv_bias),
+        Part("attn_output", "self_attn.o_proj", ("n_o", "n_embd"), output_bias),
+    )
+
+
+def _mlp(bias: str = "") -> tuple[Part, ...]:
+    return (
+        Part("ffn_gate", "mlp.gate_proj", ("n_embd", "n_ff"), bias),
+        Part("ffn_up", "mlp.up_proj", ("n_embd", "n_ff"), bias),
+        Part("ffn_down", "mlp.down_proj", ("n_ff", "n_embd"), bias),
+    )
+
+
+_ROWS: Final = (
+    Family(
+        "llama",
+        classes=(
+            HfClass("LlamaForCausalLM", "LlamaConfig"),
+            HfClass("MistralForCausalLM", "MistralConfig", biases=False),
+        ),
+        block=(*_NORMS, *_attention("attention_bias", "attention_bias"), *_mlp("mlp_bias")),
+        interleaves_qk=True,
+    ),
+    Family(
+        "qwen2",
+        classes=(HfClass("Qwen2ForCausalLM", "Qwen2Config", fixed={"use_sliding_window": False}),),
+        block=(*_NORMS, *_attention(ALWAYS), *_mlp()),
+        square_attention=True,
+    ),
+    Family(
+        "qwen3",
+        classes=(
+            HfClass("Qwen3ForCausalLM", "Qwen3Config", fixed={"use_sliding_window": False, "attention_bias": False}),
+        ),
+        block=(*_NORMS, *_attention(), *_HEAD_NORMS, *_mlp()),
+    ),
+)
+FAMILIES: Final[dict[str, Family]] = {row.architecture: row for row in _ROWS}
