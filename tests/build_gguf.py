@@ -49,6 +49,24 @@ def vocabulary() -> tuple[list[str], list[int], list[str]]:
     return tokens, [3] * len(SPECIALS) + [1] * (len(tokens) - len(SPECIALS)), merges
 
 
+def spm_keys(space_prefix: bool = True) -> dict[str, tuple[Any, ...]]:
+    """Keys of a SentencePiece vocabulary for `tiny_base`: specials, the 256 bytes, letters, and a few words."""
+    kind = gguf.GGUFValueType
+    specials = {"<unk>": 2, "<s>": 3, "</s>": 3, "<|im_start|>": 3, "<|im_end|>": 3, "<tool_call>": 4}
+    words = ["▁", "▁h", "he", "▁he", "ll", "</", "s>", "<|", "|>", "im", "im_", *"abcdefghijklmnopqrstuvwxyz<>/|_.!"]
+    tokens = [*specials, *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    # As in real files, special tokens have the score 0, which merging prefers to all others.
+    scores = [0.0] * len(specials) + [-1000.0] * 256 + [-1.0 - i for i in range(len(words))]
+    return {
+        "tokenizer.ggml.model": ("llama", kind.STRING),
+        "tokenizer.ggml.tokens": (tokens, kind.ARRAY, kind.STRING),
+        "tokenizer.ggml.token_type": ([*specials.values(), *[6] * 256, *[1] * len(words)], kind.ARRAY, kind.INT32),
+        "tokenizer.ggml.scores": (scores, kind.ARRAY, kind.FLOAT32),
+        "tokenizer.ggml.add_space_prefix": (space_prefix, kind.BOOL),
+        "tokenizer.ggml.bos_token_id": (1, kind.UINT32),
+    }
+
+
 def tiny_base(
     path: Path,
     *,
@@ -109,6 +127,9 @@ def tiny_base(
     if chat_template is not None:
         meta["tokenizer.chat_template"] = (chat_template, text)
     meta |= keys or {}
+    n_vocab = len(meta["tokenizer.ggml.tokens"][0])
+    if "llama.vocab_size" in meta and "llama.vocab_size" not in (keys or {}):
+        meta["llama.vocab_size"] = (n_vocab, u32)
 
     def matrix(n_out: int, n_in: int, gain: float = 1.5) -> np.ndarray:
         return (rng.standard_normal((n_out, n_in)) * gain / np.sqrt(n_in)).astype(np.float32)
@@ -116,7 +137,7 @@ def tiny_base(
     def norm(n: int) -> np.ndarray:
         return (1 + 0.1 * rng.standard_normal(n)).astype(np.float32)
 
-    tensors: list[tuple[str, np.ndarray]] = [("token_embd.weight", matrix(len(tokens), n_embd, gain=2.0))]
+    tensors: list[tuple[str, np.ndarray]] = [("token_embd.weight", matrix(n_vocab, n_embd, gain=2.0))]
     for layer in range(n_layers):
         rows = {"attn_q": n_heads * head, "attn_k": n_kv_heads * head, "attn_v": n_kv_heads * head}
         block = [("attn_norm.weight", norm(n_embd))]
@@ -131,7 +152,7 @@ def tiny_base(
         tensors += [(f"blk.{layer}.{name}", values) for name, values in block]
     tensors.append(("output_norm.weight", norm(n_embd)))
     if not tied:
-        tensors.append(("output.weight", matrix(len(tokens), n_embd, gain=4.0)))
+        tensors.append(("output.weight", matrix(n_vocab, n_embd, gain=4.0)))
     return write_gguf(
         path,
         architecture if "general.architecture" not in skip else None,

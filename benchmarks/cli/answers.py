@@ -26,6 +26,7 @@ def pack_answers(folder: Path, output: Path | None, as_json: bool) -> None:
     """
     from ...edge.errors import InputError
     from ...edge.files.atomic import atomic_file, make_folder
+    from ...edge.files.text import read_bytes
     from ...edge.sizes import human_bytes
     from ..scores.answers import answer_places, answers_below, archive_path, packed, parsed, unpacked
 
@@ -33,7 +34,7 @@ def pack_answers(folder: Path, output: Path | None, as_json: bool) -> None:
     dest = answers_below(folder) if output is None else make_folder(output / "answers")
     rows = []
     for file in files:
-        data = file.read_bytes()
+        data = read_bytes(file)
         identity, records, _ = parsed(data, file)
         if identity is None:
             continue

@@ -21,6 +21,7 @@ from ...edge.console import note
 from ...edge.errors import DamagedError, InputError
 from ...edge.files.atomic import atomic_file, locked
 from ...edge.files.journal import Journal, line_of, rows_of
+from ...edge.files.text import read_bytes
 
 Identity = Mapping[str, Any]
 
@@ -86,14 +87,14 @@ def unpacked(archive: Path) -> bytes:
     import lzma
 
     try:
-        return lzma.decompress(archive.read_bytes())
+        return lzma.decompress(read_bytes(archive))
     except (lzma.LZMAError, EOFError) as error:
         raise DamagedError(f"is not a whole xz file ({error})", where=archive) from None
 
 
 def content(place: Path) -> bytes:
     """The lines of an answer file or of its archive; DamagedError as `unpacked`."""
-    return unpacked(place) if place.suffix == ".xz" else place.read_bytes()
+    return unpacked(place) if place.suffix == ".xz" else read_bytes(place)
 
 
 def answers_below(folder: Path) -> Path:

@@ -62,7 +62,8 @@ def _fetched(url: str, path: Path) -> GgufFile:
             stream.truncate(total)
         have += len(data)
         try:
-            file = GgufFile.open(path)
+            # Most of it is a hole until it is fetched.
+            file = GgufFile.open(path, whole=False)
             if file.data_start_bytes <= have:
                 return file
             problem: SlmEdgeError = DamagedError("the header is longer than what came", where=url)

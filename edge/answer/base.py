@@ -201,7 +201,7 @@ class SessionBase(NotCopied, Engine[RowsT]):
         """What `use` would choose, loaded and tried; arguments and errors as there."""
         self._owner.check()
         choice = choice_of(name, scale, self.adapters)
-        self._load([one for one, _ in choice.scales], swap)
+        self._load(choice, swap)
         return choice
 
     @property
@@ -261,7 +261,7 @@ class SessionBase(NotCopied, Engine[RowsT]):
         """Token ids as of `prompt_tokens`, and how many of them every prompt with that system message begins with."""
         self._owner.check()
         messages = messages_of(prompt, system, choice.card.system)
-        ids = self.vocab.encode(self.template.render(messages))
+        ids = self.prompts.encode(messages, most_tokens=self.longest_tokens)
         return ids, self._shared_tokens(messages, ids)
 
     def sections(self, choice: Choice, ids: Sequence[int], n_shared_tokens: int = 0) -> list[Section]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from ..gguf.chat_template import ChatTemplate, Message
+from ..llama.prompt import PromptEncoder
 from ..llama.sampling import Sampler
 from ..llama.vocab import Vocab
 from ..options import EngineOptions, Swap
@@ -84,6 +85,7 @@ class Engine(abc.ABC, Generic[RowsT]):
         base: what the base is; has its `name` and `fingerprint`.
         template: the base's chat template.
         vocab: the tokenizer.
+        prompts: conversations as token ids.
         n_ctx_tokens: longest prompt and answer together.
         longest_tokens: the same of a request that is handed to a batcher itself.
         plan: the memory that was planned; None if the engine plans none.
@@ -94,6 +96,7 @@ class Engine(abc.ABC, Generic[RowsT]):
     base: Any
     template: ChatTemplate
     vocab: Vocab
+    prompts: PromptEncoder
     n_ctx_tokens: int
     longest_tokens: int
     plan: "MemoryPlan | None"
@@ -119,8 +122,8 @@ class Engine(abc.ABC, Generic[RowsT]):
         """A loose adapter; InputError if the file is not there."""
 
     @abc.abstractmethod
-    def _load(self, names: Sequence[str], swap: Swap | None) -> None:
-        """Loads and tries the adapters of a choice; raises as `use`."""
+    def _load(self, choice: Choice, swap: Swap | None) -> None:
+        """Loads the adapters of a choice and tries them at its scales; raises as `use`."""
 
     @abc.abstractmethod
     def _sections(self, choice: Choice, ids: Sequence[int], n_shared_tokens: int) -> list[Section]:

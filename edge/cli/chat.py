@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import note
-from .options import answer_options, engine_option, grammar_options, grammar_text, session_options, size_bytes_of
+from .options import (
+    answer_options,
+    engine_option,
+    grammar_options,
+    grammar_text,
+    session_options,
+    size_bytes_of,
+    special_option,
+)
 
 if TYPE_CHECKING:
     from ..options import EngineOptions, Speculate
@@ -33,6 +41,7 @@ PROMPT = "> "
 @session_options
 @click.option("--pin", "pinned", metavar="NAME", multiple=True, help="Adapter that is never unloaded; repeatable.")
 @grammar_options
+@special_option
 def chat(
     pack: Path | None,
     adapter: str | None,
@@ -50,6 +59,7 @@ def chat(
     pinned: tuple[str, ...],
     schema: Path | None,
     grammar: Path | None,
+    allow_special: bool,
 ) -> None:
     """Talk with the model; it remembers the conversation. /help lists the commands, Ctrl-D ends.
 
@@ -70,6 +80,7 @@ def chat(
         "ram_bytes": size_bytes_of(ram),
         "adapter_budget_bytes": size_bytes_of(adapter_budget),
         "speculate": speculate,
+        "allow_special": allow_special,
     }
     if pinned:
         options["pinned"] = pinned

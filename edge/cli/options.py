@@ -48,6 +48,12 @@ def threads_option(command: Command) -> Command:
     return click.option("--threads", type=click.IntRange(1, 512), help=help)(command)
 
 
+def special_option(command: Command) -> Command:
+    """Adds `--allow-special`, a flag."""
+    help = "Read special tokens such as <|im_end|> in what is said; else they are plain text."
+    return click.option("--allow-special", is_flag=True, help=help)(command)
+
+
 def engine_option(command: Command) -> Command:
     """Adds `--engine`, passed as "llama" or "onnx"."""
     help = "llama.cpp, or onnxruntime with the pack's ONNX form."

@@ -10,7 +10,15 @@ import click
 from ..console import emit, json_option, note
 from ..errors import InputError
 from ..sizes import human_bytes
-from .options import answer_options, engine_option, grammar_options, grammar_text, session_options, size_bytes_of
+from .options import (
+    answer_options,
+    engine_option,
+    grammar_options,
+    grammar_text,
+    session_options,
+    size_bytes_of,
+    special_option,
+)
 from .show import show
 
 if TYPE_CHECKING:
@@ -40,6 +48,7 @@ if TYPE_CHECKING:
     help="Folder that keeps computed system messages for later runs.",
 )
 @grammar_options
+@special_option
 @click.option("--stats", is_flag=True, help="Print times and peak memory on stderr.")
 @json_option
 def run(
@@ -61,6 +70,7 @@ def run(
     prefix_cache: Path | None,
     schema: Path | None,
     grammar: Path | None,
+    allow_special: bool,
     stats: bool,
     as_json: bool,
 ) -> None:
@@ -91,6 +101,7 @@ def run(
         "adapter_budget_bytes": size_bytes_of(adapter_budget),
         "prefix_cache": prefix_cache,
         "speculate": speculate,
+        "allow_special": allow_special,
     }
     gbnf = grammar_text(schema, grammar)
     opened = Pack.open(pack)

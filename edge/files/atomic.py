@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .regular import open_regular
 from .text import is_text, parse_json, read_text
 
 CHUNK_BYTES = 1 << 20
@@ -114,7 +115,7 @@ def atomic_folder(dest: str | os.PathLike[str], *, replace: bool = False) -> Ite
 def sha256_file(path: str | os.PathLike[str], on_bytes: Callable[[int], object] | None = None) -> str:
     """The sha256 of a file as hex; `on_bytes` is called with each chunk's length, for a progress bar."""
     digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
+    with open_regular(path) as stream:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
             if on_bytes is not None:
@@ -211,7 +212,7 @@ def locked(
 
 def copy_file(source: Path, dest: Path, on_bytes: Callable[[int], object] | None = None) -> None:
     """Copies bytes from `source` to `dest`, telling `on_bytes` of each chunk."""
-    with source.open("rb") as reader, dest.open("wb") as writer:
+    with open_regular(source) as reader, dest.open("wb") as writer:
         if on_bytes is None:
             shutil.copyfileobj(reader, writer, CHUNK_BYTES)
             return

@@ -1,6 +1,7 @@
 """Where slm-edge keeps what it fetched or measured once, and the locks that its processes share.
 
 bases/SHA256.gguf   base models (`pack/pull.py`)
+first-loads/        files that llama.cpp was tried with (`llama/first_load.py`)
 devices/            what was measured on this device (devices/)
 locks/              held while a pack is changed (`pack/write.py`)
 """
@@ -27,3 +28,8 @@ def cache_folder() -> Path:
 def base_cache_path(sha256: str) -> Path:
     """Where the cache keeps the base model with this sha256; every pack that names it shares the file."""
     return cache_folder() / "bases" / f"{sha256}.gguf"
+
+
+def first_load_path(sha256: str) -> Path:
+    """Where it is noted that llama.cpp loaded and used the file with this sha256."""
+    return cache_folder() / "first-loads" / f"{sha256}.json"

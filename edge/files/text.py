@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TypeGuard
 
 from ..errors import InputError
+from .regular import open_regular
 
 BOM: Final = "\ufeff"
 LFS_START: Final = b"version https://git-lfs.github.com/spec/"
@@ -40,20 +41,14 @@ def read_bytes(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) -> by
     """The bytes of a file.
 
     Raises:
-        InputError: it is not there, no file, cannot be read, is too large, or a Git LFS pointer.
+        InputError: as `open_regular`, or it is too large, or a Git LFS pointer.
     """
     path = Path(path)
-    try:
-        if path.is_dir():
-            raise InputError("is a folder, not a file", where=path)
-        with path.open("rb") as stream:
+    with open_regular(path) as stream:
+        try:
             data = stream.read(most_bytes + 1)
-    except FileNotFoundError:
-        raise InputError("no such file", where=path) from None
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
-    except ValueError as error:
-        raise InputError(f"is no name of a file ({error})", where=repr(str(path))) from None
+        except OSError as error:
+            raise InputError(f"cannot be read ({error.strerror})", where=path) from None
     if len(data) > most_bytes:
         raise InputError(f"is too large ({most_bytes} bytes at most)", where=path)
     if is_lfs_pointer(data):

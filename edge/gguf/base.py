@@ -5,22 +5,34 @@ info.n_layers, info.has_output, info.fingerprint
 """
 
 import os
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from ..errors import InputError, UnsupportedError
+from .base_keys import check_keys, unproved_keys
 from .families import FAMILIES, Family
 from .file import GgufFile, TensorInfo, ValueType
 from .fingerprint import fingerprint
 from .types import GgmlType
+from .values import number_of, typed
+from .vocabulary import check_tokenizer, unproved_tokenizer
 
 # ggml's TENSOR_ALIGNMENT: a buffer over mapped memory that starts elsewhere ends the process.
 LEAST_ALIGNMENT_BYTES: Final = 32
-_COUNTS: Final = (ValueType.UINT32, ValueType.INT32, ValueType.UINT16)
+# Values of a vector that are looked at together, so that a long one takes no memory
+_PART_VALUES: Final = 1 << 20
+# Types of matrices that were multiplied here; Q8_K and Q8_1 are llama.cpp's own for activations, and end the process.
+_PROVED_TYPES: Final = frozenset(
+    GgmlType[name]
+    for name in (
+        *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+        *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"),
+    )
+)
+_ACTIVATIONS: Final = (GgmlType.Q8_K, GgmlType.Q8_1)
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,16 @@ class BaseInfo:
         """Hex sha256 of what stays the same through every quantisation (see edge/gguf/fingerprint.py)."""
         return fingerprint(self.file, self.architecture)
 
+    @cached_property
+    def unproved(self) -> tuple[str, ...]:
+        """What of the file was not tried here: its first load is tried in a child process (`llama/first_load.py`)."""
+        types = {info.type for info in self.file.tensors.values()} - _PROVED_TYPES
+        return (
+            *unproved_keys(self.file, self.architecture),
+            *unproved_tokenizer(self.file),
+            *(f"tensors of {kind.name}" for kind in sorted(types)),
+        )
+
     def describe(self) -> str:
         """ "llama, 30 layers, width 576, vocabulary 49152, fingerprint 0123456789ab" """
         return (
@@ -83,14 +105,14 @@ def check_base(file: GgufFile) -> BaseInfo:
         UnsupportedError: an architecture, a split file or a mixture of experts that is not handled here.
     """
     faults: list[str] = []
-    kind = _typed(file, "general.type", ValueType.STRING, faults, default="model")
+    kind = typed(file, "general.type", ValueType.STRING, faults, default="model")
     if kind not in (None, "model"):
         raise InputError(f"is of the kind {kind!r}, not a base model", where=file.path)
     if file.alignment_bytes % LEAST_ALIGNMENT_BYTES:
         faults.append(
             f"its tensors are aligned to {file.alignment_bytes} bytes; mapped ones need {LEAST_ALIGNMENT_BYTES}"
         )
-    architecture = _typed(file, "general.architecture", ValueType.STRING, faults)
+    architecture = typed(file, "general.architecture", ValueType.STRING, faults)
     if architecture is None:
         raise InputError("is not a base model", where=file.path, problems=faults)
     family = FAMILIES.get(architecture)
@@ -98,14 +120,16 @@ def check_base(file: GgufFile) -> BaseInfo:
         raise UnsupportedError(
             f"the architecture {architecture!r} is not handled; {', '.join(FAMILIES)} are", where=file.path
         )
-    if _number(file, "split.count", faults, default=1) != 1:
+    if number_of(file, "split.count", faults, default=1) != 1:
         raise UnsupportedError(
             "is one part of a split model", where=file.path, hint="join the parts with llama-gguf-split --merge"
         )
-    if _number(file, f"{architecture}.expert_count", faults, default=0):
+    if number_of(file, f"{architecture}.expert_count", faults, default=0):
         raise UnsupportedError("is a mixture of experts; adapters of those are not handled", where=file.path)
     sizes = _sizes(file, architecture, faults)
-    n_vocab = _check_tokenizer(file, faults)
+    n_vocab = check_tokenizer(file, faults)
+    check_keys(file, architecture, sizes, faults)
+    name = typed(file, "general.name", ValueType.STRING, faults, default=file.path.stem)
     if not faults:
         _check_tensors(file, family, sizes, n_vocab, faults)
     if faults:
@@ -113,7 +137,7 @@ def check_base(file: GgufFile) -> BaseInfo:
     return BaseInfo(
         file=file,
         architecture=architecture,
-        name=str(file.get("general.name", file.path.stem)),
+        name=name,
         n_layers=sizes["n_layers"],
         n_embd=sizes["n_embd"],
         n_heads=sizes["n_heads"],
@@ -126,36 +150,10 @@ def check_base(file: GgufFile) -> BaseInfo:
     )
 
 
-def _typed(file: GgufFile, key: str, kind: ValueType, faults: list[str], default: Any = None) -> Any:
-    """A scalar of one type; a wrong type, or a missing key without a default, is a fault and gives None."""
-    entry = file.metadata.get(key)
-    if entry is None:
-        if default is None:
-            faults.append(f"the key {key} is missing")
-        return default
-    if entry.type is not kind:
-        faults.append(f"{key} is {entry.type.name}, not {kind.name}")
-        return None
-    return entry.value
-
-
-def _number(file: GgufFile, key: str, faults: list[str], default: int | None = None) -> int:
-    """An integer key, of any of the integer types that llama.cpp's writers have used; 0 after a fault."""
-    entry = file.metadata.get(key)
-    if entry is None:
-        if default is None:
-            faults.append(f"the key {key} is missing")
-        return default or 0
-    if entry.type not in _COUNTS:
-        faults.append(f"{key} is {entry.type.name}, not UINT32")
-        return 0
-    return int(entry.value)
-
-
 def _sizes(file: GgufFile, architecture: str, faults: list[str]) -> dict[str, int]:
     def size(key: str, default: int | None = None, most: int = 1 << 20) -> int:
         before = len(faults)
-        value = _number(file, f"{architecture}.{key}", faults, default)
+        value = number_of(file, f"{architecture}.{key}", faults, default)
         if len(faults) == before and not 1 <= value <= most:
             faults.append(f"{architecture}.{key} is {value}; 1 to {most} make sense")
         return max(value, 1)
@@ -168,7 +166,7 @@ def _sizes(file: GgufFile, architecture: str, faults: list[str]) -> dict[str, in
     value_length = size("attention.value_length", max(n_embd // n_heads, 1))
     eps = f"{architecture}.attention.layer_norm_rms_epsilon"
     for key, default in ((eps, None), (f"{architecture}.rope.freq_base", 10000.0)):
-        number = _typed(file, key, ValueType.FLOAT32, faults, default=default)
+        number = typed(file, key, ValueType.FLOAT32, faults, default=default)
         if number is not None and not (np.isfinite(number) and number > 0):
             faults.append(f"{key} is {number}")
     return {
@@ -184,56 +182,6 @@ def _sizes(file: GgufFile, architecture: str, faults: list[str]) -> dict[str, in
         "n_v": n_kv_heads * value_length,
         "n_o": n_heads * value_length,
     }
-
-
-def _check_tokenizer(file: GgufFile, faults: list[str]) -> int:
-    """Checks the tokenizer's keys; returns the size of the vocabulary."""
-    model = _typed(file, "tokenizer.ggml.model", ValueType.STRING, faults)
-    _typed(file, "tokenizer.ggml.pre", ValueType.STRING, faults, default="default")
-    _typed(file, "tokenizer.chat_template", ValueType.STRING, faults, default="")
-
-    def array(key: str, kind: ValueType, needed: bool) -> int | None:
-        entry = file.metadata.get(key)
-        if entry is None:
-            if needed:
-                faults.append(f"the key {key} is missing")
-            return None
-        if entry.type is not ValueType.ARRAY or entry.element_type is not kind:
-            faults.append(f"{key} is not an array of {kind.name}")
-            return None
-        return entry.n_values
-
-    n_vocab = array("tokenizer.ggml.tokens", ValueType.STRING, True) or 0
-    for key, kind, needed in (
-        ("tokenizer.ggml.token_type", ValueType.INT32, False),
-        ("tokenizer.ggml.scores", ValueType.FLOAT32, model == "llama"),
-    ):
-        length = array(key, kind, needed)
-        if length is not None and length != n_vocab:
-            faults.append(f"{key} has {length} values for {n_vocab} tokens")
-    array("tokenizer.ggml.merges", ValueType.STRING, model == "gpt2")
-    if not faults:
-        _check_tokens(file.get("tokenizer.ggml.tokens"), model, faults)
-    for key in file.metadata:
-        if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
-            token_id = _number(file, key, faults)
-            if not 0 <= token_id < max(n_vocab, 1):
-                faults.append(f"{key} is {token_id}; the vocabulary has {n_vocab} tokens")
-    return n_vocab
-
-
-def _check_tokens(tokens: list[str], model: str, faults: list[str]) -> None:
-    """Refuses vocabularies that end the process: twins at load, an SPM without byte tokens at the first odd byte."""
-    if model not in ("gpt2", "llama"):
-        faults.append(f"tokenizer.ggml.model is {model!r}; 'gpt2' (BPE) and 'llama' (SPM) are handled")
-    known = set(tokens)
-    if len(known) < len(tokens):
-        twins = [token for token, count in Counter(tokens).items() if count > 1 and token]
-        faults += [f"the vocabulary holds {token!r} more than once" for token in twins[:5]]
-    if model == "llama":
-        missing = [byte for byte in range(256) if f"<0x{byte:02X}>" not in known and chr(byte) not in known]
-        if missing:
-            faults.append(f"the vocabulary has no token for {len(missing)} of the 256 bytes, such as {missing[0]}")
 
 
 def _check_tensors(file: GgufFile, family: Family, sizes: dict[str, int], n_vocab: int, faults: list[str]) -> None:
@@ -264,5 +212,14 @@ def _check_type(file: GgufFile, info: TensorInfo, faults: list[str]) -> None:
     elif len(info.shape) == 1:
         if info.type is not GgmlType.F32:
             faults.append(f"{info.name} is a vector of {info.type.name}; vectors are F32")
-        elif not np.isfinite(file.array(info.name)).all():
+        elif not _is_finite(file, info):
             faults.append(f"{info.name} holds NaN or infinity")
+    elif info.type in _ACTIVATIONS:
+        faults.append(
+            f"{info.name} is {info.type.name}, a type for activations: llama.cpp multiplies by no such matrix"
+        )
+
+
+def _is_finite(file: GgufFile, info: TensorInfo) -> bool:
+    values = file.array(info.name)
+    return all(np.isfinite(values[at : at + _PART_VALUES]).all() for at in range(0, len(values), _PART_VALUES))

@@ -22,10 +22,20 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DamagedError, InputError, UnsupportedError
+from ..files.regular import open_regular
 from .types import GgmlType
 
 MAX_DIMS: Final = 4
 MAX_NAME_BYTES: Final = 63
+# What is decoded takes many times the bytes that it has in the file, and a file with holes has as many as it likes.
+# Real files have up to 600,000 merges, 20 MB of them, and 100 keys.
+MAX_KEYS: Final = 1 << 14
+MAX_KEY_BYTES: Final = (1 << 16) - 1
+MAX_TENSORS: Final = 1 << 16
+MAX_VALUES: Final = 1 << 20
+MAX_BYTE_VALUES: Final = 1 << 23
+MAX_TEXT_BYTES: Final = 1 << 24
+MAX_ARRAY_BYTES: Final = 1 << 25
 
 
 class ValueType(enum.IntEnum):
@@ -101,18 +111,25 @@ class MetaValue:
         self._start = start
         self._end = end
 
+    def _check(self) -> None:
+        if self._data.size() < self._end:
+            # Reading the map there would end the process.
+            raise DamagedError("a GGUF file was cut while it was in use", hint="put it back")
+
     @property
     def raw(self) -> bytes:
         """The value's bytes as they stand in the file, an array's without its header."""
+        self._check()
         return self._data[self._start : self._end]
 
     @cached_property
     def value(self) -> Any:
         """The value: int, float, bool, str, or a list of these."""
+        self._check()
         kind = self.type if self.element_type is None else self.element_type
         if kind is ValueType.STRING:
             strings: list[str] = []
-            data, at, length_at = self.raw, 0, struct.Struct("<Q").unpack_from
+            data, at, length_at = self._data, self._start, struct.Struct("<Q").unpack_from
             for _ in range(self.n_values):
                 end = at + 8 + length_at(data, at)[0]
                 # A vocabulary may hold byte sequences that are no UTF-8 by themselves.
@@ -142,13 +159,20 @@ class _Cursor:
         self.at = start + n_bytes
         return start
 
+    def bounded(self, n: int, most: int, what: str) -> int:
+        """The number as given; DamagedError where it is more than real files have."""
+        if n > most:
+            raise DamagedError(f"{what}: {n}; {most} at most make sense", where=self.path)
+        return n
+
     def number(self, code: str, what: str) -> Any:
         start = self._need(struct.calcsize("<" + code), what)
         return struct.unpack_from("<" + code, self.data, start)[0]
 
-    def string(self, what: str) -> str:
+    def string(self, what: str, most_bytes: int) -> str:
         length = self.number("Q", what)
         start = self._need(length, what)
+        self.bounded(length, most_bytes, f"the bytes of {what}")
         try:
             return self.data[start : start + length].decode("utf-8")
         except UnicodeDecodeError:
@@ -160,13 +184,20 @@ class _Cursor:
         if kind is not ValueType.ARRAY:
             start = self.at
             self._skip(kind, 1, what)
+            self.bounded(self.at - start, MAX_TEXT_BYTES, f"the bytes of {what}")
             return MetaValue(self.data, kind, None, 1, start, self.at)
         element = self._type(self.number("I", what), what)
         if element is ValueType.ARRAY:
             raise UnsupportedError(f"{what} is an array of arrays", where=self.path)
         n_values = self.number("Q", what)
         start = self.at
-        self._skip(element, n_values, what)
+        if element is not ValueType.STRING:
+            self._skip(element, n_values, what)
+        wide = SCALAR_FORMATS.get(element, "") not in ("B", "b", "?")
+        self.bounded(n_values, MAX_VALUES if wide else MAX_BYTE_VALUES, f"the length of {what}")
+        if element is ValueType.STRING:
+            self._skip(element, n_values, what)
+        self.bounded(self.at - start, MAX_ARRAY_BYTES, f"the bytes of {what}")
         return MetaValue(self.data, kind, element, n_values, start, self.at)
 
     def _type(self, code: int, what: str) -> ValueType:
@@ -215,9 +246,11 @@ class GgufFile:
             raise UnsupportedError(f"GGUF version {self.version} is not read here, only 2 and 3", where=path)
         n_tensors: int = cursor.number("Q", "the header")
         n_keys: int = cursor.number("Q", "the header")
+        cursor.bounded(n_tensors, MAX_TENSORS, "the number of tensors")
+        cursor.bounded(n_keys, MAX_KEYS, "the number of keys")
         self.metadata: dict[str, MetaValue] = {}
         for _ in range(n_keys):
-            key = cursor.string("a key")
+            key = cursor.string("a key", MAX_KEY_BYTES)
             if not key or key in self.metadata:
                 raise DamagedError(f"the key {key!r} is empty or is listed twice", where=path)
             self.metadata[key] = cursor.value(key)
@@ -228,8 +261,11 @@ class GgufFile:
         self._place(rows)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> "GgufFile":
+    def open(cls, path: str | os.PathLike[str], *, whole: bool = True) -> "GgufFile":
         """Maps and checks a file.
+
+        Args:
+            whole: refuse one that is nearly all holes.
 
         Raises:
             InputError: it is not there, or not a GGUF file.
@@ -240,13 +276,11 @@ class GgufFile:
         try:
             if path.is_dir():
                 raise InputError("is a folder, not a GGUF file", where=path, hint=_folder_hint(path))
-            with path.open("rb") as stream:
+            with open_regular(path, whole=whole) as stream:
                 head = stream.read(16)
                 if head[:4] != b"GGUF":
                     raise InputError("is not a GGUF file", where=path, hint=_file_hint(head))
                 data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError:
-            raise InputError("no such file", where=path) from None
         except OSError as error:
             raise InputError(f"cannot be read ({error.strerror})", where=path) from None
         return cls(path, data)
@@ -260,7 +294,7 @@ class GgufFile:
         return int(entry.value)
 
     def _tensor_row(self, cursor: _Cursor) -> tuple[str, tuple[int, ...], GgmlType, int]:
-        name = cursor.string("a tensor's name")
+        name = cursor.string("a tensor's name", MAX_KEY_BYTES)
         what = f"the table row of {name!r}"
         if not name or "\0" in name or len(name.encode()) > MAX_NAME_BYTES:
             raise DamagedError(
@@ -311,8 +345,14 @@ class GgufFile:
         return default if entry is None else entry.value
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """The bytes of a tensor, a read-only view into the map, shape (size_bytes,)."""
+        """The bytes of a tensor, a read-only view into the map, shape (size_bytes,).
+
+        Raises:
+            DamagedError: the file was cut since it was opened.
+        """
         info = self.tensors[name]
+        if self._data.size() < info.offset_bytes + info.size_bytes:
+            raise DamagedError("was cut while it was in use", where=self.path, hint="put the file back")
         return np.frombuffer(self._data, np.uint8, info.size_bytes, info.offset_bytes)
 
     def release(self) -> None:

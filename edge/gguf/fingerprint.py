@@ -69,4 +69,9 @@ def _value_bytes(meta: MetaValue) -> bytes:
         return b"\0".join(text.encode("utf-8", errors="surrogateescape") for text in values)
     if kind in (ValueType.FLOAT32, ValueType.FLOAT64):
         return struct.pack(f"<{len(values)}d", *values)
-    return struct.pack(f"<{len(values)}q", *(int(value) for value in values))
+    return b"".join(_integer_bytes(int(value)) for value in values)
+
+
+def _integer_bytes(value: int) -> bytes:
+    # A UINT64 beyond the signed ones has a ninth byte, so that it equals no negative number.
+    return struct.pack("<q", value) if value < 1 << 63 else struct.pack("<Q", value) + b"u"

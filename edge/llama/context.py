@@ -86,6 +86,7 @@ class Context(NotCopied):
         llama = lib()
         self._llama = llama
         self._model = model
+        self._watch = model.watch
         self._active: list[tuple[Adapter, float]] = []
         self._kept_rows: npt.NDArray[np.float32] | None = None
         self._n_streams = 1 if kv_unified else n_seq_max
@@ -203,6 +204,8 @@ class Context(NotCopied):
         self._kept_rows = None
         if not self.handle:
             self._alive()
+        if self._watch is not None:
+            self._watch.check()
         code = self._llama.llama_decode(self.handle, one.struct)
         problems = unheard()
         if code:
@@ -236,6 +239,8 @@ class Context(NotCopied):
 
     def _run(self, n_tokens: int) -> None:
         self._alive()
+        if self._watch is not None:
+            self._watch.check()
         batch = self._batch.struct
         batch.n_tokens = n_tokens
         code = self._llama.llama_decode(self.handle, batch)

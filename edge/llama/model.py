@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import EngineError, InputError
+from ..files.watch import FileWatch
+from ..system.bus_error import expect_mapped
 from .binding import NotCopied, lib, quiet_logs
 from .vocab import Vocab
 
@@ -55,13 +57,15 @@ class Model(NotCopied):
         size_bytes: of the tensors, as stored.
         handle: the `llama_model` pointer, for calls that have no method here.
         contexts, adapters: those that are alive; they register and remove themselves.
+        watch: of a mapped file, which must not change; None where it was read.
         lender: a model of the same base whose adapters its contexts take too; llama.cpp ties them by tensor names.
     """
 
-    def __init__(self, path: Path, handle: Any) -> None:
+    def __init__(self, path: Path, handle: Any, watch: FileWatch | None = None) -> None:
         llama = lib()
         self.path = path
         self.handle = handle
+        self.watch = watch
         self.vocab = Vocab.of(handle)
         self.n_ctx_train_tokens: int = llama.llama_model_n_ctx_train(handle)
         self.size_bytes: int = llama.llama_model_size(handle)
@@ -103,15 +107,21 @@ class Model(NotCopied):
 
             on_way = LettingGo(path, copied, llama.llama_progress_callback)
             params.progress_callback = on_way.callback
+        watch = None
+        if mmap:
+            expect_mapped(path)
+            watch = FileWatch(path)
         try:
             handle, _ = created(
                 "load the model", path, lambda: llama.llama_model_load_from_file(os.fsencode(path), params)
             )
-        except EngineError:
-            if on_way is not None and on_way.error is not None:
+            return cls(path, handle, watch)
+        except BaseException as error:
+            if watch is not None:
+                watch.close()
+            if isinstance(error, EngineError) and on_way is not None and on_way.error is not None:
                 raise on_way.error from None
             raise
-        return cls(path, handle)
 
     def load_adapter(self, path: str | os.PathLike[str]) -> "Adapter":
         """Loads a LoRA file that `check_adapter` has passed.
@@ -142,6 +152,8 @@ class Model(NotCopied):
         if self.handle:
             handle, self.handle = self.handle, None
             lib().llama_model_free(handle)
+        if self.watch is not None:
+            self.watch.close()
 
     def __enter__(self) -> "Model":
         return self

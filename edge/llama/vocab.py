@@ -6,25 +6,35 @@ with Vocab.open("base.gguf") as vocab:
 
 import ctypes
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, Final
 
 from ..errors import EngineError, InputError
 from .binding import NotCopied, lib, quiet_logs
+from .text_pieces import SpecialToken, Spelled, cut_long_runs, has_long_run, pieces_of, special_tokens
+
+# llama.cpp counts bytes in 32 bits.
+MOST_BYTES: Final = (1 << 31) - 1024
+# Up to here llama.cpp's own search for special tokens costs nothing, and their list need not be known.
+SHORT_BYTES: Final = 16 << 10
 
 
 class Vocab(NotCopied):
-    """A tokenizer over a `llama_vocab`. Opened by itself (`open`) or lent by a loaded model (`of`).
+    """A tokenizer over a `llama_model`. Opened by itself (`open`) or lent by a loaded model (`of`).
 
     Attributes:
         n_tokens: size of the vocabulary.
         bos_id, eos_id: token ids; -1 if the model has none.
     """
 
-    def __init__(self, handle: Any, owned_model: Any = None) -> None:
+    def __init__(self, model: Any, owned: bool = False) -> None:
         llama = lib()
+        handle = llama.llama_model_get_vocab(model)
         self._vocab = handle
-        self._model = owned_model
+        self._keys_of = model
+        self._model = model if owned else None
         self._llama = llama
         self.n_tokens: int = llama.llama_vocab_n_tokens(handle)
         self.bos_id: int = llama.llama_vocab_bos(handle)
@@ -47,12 +57,12 @@ class Vocab(NotCopied):
             model = llama.llama_model_load_from_file(os.fspath(path).encode(), params)
         if not model:
             raise EngineError("llama.cpp cannot load the tokenizer", where=path, problems=log.errors())
-        return cls(llama.llama_model_get_vocab(model), owned_model=model)
+        return cls(model, owned=True)
 
     @classmethod
     def of(cls, model: Any) -> "Vocab":
         """The tokenizer of a loaded `llama_model`, valid while the model lives."""
-        return cls(lib().llama_model_get_vocab(model))
+        return cls(model)
 
     @property
     def handle(self) -> Any:
@@ -81,21 +91,147 @@ class Vocab(NotCopied):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def encode(self, text: str, *, special: bool = True, add_bos: bool = False) -> list[int]:
-        """Token ids of a text.
+    @cached_property
+    def special_tokens(self) -> list[SpecialToken]:
+        """All special tokens, the longest first."""
+        return special_tokens(self.handle, self.n_tokens)
+
+    @cached_property
+    def longest_token_bytes(self) -> int:
+        """No token stands for more bytes of a text."""
+        texts = map(self._llama.llama_vocab_get_text, [self.handle] * self.n_tokens, range(self.n_tokens))
+        return max(map(len, texts), default=1)
+
+    def _model_value(self, key: str) -> str:
+        """A key of the GGUF, "" where it has none."""
+        buffer = ctypes.create_string_buffer(256)
+        length = self._llama.llama_model_meta_val_str(self._keys_of, key.encode(), buffer, len(buffer))
+        return buffer.value.decode(errors="replace") if length >= 0 else ""
+
+    @cached_property
+    def _is_bpe(self) -> bool:
+        return bool(self._llama.llama_vocab_type(self.handle) == self._llama.LLAMA_VOCAB_TYPE_BPE)
+
+    @cached_property
+    def _pre(self) -> str:
+        return self._model_value("tokenizer.ggml.pre") or "default"
+
+    @cached_property
+    def _ends_added(self) -> tuple[list[int], list[int]]:
+        """What the model adds by default in front and behind."""
+        added = self._call(b"", add_bos=True)
+        n_front = int(bool(added) and bool(self._llama.llama_vocab_get_add_bos(self.handle)))
+        return added[:n_front], added[n_front:]
+
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """Special tokens that stand for no text."""
+        return frozenset(token.id for token in self.special_tokens if token.is_control)
+
+    @cached_property
+    def _byte_ids(self) -> dict[int, int]:
+        """Byte -> the token `<0xNN>` of it, for vocabularies that have these."""
+        get, found = self._llama.llama_vocab_get_text, {}
+        names = {b"<0x%02X>" % byte: byte for byte in range(256)}
+        for token_id in range(self.n_tokens):
+            byte = names.get(get(self.handle, token_id))
+            if byte is not None:
+                found[byte] = token_id
+        return found
+
+    def encode(
+        self,
+        text: str,
+        *,
+        special: bool = True,
+        add_bos: bool = False,
+        breaks: Sequence[int] = (),
+        apart: Collection[int] = frozenset(),
+    ) -> list[int]:
+        """Token ids of a text, as llama.cpp has them, in time that grows with its length alone.
+
+        Very long runs of letters are cut where llama.cpp would recurse over them (`text_pieces.py`).
 
         Args:
             special: texts of special tokens become those tokens.
             add_bos: add what the model adds by default (BOS, for most).
+            breaks: places in the text, sorted, across which no token of `apart` is read: it becomes plain text.
+            apart: ids of special tokens.
 
         Raises:
-            InputError: the text holds half a surrogate pair.
+            InputError: the text holds half a surrogate pair, or has 2 GiB.
             EngineError: the tokenizer is closed.
         """
         try:
             data = text.encode("utf-8", errors="surrogateescape")
         except UnicodeEncodeError as error:
             raise InputError(f"the text is no Unicode: {text[error.start]!r} at letter {error.start}") from None
+        if len(data) > MOST_BYTES:
+            raise InputError(f"a text of {len(data)} bytes; llama.cpp takes {MOST_BYTES}")
+        if breaks and len(data) != len(text):
+            starts = [0, *breaks]
+            parts = [text[a:b] for a, b in zip(starts, breaks, strict=False)]
+            breaks = list(accumulate(len(part.encode("utf-8", errors="surrogateescape")) for part in parts))
+        if (
+            special
+            and not breaks
+            and len(data) <= SHORT_BYTES
+            and (not self._is_bpe or not has_long_run(text, self._pre))
+        ):
+            return self._call(data, add_bos=add_bos, special=True)
+        pieces = pieces_of(data, self.special_tokens, control=special, breaks=breaks, apart=apart)
+        # What is plain text here must not become a control token by merging its letters either.
+        plain_only = bool(breaks) or not special
+        ids: list[int] = []
+        after_spelled = False
+        for piece in pieces:
+            if isinstance(piece, int):
+                ids.append(piece)
+            elif isinstance(piece, Spelled):
+                ids += self._spelled(piece.text)
+            else:
+                found = self._plain(piece, plain_only)
+                ids += self._without_space(found, piece) if after_spelled else found
+            after_spelled = isinstance(piece, Spelled)
+        if not add_bos:
+            return ids
+        front, behind = self._ends_added
+        return [*front, *ids, *behind]
+
+    def _plain(self, data: bytes, plain_only: bool) -> list[int]:
+        """Token ids of a text without special tokens to be read."""
+        if self._is_bpe:
+            text = data.decode("utf-8", errors="surrogateescape")
+            parts = [part.encode("utf-8", errors="surrogateescape") for part in cut_long_runs(text, self._pre)]
+        else:
+            parts = [data]
+        ids = [token_id for part in parts for token_id in self._call(part)]
+        if not plain_only or self.control_ids.isdisjoint(ids):
+            return ids
+        texts = {token.id: token.text for token in self.special_tokens}
+        spelled = [self._spelled(texts[one]) if one in self.control_ids else [one] for one in ids]
+        return [token_id for some in spelled for token_id in some]
+
+    def _spelled(self, text: bytes) -> list[int]:
+        """A text letter by letter, so that no special token comes of it."""
+        if not self._is_bpe and len(self._byte_ids) == 256:
+            return [self._byte_ids[byte] for byte in text]
+        letters = [
+            letter.encode("utf-8", errors="surrogateescape") for letter in text.decode("utf-8", "surrogateescape")
+        ]
+        return [token_id for letter in letters for token_id in self._call(letter)]
+
+    def _without_space(self, ids: list[int], data: bytes) -> list[int]:
+        """Token ids of a plain text without the space that SPM puts in front of it."""
+        if self._is_bpe or not ids or len(self._byte_ids) < 256:
+            return ids
+        first = self.piece(ids[0])
+        if not first.startswith(b" ") or data.startswith(b" "):
+            return ids
+        return [*(self._byte_ids[byte] for byte in first[1:]), *ids[1:]]
+
+    def _call(self, data: bytes, *, add_bos: bool = False, special: bool = False) -> list[int]:
+        """llama.cpp's own answer."""
         size = len(data) + 8
         ids = (ctypes.c_int32 * size)()
         n_tokens = self._llama.llama_tokenize(self.handle, data, len(data), ids, size, add_bos, special)

@@ -1,18 +1,18 @@
-"""Checks an ONNX adapter file before its numbers are used, and maps them.
+"""Checks an ONNX adapter file before its numbers are used, and reads them.
 
     adapter = OnnxAdapter.open("math.onnx_adapter", OnnxBase.open("onnx-folder"))
-    adapter.arrays["model.layers.0.self_attn.q_proj.lora_A.weight"]      # a view into the file, (n_in, rank)
+    adapter.arrays["model.layers.0.self_attn.q_proj.lora_A.weight"]      # a view into the bytes, (n_in, rank)
 
 The file is onnxruntime's own format, so that genai and others load it; here onnxruntime never reads it: this strict
 reader does, and hands out views. onnxruntime would take NaN, other inputs' names, changed bytes and two adapters at
-once in silence. Files are mapped, and must not be rewritten in place: everything of ours writes aside and renames.
+once in silence. Files are read once, hash and numbers from the same bytes: what becomes of the file later does nothing.
 
 Layout: a flatbuffer with the identifier TORT. Root: format version, adapter version, model version (our short
 fingerprint), parameters. Parameter: name, dims (int64), element type (1 F32, 10 F16, as in ONNX), bytes.
 """
 
+import hashlib
 import math
-import mmap
 import os
 import struct
 from collections.abc import Mapping
@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from ..errors import DamagedError, InputError
 from ..files.atomic import read_json, sha256_file
+from ..files.regular import open_regular
 from .folder import LoraInput, OnnxBase
 
 IDENTIFIER: Final = b"TORT"
@@ -33,6 +34,8 @@ ADAPTER_VERSION: Final = 1
 SUFFIX: Final = ".onnx_adapter"
 MAX_PARAMETERS: Final = 100_000
 MAX_NAME_BYTES: Final = 1024
+# An adapter of rank 256 for a model of 8B parameters has 1.3 GB.
+MAX_FILE_BYTES: Final = 4 << 30
 ELEMENT_TYPES: Final[Mapping[int, tuple[str, Any]]] = {1: ("f32", np.float32), 10: ("f16", np.float16)}
 # Above this llama.cpp's kernels overflow; kept alike here, so that one adapter is good or bad on both engines.
 LARGEST: Final = 65504.0
@@ -52,8 +55,15 @@ class Parameter:
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """A file as it is, not yet compared with any base."""
+    """A file as it is, not yet compared with any base.
 
+    Attributes:
+        sha256: of its bytes.
+        size_bytes: of all of it.
+    """
+
+    sha256: str
+    size_bytes: int
     adapter_version: int
     model_version: int
     parameters: tuple[Parameter, ...]
@@ -62,7 +72,7 @@ class AdapterFile:
 class _Reader:
     """Reads a flatbuffer by its bounds; anything outside is a DamagedError."""
 
-    def __init__(self, data: mmap.mmap, path: Path) -> None:
+    def __init__(self, data: bytes, path: Path) -> None:
         self.data = data
         self.path = path
 
@@ -105,15 +115,13 @@ def read_adapter_file(path: str | os.PathLike[str]) -> AdapterFile:
         DamagedError: it is cut short, or contradicts itself.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as stream:
-            if os.fstat(stream.fileno()).st_size < 16:
-                raise InputError("is not an ONNX adapter: it is too short", where=path)
-            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise InputError("no such file", where=path) from None
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
+    with open_regular(path, whole=True) as stream:
+        size_bytes = os.fstat(stream.fileno()).st_size
+        if not 16 <= size_bytes <= MAX_FILE_BYTES:
+            raise InputError(f"is not an ONNX adapter: it has {size_bytes} bytes", where=path)
+        data = stream.read(size_bytes)
+    if len(data) < size_bytes:
+        raise DamagedError("was cut while it was read", where=path)
     if data[4:8] != IDENTIFIER:
         raise InputError("is not an ONNX adapter", where=path, hint="slm-edge export onnx-adapter makes one")
     reader = _Reader(data, path)
@@ -129,6 +137,8 @@ def read_adapter_file(path: str | os.PathLike[str]) -> AdapterFile:
     if len(set(names)) < len(names):
         raise DamagedError("two tensors have the same name", where=path)
     return AdapterFile(
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
         adapter_version=reader.number("i", adapter_at) if adapter_at else 0,
         model_version=reader.number("i", model_at) if model_at else 0,
         parameters=parameters,
@@ -170,7 +180,7 @@ class OnnxAdapter:
     Attributes:
         sha256: of its file.
         rank: the highest of its pairs; packed pairs count the ranks of their parts together.
-        arrays: LoRA input -> its numbers, (n_in, rank) or (rank, n_out), views into the mapped file.
+        arrays: LoRA input -> its numbers, (n_in, rank) or (rank, n_out), views into its bytes.
     """
 
     path: Path
@@ -195,10 +205,12 @@ class OnnxAdapter:
         faults: list[str] = []
         if sha256 is None:
             sha256 = _beside(path, base, faults)
-        found = sha256_file(path) if path.is_file() else None
-        if found is not None and sha256 not in (None, found):
+        # Before what is in it: changed bytes may be any.
+        if sha256 is not None and sha256 != sha256_file(path):
             raise DamagedError("its bytes changed since it was exported", where=path, hint="copy or export it again")
         file = read_adapter_file(path)
+        if sha256 not in (None, file.sha256):
+            raise DamagedError("its bytes changed while it was read", where=path, hint="copy or export it again")
         if file.adapter_version != ADAPTER_VERSION:
             faults.append(f"its adapter version is {file.adapter_version}; slm-edge writes {ADAPTER_VERSION}")
         if file.model_version != base.version_number:
@@ -220,8 +232,8 @@ class OnnxAdapter:
             raise InputError("is not an adapter for this base", where=path, problems=shown)
         return cls(
             path=path,
-            sha256=str(found),
-            size_bytes=path.stat().st_size,
+            sha256=file.sha256,
+            size_bytes=file.size_bytes,
             rank=max(rank for rank in ranks if rank is not None),
             n_pairs=n_pairs,
             arrays={name: p.values for name, p in arrays.items() if p.values is not None},
@@ -232,10 +244,12 @@ class OnnxAdapter:
         if scale == 1:
             return dict(self.arrays)
         is_b = {pair.b for pair in base.lora}
-        return {
-            name: (values * np.float32(scale)).astype(values.dtype) if name in is_b else values
-            for name, values in self.arrays.items()
-        }
+        # Where it overflows, trying the adapter says it.
+        with np.errstate(over="ignore"):
+            return {
+                name: (values * np.float32(scale)).astype(values.dtype) if name in is_b else values
+                for name, values in self.arrays.items()
+            }
 
 
 def description_path(path: Path) -> Path:

@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DoesNotFitError, EngineError, InputError
+from ..system.bus_error import expect_mapped
 from ..system.cpu import default_threads
 from ..system.huge_pages import to_huge_pages
 from .adapter import Array
-from .folder import BASE_FILE, FIRST_LOGIT, MODEL_FILE, OnnxBase
+from .folder import BASE_FILE, DATA_FILE, FIRST_LOGIT, MODEL_FILE, OnnxBase
 
 HINT: Final = "pip install 'slm-edge[onnx]'"
 # Moving costs as much as some hundred tokens gain: who asks for a word does not pay, who talks on soon has it back.
@@ -148,6 +149,7 @@ class OnnxEngine:
             options.enable_mem_pattern = False
             options.log_severity_level = 4
             path = self.base.folder / name
+            expect_mapped(self.base.folder / DATA_FILE)
             try:
                 session = self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common type of their own

@@ -26,6 +26,7 @@ from ..errors import DamagedError, InputError, UnsupportedError
 from ..files.atomic import read_json, sha256_file
 from ..gguf.base import BaseInfo
 from ..gguf.file import GgufFile
+from ..gguf.vocabulary import check_tokenizer
 
 SCHEMA: Final = 1
 ONNX_FILE: Final = "slm_edge_onnx.json"
@@ -138,6 +139,11 @@ class OnnxBase:
         if problems:
             raise DamagedError("is not as it was exported", where=folder, problems=problems, hint=_HINT)
         tokenizer = GgufFile.open(folder / TOKENIZER_FILE)
+        faults: list[str] = []
+        # Its hash stands in the same folder, and llama.cpp aborts on some vocabularies.
+        check_tokenizer(tokenizer, faults)
+        if faults:
+            raise InputError("is no tokenizer that can be used", where=tokenizer.path, problems=faults, hint=_HINT)
         return cls(folder=folder, tokenizer=tokenizer, **values)
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..llama.canary import check_numbers
 from ..llama.sampling import Sampler
 from ..prefix.chunks import AdapterState, KvRecord, Section, chunks_of
 from .adapter import Array
@@ -56,6 +57,7 @@ class OnnxLane:
         for end, state in chunks:
             if end > kept:
                 self._decode(prompt[self.n_tokens : end], state)
+        check_numbers(self.engine.row)
         return kept
 
     def step(self, token_id: int) -> None:

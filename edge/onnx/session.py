@@ -24,6 +24,7 @@ from ..answer.engine import Worker
 from ..errors import DamagedError, EngineError, UnsupportedError
 from ..gguf.chat_template import ChatTemplate
 from ..llama.canary import CANARY
+from ..llama.prompt import PromptEncoder
 from ..llama.vocab import Vocab
 from ..options import EngineOptions, Swap
 from ..pack.card import TaskCard
@@ -53,7 +54,7 @@ class OnnxSession(SessionBase[OnnxRows]):
 
     engine_name = "onnx"
     # The other ones mean something to llama.cpp alone; given here they would do nothing.
-    engine_options: ClassVar[frozenset[str]] = frozenset({"n_ctx_tokens", "n_parallel", "threads"})
+    engine_options: ClassVar[frozenset[str]] = frozenset({"n_ctx_tokens", "n_parallel", "threads", "allow_special"})
     base: OnnxBase
     plan = None
 
@@ -70,6 +71,8 @@ class OnnxSession(SessionBase[OnnxRows]):
         self.n_ctx_tokens = options.get("n_ctx_tokens") or min(DEFAULT_CTX_TOKENS, self.base.max_length_tokens)
         self.longest_tokens = self.n_ctx_tokens
         self._loaded: dict[str, OnnxAdapter] = {}
+        # By sha256, and the scales at which they were tried
+        self._tried: set[tuple[str, float]] = set()
         self._base_row: npt.NDArray[np.float32] | None = None
         with contextlib.ExitStack() as stack:
             self.engine = OnnxEngine(self.base, n_ctx_tokens=self.n_ctx_tokens, threads=options.get("threads"))
@@ -77,6 +80,8 @@ class OnnxSession(SessionBase[OnnxRows]):
             self.vocab = stack.enter_context(Vocab.open(self.base.tokenizer.path))
             if self.vocab.n_tokens > self.base.n_vocab:
                 raise DamagedError("the tokenizer has more tokens than the graph", where=self.base.folder)
+            allow_special = options.get("allow_special", False)
+            self.prompts = PromptEncoder(self.base.tokenizer, self.template, self.vocab, allow_special=allow_special)
             self.lane = OnnxLane(self.engine)
             stack.callback(self._loaded.clear)
             stack.callback(self.lane.pairs.clear)
@@ -115,34 +120,39 @@ class OnnxSession(SessionBase[OnnxRows]):
     def _longest(self) -> str:
         return f"this graph can do {self.base.max_length_tokens}"
 
-    def _load(self, names: Sequence[str], swap: Swap | None) -> None:
+    def _load(self, choice: Choice, swap: Swap | None) -> None:
         if swap == "activated":
             raise UnsupportedError("ONNX graphs apply an adapter to all tokens; there are no activated LoRAs")
-        for name in names:
-            self._adapter(name)
+        for name, scale in choice.scales:
+            adapter = self._adapter(name)
+            if (adapter.sha256, scale) not in self._tried:
+                self._try(adapter, scale, must_act=False)
 
     def _adapter(self, name: str) -> OnnxAdapter:
         """The adapter, checked and tried on first use."""
         if name not in self._loaded:
             packed = find_adapter(self.adapters, name)
             adapter = OnnxAdapter.open(packed.path, self.base, sha256=packed.sha256)
-            self._try(adapter, adapter.scaled(packed.card.scale, self.base))
+            self._try(adapter, packed.card.scale)
             self._loaded[name] = adapter
         return self._loaded[name]
 
-    def _try(self, adapter: OnnxAdapter, pairs: Mapping[str, Array]) -> None:
+    def _try(self, adapter: OnnxAdapter, scale: float, *, must_act: bool = True) -> None:
         """The proof that an adapter acts: a few tokens' logits with it differ from those without, and are numbers."""
         ids = self.vocab.encode(CANARY)
         if self._base_row is None:
             # The same graph with empty pairs: two graphs may round differently, and then nothing would be proved.
             self._base_row = self.engine.probe(ids, {})
-        row = self.engine.probe(ids, pairs)
+        row = self.engine.probe(ids, adapter.scaled(scale, self.base))
         if not np.isfinite(row).all():
-            raise EngineError("with this adapter the model's output is not a number", where=adapter.path)
-        if np.array_equal(row, self._base_row):
+            raise EngineError(
+                f"with this adapter at the scale {scale:g} the model's output is not a number", where=adapter.path
+            )
+        if must_act and np.array_equal(row, self._base_row):
             raise EngineError(
                 "the adapter changes nothing: all logits are the same with and without", where=adapter.path
             )
+        self._tried.add((adapter.sha256, scale))
 
     def _sections(self, choice: Choice, ids: Sequence[int], n_shared_tokens: int) -> list[Section]:
         """A whole prompt under a choice, whose numbers are bound from here on; what others share is not told apart."""

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError
+from ..errors import EngineError, InputError
 from ..files.atomic import make_folder
 from ..gguf.base import BaseInfo
+from ..llama.canary import check_numbers
 from ..llama.context import Context, Outputs
 from ..options import DEFAULT_BUDGET_BYTES, DEFAULT_DISK_BYTES, EngineOptions
 from .chunks import Chunk, KvRecord, Section, chunk_ends, chunks_of
@@ -54,15 +55,46 @@ class PrefixCache:
 
         Returns:
             How many tokens of the prompt were not computed.
+
+        Raises:
+            EngineError: llama.cpp cannot compute it, or the output is no number.
         """
+        loaded: list[Snapshot] = []
+        try:
+            return self._prefill(context, record, prompt, sections, sequence, keep, loaded)
+        except EngineError:
+            if not loaded or self.disk is None:
+                raise
+        # What another hand wrote fits by its name and digest alone; it must not fail every answer from now on.
+        self.disk.drop(loaded[0])
+        record.cut(0)
+        context.remove(sequence, 0)
+        return self._prefill(context, record, prompt, sections, sequence, keep, None)
+
+    def _prefill(
+        self,
+        context: Context,
+        record: KvRecord,
+        prompt: Sequence[int],
+        sections: Sequence[Section],
+        sequence: int,
+        keep: bool,
+        loaded: list[Snapshot] | None,
+    ) -> int:
+        """As `prefill`; what is read from the disk is put into `loaded`, None: nothing is."""
         wanted = chunks_of(sections)
         kept = record.reusable(prompt, wanted)
         found = self.store.find(prompt, wanted[:-1], kept)
         if record.chunks and record.chunks[-1][1] != wanted[-1][1]:
             self._before_loss(context, record, kept, sequence, found[0] if found else None)
-        found = self._on_disk(prompt, sections, wanted, found[1] if found else kept) or found
+        if loaded is not None:
+            on_disk = self._on_disk(prompt, sections, wanted, found[1] if found else kept)
+            loaded += [on_disk[0]] if on_disk else []
+            found = on_disk or found
         if found is not None:
             kept = self._restore(context, record, found, sequence)
+            if not kept and loaded and self.disk is not None:
+                self.disk.drop(loaded.pop())
         record.cut(kept)
         context.remove(sequence, kept)
         at = kept
@@ -81,6 +113,7 @@ class PrefixCache:
             start = section.end
             if section.shared and kept < at == section.end:
                 self._shared(context, record, sequence, keep)
+        check_numbers(context.logits_view())
         record.n_stable_tokens = wanted[-2][0] if len(wanted) > 1 else 0
         return kept
 

@@ -103,6 +103,14 @@ class PrefixDisk:
         self.n_restored += 1
         return Snapshot(list(tokens), list(chunks), blob)
 
+    def drop(self, snapshot: Snapshot) -> None:
+        """Removes a prefix that could not be used."""
+        path = self._path(self._header(snapshot.tokens, snapshot.chunks))
+        self.fault = f"{path}: llama.cpp could not go on from it; it is removed"
+        self._waiting.pop(path, None)
+        with contextlib.suppress(OSError):
+            path.unlink()
+
     def wants(self, tokens: Sequence[int], chunks: Sequence[Chunk], size_bytes: int = 0) -> bool:
         """Whether these would be worth a file: long enough, of bits that last, not there yet, and there is memory."""
         if len(tokens) < MIN_TOKENS or size_bytes > self.most_bytes or not all(state.lasting for _, state in chunks):

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from ..errors import SlmEdgeError
-from ..gguf.chat_template import ChatTemplate, Message
-from ..llama.vocab import Vocab, n_same
+from ..gguf.chat_template import Message
+from ..llama.prompt import PromptEncoder
+from ..llama.vocab import n_same
 
 # A shorter one is computed anew in no time; cutting there would only make the prompt slower.
 MIN_TOKENS: Final = 32
@@ -21,12 +22,11 @@ class SystemPrefix:
     """Lengths by system message, each found once.
 
     Args:
-        template, vocab: of the base.
+        prompts: of the base.
     """
 
-    def __init__(self, template: ChatTemplate, vocab: Vocab) -> None:
-        self._template = template
-        self._vocab = vocab
+    def __init__(self, prompts: PromptEncoder) -> None:
+        self._prompts = prompts
         self._known: dict[str | None, list[int]] = {}
 
     def length(self, messages: Sequence[Message], token_ids: Sequence[int]) -> int:
@@ -43,8 +43,7 @@ class SystemPrefix:
     def _found(self, system: str | None) -> list[int]:
         first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         try:
-            texts = [self._template.render([*first, {"role": "user", "content": probe}]) for probe in _PROBES]
+            rows = [self._prompts.encode([*first, {"role": "user", "content": probe}]) for probe in _PROBES]
         except SlmEdgeError:
             return []
-        rows = [self._vocab.encode(text) for text in texts]
         return rows[0][: n_same(*rows)]

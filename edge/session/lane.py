@@ -7,6 +7,7 @@ lane.step(token_id)
 
 from collections.abc import Sequence
 
+from ..llama.canary import check_numbers
 from ..llama.context import Context
 from ..llama.sampling import Sampler
 from ..prefix.cache import PrefixCache
@@ -48,6 +49,9 @@ class Lane:
 
         Returns:
             How many tokens of the prompt were kept from before.
+
+        Raises:
+            EngineError: the output is no number.
         """
         self.turn += 1
         self.busy = True
@@ -56,6 +60,7 @@ class Lane:
     def step(self, token_id: int) -> None:
         """Computes one more token."""
         self.context.decode_one(token_id, self.n_tokens)
+        check_numbers(self.context.logits_view())
         self.record.add_answer(token_id)
 
     def sample(self, sampler: Sampler) -> int:

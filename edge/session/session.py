@@ -26,8 +26,10 @@ from ..gguf.base import BaseInfo
 from ..gguf.chat_template import ChatTemplate, Message
 from ..llama.canary import Canary
 from ..llama.context import Context
+from ..llama.first_load import ensure_loads
 from ..llama.kernels import copied_spans
 from ..llama.model import Adapter, Model
+from ..llama.prompt import PromptEncoder
 from ..memory.fit import limit_of, plan_session
 from ..memory.plan import MemoryPlan
 from ..options import MOST_AT_ONCE, EngineOptions, Swap
@@ -90,6 +92,7 @@ class Session(SessionBase["LlamaRows"]):
         self.options = options
         # llama.cpp maps the file itself.
         self.base.file.release()
+        ensure_loads(self.base)
         with contextlib.ExitStack() as stack:
             self.model = stack.enter_context(
                 Model.load(base_path, mmap=chosen.mmap, repack=chosen.repack, copied=copied_spans(self.base))
@@ -124,7 +127,9 @@ class Session(SessionBase["LlamaRows"]):
                 pinned=options["pinned"],
                 in_use=self._adapters_in_use,
             )
-            self._system = SystemPrefix(self.template, self.vocab)
+            allow_special = options.get("allow_special", False)
+            self.prompts = PromptEncoder(self.base.file, self.template, self.vocab, allow_special=allow_special)
+            self._system = SystemPrefix(self.prompts)
             stack.callback(self.prefixes.flush)
             self._owned = stack.pop_all()
 
@@ -174,10 +179,11 @@ class Session(SessionBase["LlamaRows"]):
     def _longest(self) -> str:
         return f"this base can do {self.longest_tokens}"
 
-    def _load(self, names: Sequence[str], swap: Swap | None) -> None:
-        loaded = self._shelf.load(names)
+    def _load(self, choice: Choice, swap: Swap | None) -> None:
+        loaded = self._shelf.load([name for name, _ in choice.scales])
         if loaded:
             swap_of(loaded, swap)
+            self._shelf.try_scales(choice.scales)
 
     def _sections(self, choice: Choice, ids: Sequence[int], n_shared_tokens: int) -> list[Section]:
         self._watch.check()

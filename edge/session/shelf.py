@@ -107,6 +107,14 @@ class Shelf:
                 self._loaded[packed.name] = self._open(packed)
         return [self._loaded[name] for name in names]
 
+    def try_scales(self, scales: Sequence[tuple[str, float]]) -> None:
+        """Tries loaded adapters at scales that are not their cards'; EngineError where output is no number then."""
+        for name, scale in scales:
+            one = self._loaded[name]
+            if (one.sha256, scale) not in self._tried:
+                self._canary.check(one.adapter, scale, must_act=False)
+                self._tried.add((one.sha256, scale))
+
     def _make_room(self, packed: PackedAdapter, names: Sequence[str]) -> None:
         """Frees what was used longest ago until `packed` fits; nothing is freed when it cannot."""
         in_use = {id(adapter) for adapter in self._in_use()}

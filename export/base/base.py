@@ -19,6 +19,7 @@ from ...edge.console import progress
 from ...edge.errors import InputError
 from ...edge.files.aside import require_room
 from ...edge.files.atomic import atomic_file, check_new
+from ...edge.files.regular import open_regular
 from ...edge.gguf.file import GgufFile
 from ...edge.gguf.types import GgmlType
 from ...edge.llama.vocab import Vocab
@@ -205,8 +206,10 @@ def _general_keys(source: Path, options: Options, architecture: str, tensors: li
         f"{n_values / 1e9:.1f}B" if n_values >= 1e9 else f"{n_values / 1e6:.{0 if n_values >= 1e7 else 1}f}M"
     )
     card = source / "README.md"
-    if card.exists():
-        head = card.read_text(encoding="utf-8", errors="replace")[:4000].partition("\n---")[0]
+    if card.is_file():
+        with open_regular(card) as stream:
+            head = stream.read(4000).decode("utf-8", errors="replace")
+        head = head.partition("\n---")[0]
         licence = _LICENCE.search(head) if head.startswith("---") else None
         if licence:
             keys["general.license"] = text(licence[1].strip("\"'"))

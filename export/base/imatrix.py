@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...edge.errors import DamagedError, InputError
+from ...edge.files.regular import open_regular
+from ...edge.files.text import read_bytes
 from ...edge.gguf.file import GgufFile, TensorInfo
 
 MAX_NAME_BYTES: Final = 4096
@@ -45,13 +47,8 @@ def read_imatrix(path: Path) -> Imatrix:
         InputError: it is not there, or no importance matrix.
         DamagedError: it was cut short, or holds NaN, infinity or negative numbers.
     """
-    try:
-        with path.open("rb") as stream:
-            magic = stream.read(4)
-    except FileNotFoundError:
-        raise InputError("no such file", where=path) from None
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
+    with open_regular(path, whole=True) as stream:
+        magic = stream.read(4)
     found = _read_gguf(path) if magic == b"GGUF" else _read_legacy(path)
     bad = [
         f"{name} holds NaN, infinity or a negative number"
@@ -90,7 +87,7 @@ def _read_gguf(path: Path) -> Imatrix:
 
 def _read_legacy(path: Path) -> Imatrix:
     """int32 count; per entry: name length, name, calls, length, float32 values; then chunks and the data set's name."""
-    data = path.read_bytes()
+    data = read_bytes(path)
     at = 0
 
     def number() -> int:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...edge.errors import DamagedError, InputError
+from ...edge.files.regular import open_regular
 from ...edge.files.text import LFS_HINT, is_lfs_pointer, is_text, loads_json
 from .encode import widen_bf16
 
@@ -84,16 +85,11 @@ class SafetensorsFile:
         """Opens and checks a file.
 
         Raises:
-            InputError: it is not there.
+            InputError: it is not there, or no regular file.
             DamagedError: header and size do not agree.
         """
         path = Path(path)
-        try:
-            stream = path.open("rb")
-        except FileNotFoundError:
-            raise InputError("no such file", where=path) from None
-        except OSError as error:
-            raise InputError(f"cannot be read ({error.strerror})", where=path) from None
+        stream = open_regular(path, whole=True)
         try:
             return cls(path, stream)
         except BaseException:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...edge.errors import DamagedError, UnsupportedError
+from ...edge.files.text import read_bytes
 
 BPE: Final = 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -48,7 +49,7 @@ class SentencePieceModel:
             UnsupportedError: a unigram model or a tiktoken file, neither of which is llama.cpp's "llama" tokenizer.
             DamagedError: not a SentencePiece model.
         """
-        data = path.read_bytes()
+        data = read_bytes(path)
         pieces: list[Piece] = []
         kind, prefix, ids = 1, True, {"unk": 0, "bos": 1, "eos": 2, "pad": -1}
         try:

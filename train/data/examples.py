@@ -136,7 +136,7 @@ def tokenize(
     examples = []
     for pair in pairs:
         try:
-            prompt = base.encode(base.template.render(pair.messages, add_generation_prompt=True))
+            prompt = base.prompt_ids(pair.messages)
         except InputError:
             counts.dropped["refused by the chat template"] += 1
             continue

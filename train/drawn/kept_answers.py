@@ -18,6 +18,7 @@ from ...edge.console import Advance, note
 from ...edge.errors import DamagedError, InputError
 from ...edge.files.atomic import atomic_file
 from ...edge.files.journal import Journal, line_of, rows_of
+from ...edge.files.text import read_bytes
 from ...edge.gguf.chat_template import Message
 from ...edge.session.batch import generate_batch
 from ...edge.session.session import Session
@@ -50,7 +51,7 @@ class KeptAnswers(AbstractContextManager["KeptAnswers"]):
         self._output = output
         self.path = output.with_name(f"{output.name}.answers")
         self.answers: dict[int, Kept] = {}
-        rows, whole = rows_of(self.path.read_bytes(), self.path) if self.path.exists() else ([], 0)
+        rows, whole = rows_of(read_bytes(self.path), self.path) if self.path.exists() else ([], 0)
         self._first = {"of": json.loads(json.dumps(of))}
         if rows and rows[0] != self._first:
             raise InputError(

@@ -210,7 +210,7 @@ def _by_torch(
 ) -> list[int]:
     """Draws from the model in torch, where thousands of answers share each step of a GPU; returns the same."""
     opened = open_base(base)
-    prompts = [opened.encode(opened.template.render(gsm8k_messages(question))) for question in questions]
+    prompts = [opened.prompt_ids(gsm8k_messages(question)) for question in questions]
     asked = drawing.places([len(ids) for ids in prompts])
     advance(kept.n_before, total=len(asked))
 

@@ -1,7 +1,7 @@
 """The model that an adapter is trained on: a GGUF (the very weights that ship) or a Hugging Face folder, seen alike.
 
 base = open_base("SmolLM2-135M-Instruct.Q4_1.gguf")
-base.encode(base.template.render(messages))
+base.prompt_ids(messages)
 model = base.load_model(attention="sdpa")
 """
 
@@ -13,7 +13,7 @@ from ...edge.errors import InputError, UnsupportedError
 from ...edge.files.atomic import read_table, sha256_file
 from ...edge.gguf.base import BaseInfo
 from ...edge.gguf.chat_template import ChatTemplate, Message
-from ...edge.gguf.file import GgufFile
+from ...edge.llama.prompt import PromptEncoder
 from ...edge.llama.vocab import Vocab
 from ..recipe import Weights
 
@@ -42,6 +42,10 @@ class Base(Protocol):
         """Token ids, special tokens parsed, no BOS added."""
         ...
 
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation that an answer is to follow."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
         ...
@@ -63,17 +67,22 @@ class GgufBase:
     """A GGUF base: its own weights, llama.cpp's own tokenizer."""
 
     def __init__(self, path: Path) -> None:
-        gguf = GgufFile.open(path)
+        gguf = BaseInfo.open(path).file
         self._file = gguf
         self.path = path
         self.name = path.name
         self.template = ChatTemplate.of(gguf)
         self.n_context_tokens = int(gguf.get(f"{gguf.get('general.architecture')}.context_length", 2048))
         self._vocab = Vocab.open(path)
+        self._prompts = PromptEncoder(gguf, self.template, self._vocab)
 
     def encode(self, text: str) -> list[int]:
         """Token ids as on the device."""
         return self._vocab.encode(text, special=True, add_bos=False)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids as on the device."""
+        return self._prompts.encode(messages)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, as on the device."""
@@ -134,6 +143,10 @@ class HfBase:
     def encode(self, text: str) -> list[int]:
         """Token ids of the folder's tokenizer."""
         return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of the rendered text; the folder's tokenizer reads special tokens wherever they stand."""
+        return self.encode(self.template.render(messages))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""

@@ -332,3 +332,48 @@ def test_the_onnx_form_is_replaced_and_goes_with_its_adapter(pack, made, tmp_pat
     remove_adapter(pack, "b")
     assert not any("b.onnx_adapter" in name for name in Pack.open(pack).manifest.files)
     verify_folder(pack)
+
+
+@pytest.mark.parametrize("how", ["cut", "zeroed", "removed"])
+def test_an_adapters_file_may_change_while_it_is_used(made, how, tmp_path):
+    """It was mapped: a cut ended the process, other bytes were used without a word."""
+    file = tmp_path / "a.onnx_adapter"
+    file.write_bytes(made[1]["a"][0].read_bytes())
+    with OnnxSession.of_files(made[0] / "onnx", {"a": (file, None)}, threads=1) as session:
+        before = session.use("a").ask("hello", max_tokens=5).token_ids
+        if how == "removed":
+            file.unlink()
+        else:
+            size_bytes = file.stat().st_size
+            with file.open("r+b") as out:
+                out.truncate(3000)
+                out.truncate(3000 if how == "cut" else size_bytes)
+        assert session.ask("hello", max_tokens=5).token_ids == before
+        assert session.use("a", scale=0.5).ask(LONG, max_tokens=2).n_tokens
+
+
+def test_a_scale_given_to_use_is_tried_here_too(made):
+    with opened(made) as session:
+        adapter = session.use("a")._load("a")
+        adapter.arrays.update({name: np.full_like(values, 3e37) for name, values in adapter.arrays.items()})
+        with pytest.raises(EngineError, match="scale 10 the model's output is not a number"):
+            session.use("a", scale=10.0)
+
+
+def test_a_tokenizer_that_ends_llama_cpp_is_refused(made, tmp_path):
+    """The folder's description has its hash, so whoever writes the one writes the other."""
+    import hashlib
+    import shutil
+
+    folder = tmp_path / "onnx"
+    shutil.copytree(made[0] / "onnx", folder)
+    file = folder / "tokenizer.gguf"
+    data = file.read_bytes()
+    # Two tokens alike end llama.cpp at load; these have equal lengths.
+    file.write_bytes(data.replace(b"\x05\0\0\0\0\0\0\0\xc4\xa0the", b"\x05\0\0\0\0\0\0\0\xc4\xa0and", 1))
+    assert file.read_bytes() != data
+    description = json.loads((folder / "slm_edge_onnx.json").read_text())
+    description["files"]["tokenizer.gguf"]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (folder / "slm_edge_onnx.json").write_text(json.dumps(description))
+    with pytest.raises(InputError, match="more than once"):
+        OnnxBase.open(folder)

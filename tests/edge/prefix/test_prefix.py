@@ -1,5 +1,6 @@
 """Computed prefixes come back bit for bit, from memory and from disk, and nothing wrong ever does."""
 
+import hashlib
 import resource
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from slm_edge.edge.errors import InputError
 from slm_edge.edge.files.atomic import locked
 from slm_edge.edge.pack.card import TaskCard
 from slm_edge.edge.prefix.chunks import AdapterState, Section, chunks_of
-from slm_edge.edge.prefix.disk import PrefixDisk
+from slm_edge.edge.prefix.disk import DIGEST_BYTES, PrefixDisk
 from slm_edge.edge.prefix.store import PrefixStore, Snapshot
 from slm_edge.edge.session.session import Session
 
@@ -244,7 +245,7 @@ import sys
 import numpy as np
 from pathlib import Path
 from slm_edge.edge.prefix.chunks import Section, chunks_of
-from slm_edge.edge.prefix.disk import PrefixDisk
+from slm_edge.edge.prefix.disk import DIGEST_BYTES, PrefixDisk
 from slm_edge.edge.prefix.store import Snapshot
 disk = PrefixDisk(Path(sys.argv[1]), "d", cap_bytes=60_000)
 rng = np.random.default_rng(int(sys.argv[2]))
@@ -304,3 +305,23 @@ def test_a_limit_of_memory_binds_what_is_kept(base, adapters, tmp_path):
     assert [path.name for path in folder.glob("*.kv")] == [file.name]
     with opened(base, adapters, prefix_cache=folder, ram_bytes=least_bytes + 2 * file.stat().st_size) as session:
         assert assert_as_fresh(session, base, adapters, "a", "hello") == n_system(session, "a")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_file_that_llama_cpp_cannot_go_on_from_fails_no_answer(share, base, adapters, tmp_path):
+    """Another content with a right digest, which has no key: refused, or not a number; it is computed anew."""
+    folder = tmp_path / "kv"
+    with opened(base, adapters, prefix_cache=folder) as session:
+        right = session.use("a").ask("hello", max_tokens=4).token_ids
+    (file,) = folder.glob("*.kv")
+    whole = file.read_bytes()
+    start = int(len(whole) * share)
+    body = whole[:start] + b"\x7e" * (len(whole) - start - DIGEST_BYTES)
+    file.write_bytes(body + hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest())
+    with opened(base, adapters, prefix_cache=folder) as session:
+        assert session.use("a").ask("hello", max_tokens=4).token_ids == right
+        assert "could not go on from it" in session.prefixes.disk.fault
+    with opened(base, adapters, prefix_cache=folder) as session:
+        assert session.use("a").ask("hello", max_tokens=4).token_ids == right
+        assert session.prefixes.disk.fault is None
+    assert file.read_bytes() == whole

@@ -1,8 +1,10 @@
 """Adapters within a budget: the one used longest ago goes, what is pinned or in use stays, answers stay right."""
 
+import numpy as np
 import pytest
-from build_gguf import tiny_adapter, tiny_base
-from slm_edge.edge.errors import DamagedError, DoesNotFitError, InputError
+from build_gguf import adapter_parts, tiny_adapter, tiny_base, write_gguf
+from slm_edge.edge.errors import DamagedError, DoesNotFitError, EngineError, InputError
+from slm_edge.edge.gguf.file import GgufFile
 from slm_edge.edge.options import MOST_LOADED
 from slm_edge.edge.pack.card import TaskCard
 from slm_edge.edge.session.session import Session
@@ -122,3 +124,31 @@ def test_a_file_that_changed_is_not_loaded_again(base, files, tmp_path):
         with pytest.raises(DamagedError, match="changed since"):
             session.use("a")
         assert session.adapter == "b"
+
+
+def test_a_scale_given_to_use_is_tried(tmp_path):
+    """The card's scale alone was: at another one values overflow, and answers were chosen from no numbers."""
+    base = tiny_base(tmp_path / "base.gguf")
+    architecture, keys, tensors = adapter_parts(base, alpha=100, rank=4)
+    file = write_gguf(tmp_path / "a.gguf", architecture, keys, [(name, np.full_like(v, 30.0)) for name, v in tensors])
+    with Session.of_files(base, {"a": (file, TaskCard(task="a", scale=1e-9))}, threads=1) as session:
+        session.use("a").ask("hello", max_tokens=2)
+        before = session.adapter
+        for asked in ({"name": "a", "scale": 10.0}, {"name": {"a": -10.0}}):
+            with pytest.raises(EngineError, match=r"scale -?10 the model's output is not a number"):
+                session.use(**asked)
+        assert session.adapter == before
+        assert session.ask("hello", max_tokens=2).n_tokens
+
+
+def test_a_base_with_values_that_are_no_numbers_gives_no_answer(tmp_path):
+    """They are not looked for in every matrix; what is computed with them says it."""
+    base = tiny_base(tmp_path / "base.gguf")
+    place = GgufFile.open(base).tensors["blk.1.ffn_down.weight"]
+    with base.open("r+b") as out:
+        out.seek(place.offset_bytes)
+        out.write(np.array([np.inf, np.nan], np.float32).tobytes())
+    with Session.of_files(base, {}, threads=1) as session:
+        for ask in (session.ask, lambda text: session.submit(text).result()):
+            with pytest.raises(EngineError, match="not a number"):
+                ask("hello")
