@@ -1,4 +1,4 @@
-"""What a command shows: results on stdout, everything else on stderr, and no text that steers a terminal.
+"""What a command shows: results on stdout, everything else on stderr, nothing that steers a terminal.
 
 Conventions for every command: the result goes to stdout, as text or, with `--json`, as one JSON document.
 Notes and progress go to stderr; progress is drawn only on a terminal.
