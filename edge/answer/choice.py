@@ -58,7 +58,7 @@ def check_scale(name: str, scale: float) -> float:
     """Returns `scale`. Raises InputError unless it is finite, not 0 and in [-10, 10]."""
     given: Any = scale
     if not isinstance(given, numbers.Real) or not -10 <= scale <= 10 or scale == 0:
-        raise InputError(f"a scale of {given!r} for the adapter {name!r}; -10 to 10 and not 0 are possible")
+        raise InputError(f"the scale of adapter {name!r} is {given!r}; it must be between -10 and 10, and not 0")
     return scale
 
 

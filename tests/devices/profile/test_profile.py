@@ -219,7 +219,7 @@ def test_a_profile_calibrates(profile):
         assert here.tokens_per_s == pytest.approx(there.tokens_per_s, rel=0.03)
     save_calibration("raspberry-pi-5-8gb", found)
     assert load_calibration("raspberry-pi-5-8gb") == found
-    with pytest.raises(InputError, match="no profile"):
+    with pytest.raises(InputError, match="not a profile"):
         calibrate({"kind": "else"}, device)
 
 

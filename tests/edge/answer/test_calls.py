@@ -90,7 +90,7 @@ WRONG_CALLS = {
     "a list of adapters": ({"adapter": ["a", "b"]}, "names no adapter", "names with scales"),
     "an adapter's number": ({"adapter": 3}, "names no adapter", None),
     "an adapter that is not there": ({"adapter": "aa"}, "there is no adapter 'aa'", "there are: a, b, none"),
-    "a scale that is a text": ({"adapter": {"a": "1"}}, "a scale of '1'", None),
+    "a scale that is a text": ({"adapter": {"a": "1"}}, "the scale of adapter 'a' is '1'", None),
     "no router": ({"adapter": "auto"}, "loose files has no router", None),
 }
 

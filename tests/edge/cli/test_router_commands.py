@@ -124,8 +124,8 @@ def test_chat_follows_the_router_turn_by_turn(pack):
         [*command, "--adapter", "auto"], input=lines, capture_output=True, encoding="utf-8", check=True
     )
     shown = [line for line in done.stderr.splitlines() if line.startswith("[adapter")]
-    # the first is what the pack begins with, so nothing is said of it
-    assert shown == ["[adapter none]", "[adapter math]"], done.stderr
+    # with auto a chat begins with the base
+    assert shown == ["[adapter math]", "[adapter none]", "[adapter math]"], done.stderr
 
 
 def test_a_change_of_adapter_tells_what_it_computes_again(pack, capsys):
