@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console import emit, json_option, note
+from ..console import emit, json_option, note, show
 from ..errors import InputError
 from ..sizes import human_bytes
 from .options import answer_options, engine_option, grammar_options, grammar_text, session_options, size_bytes_of
-from .show import show
 
 if TYPE_CHECKING:
     from ..answer.stream import Answer

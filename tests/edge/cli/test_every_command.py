@@ -162,4 +162,6 @@ def test_disks(files, tmp_path, kind, code):
         assert "slm-edge: " in said and "Traceback" not in said, name
         assert str(place) in said, (name, said)
     whole = {path.relative_to(files / "pack").as_posix() for path in (files / "pack").rglob("*")}
-    assert set(left) == {"pack", *(f"pack/{name}" for name in whole), *({"filler"} if kind == "full" else ())}
+    # A folder of answers stays, to go on from.
+    left = {name for name in left if not name.startswith("ppl0")}
+    assert left == {"pack", *(f"pack/{name}" for name in whole), *({"filler"} if kind == "full" else ())}
