@@ -1,4 +1,4 @@
-"""What a command shows: results on stdout, everything else on stderr, and no text that steers a terminal.
+"""What a command shows: results on stdout, everything else on stderr, nothing that steers a terminal.
 
 Conventions for every command: the result goes to stdout, as text or, with `--json`, as one JSON document.
 Notes and progress go to stderr; progress is drawn only on a terminal.
@@ -17,7 +17,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NoReturn, Protocol, TextIO, TypeVar
 
 import click
@@ -69,6 +69,25 @@ def json_option(command: Command) -> Command:
 def emit(data: Any, as_json: bool, text: str) -> None:
     """Prints a command's result: `data` as JSON, or `text`."""
     click.echo(json_text(data) if as_json else text)
+
+
+def show(pieces: Iterable[str], on_text: Callable[[str], object] = lambda text: None) -> None:
+    """Writes an answer to stdout as it comes, and a newline at its end, however it ends.
+
+    Args:
+        on_text: called with each piece before it is written.
+    """
+    last = ""
+    try:
+        for text in pieces:
+            on_text(text)
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            last = text
+    finally:
+        if not last.endswith("\n"):
+            sys.stdout.write("\n")
+            sys.stdout.flush()
 
 
 def note(text: str) -> None:

@@ -11,7 +11,7 @@ from importlib import metadata
 import click
 
 from ..console import OutputLostError, json_text, note, own_streams
-from ..errors import DoesNotFitError, SlmEdgeError, of_system
+from ..errors import DoesNotFitError, InputError, SlmEdgeError, of_system
 from ..llama import binding as llama
 from .lazy import Entry, LazyGroup
 
@@ -47,22 +47,32 @@ def cli() -> None:
 
 def _show(error: SlmEdgeError) -> int:
     """Shows the error; returns its exit code."""
-    if "--json" in sys.argv:
-        # Where stdout itself is what failed, stderr says so.
-        with contextlib.suppress(OutputLostError):
-            click.echo(json_text({"error": error.as_dict()}, indent=None))
+    _show_json(error)
     note(f"slm-edge: {error}")
     return error.exit_code
 
 
+def _show_json(error: SlmEdgeError) -> None:
+    """With `--json` the error goes to stdout too; where stdout itself is what failed, stderr alone has it."""
+    if "--json" in sys.argv:
+        with contextlib.suppress(OutputLostError):
+            click.echo(json_text({"error": error.as_dict()}, indent=None))
+
+
 def main() -> None:
     """Runs the command line and ends the process with the exit codes of `edge.errors`."""
-    with own_streams():
-        try:
-            code = _run()
-            sys.stdout.flush()
-        except OutputLostError as lost:
-            code = 0 if lost.error is None else _show(lost.error)
+    try:
+        with own_streams():
+            try:
+                code = _run()
+                # What failed first is what the exit code says.
+                if code == 0:
+                    sys.stdout.flush()
+            except OutputLostError as lost:
+                code = 0 if lost.error is None else _show(lost.error)
+    except KeyboardInterrupt:
+        # Between the lines, before or after the command.
+        code = 130
     if llama.stop_asked and code:
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
@@ -86,6 +96,7 @@ def _run() -> int:
         note("stopped")
         return 130
     except click.ClickException as error:
+        _show_json(InputError(error.format_message()))
         error.show()
         return int(error.exit_code)
     except SlmEdgeError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console import emit, json_option, note
+from ..console import emit, json_option, note, show
 from ..errors import InputError
 from ..sizes import human_bytes
 from .options import (
@@ -19,7 +19,6 @@ from .options import (
     size_bytes_of,
     special_option,
 )
-from .show import show
 
 if TYPE_CHECKING:
     from ..answer.stream import Answer

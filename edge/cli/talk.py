@@ -16,16 +16,15 @@ from typing import Any, Final
 from ..answer.base import SessionBase
 from ..answer.settings import Settings, max_tokens_of
 from ..answer.stream import Answer
-from ..console import note
+from ..console import note, show
 from ..errors import DoesNotFitError, InputError, SlmEdgeError, of_system
 from ..files.atomic import write_json
-from ..files.paths import user_path
+from ..files.cache import user_path
 from ..gguf.chat_template import Message
 from ..llama.vocab import n_same
 from ..names import did_you_mean
 from ..sizes import human_bytes
 from ..system.memory import peak_memory_bytes
-from .show import show
 
 HELP: Final = """/adapter NAME|none|auto   answer with another adapter from now on
 /adapter list             which there are
