@@ -46,7 +46,7 @@ def load(data: Path) -> list[Item]:
     Raises:
         InputError: the reference of a row has no word, so that nothing could be compared with it.
     """
-    items = []
+    items: list[Item] = []
     for name in _FILES:
         begun = len(items)
         for number, row in enumerate(json_lines(data / name, "instruction", "context", "response")):

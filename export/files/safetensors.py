@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 import numpy.typing as npt
 
-from ...edge.errors import DamagedError, InputError
+from ...edge.errors import DamagedError
 from ...edge.files.regular import open_regular
 from ...edge.files.text import LFS_HINT, is_lfs_pointer, is_text, loads_json
 from .encode import widen_bf16
