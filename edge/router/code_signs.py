@@ -16,7 +16,7 @@ CODE_LINE: Final = re.compile(
     re.MULTILINE,
 )
 PYTHON_HEAD: Final = re.compile(r"^[ \t]*(?:async )?def \w+\(", re.MULTILINE)
-DOCSTRING: Final = re.compile(r"\"\"\"|'''|/\*\*|^\s*(?:///|---? )", re.MULTILINE)
+DOCSTRING: Final = re.compile(r"\"\"\"|'''|/\*\*|^[ \t]*(?:///|---? )", re.MULTILINE)
 # What stands in programs of other languages, in queries, pages and command lines, and hardly ever in Python: ends and
 # starts of lines, words that start a line with a bracket or an equals sign, and signs anywhere
 _FOREIGN_ENDS: Final = (";", "{", ";}", "};", "});")
