@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..errors import DoesNotFitError, InputError
 from ..llama.sampling import Sampling
@@ -12,6 +12,9 @@ from ..prefix.chunks import Section
 from .choice import Choice
 from .stream import Request
 
+if TYPE_CHECKING:
+    from ..grammar.rules import Rules
+
 
 class Settings(TypedDict, total=False):
     """How one answer is made; what is left out or None is as the task card says.
@@ -19,8 +22,8 @@ class Settings(TypedDict, total=False):
     max_tokens: its longest length.
     temperature, top_k, top_p, min_p, seed: as in `sampling.Sampling`.
     stop: texts that end the answer, in place of the card's.
-    grammar: GBNF that the answer keeps to, in place of the card's; "" for none. A JSON schema becomes one by
-        `grammar.schema_grammar`.
+    grammar: what the answer keeps to, in place of the card's; "" for none. A text is GBNF; `grammar.rules` has
+        `schema_grammar` for a JSON schema, and others.
     """
 
     max_tokens: int | None
@@ -30,7 +33,7 @@ class Settings(TypedDict, total=False):
     min_p: float | None
     seed: int | None
     stop: str | Sequence[str] | None
-    grammar: str | None
+    grammar: "Rules | str | None"
 
 
 def sampling_of(card: TaskCard, settings: Settings) -> Sampling:
@@ -60,20 +63,20 @@ def stop_of(card: TaskCard, settings: Settings) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
-def grammar_of(card: TaskCard, settings: Settings) -> str | None:
-    """The GBNF that an answer keeps to; None for none.
+def grammar_of(card: TaskCard, settings: Settings) -> "Rules | None":
+    """What an answer keeps to; None for nothing.
 
     Raises:
-        InputError: the card's schema cannot be used.
+        InputError: the grammar or the card's schema cannot be used.
     """
     grammar = settings.get("grammar")
-    if grammar is not None:
-        return grammar or None
-    if card.schema is not None:
-        from ..llama.grammar import schema_grammar
+    if grammar is None:
+        return card.rules()
+    if isinstance(grammar, str):
+        from ..grammar.rules import gbnf_grammar
 
-        return schema_grammar(card.schema)
-    return card.grammar
+        return gbnf_grammar(grammar) if grammar else None
+    return grammar
 
 
 def request_of(

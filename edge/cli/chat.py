@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import note
-from .options import answer_options, engine_option, grammar_options, grammar_text, session_options, size_bytes_of
+from .options import answer_options, engine_option, grammar_options, grammar_rules, session_options, size_bytes_of
 
 if TYPE_CHECKING:
     from ..options import EngineOptions, Speculate
@@ -48,8 +48,10 @@ def chat(
     ram: str | None,
     adapter_budget: str | None,
     pinned: tuple[str, ...],
-    schema: Path | None,
+    schema: str | None,
     grammar: Path | None,
+    regex: str | None,
+    lark: Path | None,
 ) -> None:
     """Talk with the model; it remembers the conversation. /help lists the commands, Ctrl-D ends.
 
@@ -62,7 +64,7 @@ def chat(
       slm-edge chat --adapter math
       printf 'Hello\\n/adapter math\\nWhat is 3 times 4?\\n' | slm-edge chat
     """
-    gbnf = grammar_text(schema, grammar)
+    rules = grammar_rules(schema, grammar, regex, lark)
     options: EngineOptions = {
         "n_ctx_tokens": context_tokens,
         "threads": threads,
@@ -83,7 +85,7 @@ def chat(
         talk = Talk(
             session,
             system=system,
-            settings={"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "grammar": gbnf},
+            settings={"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "grammar": rules},
         )
         talk.use("none" if name is None else name)
         if sys.stdin.isatty():

@@ -10,7 +10,7 @@ import click
 from ..console import emit, json_option, note
 from ..errors import InputError
 from ..sizes import human_bytes
-from .options import answer_options, engine_option, grammar_options, grammar_text, session_options, size_bytes_of
+from .options import answer_options, engine_option, grammar_options, grammar_rules, session_options, size_bytes_of
 from .show import show
 
 if TYPE_CHECKING:
@@ -59,8 +59,10 @@ def run(
     ram: str | None,
     adapter_budget: str | None,
     prefix_cache: Path | None,
-    schema: Path | None,
+    schema: str | None,
     grammar: Path | None,
+    regex: str | None,
+    lark: Path | None,
     stats: bool,
     as_json: bool,
 ) -> None:
@@ -92,7 +94,7 @@ def run(
         "prefix_cache": prefix_cache,
         "speculate": speculate,
     }
-    gbnf = grammar_text(schema, grammar)
+    rules = grammar_rules(schema, grammar, regex, lark)
     opened = Pack.open(pack)
     name = opened.default_adapter if adapter is None else adapter
     with open_session(opened, engine, adapter=name, allow_pull=True, one_answer=True, **options) as session:
@@ -102,7 +104,7 @@ def run(
             if explain and not as_json:
                 note(decision.text())
         stream = session.stream(
-            text, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed, grammar=gbnf
+            text, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed, grammar=rules
         )
         if as_json:
             for _ in stream:

@@ -9,6 +9,7 @@ with Sampler(Sampling(temperature=0.7, seed=1)) as sampler:
 
 import ctypes
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from .binding import NotCopied, lib
 from .context import Context
 
 if TYPE_CHECKING:
-    from .grammar import Grammar
+    from ..grammar.matcher import Grammar
 
 # Above this value llama.cpp draws a seed itself (LLAMA_DEFAULT_SEED), which would be lost to the user.
 MAX_SEED = (1 << 32) - 2
@@ -93,26 +94,29 @@ class Sampler(NotCopied):
 
     def sample(self, context: Context, i: int = -1) -> int:
         """Chooses a token from the i-th logits of the last decode; -1 is the last output."""
+        if self._grammar is not None:
+            return self.sample_row(context.logits_view(i))
         if self._chain is None or self._top_p is not None:
             # llama.cpp's greedy sampler would first write a row of 12 bytes for each of the vocabulary.
-            token_id = self._draw(context.logits_view(i))
-        else:
-            token_id = int(self._sample(self._chain, context.output_handle, i))
-        grammar = self._grammar
-        if grammar is not None:
-            # One token is tried first; the whole vocabulary is only where that one is not allowed.
-            if not grammar.allows(token_id):
-                token_id = self._draw(grammar.mask(context.logits_view(i)))
-            grammar.accept(token_id)
-        return token_id
+            return self._draw(context.logits_view(i))
+        return int(self._sample(self._chain, context.output_handle, i))
 
     def sample_row(self, logits: npt.NDArray[np.float32]) -> int:
-        """Chooses a token from logits that are not llama.cpp's own, shape (n_vocab,), by the same rules."""
-        if self._grammar is None:
+        """Chooses a token from logits, shape (n_vocab,), that need not be llama.cpp's own, by the same rules."""
+        grammar = self._grammar
+        if grammar is None:
             return self._draw(logits)
-        token_id = self._draw(self._grammar.mask(logits))
-        self._grammar.accept(token_id)
+        # The likeliest of all is mostly allowed, and is then the likeliest of what is allowed.
+        if self._chain is None and grammar.allows(token_id := int(logits.argmax())):
+            pass
+        else:
+            token_id = self._draw(grammar.mask(logits))
+        grammar.accept(token_id)
         return token_id
+
+    def n_allowed(self, token_ids: Sequence[int]) -> int:
+        """How many of these tokens the grammar would take next, one after the other; all without one."""
+        return len(token_ids) if self._grammar is None else self._grammar.n_allowed(token_ids)
 
     def _draw(self, logits: npt.NDArray[np.float32]) -> int:
         if self._chain is None:
