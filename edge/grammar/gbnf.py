@@ -17,6 +17,8 @@ MAX_RULES: Final = 5000
 MAX_DEPTH: Final = 100
 # llama.cpp's own bound; "no more than" a number above it was no bound there.
 MAX_REPEATS: Final = 2000
+# So many parts that may be left out, one after the other, take a second for each token of an answer.
+MAX_REPETITIONS: Final = 1000
 # Deeper chains of rules would be too deep for llguidance's own recursion.
 MAX_CHAIN: Final = 500
 _NAME: Final = re.compile(r"[A-Za-z0-9-]+")
@@ -61,6 +63,9 @@ def gbnf_to_lark(text: str) -> tuple[str, int]:
             if other not in rules:
                 raise InputError(f"the grammar names the rule {other!r} in {name!r}, and no rule has that name")
     used, recursive = _reached(rules)
+    n_repeats = sum(one.kind == "repeat" for name in used for one in _walk(rules[name]))
+    if recursive and n_repeats > MAX_REPETITIONS:
+        raise InputError(f"the grammar has {n_repeats} repetitions; {MAX_REPETITIONS} are possible with recursion")
     has_tokens = any(_has_token(rules[name]) for name in used)
     one_regex = not recursive and not has_tokens
     ids = {name: f"{'R' if one_regex else 'r'}{i}" for i, name in enumerate(used)}

@@ -12,12 +12,12 @@ from ..errors import EngineError, InputError, UnsupportedError
 from .rules import Rules, gbnf_grammar, part_grammar
 from .trial import tried
 
-# What one grammar may take. States cost 1 to 2 kB each; a mask stays below 0.2 s on one core.
+# What one grammar may take. States cost 1 to 2 kB each; a mask stays within tenths of a second.
 LIMITS: Final[dict[str, Any]] = {
-    "max_items_in_row": 20_000,
+    "max_items_in_row": 5_000,
     "initial_lexer_fuel": 1_000_000,
-    "step_lexer_fuel": 500_000,
-    "step_max_items": 2_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 100_000,
     "max_lexer_states": 50_000,
     "max_grammar_size": 500_000,
 }

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NoReturn
 
 from ..errors import InputError
-from .gbnf import gbnf_to_lark
+from .gbnf import MAX_REPETITIONS, gbnf_to_lark
 from .schema import checked_schema
 
 MAX_GRAMMAR_BYTES: Final = 1 << 20
@@ -84,6 +84,8 @@ def regex_grammar(text: str) -> Rules:
 def lark_grammar(text: str) -> Rules:
     """Rules of a grammar in llguidance's Lark, which begins with its rule `start`; InputError as `regex_grammar`."""
     _check_size(text)
+    if (n_repeats := sum(map(text.count, "?*{~"))) > MAX_REPETITIONS:
+        raise InputError(f"the grammar has {n_repeats} signs of repetition; {MAX_REPETITIONS} are possible")
     # The last of two settings counts.
     return Rules("Lark grammar", f"{text}\n{_ANY_TOKENS}")
 

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-CPU_S = 4
-TIMEOUT_S = 30
+CPU_S = 1
+TIMEOUT_S = 6
 MEMORY_BYTES = 256 << 20
 # An eighth of a thread's usual stack: what passes here passes in any thread.
 STACK_BYTES = 1 << 20
@@ -50,7 +50,7 @@ def tried(
         return f"it cannot be tried in a process of its own ({error.strerror})"
     with contextlib.suppress(ValueError):
         return [None if said is None else str(said) for said in json.loads(done.stdout)]
-    return f"it nests too deeply, or takes more than {CPU_S} seconds or {MEMORY_BYTES >> 20} MiB to be made ready"
+    return f"it nests too deeply, or takes more than {CPU_S} s or {MEMORY_BYTES >> 20} MiB to be made ready"
 
 
 def _limit() -> None:
