@@ -1,7 +1,7 @@
 """Which tokens may come next: llguidance's matcher over a model's own vocabulary, the same for both engines."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Any, Final, Protocol
 
@@ -151,15 +151,31 @@ class Grammar:
         return int(self._matcher.validate_tokens(ids))
 
     def allowed(self) -> npt.NDArray[np.bool_]:
-        """For each token of the vocabulary, (n_tokens,), whether it may come next.
+        """For each token of the vocabulary, (n_tokens,), whether it may come next; errors as `allowed_of`."""
+        return np.unpackbits(self._bits(), count=self._n_tokens, bitorder="little").view(np.bool_)
+
+    def allowed_of(self) -> Callable[[npt.NDArray[np.intp]], npt.NDArray[np.bool_]]:
+        """Tells which of some tokens may come next, for as long as none is accepted.
 
         Raises:
             EngineError: no token may, or the grammar has become too much to go on with.
         """
+        bits = self._bits()
+        most = 8 * len(bits) - 1
+
+        def allowed(ids: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+            known = np.minimum(ids, most)
+            one: npt.NDArray[np.bool_] = (bits[known >> 3] >> (known & 7).astype(np.uint8) & 1).astype(np.bool_)
+            return one & (ids < self._n_tokens)
+
+        return allowed
+
+    def _bits(self) -> npt.NDArray[np.uint8]:
+        """One bit for each token."""
         if self._matcher.is_stopped() and not self._matcher.is_error():
-            allowed = np.zeros(self._n_tokens, np.bool_)
-            allowed[list(self._ends)] = True
-            return allowed
+            ends = np.zeros(-(-self._n_tokens // 8) * 8, np.bool_)
+            ends[list(self._ends)] = True
+            return np.packbits(ends, bitorder="little")
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
             raise EngineError(
@@ -167,7 +183,7 @@ class Grammar:
                 problems=[_sentence(self._matcher.get_error())],
                 hint="change the grammar or the schema",
             )
-        return np.unpackbits(bits, count=self._n_tokens, bitorder="little").view(np.bool_)
+        return bits
 
     def mask(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The logits, shape (n_vocab,), with minus infinity for what may not come next; errors as `allowed`."""

@@ -9,7 +9,7 @@ with Sampler(Sampling(temperature=0.7, seed=1)) as sampler:
 
 import ctypes
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 MAX_SEED = (1 << 32) - 2
 # Of the likeliest one's probability: sorted are those above the first of these shares that the nucleus lies above.
 _SHARES = (1e-2, 1e-3, 1e-4, 1e-5, 0.0)
+
+# llama_token_data
+_ROW = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+# The likeliest tokens are looked for no further below the first one than they have to be.
+_BELOW = (6.0, 14.0, np.inf)
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Sampler(NotCopied):
         # None: the likeliest is taken.
         self._chain: Any = None
         self._top_p: float | None = None
+        self._top_k = sampling.top_k
         if sampling.temperature == 0:
             return
         self._sample = lib().llama_sampler_sample
@@ -106,10 +112,11 @@ class Sampler(NotCopied):
         grammar = self._grammar
         if grammar is None:
             return self._draw(logits)
-        # The likeliest of all is mostly allowed, and is then the likeliest of what is allowed.
-        if self._chain is None and grammar.allows(token_id := int(logits.argmax())):
-            pass
-        else:
+        if self._chain is not None and self._top_k and self._top_p is None:
+            # No masked row is made where k tokens are all that is asked for.
+            token_id = draw(self._chain, logits, largest(logits, self._top_k, grammar.allowed_of()))
+        elif self._chain is not None or not grammar.allows(token_id := int(logits.argmax())):
+            # The likeliest of all is mostly allowed, and is then the likeliest of what is allowed.
             token_id = self._draw(grammar.mask(logits))
         grammar.accept(token_id)
         return token_id
@@ -121,7 +128,9 @@ class Sampler(NotCopied):
     def _draw(self, logits: npt.NDArray[np.float32]) -> int:
         if self._chain is None:
             return int(logits.argmax())
-        return draw(self._chain, logits, None if self._top_p is None else nucleus(logits, self._top_p))
+        # The chain cuts to these itself, out of all of the vocabulary.
+        ids = largest(logits, self._top_k) if self._top_k else None
+        return draw(self._chain, logits, ids if self._top_p is None else nucleus(logits, self._top_p))
 
     def close(self) -> None:
         """Frees what belongs to llama.cpp. Calling it twice does nothing."""
@@ -170,7 +179,7 @@ def draw(chain: Any, logits: npt.NDArray[np.float32], ids: npt.NDArray[np.intp] 
         EngineError: it chose none.
     """
     llama = lib()
-    rows = np.zeros(len(logits if ids is None else ids), [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+    rows = np.empty(len(logits if ids is None else ids), _ROW)
     rows["id"], rows["logit"] = (np.arange(len(logits)), logits) if ids is None else (ids, logits[ids])
     first = ctypes.cast(rows.ctypes.data, llama.llama_token_data_p)
     candidates = llama.llama_token_data_array(data=first, size=len(rows), selected=-1, sorted=ids is not None)
@@ -180,6 +189,30 @@ def draw(chain: Any, logits: npt.NDArray[np.float32], ids: npt.NDArray[np.intp] 
     token_id = int(candidates.data[candidates.selected].id)
     llama.llama_sampler_accept(chain, token_id)
     return token_id
+
+
+def largest(
+    logits: npt.NDArray[np.float32],
+    k: int,
+    allowed_of: Callable[[npt.NDArray[np.intp]], npt.NDArray[np.bool_]] | None = None,
+) -> npt.NDArray[np.intp]:
+    """The k likeliest tokens, likeliest first; fewer where no more are possible.
+
+    Args:
+        logits: (n_vocab,); minus infinity for what is not possible.
+        allowed_of: which of some tokens are possible; None for all.
+    """
+    top = float(logits.max())
+    ids = np.arange(0)
+    for below in _BELOW:
+        ids = np.flatnonzero(logits >= top - below) if below < np.inf else np.flatnonzero(logits > -np.inf)
+        if allowed_of is not None:
+            ids = ids[allowed_of(ids)]
+        if len(ids) >= k:
+            break
+    if len(ids) > 8 * k:
+        ids = ids[np.argpartition(-logits[ids], k)[:k]]
+    return ids[np.argsort(-logits[ids], kind="stable")][:k]
 
 
 def nucleus(logits: npt.NDArray[np.float32], top_p: float) -> npt.NDArray[np.intp]:
