@@ -12,9 +12,10 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final, Literal
 
 from ..errors import InputError
+from ..files.text import decode, is_text, loads_json
 from .gbnf import MAX_REPETITIONS, gbnf_to_lark
 from .schema import checked_schema
 
@@ -102,8 +103,8 @@ def schema_text(text: str, where: str | os.PathLike[str] | None = None) -> Rules
         where: the file or option, for messages.
     """
     try:
-        schema = json.loads(text, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
+        schema = loads_json(text)
+    except ValueError as error:
         raise InputError(f"is not valid JSON ({error})", where=where) from None
     if not isinstance(schema, dict | bool):
         raise InputError("a JSON schema is an object, true or false", where=where)
@@ -133,18 +134,12 @@ def _of_schema(text: str) -> str:
     return f"{_ANY_TOKENS}start: %json {text}\n"
 
 
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
-
-
 def _check_size(text: str) -> None:
-    try:
-        size_bytes = len(text.encode("utf-8"))
-    except UnicodeEncodeError:
-        raise InputError("the grammar holds half of a surrogate pair, which is no character") from None
+    if not is_text(text):
+        raise InputError("the grammar holds half of a surrogate pair, which is no character")
     if not text.strip() or "\0" in text:
         raise InputError("the grammar is empty or holds a NUL character")
-    if size_bytes > MAX_GRAMMAR_BYTES:
+    if (size_bytes := len(text.encode())) > MAX_GRAMMAR_BYTES:
         raise InputError(f"the grammar has {size_bytes} bytes; {MAX_GRAMMAR_BYTES} are possible")
 
 
@@ -162,7 +157,4 @@ def _text(path: str | os.PathLike[str]) -> str:
         raise InputError("is no path", where=path) from None
     if len(data) > MAX_GRAMMAR_BYTES:
         raise InputError(f"is too large for a grammar or schema: more than {MAX_GRAMMAR_BYTES} bytes", where=path)
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError("is not UTF-8 text", where=path) from None
+    return decode(data, path)

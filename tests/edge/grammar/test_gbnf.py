@@ -107,7 +107,7 @@ parts = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     rules=st.tuples(parts, parts, parts),
     answers=st.lists(st.text("abé(", max_size=6), min_size=1, max_size=8, unique=True),

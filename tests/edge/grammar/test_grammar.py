@@ -113,7 +113,7 @@ def test_files_that_are_no_schema_or_grammar(tmp_path):
         (b"[1]", "object"),
         (b"\xff", "UTF-8"),
         (b'{"type": "no"}', "schema"),
-        (b'{"minimum": NaN}', "NaN"),
+        (b'{"minimum": NaN}', "only numbers"),
     )
     for content, words in contents:
         file.write_bytes(content)

@@ -149,7 +149,7 @@ def reason_of(schema):
         return None, str(error)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schema=SCHEMAS.map(with_definitions), seeds=st.lists(st.integers(0, 1 << 30), min_size=3, max_size=3))
 def test_every_allowed_answer_is_json_and_valid(vocab, schema, seeds):
     rules, _ = reason_of(schema)
@@ -246,7 +246,7 @@ def some_string(draw, schema):
     return draw(st.text(letters, min_size=schema.get("minLength", 0), max_size=max(most, schema.get("minLength", 0))))
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schema=SCHEMAS.map(with_definitions), data=st.data())
 def test_every_valid_document_is_allowed(vocab, schema, data):
     rules, said = reason_of(schema)
