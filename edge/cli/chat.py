@@ -13,7 +13,7 @@ from .options import (
     answer_options,
     engine_option,
     grammar_options,
-    grammar_text,
+    grammar_rules,
     session_options,
     size_bytes_of,
     special_option,
@@ -57,9 +57,11 @@ def chat(
     ram: str | None,
     adapter_budget: str | None,
     pinned: tuple[str, ...],
-    schema: Path | None,
+    schema: str | None,
     grammar: Path | None,
     allow_special: bool,
+    regex: str | None,
+    lark: Path | None,
 ) -> None:
     """Talk with the model; it remembers the conversation. /help lists the commands, Ctrl-D ends.
 
@@ -72,7 +74,7 @@ def chat(
       slm-edge chat --adapter math
       printf 'Hello\\n/adapter math\\nWhat is 3 times 4?\\n' | slm-edge chat
     """
-    gbnf = grammar_text(schema, grammar)
+    rules = grammar_rules(schema, grammar, regex, lark)
     options: EngineOptions = {
         "n_ctx_tokens": context_tokens,
         "threads": threads,
@@ -94,7 +96,7 @@ def chat(
         talk = Talk(
             session,
             system=system,
-            settings={"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "grammar": gbnf},
+            settings={"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "grammar": rules},
         )
         talk.use("none" if name is None else name)
         if sys.stdin.isatty():

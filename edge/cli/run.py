@@ -14,7 +14,7 @@ from .options import (
     answer_options,
     engine_option,
     grammar_options,
-    grammar_text,
+    grammar_rules,
     session_options,
     size_bytes_of,
     special_option,
@@ -67,9 +67,11 @@ def run(
     ram: str | None,
     adapter_budget: str | None,
     prefix_cache: Path | None,
-    schema: Path | None,
+    schema: str | None,
     grammar: Path | None,
     allow_special: bool,
+    regex: str | None,
+    lark: Path | None,
     stats: bool,
     as_json: bool,
 ) -> None:
@@ -102,7 +104,7 @@ def run(
         "speculate": speculate,
         "allow_special": allow_special,
     }
-    gbnf = grammar_text(schema, grammar)
+    rules = grammar_rules(schema, grammar, regex, lark)
     opened = Pack.open(pack)
     name = opened.default_adapter if adapter is None else adapter
     with open_session(opened, engine, adapter=name, allow_pull=True, one_answer=True, **options) as session:
@@ -112,7 +114,7 @@ def run(
             if explain and not as_json:
                 note(decision.text())
         stream = session.stream(
-            text, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed, grammar=gbnf
+            text, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed, grammar=rules
         )
         if as_json:
             for _ in stream:

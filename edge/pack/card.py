@@ -23,12 +23,15 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from ..errors import InputError
 from ..files.text import is_text, loads_json, read_text
 from ..names import did_you_mean
 from ..options import Speculate
+
+if TYPE_CHECKING:
+    from ..grammar.rules import Rules
 
 MAX_CARD_BYTES: Final = 1 << 20
 
@@ -126,6 +129,18 @@ class TaskCard:
         except (ValueError, RecursionError) as error:
             raise InputError(f"is not valid {path.suffix[1:].upper()} ({error})", where=path) from None
         raise InputError("a task card is a .toml or .json file", where=path)
+
+    def rules(self) -> "Rules | None":
+        """What its grammar or schema says of answers; None for nothing.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        if self.schema is None and not self.grammar:
+            return None
+        from ..grammar.rules import gbnf_grammar, schema_grammar
+
+        return schema_grammar(self.schema) if self.schema is not None else gbnf_grammar(self.grammar or "")
 
     def as_dict(self) -> dict[str, Any]:
         """The card for JSON; `TaskCard.of` takes it back."""

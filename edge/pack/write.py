@@ -51,9 +51,11 @@ class NewAdapter:
     card_changes: Mapping[str, Any] = field(default_factory=dict)
 
     def final_card(self, info: AdapterInfo) -> TaskCard:
-        """The card that goes into the pack."""
+        """The card that goes into the pack; InputError if its grammar or schema cannot be used."""
         own = TaskCard(task=info.task_name or self.name, system=info.prompt_prefix or None)
-        return dataclasses.replace(self.card or own, **self.card_changes)
+        card = dataclasses.replace(self.card or own, **self.card_changes)
+        card.rules()
+        return card
 
 
 def build_pack(
@@ -106,6 +108,7 @@ def build_pack(
         raise InputError("the pack cannot be built", where=dest, problems=faults)
     info = BaseInfo.open(base)
     checked = _check_all(adapters, info)
+    cards = [adapter.final_card(adapter_info) for adapter, adapter_info in checked]
     extras = _included([Path(path) for path in include])
     if not copy_base and not sources:
         sources = ({"kind": "path", "path": str(base.absolute())},)
@@ -125,9 +128,9 @@ def build_pack(
         else:
             base_sha256 = sha256_file(base, advance)
         rows = []
-        for adapter, adapter_info in checked:
+        for (adapter, adapter_info), card in zip(checked, cards, strict=True):
             row = _row(adapter.name, files, adapter_info.size_bytes)
-            write_json(folder / row.card, adapter.final_card(adapter_info).as_dict())
+            write_json(folder / row.card, card.as_dict())
             files[row.card] = sha256_file(folder / row.card)
             rows.append(row)
         ref = BaseRef(base.name, base_sha256, size_bytes, info.fingerprint, tuple(sources))
