@@ -26,7 +26,6 @@ from ..gguf.base import BaseInfo
 from ..gguf.chat_template import ChatTemplate, Message
 from ..llama.canary import Canary
 from ..llama.context import Context
-from ..llama.first_load import ensure_loads
 from ..llama.kernels import copied_spans
 from ..llama.model import Adapter, Model
 from ..llama.prompt import PromptEncoder
@@ -92,7 +91,10 @@ class Session(SessionBase["LlamaRows"]):
         self.options = options
         # llama.cpp maps the file itself.
         self.base.file.release()
-        ensure_loads(self.base)
+        if self.base.unproved:
+            from ..llama.first_load import ensure_loads
+
+            ensure_loads(self.base)
         with contextlib.ExitStack() as stack:
             self.model = stack.enter_context(
                 Model.load(base_path, mmap=chosen.mmap, repack=chosen.repack, copied=copied_spans(self.base))
