@@ -44,21 +44,6 @@ def test_an_unknown_command_is_met_with_the_nearest():
 
 OTHERS_WORDS = ["list", "ls", "ps", "rm", "version", "config", "cache", "completion", "models", "create", "stop"]
 OTHERS_WORDS += ["serve", "show", "help"]
-    "list",
-    "ls",
-    "ps",
-    "rm",
-    "version",
-    "config",
-    "cache",
-    "completion",
-    "models",
-    "create",
-    "stop",
-    "serve",
-    "show",
-    "help",
-]
 
 
 @pytest.mark.parametrize("word", OTHERS_WORDS)
