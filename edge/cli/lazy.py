@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from ..errors import SlmEdgeError
-from ..extras import EXTRA_OF_PACKAGE, extra_hint
 from ..names import nearest
 
 
@@ -88,6 +87,8 @@ def missing_extra(extra: str | None) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
+        from ..extras import EXTRA_OF_PACKAGE, extra_hint
+
         package = (error.name or "").partition(".")[0]
         if package not in EXTRA_OF_PACKAGE:
             raise
