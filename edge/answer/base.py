@@ -143,14 +143,14 @@ class SessionBase(NotCopied, Engine[RowsT]):
         cls,
         base_path: str | os.PathLike[str],
         adapters: Mapping[str, tuple[str | os.PathLike[str], TaskCard | None]],
+        one_answer: bool = False,
         **options: Unpack[EngineOptions],
     ) -> Self:
-        """A session over loose files: name -> (adapter file, its task card or None); raises as the class itself."""
+        """A session over loose files: name -> (adapter file, its card or None); raises as the class itself."""
         base = cls._opened(base_path)
-        packed = {
-            name: cls._loose(base, name, Path(file), card or TaskCard(task=name))
-            for name, (file, card) in adapters.items()
-        }
+        packed = {name: cls._loose(base, name, Path(file), card) for name, (file, card) in adapters.items()}
+        if one_answer:
+            cls._for_one_answer(options, sum(one.size_bytes for one in packed.values()))
         return cls(base, packed, **options)
 
     @classmethod

@@ -22,7 +22,7 @@ from ..gguf.adapter import AdapterInfo, check_adapter
 from ..gguf.base import BaseInfo
 from ..names import check_name, did_you_mean
 from ..sizes import human_bytes
-from .card import TaskCard
+from .card import TaskCard, own_card
 from .leftovers import remove_pack_leftovers
 from .manifest import PACK_FILE, AdapterRow, BaseRef, Manifest, is_safe_path, read_manifest, render
 from .pack import ADAPTERS_FOLDER, Pack
@@ -52,8 +52,7 @@ class NewAdapter:
 
     def final_card(self, info: AdapterInfo) -> TaskCard:
         """The card that goes into the pack; InputError if its grammar or schema cannot be used."""
-        own = TaskCard(task=info.task_name or self.name, system=info.prompt_prefix or None)
-        card = dataclasses.replace(self.card or own, **self.card_changes)
+        card = dataclasses.replace(self.card or own_card(info, self.name), **self.card_changes)
         card.rules()
         return card
 

@@ -22,6 +22,7 @@ from ..answer.engine import Worker
 from ..errors import InputError
 from ..files.atomic import sha256_file
 from ..files.watch import FileWatch
+from ..gguf.adapter import check_adapter
 from ..gguf.base import BaseInfo
 from ..gguf.chat_template import ChatTemplate, Message
 from ..llama.canary import Canary
@@ -32,7 +33,7 @@ from ..llama.prompt import PromptEncoder
 from ..memory.fit import limit_of, plan_session
 from ..memory.plan import MemoryPlan
 from ..options import MOST_AT_ONCE, EngineOptions, Swap
-from ..pack.card import TaskCard
+from ..pack.card import TaskCard, own_card
 from ..pack.pack import Pack, PackedAdapter
 from ..prefix.cache import open_prefix_cache
 from ..prefix.chunks import Section
@@ -148,9 +149,11 @@ class Session(SessionBase["LlamaRows"]):
         return BaseInfo.open(base_path)
 
     @classmethod
-    def _loose(cls, base: Any, name: str, path: Path, card: TaskCard) -> PackedAdapter:
+    def _loose(cls, base: Any, name: str, path: Path, card: TaskCard | None) -> PackedAdapter:
         if not path.is_file():
             raise InputError("no such file", where=path)
+        if card is None:
+            card = own_card(check_adapter(path, base), name)
         return PackedAdapter(name, path, sha256_file(path), path.stat().st_size, card)
 
     @classmethod
