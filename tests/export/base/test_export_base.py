@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from build_hf import LLAMA3_SCALING, edit_config, tiny_checkpoint
+from build_hf import LLAMA3_SCALING, as_transformers_4, as_transformers_5, edit_config, tiny_checkpoint
 from compare_logits import largest_difference
 from safetensors.torch import load_file, save_file
 from slm_edge.edge.errors import DamagedError, DoesNotFitError, InputError, UnsupportedError
@@ -54,16 +54,40 @@ def test_logits_equal_transformers(tmp_path, case):
     assert largest_difference(folder, path, N_VOCAB, 160 if "rope_scaling" in CASES[case] else 48) <= BOUND
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_transformers_5_config_gives_the_same_file(tmp_path, family):
-    folder = tiny_checkpoint(tmp_path / "hf", family, rope_scaling=LLAMA3_SCALING, rope_theta=50_000.0)
-    before, _ = exported(tmp_path)
-    config = json.loads((folder / "config.json").read_text())
-    config["rope_parameters"] = config.pop("rope_scaling") | {"rope_theta": config.pop("rope_theta")}
-    (folder / "config.json").write_text(json.dumps(config))
-    after, _ = exported(tmp_path, name="after.gguf")
-    assert after.read_bytes() == before.read_bytes()
-    assert GgufFile.open(after).get(f"{family}.rope.freq_base") == 50_000.0
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("llama", {"rope_scaling": LLAMA3_SCALING, "rope_theta": 50_000.0}),
+        ("qwen3", {"rope_scaling": LLAMA3_SCALING, "rope_theta": 50_000.0}),
+        ("mistral", {"rope_theta": 50_000.0}),
+        ("qwen2", {"rope_scaling": YARN, "rope_theta": 50_000.0}),
+    ],
+    ids=str,
+)
+def test_transformers_4_and_5_give_the_same_file(tmp_path, family, fields):
+    folder = tiny_checkpoint(tmp_path / "hf", family, **fields)
+    saved, _ = exported(tmp_path)
+    as_transformers_4(folder)
+    assert "rope_theta" in (folder / "config.json").read_text() and "rope_parameters" not in config_of(folder)
+    four, _ = exported(tmp_path, name="four.gguf")
+    as_transformers_5(folder)
+    assert "rope_theta" not in config_of(folder)
+    five, _ = exported(tmp_path, name="five.gguf")
+    assert four.read_bytes() == five.read_bytes() == saved.read_bytes()
+    architecture = GgufFile.open(five).get("general.architecture")
+    assert GgufFile.open(five).get(f"{architecture}.rope.freq_base") == 50_000.0
+
+
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def test_a_config_that_contradicts_itself_is_refused(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "hf", "llama", rope_theta=50_000.0)
+    as_transformers_4(folder)
+    edit_config(folder, rope_parameters={"rope_type": "default", "rope_theta": 10_000.0})
+    with pytest.raises(UnsupportedError, match="contradict each other"):
+        exported(tmp_path)
 
 
 def test_shards_give_the_same_file(tmp_path):
@@ -150,6 +174,7 @@ def test_every_wrong_tensor_is_named_at_once(tmp_path):
 
 def test_every_unsupported_setting_is_named_at_once(tmp_path):
     folder = tiny_checkpoint(tmp_path / "hf", "qwen2")
+    as_transformers_4(folder)
     edit_config(
         folder,
         rope_scaling={"rope_type": "dynamic", "factor": 2.0},
