@@ -38,6 +38,19 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {"sliding_window": None}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {}),
+    "smollm3": ("SmolLM3", {"pad_token_id": 0}),
+    "granite": (
+        "Granite",
+        {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.4,
+            "logits_scaling": 0.5,
+            "pad_token_id": 0,
+        },
+    ),
+    "olmo2": ("Olmo2", {"pad_token_id": 0}),
+    "hunyuan": ("HunYuanDenseV1", {"pad_token_id": 0}),
     # has no row in the table of families: see test_family_row.py
     "seed_oss": ("SeedOss", {"attention_bias": True, "attention_out_bias": False, "residual_dropout": 0.0}),
 }

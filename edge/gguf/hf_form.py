@@ -61,7 +61,10 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "bos_token_id": file.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": file.get("tokenizer.ggml.eos_token_id"),
+        # Class defaults are ids of the real vocabulary.
+        "pad_token_id": None,
         **_biases(file, family),
+        **{field: float(key(name, 1.0)) for name, field in family.scalars.items()},
         **family.classes[0].fixed,
     }
 

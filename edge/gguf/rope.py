@@ -18,10 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UnsupportedError
+from .families import find_class
 from .file import GgufFile
 
 DEFAULT_ROPE_THETA: Final = 10_000.0
 ROPE_KINDS: Final = ("default", "linear", "llama3", "yarn")
+# transformers calls it "dynamic", with an `alpha`; of one class (`HfClass.ntk_alpha`) alone.
+NTK_ALPHA: Final = "ntk_alpha"
 # Divisors of the speeds, (head size / 2,): llama.cpp's form of Llama 3's scaling.
 ROPE_FACTORS: Final = "rope_freqs.weight"
 Floats = npt.NDArray[np.float32]
@@ -39,7 +42,7 @@ class Rope:
     """How positions turn.
 
     Attributes:
-        kind: one of `ROPE_KINDS`.
+        kind: one of `ROPE_KINDS`, or `NTK_ALPHA`.
         theta: the base of the speeds.
         fields: what config.json says of the kind.
         divisors: of the speeds, (head size / 2,), where a GGUF holds them.
@@ -50,6 +53,12 @@ class Rope:
     fields: Mapping[str, Any] = field(default_factory=dict)
     divisors: Floats | None = None
 
+    def base(self, head_size: int) -> float:
+        """The base of the speeds, `theta` stretched where the kind does so."""
+        if self.kind != NTK_ALPHA:
+            return self.theta
+        return self.theta * math.pow(float(self.fields["alpha"]), head_size / (head_size - 2))
+
     def speeds(self, head_size: int, n_ctx_tokens: int) -> tuple[Floats, float]:
         """Radians a position of each pair, (head_size / 2,), and the factor on cos and sin.
 
@@ -58,7 +67,7 @@ class Rope:
         Args:
             n_ctx_tokens: the context that the model was trained for; yarn's original length where no field says it.
         """
-        plain = np.float32(1) / np.float32(self.theta) ** (
+        plain = np.float32(1) / np.float32(self.base(head_size)) ** (
             np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
         )
         divisors = self.llama3_divisors(head_size) if self.kind == "llama3" else self.divisors
@@ -118,12 +127,17 @@ def yarn_attention_factor(fields: Mapping[str, Any]) -> float | None:
     return float((0.1 * one * stretch + 1) / (0.1 * all_dims * stretch + 1))
 
 
-def read_rope(raw: Mapping[str, Any], problems: list[str], default_theta: float = DEFAULT_ROPE_THETA) -> Rope:
+def read_rope(raw: Mapping[str, Any], problems: list[str], default_theta: float | None = None) -> Rope:
     """What a config.json says; what cannot be computed goes to `problems`.
 
     Args:
-        default_theta: of the class, for files that say none.
+        default_theta: for files that say none; None: that of the class in the table of families.
     """
+    names = raw.get("architectures") or [""]
+    found = find_class(str(names[0]))
+    hf = None if found is None else found[1]
+    if default_theta is None:
+        default_theta = DEFAULT_ROPE_THETA if hf is None else hf.rope_theta
     scaling, parameters = dict(raw.get("rope_scaling") or {}), dict(raw.get("rope_parameters") or {})
     fields = scaling | parameters
     if any(isinstance(value, dict) for value in fields.values()):
@@ -136,7 +150,9 @@ def read_rope(raw: Mapping[str, Any], problems: list[str], default_theta: float 
         problems.append("rope_scaling, rope_parameters and rope_theta contradict each other")
     kind = fields.get("rope_type") or fields.get("type") or "default"
     theta = float(fields.pop("rope_theta", None) or raw.get("rope_theta") or default_theta)
-    if kind not in ROPE_KINDS:
+    if kind == "dynamic" and hf is not None and hf.ntk_alpha and fields.get("alpha"):
+        kind = NTK_ALPHA
+    elif kind not in ROPE_KINDS:
         problems.append(f"rope scaling of the kind {kind!r}; supported: {', '.join(ROPE_KINDS)}")
         return Rope("default", theta)
     missing = [name for name in _NEEDED.get(kind, ()) if fields.get(name) is None]
@@ -181,7 +197,7 @@ def _is_new(config: Any) -> bool:
 def give_rope(config: Any, rope: Rope) -> None:
     """Makes a config object of transformers, of either major version, say what the file says."""
     fields = {name: value for name, value in rope.fields.items() if name not in ("type", "rope_theta")}
-    scaling = fields | {"rope_type": rope.kind}
+    scaling = fields | {"rope_type": "dynamic" if rope.kind == NTK_ALPHA else rope.kind}
     if _is_new(config):
         config.rope_parameters = scaling | {"rope_theta": rope.theta}
     else:

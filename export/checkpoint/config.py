@@ -97,8 +97,10 @@ class ModelConfig:
             f"{a}.attention.layer_norm_rms_epsilon": float32(self.norm_eps),
             f"{a}.vocab_size": uint32(self.n_vocab),
             f"{a}.rope.dimension_count": uint32(self.head_size),
-            f"{a}.rope.freq_base": float32(self.rope.theta),
+            f"{a}.rope.freq_base": float32(self.rope.base(self.head_size)),
         }
+        for key, name in self.family.scalars.items():
+            keys[f"{a}.{key}"] = float32(self.raw.get(name, 1.0))
         fields = self.rope.fields
         if self.rope.kind in ("linear", "yarn"):
             keys[f"{a}.rope.scaling.type"] = text(self.rope.kind)
@@ -156,6 +158,15 @@ def _build(path: Path, family: Family, hf: HfClass, raw: dict[str, Any]) -> Mode
         if raw.get(name) is not None and raw[name] != value
     ]
     rope = read_rope(raw, problems)
+    n_layers = number("num_hidden_layers")
+    turned = [int(family.turns(layer)) for layer in range(n_layers)]
+    if raw.get("no_rope_layers") not in (None, [], turned):
+        problems.append(f"no_rope_layers are not those of each {family.rope_free_every}th layer, as llama.cpp has them")
+    for name in family.scalars.values():
+        if not isinstance(raw.get(name, 1.0), int | float) or not raw.get(name, 1.0) > 0:
+            problems.append(f"{name} is {raw[name]!r}, not a number above 0")
+    if "sliding_attention" in (raw.get("layer_types") or []):
+        problems.append("attention within a window")
     notes = []
     window = raw.get("sliding_window")
     if hf.name == "MistralForCausalLM" and window and window < n_ctx_tokens:
@@ -163,7 +174,7 @@ def _build(path: Path, family: Family, hf: HfClass, raw: dict[str, Any]) -> Mode
     config = ModelConfig(
         family=family,
         hf=hf,
-        n_layers=number("num_hidden_layers"),
+        n_layers=n_layers,
         n_embd=n_embd,
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
@@ -173,7 +184,7 @@ def _build(path: Path, family: Family, hf: HfClass, raw: dict[str, Any]) -> Mode
         n_ctx_tokens=n_ctx_tokens,
         norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
         rope=rope,
-        tied=bool(raw.get("tie_word_embeddings", False)),
+        tied=bool(raw.get("tie_word_embeddings", hf.tied)),
         raw=raw,
         notes=tuple(notes),
     )

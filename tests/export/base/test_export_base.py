@@ -19,6 +19,7 @@ from slm_edge.export.base.quantize import TYPES
 BOUND = 2e-3
 N_VOCAB = 384
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+ALPHA = {"rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0}
 CASES = {
     "llama": {"family": "llama"},
     "llama untied, no groups": {"family": "llama", "tied": False, "n_kv_heads": 4},
@@ -36,6 +37,13 @@ CASES = {
     "qwen2 untied": {"family": "qwen2", "tied": False},
     "qwen3": {"family": "qwen3"},
     "qwen3 untied": {"family": "qwen3", "tied": False, "head_dim": 32},
+    "smollm3, a layer without rope": {"family": "smollm3", "n_layers": 5},
+    "granite": {"family": "granite"},
+    "granite with biases": {"family": "granite", "attention_bias": True, "mlp_bias": True, "tied": False},
+    "olmo2": {"family": "olmo2", "tied": False},
+    "olmo2 tied": {"family": "olmo2"},
+    "hunyuan": {"family": "hunyuan"},
+    "hunyuan, stretched base": {"family": "hunyuan", "rope_scaling": ALPHA, "head_dim": 32},
     "width not of 32": {"family": "llama", "n_embd": 72, "n_heads": 6, "n_kv_heads": 3, "n_ff": 100},
 }
 
@@ -80,6 +88,24 @@ def test_transformers_4_and_5_give_the_same_file(tmp_path, family, fields):
 
 def config_of(folder):
     return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "said"),
+    [
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
+        ("smollm3", {"use_sliding_window": True}, "use_sliding_window = True"),
+        ("granite", {"logits_scaling": 0.0}, "logits_scaling is 0.0"),
+        ("olmo2", {"head_dim": 32}, "heads x head size = width"),
+        ("hunyuan", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "rope_parameters": None}, "'dynamic'"),
+        ("llama", {"rope_scaling": ALPHA, "rope_parameters": None}, "'dynamic'"),
+    ],
+    ids=str,
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path, family, fields, said):
+    edit_config(tiny_checkpoint(tmp_path / "hf", family), **fields)
+    with pytest.raises(UnsupportedError, match=said):
+        exported(tmp_path)
 
 
 def test_a_config_that_contradicts_itself_is_refused(tmp_path):

@@ -41,7 +41,10 @@ def llama_cpp_logits(path, ids):
 
 @pytest.mark.parametrize(
     ("architecture", "tied", "n_kv_heads"),
-    [("llama", True, 2), ("llama", False, 4), ("llama", True, 1), ("qwen2", True, 2), ("qwen3", False, 2)],
+    [
+        *(("llama", True, 2), ("llama", False, 4), ("llama", True, 1), ("qwen2", True, 2), ("qwen3", False, 2)),
+        *(("smollm3", True, 2), ("granite", True, 2), ("olmo2", False, 2), ("hunyuan-dense", True, 2)),
+    ],
 )
 def test_logits_equal_llama_cpps(tmp_path, architecture, tied, n_kv_heads):
     base = tiny_base(tmp_path / "base.gguf", architecture=architecture, tied=tied, n_kv_heads=n_kv_heads, seed=3)
