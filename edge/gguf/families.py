@@ -220,6 +220,13 @@ _ROWS: Final = (
         square_attention=True,
     ),
     Family(
+        "qwen3",
+        classes=(
+            HfClass("Qwen3ForCausalLM", "Qwen3Config", fixed={"use_sliding_window": False, "attention_bias": False}),
+        ),
+        block=(*_NORMS, *_attention(), *_HEAD_NORMS, *_mlp()),
+    ),
+    Family(
         "smollm3",
         classes=(
             HfClass(
@@ -238,7 +245,6 @@ _ROWS: Final = (
         block=(*_NORMS, *_attention(), *_mlp()),
         interleaves_qk=True,
         rope_free_every=4,
-        uses=ALL_USES - {"onnx"},
     ),
     Family(
         "granite",
@@ -251,7 +257,6 @@ _ROWS: Final = (
             "residual_scale": "residual_multiplier",
             "logit_scale": "logits_scaling",
         },
-        uses=ALL_USES - {"onnx"},
     ),
     Family(
         "olmo2",
@@ -267,7 +272,6 @@ _ROWS: Final = (
         square_attention=True,
         needs_output=True,
         refused_keys=("attention.sliding_window",),
-        uses=ALL_USES - {"onnx"},
     ),
     Family(
         "hunyuan-dense",
@@ -284,14 +288,6 @@ _ROWS: Final = (
             *_mlp(),
         ),
         norm_after_rope=True,
-        uses=ALL_USES - {"onnx"},
-    ),
-    Family(
-        "qwen3",
-        classes=(
-            HfClass("Qwen3ForCausalLM", "Qwen3Config", fixed={"use_sliding_window": False, "attention_bias": False}),
-        ),
-        block=(*_NORMS, *_attention(), *_HEAD_NORMS, *_mlp()),
     ),
 )
 FAMILIES: Final[dict[str, Family]] = {row.architecture: row for row in _ROWS}
