@@ -17,6 +17,12 @@ from .file import GgufFile
 from .rope import ROPE_FACTORS
 
 
+def dtype_word(version: str) -> str:
+    """How the release of transformers calls the type of a loaded model's numbers."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+    return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
+
+
 def trained_family(file: GgufFile) -> Family:
     """The table's row for a file that is to be a model of transformers.
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ...edge.errors import InputError, SlmEdgeError
 from ...edge.files.atomic import read_table
 from ...edge.gguf.file import GgufFile
-from ...edge.gguf.hf_form import hf_config, places, tensor_of, trained_family
+from ...edge.gguf.hf_form import dtype_word, hf_config, places, tensor_of, trained_family
 from ...edge.gguf.rope import check_rope, gguf_rope, give_rope, settle_rope
 from .mlx import MlxModel, is_mlx_folder
 
@@ -45,6 +45,7 @@ class Reference:
             InputError: transformers or PEFT cannot load it.
         """
         import torch
+        import transformers
         from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
         from transformers import AutoTokenizer as SlowTokenizer
 
@@ -57,7 +58,8 @@ class Reference:
             raw = read_table(folder / "config.json")
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
             rope = settle_rope(config, raw, folder)
-            place: dict[str, Any] = {"config": config, "dtype": torch.float32, "local_files_only": True}
+            place: dict[str, Any] = {"config": config, "local_files_only": True}
+            place[dtype_word(transformers.__version__)] = torch.float32
             model: Any = AutoModelForCausalLM.from_pretrained(folder, **place)
             if rope is not None:
                 check_rope(model, rope, folder)

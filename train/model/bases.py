@@ -13,6 +13,7 @@ from ...edge.errors import InputError, UnsupportedError
 from ...edge.files.atomic import read_table, sha256_file
 from ...edge.gguf.base import BaseInfo
 from ...edge.gguf.chat_template import ChatTemplate, Message
+from ...edge.gguf.hf_form import dtype_word
 from ...edge.gguf.rope import check_rope, settle_rope
 from ...edge.llama.prompt import PromptEncoder
 from ...edge.llama.vocab import Vocab
@@ -167,6 +168,7 @@ class HfBase:
             UnsupportedError: transformers reads its config.json in another way than the export does.
         """
         import torch
+        import transformers
         from transformers import AutoConfig, AutoModelForCausalLM
 
         if weights == "gguf":
@@ -181,7 +183,7 @@ class HfBase:
         model: Any = AutoModelForCausalLM.from_pretrained(
             self.path,
             config=config,
-            dtype=dtypes[weights],
+            **{dtype_word(transformers.__version__): dtypes[weights]},
             attn_implementation=attention,
             local_files_only=True,
             use_safetensors=True,
