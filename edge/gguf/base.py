@@ -126,7 +126,7 @@ def check_base(file: GgufFile) -> BaseInfo:
         )
     if number_of(file, f"{architecture}.expert_count", faults, default=0):
         raise UnsupportedError("is a mixture of experts; adapters of those are not handled", where=file.path)
-    if _number(file, f"{architecture}.expert_used_count", faults, default=0):
+    if number_of(file, f"{architecture}.expert_used_count", faults, default=0):
         # llama.cpp ends the process.
         faults.append(f"{architecture}.expert_used_count is set though there are no experts")
     refused = [key for key in family.refused_keys if file.get(f"{architecture}.{key}")]
