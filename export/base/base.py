@@ -225,7 +225,8 @@ def _tokenizer_notes(found: Found, tokenizer: ReadTokenizer) -> list[str]:
     notes = []
     if found.differences:
         shown = "; ".join(str(difference) for difference in found.differences[:3])
-        notes.append(f"{found.name!r} tokenizes {len(found.differences)} of {found.n_texts} texts differently: {shown}")
+        counts = f"{len(found.differences)} of {found.n_texts}"
+        notes.append(f"{found.name or 'llama.cpp'!r} tokenizes {counts} texts differently: {shown}")
     if tokenizer.behind:
         notes.append(
             f"the checkpoint's tokenizer puts a space before a text that begins with no special token such as "

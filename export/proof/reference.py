@@ -159,6 +159,9 @@ def _adapted(model: Any, peft_dir: str | os.PathLike[str]) -> Any:
         config = PeftConfig.from_pretrained(str(peft_dir))
         # What it says changes PEFT's wrapper, not the sum; the model here is a causal one.
         config.task_type = "CAUSAL_LM"
+        # It told which layers were spread over processes; PEFT would import megatron for it.
+        if getattr(config, "megatron_config", None) is not None:
+            config.megatron_config = None
         return PeftModel.from_pretrained(model, str(peft_dir), config=config)
 
     return _try("PEFT cannot load it on this base", peft_dir, load).float().eval()
