@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console import emit, json_option, note, show
+from ..console import awaited, emit, json_option, note, show, waiting
 from ..errors import InputError
 from ..sizes import human_bytes
 from .options import (
@@ -135,16 +135,19 @@ def run(
                 note(decision.text())
         stream = session.stream(text, system=system, **settings)
         if as_json:
-            for _ in stream:
-                pass
+            with waiting(lambda: "answering"):
+                for _ in stream:
+                    pass
         else:
-            show(stream)
+            show(awaited(stream, "reading the prompt"))
         # While the base is mapped: its mappings show what is mapped twice.
         numbers = _numbers(stream.answer, session.load_s)
     if decision is not None:
         numbers["router"] = decision.as_dict()
     if as_json:
         emit(numbers, True, "")
+    if (cut := stream.answer.cut()) is not None:
+        note(f"[{cut}]")
     if stats:
         note(_stats_line(numbers))
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import click
 
+from ..console import waiting
 from ..errors import InputError
 from ..names import check_name
 from ..options import EngineOptions
@@ -70,13 +71,16 @@ class Source:
         """A session that answers with that adapter; arguments and errors as `engines.open_session`."""
         from ..engines import open_files, open_session
 
-        if self.pack is not None:
-            return open_session(self.pack, engine, adapter=adapter, allow_pull=True, one_answer=one_answer, **options)
-        assert self.base is not None
-        if adapter == "auto":
+        if self.pack is None and adapter == "auto":
             raise InputError("a model file has no router, which 'auto' needs", hint="name an adapter, or use a pack")
-        files = {one.name: one.file for one in self.loras}
-        return open_files(self.base, files, engine, adapter=adapter, one_answer=one_answer, **options)
+        with waiting(lambda: "loading the model"):
+            if self.pack is not None:
+                return open_session(
+                    self.pack, engine, adapter=adapter, allow_pull=True, one_answer=one_answer, **options
+                )
+            assert self.base is not None
+            files = {one.name: one.file for one in self.loras}
+            return open_files(self.base, files, engine, adapter=adapter, one_answer=one_answer, **options)
 
 
 def looks_like_model(word: str) -> bool:

@@ -41,7 +41,8 @@ def expected(pack, adapter, prompt, **settings):
 def test_prints_the_sessions_answer(pack, options, adapter):
     done = run(pack, *options, "--max-tokens", "20", "the world")
     answer = expected(pack, adapter, "the world", max_tokens=20)
-    assert (done.returncode, done.stderr) == (0, "")
+    cut = "[the answer is cut at 20 tokens; -n sets another length]\n" if answer.stop_reason == "max_tokens" else ""
+    assert (done.returncode, done.stderr) == (0, cut)
     assert done.stdout.removesuffix("\n") == answer.text.removesuffix("\n")
 
 
@@ -67,6 +68,22 @@ def test_reads_standard_input(pack, argument):
     piped = run(pack, "--max-tokens", "12", *argument, stdin="über\nthe world\n")
     assert piped.stdout == given.stdout
     assert run(pack, *argument, stdin="\n").returncode == 2
+
+
+def test_an_answer_that_is_cut_says_so(pack, tmp_path):
+    endless, short = tmp_path / "endless.gbnf", tmp_path / "short.gbnf"
+    endless.write_text("root ::= [a-z ] root")
+    short.write_text('root ::= "yes"')
+    cut = run(pack, "-n", "5", "--grammar", str(endless), "hi")
+    assert (cut.returncode, cut.stderr) == (0, "[the answer is cut at 5 tokens; -n sets another length]\n")
+    assert (
+        json.loads(run(pack, "-n", "5", "--grammar", str(endless), "--json", "hi").stdout)["stop_reason"]
+        == "max_tokens"
+    )
+    full = run(pack, "-c", "40", "-n", "500", "--grammar", str(endless), "hi")
+    assert full.stderr == "[the context is full; the answer ends here]\n"
+    whole = run(pack, "--grammar", str(short), "hi")
+    assert (whole.stdout, whole.stderr) == ("yes\n", "")
 
 
 def test_json_and_stats(pack):
