@@ -1,4 +1,4 @@
-"""What a command shows: results on stdout, everything else on stderr, and no text that steers a terminal.
+"""What a command shows: results on stdout, everything else on stderr, nothing that steers a terminal.
 
 Conventions for every command: the result goes to stdout, as text or, with `--json`, as one JSON document.
 Notes and progress go to stderr; progress is drawn only on a terminal.
@@ -17,7 +17,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NoReturn, Protocol, TextIO, TypeVar
 
 import click
@@ -71,9 +73,58 @@ def emit(data: Any, as_json: bool, text: str) -> None:
     click.echo(json_text(data) if as_json else text)
 
 
+def show(pieces: Iterable[str], on_text: Callable[[str], object] = lambda text: None) -> None:
+    """Writes an answer to stdout as it comes, and a newline at its end, however it ends.
+
+    Args:
+        on_text: called with each piece before it is written.
+    """
+    last = ""
+    try:
+        for text in pieces:
+            on_text(text)
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            last = text
+    finally:
+        if not last.endswith("\n"):
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
+
 def note(text: str) -> None:
     """Prints a note on stderr."""
     click.echo(harmless(text), err=True)
+
+
+@contextlib.contextmanager
+def waiting(words: Callable[[], str], after_s: float = 4, every_s: float = 20) -> Iterator[None]:
+    """Says on stderr what is being waited for, once the block takes long, and again at times until it ends."""
+    ended, began_s = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        wait_s = after_s
+        while not ended.wait(wait_s):
+            note(f"{words()} … ({time.monotonic() - began_s:.0f} s)")
+            wait_s = every_s
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def awaited(pieces: Iterable[str], words: str) -> Iterator[str]:
+    """The pieces; `waiting` says the words while the first one is not there."""
+    rest = iter(pieces)
+    with waiting(lambda: words):
+        first = next(rest, None)
+    if first is not None:
+        yield first
+        yield from rest
 
 
 def silent(n: float = 1, /, *, text: str | None = None, total: float | None = None) -> None:
@@ -82,7 +133,7 @@ def silent(n: float = 1, /, *, text: str | None = None, total: float | None = No
 
 @contextlib.contextmanager
 def progress(description: str, total: float | None = None, unit: str = "") -> Iterator[Advance]:
-    """A progress line on stderr with rate and time left, where stderr is a terminal; silent elsewhere.
+    """A progress line on stderr with rate and time left, where stderr is a terminal; elsewhere a line at times.
 
     Args:
         description: what is going on.
@@ -93,7 +144,15 @@ def progress(description: str, total: float | None = None, unit: str = "") -> It
         `advance(n, text=..., total=...)`: n more are done; `text` replaces the words behind the bar.
     """
     if sys.stderr is None or not sys.stderr.isatty():
-        yield silent
+        state: dict[str, Any] = {"done": 0.0, "total": total, "text": ""}
+
+        def count(n: float = 1, /, *, text: str | None = None, total: float | None = None) -> None:
+            state["done"] += n
+            state["text"] = state["text"] if text is None else text
+            state["total"] = state["total"] if total is None else total
+
+        with waiting(lambda: _progress_line(description, **state), after_s=10):
+            yield count
         return
     from rich import progress as bars
     from rich.console import Console
@@ -116,6 +175,12 @@ def progress(description: str, total: float | None = None, unit: str = "") -> It
             bar.advance(task, n)
 
         yield advance
+
+
+def _progress_line(description: str, done: float, total: float | None, text: str) -> str:
+    """How far it is, where no bar can be drawn."""
+    part = f" {100 * done / total:.0f} %" if total else ""
+    return f"{description}{part} {text}".rstrip()
 
 
 def drawn_on(stream: TextIO) -> TextIO:

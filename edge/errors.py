@@ -104,4 +104,5 @@ def of_system(error: OSError, action: str = "be read or written") -> SlmEdgeErro
     """What the operating system refused, as an error to raise: DoesNotFitError on a full disk, else InputError."""
     kind = DoesNotFitError if is_full(error) else InputError
     where = error.filename if isinstance(error.filename, str | bytes | PathLike) else None
-    return kind(f"cannot {action} ({error.strerror or error})", where=fsdecode(where) if where else "a file")
+    subject = "" if where else "a file "
+    return kind(f"{subject}cannot {action} ({error.strerror or error})", where=fsdecode(where) if where else None)

@@ -144,4 +144,4 @@ def _words(kind: Any) -> list[str]:
     origin = get_origin(kind) or kind
     if origin in (Union, types.UnionType):
         return [word for one in get_args(kind) for word in _words(one)]
-    return [repr(one) for one in get_args(kind)] if origin is Literal else [_WORDS[origin]]
+    return [repr(one) for one in get_args(kind)] if origin is Literal else [_WORDS.get(origin, origin.__name__)]

@@ -14,7 +14,6 @@ from ...edge.cli.options import engine_option, threads_option
 from ...edge.console import emit, json_option, progress
 
 if TYPE_CHECKING:
-    from ...edge.files.text import read_text
     from ...edge.llama.vocab import Vocab
     from ...edge.pack.pack import Pack
     from ..likelihood.log_probs import LogProbs
@@ -70,6 +69,7 @@ def perplexity(
     """
     from ...edge.errors import InputError
     from ...edge.files.atomic import sha256_file, write_json
+    from ...edge.files.text import read_text
     from ...edge.pack.pack import Pack
     from ..likelihood.perplexity import chunks_of, summary
     from ..scores.answers import held, identity_sha256

@@ -13,6 +13,14 @@ _DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDe
 _ASSIGNMENTS = (ast.Assign, ast.AnnAssign, ast.AugAssign)
 
 
+def asserts(tests: str) -> bool:
+    """Whether tests are a program in which something is asserted or raised."""
+    try:
+        return any(isinstance(node, ast.Assert | ast.Raise) for node in ast.walk(ast.parse(tests)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+
+
 def code_of(text: str, names: Iterable[str] = ()) -> str:
     """The code of an answer, which need not be all a program.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...edge.datasets.prompts import dolly_held_out, dolly_messages
-from .task import Item, Metric, Task, json_lines
+from .task import Item, Metric, Task, json_lines, refuse_rows
 
 _FILES = ("dolly/closed_qa.jsonl", "dolly/summarization.jsonl")
 
@@ -34,22 +34,27 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def token_f1(truth: str, answer: str) -> float:
-    """F1 of the words that both share, as SQuAD counts them: lower case, no punctuation, no articles (0 to 1)."""
+    """F1 of the shared words as SQuAD counts them: lower case, no punctuation, no articles; 0 if one has no words."""
     ours, theirs = (_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split() for text in (answer, truth))
-    if not ours or not theirs:
-        return float(ours == theirs)
     shared = sum((Counter(ours) & Counter(theirs)).values())
-    return 2 * shared / (len(ours) + len(theirs))
+    return 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
 
 
 def load(data: Path) -> list[Item]:
-    """The held-out rows of both files."""
-    items = []
+    """The held-out rows of both files.
+
+    Raises:
+        InputError: the reference of a row has no word, so that nothing could be compared with it.
+    """
+    items: list[Item] = []
     for name in _FILES:
+        begun = len(items)
         for number, row in enumerate(json_lines(data / name, "instruction", "context", "response")):
             if dolly_held_out(row):
                 messages = dolly_messages(row["instruction"], row["context"])
                 items.append(Item(f"{Path(name).stem}-{number}", messages, {"answer": row["response"]}))
+        wordless = [item.id for item in items[begun:] if not re.search(r"\w", item.truth["answer"])]
+        refuse_rows(data / name, wordless, "a reference without a word")
     return items
 
 

@@ -6,18 +6,31 @@ question in the model's chat template.
 
 from pathlib import Path
 
-from ...edge.datasets.numbers import boxed_answer, equal_numbers, flexible_answer, same_number, strict_answer
+from ...edge.datasets.numbers import (
+    boxed_answer,
+    equal_numbers,
+    flexible_answer,
+    is_number,
+    same_number,
+    strict_answer,
+)
 from ...edge.datasets.prompts import gsm8k_messages
-from .task import Item, Metric, Task, json_lines
+from .task import Item, Metric, Task, json_lines, refuse_rows
 
 
 def load(data: Path) -> list[Item]:
-    """The items of `gsm8k/test.jsonl`."""
-    rows = json_lines(data / "gsm8k" / "test.jsonl", "question", "answer")
-    return [
+    """The items of `gsm8k/test.jsonl`.
+
+    Raises:
+        InputError: the answer of a row ends without `#### NUMBER`, so that nothing could be compared with it.
+    """
+    path = data / "gsm8k" / "test.jsonl"
+    items = [
         Item(f"test-{number}", gsm8k_messages(row["question"]), {"answer": strict_answer(row["answer"])})
-        for number, row in enumerate(rows)
+        for number, row in enumerate(json_lines(path, "question", "answer"))
     ]
+    refuse_rows(path, [item.id for item in items if not is_number(item.truth["answer"])], "no answer `#### NUMBER`")
+    return items
 
 
 def score(item: Item, text: str) -> dict[str, float]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from ...edge.datasets.prompts import user_message
 from ..sandbox.sandbox import Limits, Verdict, run_program
-from .code_block import code_of, defined_names, definitions
-from .task import Decoding, Item, Metric, Task, json_lines
+from .code_block import asserts, code_of, defined_names, definitions
+from .task import Decoding, Item, Metric, Task, json_lines, refuse_rows
 
 PROBLEM_KEYS = ("task_id", "prompt", "entry_point", "test")
 # The official 3 s, as CPU time, so that a busy machine changes no score; sleepers end by the clock
@@ -27,9 +27,11 @@ def read_problems(path: Path) -> dict[str, dict[str, Any]]:
     """The problems of a `HumanEval.jsonl` or `.jsonl.gz`, by task_id.
 
     Raises:
-        InputError: it cannot be read, or a row lacks a key.
+        InputError: it cannot be read, a row lacks a key, or its tests assert nothing, so that every program would pass.
     """
-    return {row["task_id"]: row for row in json_lines(path, *PROBLEM_KEYS)}
+    problems = {row["task_id"]: row for row in json_lines(path, *PROBLEM_KEYS)}
+    refuse_rows(path, [name for name, row in problems.items() if not asserts(row["test"])], "tests without an assert")
+    return problems
 
 
 def humaneval_text(prompt: str) -> str:

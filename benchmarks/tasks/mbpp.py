@@ -8,15 +8,19 @@ from pathlib import Path
 from ...edge.datasets.prompts import mbpp_messages
 from ..sandbox.child import tested_names
 from ..sandbox.sandbox import run_program
-from .code_block import code_of, definitions
-from .task import Item, Metric, Task, json_lines
+from .code_block import asserts, code_of, definitions
+from .task import Item, Metric, Task, json_lines, refuse_rows
 
 
 def load(data: Path) -> list[Item]:
-    """The test split of `mbpp/mbpp.jsonl`."""
+    """The test split of `mbpp/mbpp.jsonl`.
+
+    Raises:
+        InputError: the tests of a row assert nothing, so that every program would pass.
+    """
     path = data / "mbpp" / "mbpp.jsonl"
     rows = json_lines(path, "text", "test_setup_code", numbers=["task_id"], lists=["test_list"])
-    return [
+    items = [
         Item(
             f"mbpp-{row['task_id']}",
             mbpp_messages(row["text"], row["test_list"]),
@@ -25,6 +29,10 @@ def load(data: Path) -> list[Item]:
         for row in rows
         if 11 <= row["task_id"] <= 510
     ]
+    refuse_rows(
+        path, [item.id for item in items if not asserts("\n".join(item.truth["tests"]))], "tests without an assert"
+    )
+    return items
 
 
 def score(item: Item, text: str) -> dict[str, float]:

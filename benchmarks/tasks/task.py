@@ -149,6 +149,21 @@ class Task:
         return items
 
 
+def refuse_rows(path: Path, ids: Sequence[str], reason: str) -> None:
+    """Refuses a data file some of whose rows cannot be scored.
+
+    Args:
+        ids: those rows.
+        reason: what is wrong with them, e.g. "no answer `#### NUMBER`".
+
+    Raises:
+        InputError: there is one; the first five are named.
+    """
+    if ids:
+        named = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+        raise InputError(f"{reason}: {named}", where=path, hint="Mend these rows or leave them out.")
+
+
 def json_lines(path: Path, *texts: str, numbers: Sequence[str] = (), lists: Sequence[str] = ()) -> Iterator[Row]:
     """The rows of a JSON Lines file (gzipped or not) or of a JSON list, each checked to be an object with these keys.
 

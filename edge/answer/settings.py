@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 from ..errors import DoesNotFitError, InputError
+from ..grammar.rules import Rules, gbnf_grammar
 from ..llama.sampling import Sampling
 from ..options import check_given
 from ..pack.card import TaskCard
@@ -19,8 +20,8 @@ class Settings(TypedDict, total=False):
     max_tokens: its longest length.
     temperature, top_k, top_p, min_p, seed: as in `sampling.Sampling`.
     stop: texts that end the answer, in place of the card's.
-    grammar: GBNF that the answer keeps to, in place of the card's; "" for none. A JSON schema becomes one by
-        `grammar.schema_grammar`.
+    grammar: what the answer keeps to, in place of the card's; "" for none. A text is GBNF; `grammar.rules` has
+        `schema_grammar` for a JSON schema, and others.
     """
 
     max_tokens: int | None
@@ -30,7 +31,7 @@ class Settings(TypedDict, total=False):
     min_p: float | None
     seed: int | None
     stop: str | Sequence[str] | None
-    grammar: str | None
+    grammar: Rules | str | None
 
 
 def sampling_of(card: TaskCard, settings: Settings) -> Sampling:
@@ -60,20 +61,18 @@ def stop_of(card: TaskCard, settings: Settings) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
-def grammar_of(card: TaskCard, settings: Settings) -> str | None:
-    """The GBNF that an answer keeps to; None for none.
+def grammar_of(card: TaskCard, settings: Settings) -> Rules | None:
+    """What an answer keeps to; None for nothing.
 
     Raises:
-        InputError: the card's schema cannot be used.
+        InputError: the grammar or the card's schema cannot be used.
     """
     grammar = settings.get("grammar")
-    if grammar is not None:
-        return grammar or None
-    if card.schema is not None:
-        from ..llama.grammar import schema_grammar
-
-        return schema_grammar(card.schema)
-    return card.grammar
+    if grammar is None:
+        return card.rules()
+    if isinstance(grammar, str):
+        return gbnf_grammar(grammar) if grammar else None
+    return grammar
 
 
 def request_of(

@@ -9,7 +9,7 @@ stream.answer.stop_reason        # "end"
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import EngineError
 from ..llama.sampling import Sampler, Sampling
@@ -18,6 +18,9 @@ from ..prefix.chunks import Section
 from .engine import Worker
 from .owner import Owner
 from .text_out import TextOut
+
+if TYPE_CHECKING:
+    from ..grammar.rules import Rules
 
 StopReason = Literal["end", "stop", "max_tokens", "context"]
 
@@ -55,6 +58,14 @@ class Answer:
     n_drafted_tokens: int = 0
     n_accepted_tokens: int = 0
 
+    def cut(self) -> str | None:
+        """For people, why the answer is not whole; None if the model or a stop text ended it."""
+        if self.stop_reason == "max_tokens":
+            return f"the answer is cut at {self.n_tokens} tokens; -n sets another length"
+        if self.stop_reason == "context":
+            return "the context is full; the answer ends here"
+        return None
+
 
 @dataclass(frozen=True)
 class Request:
@@ -63,7 +74,7 @@ class Request:
     Attributes:
         sections: the parts of the prompt with their adapters, which are loaded by this call.
         room_tokens: length of the context.
-        grammar: GBNF that the answer keeps to.
+        grammar: what the answer keeps to.
     """
 
     prompt: Sequence[int]
@@ -73,13 +84,13 @@ class Request:
     stop: Sequence[str]
     max_tokens: int
     room_tokens: int
-    grammar: str | None = None
+    grammar: "Rules | None" = None
 
     def sampler(self, vocab: Vocab) -> Sampler:
-        """A new sampler; InputError if the grammar is not valid."""
-        if not self.grammar:
+        """A new sampler; errors as `grammar.matcher.Grammar`."""
+        if self.grammar is None:
             return Sampler(self.sampling)
-        from ..llama.grammar import Grammar
+        from ..grammar.matcher import Grammar
 
         return Sampler(self.sampling, Grammar(self.grammar, vocab))
 
@@ -146,11 +157,12 @@ class Stream(Iterator[str]):
         shown: list[str] = []
         reason: StopReason
         sections = request.sections()
-        before_s = time.perf_counter()
-        kept = lane.begin(request.prompt, sections)
-        prefill_s = time.perf_counter() - before_s
         n_steps, first_s, waited_s = 0, 0.0, 0.0
+        # Rules that cannot be used are told before a prompt is computed for them.
         with request.sampler(vocab) as sampler:
+            before_s = time.perf_counter()
+            kept = lane.begin(request.prompt, sections)
+            prefill_s = time.perf_counter() - before_s
             while True:
                 token_id = lane.sample(sampler)
                 first_s = first_s or time.perf_counter()

@@ -2,21 +2,31 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..engines import ENGINES
 
+if TYPE_CHECKING:
+    from ..grammar.rules import Rules
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def answer_options(command: Command) -> Command:
-    """Adds `--max-tokens`, `--temperature`, `--seed`, `--threads` and `--threads-batch`."""
+    """Adds `--max-tokens`, `--temperature`, `--seed`, `--threads`, `--threads-batch`, `--top-k` and so on."""
     options = (
-        click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: the adapter's card]"),
+        click.option(
+            "-n",
+            "--max-tokens",
+            type=click.IntRange(1),
+            help="Longest answer in tokens.  [default: the adapter's card]",
+        ),
         click.option(
             "--temperature",
+            "--temp",
+            "temperature",
             type=click.FloatRange(0, 100),
             help="0 always takes the likeliest token.  [default: the adapter's card]",
         ),
@@ -25,6 +35,10 @@ def answer_options(command: Command) -> Command:
             type=click.IntRange(0, (1 << 32) - 2),
             help="Seed of the sampling: the same seed gives the same answer.",
         ),
+        click.option("--top-k", type=click.IntRange(0), help="Draw from the K likeliest tokens; 0 for all."),
+        click.option("--top-p", type=click.FloatRange(0, 1), help="Draw from the likeliest that add up to P."),
+        click.option("--min-p", type=click.FloatRange(0, 1), help="Draw from those with P of the likeliest's chance."),
+        click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends the answer; repeatable."),
         threads_option,
         click.option(
             "--threads-batch",
@@ -42,10 +56,26 @@ def _with(options: Sequence[Callable[[Command], Command]], command: Command) -> 
     return command
 
 
+def model_options(command: Command) -> Command:
+    """Adds `--pack`, `--model` and `--lora`, see `source.chosen`."""
+    options = (
+        click.option("--pack", type=click.Path(path_type=Path), help="Folder of a pack.  [default: the starter pack]"),
+        click.option("-m", "--model", metavar="FILE", help="A GGUF file, in place of a pack."),
+        click.option(
+            "--lora",
+            "loras",
+            metavar="FILE[=SCALE]",
+            multiple=True,
+            help="LoRA adapter in GGUF form for --model, with its strength; repeatable.",
+        ),
+    )
+    return _with(options, command)
+
+
 def threads_option(command: Command) -> Command:
     """Adds `--threads`, passed as a number or None."""
     help = "CPU threads.  [default: one for each fast physical core; for single tokens fewer on a Raspberry Pi 5]"
-    return click.option("--threads", type=click.IntRange(1, 512), help=help)(command)
+    return click.option("-t", "--threads", type=click.IntRange(1, 512), help=help)(command)
 
 
 def special_option(command: Command) -> Command:
@@ -93,12 +123,15 @@ def session_options(command: Command) -> Command:
 
 
 def grammar_options(command: Command) -> Command:
-    """Adds `--schema` and `--grammar`, passed as paths."""
+    """Adds `--schema`, `--grammar`, `--regex` and `--lark`, of which `grammar_rules` takes one."""
     file = click.Path(path_type=Path)
-    command = click.option("--grammar", type=file, metavar="FILE", help="GBNF grammar that the answer must match.")(
-        command
+    options = (
+        click.option("--schema", metavar="FILE|JSON", help="JSON schema that the answer must match."),
+        click.option("--grammar", type=file, metavar="FILE", help="GBNF grammar that the answer must match."),
+        click.option("--regex", metavar="TEXT", help="Regular expression that the whole answer must match."),
+        click.option("--lark", type=file, metavar="FILE", help="Lark grammar that the answer must match."),
     )
-    return click.option("--schema", type=file, metavar="FILE", help="JSON schema that the answer must match.")(command)
+    return _with(options, command)
 
 
 def size_bytes_of(size: str | None) -> int | None:
@@ -110,16 +143,22 @@ def size_bytes_of(size: str | None) -> int | None:
     return parse_bytes(size)
 
 
-def grammar_text(schema: Path | None, grammar: Path | None) -> str | None:
-    """The GBNF of `--schema` or `--grammar`; None: as the task card says.
+def grammar_rules(schema: str | None, grammar: Path | None, regex: str | None, lark: Path | None) -> "Rules | None":
+    """What `--schema`, `--grammar`, `--regex` or `--lark` says; None: as the task card says.
 
     Raises:
         InputError: a file that cannot be read or used.
     """
-    if schema is not None and grammar is not None:
-        raise click.UsageError("Use either --schema or --grammar.")
-    if schema is None and grammar is None:
+    given = [value for value in (schema, grammar, regex, lark) if value is not None]
+    if not given:
         return None
-    from ..llama.grammar import read_grammar, read_schema
+    if len(given) > 1:
+        raise click.UsageError("--schema, --grammar, --regex, --lark: use one of them.")
+    from ..grammar import rules
 
-    return read_schema(schema) if schema is not None else read_grammar(grammar or Path())
+    if schema is not None:
+        is_json = schema.lstrip().startswith("{")
+        return rules.schema_text(schema, "--schema") if is_json else rules.read_schema(schema)
+    if regex is not None:
+        return rules.regex_grammar(regex)
+    return rules.read_grammar(grammar) if grammar is not None else rules.read_lark(lark or Path())

@@ -16,16 +16,15 @@ from typing import Any, Final
 from ..answer.base import SessionBase
 from ..answer.settings import Settings, max_tokens_of
 from ..answer.stream import Answer
-from ..console import note
+from ..console import awaited, note, show
 from ..errors import DoesNotFitError, InputError, SlmEdgeError, of_system
 from ..files.atomic import write_json
-from ..files.paths import user_path
+from ..files.cache import user_path
 from ..gguf.chat_template import Message
 from ..llama.vocab import n_same
 from ..names import did_you_mean
 from ..sizes import human_bytes
 from ..system.memory import peak_memory_bytes
-from .show import show
 
 HELP: Final = """/adapter NAME|none|auto   answer with another adapter from now on
 /adapter list             which there are
@@ -137,7 +136,7 @@ class Talk:
         stream = self.session.stream(messages, system=self.system, **self.settings)
         shown: list[str] = []
         try:
-            show(stream, shown.append)
+            show(awaited(stream, "reading the conversation"), shown.append)
         except KeyboardInterrupt:
             stream.close()
             note("[stopped]")
@@ -146,8 +145,8 @@ class Talk:
             self.recompute = self._recomputed(messages, stream.answer)
             if self.recompute is not None:
                 note(f"[{self.recompute.text()}]")
-            if stream.answer.stop_reason == "context":
-                note("[the context is full; the answer ends here]")
+            if (cut := stream.answer.cut()) is not None:
+                note(f"[{cut}]")
         if shown:
             self.messages = [*messages, {"role": "assistant", "content": "".join(shown)}]
             self._answered_by = self.session.adapter

@@ -13,6 +13,7 @@ INVALID = "[invalid]"
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
+_NUMBER = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)")
 _IGNORED = (re.compile(r","), re.compile(r"\$"), re.compile(r"(?s).*#### "), re.compile(r"\.$"))
 
 
@@ -35,9 +36,14 @@ def normalise(answer: str) -> str:
     return answer.lower()
 
 
+def is_number(answer: str) -> bool:
+    """Whether the text is a number once normalised; "[invalid]", "." and "" are none."""
+    return _NUMBER.fullmatch(normalise(answer)) is not None
+
+
 def same_number(extracted: str, truth: str) -> float:
-    """1.0 if both are the same text once normalised, else 0.0. "18.00" is not "18", as in the harness."""
-    return float(normalise(extracted) == normalise(truth))
+    """1.0 if both are the same number in the same spelling once normalised. "18.00" is not "18", as in the harness."""
+    return float(is_number(extracted) and normalise(extracted) == normalise(truth))
 
 
 def boxed_answer(text: str) -> str:

@@ -10,7 +10,25 @@ import os
 import sys
 from pathlib import Path
 
-from .paths import user_path
+from ..errors import InputError
+
+# Of a path, what Linux takes; others take less, and say so themselves
+MOST_PATH_BYTES = 4096
+
+
+def user_path(text: str) -> Path:
+    """The path that a pack, a conversation or the environment names, with `~` as the user's folder.
+
+    Raises:
+        InputError: no system has such a path: an unknown user, a NUL, half a surrogate pair, too long.
+    """
+    try:
+        path = Path(text).expanduser()
+        if not text or "\0" in text or len(str(path).encode("utf-8", "surrogateescape")) > MOST_PATH_BYTES:
+            raise ValueError
+    except (RuntimeError, ValueError):
+        raise InputError(f"{text[:200]!r} is no path", hint="~NAME is the folder of a user of this machine") from None
+    return path
 
 
 def cache_folder() -> Path:

@@ -1,12 +1,14 @@
 """Lines of JSON that long work writes as it goes, to go on from: what is there after kill -9 is whole lines."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import DamagedError
+from ..errors import DamagedError, is_full
+from .aside import full_disk
 from .text import loads_json
 
 
@@ -45,14 +47,28 @@ class Journal:
     """
 
     def __init__(self, path: Path, whole_bytes: int, first: Mapping[str, Any]) -> None:
+        self._path = path
         self._stream: BinaryIO = path.open("ab", buffering=0)
         os.ftruncate(self._stream.fileno(), whole_bytes)
         if whole_bytes == 0:
             self.add(first)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Writes a row: one unbuffered write of one whole line, so what was written survives the process."""
-        self._stream.write(line_of(row))
+        """Writes a row: one unbuffered write of one whole line, so what was written survives the process.
+
+        Raises:
+            DoesNotFitError: the disk is full; the row is cut off again.
+        """
+        line = line_of(row)
+        start_bytes = os.fstat(self._stream.fileno()).st_size
+        try:
+            # On a disk that is almost full a write takes a part, and says so by its number alone.
+            while line:
+                line = line[self._stream.write(line) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._stream.fileno(), start_bytes)
+            raise full_disk(error, self._path) if is_full(error) else error from None
 
     def close(self) -> None:
         """Ends writing. Calling it twice does nothing."""

@@ -1,1 +1,1 @@
-"""Owners of llama.cpp's objects: model, context, tokenizer, sampler, grammar, and what its kernels do."""
+"""Owners of llama.cpp's objects: model, context, tokenizer, sampler, and what its kernels do."""

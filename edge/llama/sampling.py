@@ -9,6 +9,7 @@ with Sampler(Sampling(temperature=0.7, seed=1)) as sampler:
 
 import ctypes
 import secrets
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,17 @@ from .binding import NotCopied, lib
 from .context import Context
 
 if TYPE_CHECKING:
-    from .grammar import Grammar
+    from ..grammar.matcher import Grammar
 
 # Above this value llama.cpp draws a seed itself (LLAMA_DEFAULT_SEED), which would be lost to the user.
 MAX_SEED = (1 << 32) - 2
 # Of the likeliest one's probability: sorted are those above the first of these shares that the nucleus lies above.
 _SHARES = (1e-2, 1e-3, 1e-4, 1e-5, 0.0)
+
+# llama_token_data
+_ROW = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+# The likeliest tokens are looked for no further below the first one than they have to be.
+_BELOW = (6.0, 14.0, np.inf)
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ class Sampler(NotCopied):
         # None: the likeliest is taken.
         self._chain: Any = None
         self._top_p: float | None = None
+        self._top_k = sampling.top_k
         if sampling.temperature == 0:
             return
         self._sample = lib().llama_sampler_sample
@@ -93,31 +100,37 @@ class Sampler(NotCopied):
 
     def sample(self, context: Context, i: int = -1) -> int:
         """Chooses a token from the i-th logits of the last decode; -1 is the last output."""
+        if self._grammar is not None:
+            return self.sample_row(context.logits_view(i))
         if self._chain is None or self._top_p is not None:
             # llama.cpp's greedy sampler would first write a row of 12 bytes for each of the vocabulary.
-            token_id = self._draw(context.logits_view(i))
-        else:
-            token_id = int(self._sample(self._chain, context.output_handle, i))
-        grammar = self._grammar
-        if grammar is not None:
-            # One token is tried first; the whole vocabulary is only where that one is not allowed.
-            if not grammar.allows(token_id):
-                token_id = self._draw(grammar.mask(context.logits_view(i)))
-            grammar.accept(token_id)
-        return token_id
+            return self._draw(context.logits_view(i))
+        return int(self._sample(self._chain, context.output_handle, i))
 
     def sample_row(self, logits: npt.NDArray[np.float32]) -> int:
-        """Chooses a token from logits that are not llama.cpp's own, shape (n_vocab,), by the same rules."""
-        if self._grammar is None:
+        """Chooses a token from logits, shape (n_vocab,), that need not be llama.cpp's own, by the same rules."""
+        grammar = self._grammar
+        if grammar is None:
             return self._draw(logits)
-        token_id = self._draw(self._grammar.mask(logits))
-        self._grammar.accept(token_id)
+        if self._chain is not None and self._top_k and self._top_p is None:
+            # No masked row is made where k tokens are all that is asked for.
+            token_id = draw(self._chain, logits, largest(logits, self._top_k, grammar.allowed_of()))
+        elif self._chain is not None or not grammar.allows(token_id := int(logits.argmax())):
+            # The likeliest of all is mostly allowed, and is then the likeliest of what is allowed.
+            token_id = self._draw(grammar.mask(logits))
+        grammar.accept(token_id)
         return token_id
+
+    def n_allowed(self, token_ids: Sequence[int]) -> int:
+        """How many of these tokens the grammar would take next, one after the other; all without one."""
+        return len(token_ids) if self._grammar is None else self._grammar.n_allowed(token_ids)
 
     def _draw(self, logits: npt.NDArray[np.float32]) -> int:
         if self._chain is None:
             return int(logits.argmax())
-        return draw(self._chain, logits, None if self._top_p is None else nucleus(logits, self._top_p))
+        # The chain cuts to these itself, out of all of the vocabulary.
+        ids = largest(logits, self._top_k) if self._top_k else None
+        return draw(self._chain, logits, ids if self._top_p is None else nucleus(logits, self._top_p))
 
     def close(self) -> None:
         """Frees what belongs to llama.cpp. Calling it twice does nothing."""
@@ -166,7 +179,7 @@ def draw(chain: Any, logits: npt.NDArray[np.float32], ids: npt.NDArray[np.intp] 
         EngineError: it chose none.
     """
     llama = lib()
-    rows = np.zeros(len(logits if ids is None else ids), [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+    rows = np.empty(len(logits if ids is None else ids), _ROW)
     rows["id"], rows["logit"] = (np.arange(len(logits)), logits) if ids is None else (ids, logits[ids])
     first = ctypes.cast(rows.ctypes.data, llama.llama_token_data_p)
     candidates = llama.llama_token_data_array(data=first, size=len(rows), selected=-1, sorted=ids is not None)
@@ -176,6 +189,30 @@ def draw(chain: Any, logits: npt.NDArray[np.float32], ids: npt.NDArray[np.intp] 
     token_id = int(candidates.data[candidates.selected].id)
     llama.llama_sampler_accept(chain, token_id)
     return token_id
+
+
+def largest(
+    logits: npt.NDArray[np.float32],
+    k: int,
+    allowed_of: Callable[[npt.NDArray[np.intp]], npt.NDArray[np.bool_]] | None = None,
+) -> npt.NDArray[np.intp]:
+    """The k likeliest tokens, likeliest first; fewer where no more are possible.
+
+    Args:
+        logits: (n_vocab,); minus infinity for what is not possible.
+        allowed_of: which of some tokens are possible; None for all.
+    """
+    top = float(logits.max())
+    ids = np.arange(0)
+    for below in _BELOW:
+        ids = np.flatnonzero(logits >= top - below) if below < np.inf else np.flatnonzero(logits > -np.inf)
+        if allowed_of is not None:
+            ids = ids[allowed_of(ids)]
+        if len(ids) >= k:
+            break
+    if len(ids) > 8 * k:
+        ids = ids[np.argpartition(-logits[ids], k)[:k]]
+    return ids[np.argsort(-logits[ids], kind="stable")][:k]
 
 
 def nucleus(logits: npt.NDArray[np.float32], top_p: float) -> npt.NDArray[np.intp]:

@@ -43,6 +43,7 @@ class Vocab(NotCopied):
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
         self._spellings: dict[bytes, list[int]] = {}
+        self._buffer = ctypes.create_string_buffer(512)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Vocab":
@@ -256,12 +257,25 @@ class Vocab(NotCopied):
         return known
 
     def _piece(self, token_id: int, *, special: bool) -> bytes:
-        buffer = ctypes.create_string_buffer(512)
+        buffer = self._buffer
         length = self._llama.llama_token_to_piece(self.handle, token_id, buffer, len(buffer), 0, special)
         if length < 0:
-            buffer = ctypes.create_string_buffer(-length)
+            buffer = self._buffer = ctypes.create_string_buffer(-length)
             length = self._llama.llama_token_to_piece(self.handle, token_id, buffer, len(buffer), 0, special)
-        return buffer.raw[:length]
+        return ctypes.string_at(buffer, length)
+
+    def token_bytes(self) -> tuple[list[bytes], list[int]]:
+        """The bytes of every token, and which of them are special: no text of an answer, and here by their names."""
+        pieces, specials = [self._piece(i, special=False) for i in range(self.n_tokens)], []
+        for i in (i for i, piece in enumerate(pieces) if not piece):
+            pieces[i] = self._piece(i, special=True)
+            if pieces[i]:
+                specials.append(i)
+        return pieces, specials
+
+    def ends(self) -> list[int]:
+        """All tokens that end a generation."""
+        return [i for i in range(self.n_tokens) if self._llama.llama_vocab_is_eog(self.handle, i)]
 
     def decode(self, ids: list[int], *, special: bool = False) -> str:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD."""

@@ -33,7 +33,7 @@ KV_VALUE_BYTES: Final[dict[str, float]] = {"f32": 4, "f16": 2, "q8_0": 34 / 32}
 THREAD_WORK_BYTES: Final = 512 << 10
 # Measured on Linux x86-64 with CPython 3.11, two real vocabularies (49,152 and 151,936 tokens): Python with numpy,
 # jinja2, llama.cpp and our modules; then for each token and each merge of the vocabulary, here and in llama.cpp.
-PROCESS_BYTES: Final = 49 * MIB
+PROCESS_BYTES: Final = 47 * MIB
 VOCABULARY_ENTRY_BYTES: Final = 245
 # The same of a second `llama_model`, which has no part of Python's.
 SECOND_ENTRY_BYTES: Final = 166
@@ -231,7 +231,7 @@ class ContextSize:
         shapes = {name: info.shape for name, info in file.tensors.items() if name.startswith(("blk.0.", "token_embd."))}
         n_embd, n_vocab = shapes["token_embd.weight"]
         return cls(
-            n_layers=sum(name.endswith(".attn_norm.weight") for name in file.tensors),
+            n_layers=sum(name.endswith(".attn_k.weight") for name in file.tensors),
             n_matrices=sum(name.startswith("blk.") and len(info.shape) == 2 for name, info in file.tensors.items()),
             n_heads=int(file.get(f"{file.get('general.architecture')}.attention.head_count")),
             n_embd=n_embd,

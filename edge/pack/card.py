@@ -23,12 +23,16 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from ..errors import InputError
 from ..files.text import is_text, loads_json, read_text
 from ..names import did_you_mean
 from ..options import Speculate
+
+if TYPE_CHECKING:
+    from ..gguf.adapter import AdapterInfo
+    from ..grammar.rules import Rules
 
 MAX_CARD_BYTES: Final = 1 << 20
 
@@ -127,6 +131,18 @@ class TaskCard:
             raise InputError(f"is not valid {path.suffix[1:].upper()} ({error})", where=path) from None
         raise InputError("a task card is a .toml or .json file", where=path)
 
+    def rules(self) -> "Rules | None":
+        """What its grammar or schema says of answers; None for nothing.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        if self.schema is None and not self.grammar:
+            return None
+        from ..grammar.rules import gbnf_grammar, schema_grammar
+
+        return schema_grammar(self.schema) if self.schema is not None else gbnf_grammar(self.grammar or "")
+
     def as_dict(self) -> dict[str, Any]:
         """The card for JSON; `TaskCard.of` takes it back."""
         return {
@@ -198,3 +214,8 @@ def _faults(card: TaskCard) -> list[str]:
     if not _is_table(card.scores):
         faults.append("scores is not a table of JSON values")
     return [fault for fault in faults if fault is not None]
+
+
+def own_card(info: "AdapterInfo", name: str) -> TaskCard:
+    """The card of an adapter that comes without one: task name and system message of its file, else its name."""
+    return TaskCard(task=info.task_name or name, system=info.prompt_prefix or None)

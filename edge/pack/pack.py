@@ -24,7 +24,6 @@ from ..files.cache import base_cache_path
 from ..files.text import loads_json
 from ..names import did_you_mean
 from .card import TaskCard
-from .leftovers import find_leftovers, is_leftover
 from .manifest import PACK_FILE, BaseRef, Manifest, read_manifest, render
 
 ADAPTERS_FOLDER: Final = "adapters"
@@ -46,7 +45,7 @@ class Pack:
     """An open pack.
 
     Attributes:
-        default_adapter: used when none is named; None for the base alone.
+        default_adapter: used when none is named; "auto": the router chooses for each prompt; None: the base alone.
         adapters: by name, in the order of pack.json.
         manifest: pack.json as it stands.
     """
@@ -198,6 +197,8 @@ def verify_pack(folder: Path, manifest: Manifest, on_bytes: Callable[[int], obje
     if text != render(loads_json(text.decode("utf-8"))).encode():
         problems.append(f"{PACK_FILE}: changed since it was written")
     present: set[str] = set()
+    from .leftovers import find_leftovers, is_leftover
+
     leftovers = find_leftovers(folder, manifest.files)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

@@ -27,9 +27,8 @@ from ..errors import DamagedError, DoesNotFitError, EngineError, InputError, Slm
 from ..files.archive import pieces, reading
 from ..files.aside import folder_beside, full_disk, remove_leftovers, require_room
 from ..files.atomic import CHUNK_BYTES, atomic_file, locked, make_folder, sha256_file
-from ..files.cache import base_cache_path
+from ..files.cache import base_cache_path, user_path
 from ..files.download import download, hub_token, hub_url, part_of
-from ..files.paths import user_path
 from .manifest import BaseRef
 from .sources import check_source
 

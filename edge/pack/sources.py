@@ -8,7 +8,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from ..errors import InputError
-from ..files.paths import user_path
+from ..files.cache import user_path
 from ..files.text import is_text
 
 # What each kind of source must and may say.

@@ -7,7 +7,8 @@
 
 The named features say what makes a task that task: numbers with a question for a quantity, a passage with a question,
 symbols and lines of code, verbs that ask for a program. The hashed ones are the words of the prompt, the words of its
-request (first and last sentence) and the request's letter groups, which bear typos and other languages.
+request (first and last sentence, each behind the sign ^) and the request's letter groups, which bear typos and other
+languages.
 
 Only the beginning and the end of a long prompt are read word by word: that is where a request stands. So the time
 doesn't grow with the passage in between, of which only length, lines and letters' kinds are counted.
@@ -21,73 +22,43 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from .code_signs import CODE_LINE, DOCSTRING, IDENTIFIER, PYTHON_HEAD, foreign_signs
 from .hashing import hashed
-from .words import GROUP_BITS, GROUPS, SPELLING, letters_of
+from .words import (
+    GROUP_BITS,
+    GROUPS,
+    OTHER_CODE,
+    OTHER_QUANTITY,
+    OTHER_SUMMARY,
+    QUESTION_WORDS,
+    SPELLING,
+    letters_of,
+)
 
-FEATURES_VERSION: Final = 1
+FEATURES_VERSION: Final = 2
 HEAD_CHARS: Final = 700
 TAIL_CHARS: Final = 400
 REQUEST_CHARS: Final = 220
+# Stands before the first word of each sentence of the request, so that how an order begins is a pair of words
+START: Final = "^"
 
 _TOKEN: Final = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?[+#]*|\d+(?:[.,:/]\d+)*|[^\s\w]|_")
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?。？！])[\s\"')*]+|[\n\r]+|:\s+|。|？")
-_IDENTIFIER: Final = re.compile(r"\b[a-z]+_[a-z_0-9]+\b|\b[a-z]+[A-Z][a-zA-Z]+\b|\b[a-zA-Z_][\w.]*\(")
-_CODE_LINE: Final = re.compile(
-    r"^[ \t]*(?:(?:async )?def \w+\(|class \w+[:({ ]|import \w+|from \w[\w.]* import|return\b.|"
-    r"assert |>>> ?|```|#include|@\w+\n|"
-    r"if .*[:{)]$|for .*[:{)]$|while .*[:{)]$|(?:export |pub |static |async )*(?:function|func|fn|fun|sub) \w+ ?[(<]|"
-    r"(?:const|let|var|val|auto) \w+(?:: ?\w+)? ?=|(?:public|private|static|template|struct|enum|"
-    r"impl|trait|interface|package) ?[\w<]|"
-    r"(?:int|void|char|double|float|bool|long|string|unsigned|size_t|String|std::\w+)[*&\[\]<>\w]* \**\w+ ?[(=;]|"
-    r"SELECT .+ FROM |CREATE TABLE|INSERT INTO|//|/\*|\*/|[}\])]+[;,]?$|#!|\$ \w|<\w+[^<>]*>|self\.|"
-    r"elif |else:|try:|except|print\()",
-    re.MULTILINE,
-)
+_LINE_OR_SENTENCE_END: Final = re.compile(r"(?<=[.!?。？！])[\s\"')*]+|[\n\r]+")
 _OPERATION: Final = re.compile(
     r"\d\)? ?[+*/×÷^·−] ?\(?\d|\d - \d|\d ?= ?\?|\d% of|\b[xyn] ?[-+=*^] ?\d|\d[xyn]\b|\d ?x ?\d|√"
 )
-_DOCSTRING: Final = re.compile(r"\"\"\"|'''|/\*\*|^\s*(?:///|---? )", re.MULTILINE)
 _LONG_WORD: Final = re.compile(r"[^\W\d_]{4,}")
 _NUMBER: Final = re.compile(r"\d+(?:[.,:/]\d+)*")
-_OTHER_QUANTITY: Final = (
-    "多少",
-    "几个",
-    "几",
-    "いくつ",
-    "何個",
-    "何人",
-    "何",
-    "いくら",
-    "몇",
-    "얼마",
-    "कितने",
-    "कितना",
-    "कितनी",
-    "كم",
-)
-_OTHER_CODE: Final = (
-    "函数",
-    "関数",
-    "함수",
-    "代码",
-    "程序",
-    "コード",
-    "プログラム",
-    "코드",
-    "دالة",
-    "फ़ंक्शन",
-    "脚本",
-    "编写",
-)
-_OTHER_SUMMARY: Final = ("总结", "概括", "摘要", "要約", "まとめ", "요약", "لخص", "सारांश")
-
 _COUNTS: Final = (
     "numbers",
     "number_kinds",
     "operations",
     "code_lines",
     "code_line_share",
+    "foreign_lines",
     "identifiers",
+    "backticks",
     "symbols",
     "brackets",
     "indented_lines",
@@ -98,6 +69,7 @@ _COUNTS: Final = (
     "opens_with_code",
     "ends_with_question",
     "starts_with_question",
+    "last_starts_with_question",
     "question_marks",
     "no_question_no_request",
     "length",
@@ -138,6 +110,7 @@ _PAIRS: Final = (
     "creative_order",
     "make_other",
     "stub",
+    "python_stub",
     "code_after_order",
     "code_alone",
     "know_without_passage",
@@ -145,6 +118,11 @@ _PAIRS: Final = (
     "ends_with_quantity",
     "question_then_text",
     "text_then_question",
+    "text_then_small_question",
+    "text_then_yes_or_no",
+    "python_named",
+    "other_language_named",
+    "given_order",
     "first_named_in_rest",
     "passage_then_other_question",
     "order_on_items",
@@ -161,12 +139,6 @@ NAMES: Final = (
     *(f"{group}.first" for group in GROUPS),
 )
 _GROUP_INDEX: Final = {name: number for number, name in enumerate(GROUPS)}
-_WH_TEXT: Final = (
-    "what which who whom whose when where why how is are was were do does did can could would will should has "
-    "have qué cuál quién quel quelle qui was wer welche wann wo warum wie che quale chi que quem qual что кто как "
-    "почему "
-)
-_WH: Final = frozenset(_WH_TEXT.split())
 
 
 @dataclass(frozen=True)
@@ -191,7 +163,9 @@ def read_prompt(text: str) -> Features:
     first, last = _ends(view)
     request = first if first == last else f"{first}\n{last}"
     words = _words(view)
-    request_words = _words(request)
+    request_words = [START, *_words(first)]
+    if last != first:
+        request_words += [START, *_words(last)]
     named = _named(text, view, first, last, words, request_words)
     slots, values = hashed(words, request_words, request.lower())
     return Features(named, slots, values, tuple(words), tuple(request_words))
@@ -246,6 +220,10 @@ def _shared(request: str, rest: str) -> float:
     return n_shared / len(words) if words and rest else 0.0
 
 
+def _starts_question(sentence: str) -> bool:
+    return sentence.lstrip(" -\"'(").partition(" ")[0].lower() in QUESTION_WORDS
+
+
 def _up(n: float, full: float) -> float:
     """0 for 0, 1 from `full` on, steep at the start."""
     share: float = min(n / full, 1.0) ** 0.5
@@ -266,8 +244,8 @@ def _named(
     numbers = _NUMBER.findall(view)
     n_numbers = len(numbers)
     n_number_words = in_text[group["number_word"]]
-    code_lines = len(_CODE_LINE.findall(view))
-    identifiers = len(_IDENTIFIER.findall(view))
+    code_lines = len(CODE_LINE.findall(view))
+    identifiers = len(IDENTIFIER.findall(view))
     symbols = sum(
         map(
             view.count, ("==", "!=", "->", "=>", "();", ");", "::", "&&", "||", "+=", "[]", "{}", "</", "= ", "):", "_")
@@ -275,21 +253,24 @@ def _named(
     )
     brackets = sum(map(view.count, "{}[]();=<>"))
     indented = sum(line[:2] in ("  ", "\t", " \t") or line[:1] == "\t" for line in lines)
-    operations = len(_OPERATION.findall(view))
+    operations = len(_OPERATION.findall(view)) if numbers or "√" in view else 0
     other = not text.isascii()
     quantity = in_request[group["quantity"]]
     summary = in_request[group["summary"]]
     code = in_request[group["code"]]
     if other:
-        quantity += any(map(view.__contains__, _OTHER_QUANTITY))
-        code += any(map(view.__contains__, _OTHER_CODE))
-        summary += any(map(view.__contains__, _OTHER_SUMMARY))
-    first_words = request_words[:4]
-    starts_question = any(word in _WH for word in first_words[:2])
+        quantity += any(map(view.__contains__, OTHER_QUANTITY))
+        code += any(map(view.__contains__, OTHER_CODE))
+        summary += any(map(view.__contains__, OTHER_SUMMARY))
+    starts_question = any(word in QUESTION_WORDS for word in request_words[1:3])
+    last_starts_question = last != first and _starts_question(last)
+    if last != first and not last_starts_question:
+        # A colon within the question ("is star trek: the motion picture a sequel") begins no sentence.
+        last_starts_question = _starts_question(_LINE_OR_SENTENCE_END.split(view[-REQUEST_CHARS:].rstrip())[-1])
     ends = last.rstrip(" \"')*”»\n")
     ends_question = ends.endswith(("?", "？", "؟"))
     first_question = first.rstrip(" \"')*").endswith(("?", "？")) or "?" in view[len(first) : len(first) + 2]
-    asks = ends_question or first_question or starts_question
+    asks = ends_question or first_question or starts_question or last_starts_question
     paragraphs = text.count("\n\n") + 1
     sentences = text.count(". ") + text.count(".\n") + text.count("。") + text.count("! ")
     # What is there besides the request: the passage, if it is long enough to be one
@@ -303,21 +284,24 @@ def _named(
     n_kinds = len(set(numbers))
     make, mend = in_request[group["make"]], in_request[group["mend"]]
     creative = in_request[group["creative"]]
+    names_python = "python" in request_words
     order = make or mend or summary or in_request[group["translate"]] or in_request[group["list"]]
     other_order = (
         in_request[group["translate"]] + in_request[group["rewrite"]] + creative + in_request[group["classify"]]
     ) and not summary
     wants_number = quantity or in_request[group["calculate"]] or (in_request[group["result"]] and asks)
     figures = n_numbers + n_number_words
-    opens_with_code = bool(_CODE_LINE.match(view))
+    opens_with_code = bool(CODE_LINE.match(view))
     upper = sum(map(str.isupper, view[:300]))
     inner_capitals = sum(word[:1].isupper() for word in view.split()[1:160])
-    docstring = len(_DOCSTRING.findall(view))
+    docstring = len(DOCSTRING.findall(view))
     first_asks = first_question or starts_question
     # A statement that goes on about the same things is no request on a passage.
     first_shared = _shared(first, view[len(first) : len(first) + 500]) if prose and (first_asks or order) else 0.0
     last_shared = (
-        _shared(last, view[-len(last) - 500 : -len(last)]) if prose and ends_question and last != first else 0.0
+        _shared(last, view[-len(last) - 500 : -len(last)])
+        if prose and (ends_question or last_starts_question) and last != first
+        else 0.0
     )
     named = [
         _up(n_numbers, 8),
@@ -325,7 +309,9 @@ def _named(
         _up(operations, 2),
         _up(code_lines, 4),
         min(code_lines / view_lines, 1.0) if code_lines else 0.0,
+        _up(foreign_signs(view, lines), 3),
         _up(identifiers, 4),
+        _up(view.count("`") // 2, 2),
         _up(symbols, 8),
         min(brackets / max(len(view), 1) * 12, 1.0),
         _up(indented, 4),
@@ -336,6 +322,7 @@ def _named(
         float(opens_with_code),
         float(ends_question),
         float(starts_question),
+        float(last_starts_question),
         _up(view.count("?"), 3),
         float(not asks and not order),
         min(n_chars / 3000, 1.0) ** 0.5,
@@ -375,6 +362,7 @@ def _named(
         float(bool(creative) and bool(make)),
         float(bool(make) and not code and not in_request[group["code_soft"]]),
         float(is_code and docstring > 0),
+        float(docstring > 0 and bool(PYTHON_HEAD.search(view))),
         float(is_code and not opens_with_code),
         float(is_code and opens_with_code and not asks),
         float(bool(in_request[group["know"]]) and passage < 0.2) * (1 - 0.5 * min(figures / 2, 1)),
@@ -382,6 +370,11 @@ def _named(
         float(bool(quantity) and ends_question and figures >= 2 and n_lines < 3) * prose,
         float(first_asks and n_lines > 1 and beside > 25) * prose,
         float(ends_question and n_lines > 1 and beside > 80) * prose,
+        float(last_starts_question and not ends_question and beside > 80) * prose,
+        float(last_starts_question and not quantity and beside > 80 and not summary) * prose,
+        float(names_python),
+        float(bool(in_request[group["language"]]) and not names_python),
+        float("given" in words[:12] or "following" in words[:12]) * float(not code),
         first_shared * float(n_lines > 1 or passage > 0),
         float(ends_question and not wants_number and beside > 80) * prose,
         float(bool(in_first[group["make"]] or in_first[group["code_soft"]] or in_first[group["mend"]]) and not asks),

@@ -46,22 +46,27 @@ _GROUPS: Final[dict[str, str]] = {
     "rewrite|vectorize|parallelize|unit test|tests for|doesn't work|not working|raises|crashes|throws|error|bug|"
     "traceback|segfault|off by",
     # words that are about programs and hardly anything else
-    "code": "function|functions|def|algorithm|regex|regexp|javascript|typescript|python|java|rust|golang|kotlin|"
-    "php|perl|"
-    "haskell|scala|bash|powershell|sql|mysql|postgres|postgresql|sqlite|html|css|json|csv|yaml|xml|numpy|pandas|"
-    "django|flask|react|nodejs|array|arrays|boolean|integer|integers|tuple|tuples|dict|dictionary|hashmap|"
-    "hash map|hashtable|substring|linked list|binary tree|binary search|recursion|recursive|recursively|iterator|"
-    "lambda|callback|api|endpoint|subroutine|stdin|stdout|stderr|argv|subclass|inheritance|try except|async|"
-    "struct|pointer|malloc|palindrome|palindromic|fibonacci|factorial|anagram|anagrams|leetcode|codebase|snippet|"
-    "one liner|oneliner|cron|dockerfile|makefile|kubectl|git|grep|awk|sed|cli|ascii|unicode|lowercase|uppercase|"
-    "camelcase|snake case|whitespace|nested|sublist|iterate|sorted|parse|parser|serialize|deserialize|funktion|"
-    "función|funcion|fonction|funzione|função|функция|функцию|fonksiyon|funkcję|funktie|functie|código|codigo|"
-    "программу|скрипт|select query|query|queries|schema|mergesort|quicksort|bubble sort|bfs|dfs|dijkstra|"
-    "memoization|c++|c#|.net|vba|excel macro|matlab|lua|fortran|cobol|webpage|dom|jquery|button click|onclick|"
-    "localstorage|numpy array|data frame|dataframe|docstring|type hints|pytest|unittest|class named|return true|"
-    "return false|returns true|returns the|return the|returns a|return a|pseudocode|bitwise|xor|modulo|enum|"
-    "namespace|websocket|middleware|sorts|dedupe|deduplicate|timestamp|timestamps|uuid|base64|md5|sha256|"
-    "localhost|http request|get request",
+    "code": "function|functions|def|algorithm|python|json|csv|yaml|xml|numpy|pandas|django|flask|array|arrays|"
+    "boolean|integer|integers|tuple|tuples|dict|dictionary|hashmap|hash map|hashtable|substring|linked list|"
+    "binary tree|binary search|recursion|recursive|recursively|iterator|lambda|callback|api|endpoint|subroutine|"
+    "stdin|stdout|stderr|argv|subclass|inheritance|try except|async|struct|pointer|malloc|palindrome|palindromic|"
+    "fibonacci|factorial|anagram|anagrams|leetcode|codebase|snippet|one liner|oneliner|cli|ascii|unicode|lowercase|"
+    "uppercase|camelcase|snake case|whitespace|nested|sublist|iterate|sorted|parse|parser|serialize|deserialize|"
+    "funktion|función|funcion|fonction|funzione|função|функция|функцию|fonksiyon|funkcję|funktie|functie|código|"
+    "codigo|программу|скрипт|mergesort|quicksort|bubble sort|bfs|dfs|dijkstra|memoization|numpy array|data frame|"
+    "dataframe|docstring|type hints|pytest|unittest|class named|return true|return false|returns true|returns the|"
+    "return the|returns a|return a|pseudocode|bitwise|xor|modulo|enum|namespace|websocket|middleware|sorts|dedupe|"
+    "deduplicate|timestamp|timestamps|uuid|base64|md5|sha256|localhost|http request|get request",
+    # programming languages other than Python, queries, pages and commands: the base answers what is written in them
+    "language": "javascript|java|typescript|js|c++|c#|in c|c program|c code|c function|rust|golang|go program|"
+    "go code|go function|in go|kotlin|php|perl|haskell|scala|bash|shell script|shell command|powershell|zsh|sql|"
+    "mysql|postgres|postgresql|sqlite|html|html5|css|sass|react|angular|vue|svelte|nodejs|node js|jquery|matlab|"
+    "octave|lua|fortran|cobol|swift|ruby|rails|dart|flutter|objective c|visual basic|vba|.net|assembly|prolog|lisp|"
+    "clojure|elixir|erlang|julia|latex|in r|r code|r program|r script|r function|c programming|c script|c method|"
+    "in java|in javascript|query|queries|select query|schema|cron|crontab|dockerfile|docker|makefile|kubectl|"
+    "kubernetes|git|grep|awk|sed|nginx|terraform|excel|excel macro|spreadsheet|google sheets|linux|webpage|web page|"
+    "dom|button click|onclick|localstorage|pseudocode|pseudo code|arduino|unity|solidity|markdown|svg|regulärer|"
+    "expression régulière|expresión regular|espressione regolare|requête|abfrage|consulta sql",
     # words that programs are often about, but other texts too
     "code_soft": "string|strings|list|lists|file|files|element|elements|index|input|output|matrix|vector|column|"
     "columns|row|"
@@ -71,9 +76,9 @@ _GROUPS: Final[dict[str, str]] = {
     "url|urls|email|emails|user|users|class|object|objects|test|tests|server|request|requests|consecutive|"
     "occurrences|frequency|nth|sequence|subset|permutations|combinations|intersection|union|kth|flatten|merge|"
     "swap|rotate|binary|decimal|hex|hexadecimal|roman|gcd|lcm|median|module|version|liste|lista|zeichenkette|"
-    "cadena|chaîne|stringa|argument|arguments|assembly|script|scripts|method|programm|programa|programme|"
-    "programma|queue|heap|shell|stack|parameter|parameters|loop|loops|dart|swift|node|ruby|variable|generator|"
-    "component|exception|await|go|julia|decorator|div|trie|class called",
+    "cadena|chaîne|stringa|argument|arguments|script|scripts|method|programm|programa|programme|"
+    "programma|queue|heap|stack|parameter|parameters|loop|loops|variable|generator|"
+    "component|exception|await|decorator|div|trie|class called",
     "summary": "summarize|summarise|summary|summaries|summarizing|summarising|summarization|summarized|summarised|tldr|"
     "tl dr|gist|condense|shorten|recap|synopsis|abstract|key points|main points|main idea|main ideas|takeaways|"
     "takeaway|boil down|boil this|sum up|in short|in brief|outline|digest|highlights|key facts|key takeaways|"
@@ -99,7 +104,8 @@ _GROUPS: Final[dict[str, str]] = {
     "professional|friendlier|typos|punctuation|capitalize|simplify|simpler|wording|active voice|passive voice|improve",
     "classify": "classify|categorize|categorise|category|categories|sentiment|label|positive|negative|neutral|spam|"
     "which of|identify which|tell me|true or|fake|or not|is it|are they|odd one|rank|rate|sort these|following are|"
-    "toxic|emotion|intent|group these|domesticated|fiction|belongs|choose|option|options|correct answer",
+    "toxic|emotion|intent|equivalent|reviewer|stars|rating|paraphrases|mean the|contradict|grammatically|group these|"
+    "domesticated|fiction|belongs|choose|option|options|correct answer",
     "list": "suggest|suggestions|ideas|idea|tips|ways to|recommend|recommendations|brainstorm|list of|list some|"
     "list the|"
     "list five|list three|list ten|name some|name three|name five|names for|give me|best|top|things to|"
@@ -138,3 +144,42 @@ GROUP_BITS: Final = _numbered()
 # For words that are misspelt by a swap or a doubled letter; only of long words, where hardly two share their letters.
 SPELLING: Final = {letters_of(word): word for word in GROUP_BITS if len(word) > 4 and word.isalpha()}
 SPELLING.update({letters_of(word): word for word in ("many", "much", "long", "file", "code", "sort")})
+# The same in languages whose words stand together: looked for anywhere
+OTHER_QUANTITY: Final = (
+    "多少",
+    "几个",
+    "几",
+    "いくつ",
+    "何個",
+    "何人",
+    "何",
+    "いくら",
+    "몇",
+    "얼마",
+    "कितने",
+    "कितना",
+    "कितनी",
+    "كم",
+)
+OTHER_CODE: Final = (
+    "函数",
+    "関数",
+    "함수",
+    "代码",
+    "程序",
+    "コード",
+    "プログラム",
+    "코드",
+    "دالة",
+    "फ़ंक्शन",
+    "脚本",
+    "编写",
+)
+OTHER_SUMMARY: Final = ("总结", "概括", "摘要", "要約", "まとめ", "요약", "لخص", "सारांश")
+# Words that begin a question
+_WH_TEXT: Final = (
+    "what which who whom whose when where why how is are was were do does did can could would will should has "
+    "have had must may am isn't aren't doesn't don't didn't wasn't qué cuál quién quel quelle qui was wer welche "
+    "wann wo warum wie che quale chi que quem qual что кто как почему"
+)
+QUESTION_WORDS: Final = frozenset(_WH_TEXT.split())

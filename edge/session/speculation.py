@@ -111,6 +111,7 @@ class DraftingLane:
         self._exact = exact
         self._most_at_once = (drafting.exactness.most_at_once if exact else None) or MOST_AT_ONCE
         self._ngrams = Ngrams()
+        self._sampler: Sampler | None = None
         # What the last decode computed, which row of it the next token is sampled from.
         self._batch: Sequence[int] = ()
         self._row = -1
@@ -139,6 +140,7 @@ class DraftingLane:
 
     def sample(self, sampler: Sampler) -> int:
         """Chooses the next token; a guess before it was right, or it is the last output."""
+        self._sampler = sampler
         return sampler.sample(self._context, self._row)
 
     def step(self, token_id: int) -> None:
@@ -200,6 +202,9 @@ class DraftingLane:
             self._rest_tokens -= 1
             return []
         guess, n_same = self._ngrams.guess(MOST_AT_ONCE - 1)
+        if self._sampler is not None:
+            # What the grammar does not allow would be computed for nothing.
+            guess = guess[: self._sampler.n_allowed(guess)]
         at = self.n_tokens
         for size, n_least in SIZES:
             if size > self._most_at_once:

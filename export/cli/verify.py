@@ -73,6 +73,7 @@ def verify(
     import torch
 
     from ...edge.console import progress
+    from ..lora.tensor_names import plainly_named
     from ..proof.prompts import BUILT_IN, read_prompts
     from ..proof.report import as_data, as_text, keep_report
     from ..proof.verify import verify as prove
@@ -81,9 +82,9 @@ def verify(
     if threads is not None:
         torch.set_num_threads(threads)
     onnx = (onnx_folder, onnx_adapter) if onnx_folder is not None and onnx_adapter is not None else None
-    with progress("proving", len(asked), "prompts") as advance:
+    with plainly_named(peft_dir) as folder, progress("proving", len(asked), "prompts") as advance:
         report = prove(
-            peft_dir,
+            folder,
             base=base,
             lora=lora,
             prompts=asked,

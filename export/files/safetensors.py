@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 import numpy.typing as npt
 
-from ...edge.errors import DamagedError, InputError
+from ...edge.errors import DamagedError
 from ...edge.files.regular import open_regular
 from ...edge.files.text import LFS_HINT, is_lfs_pointer, is_text, loads_json
 from .encode import widen_bf16
@@ -100,10 +100,13 @@ class SafetensorsFile:
         head = self._stream.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
         if not 2 <= length <= min(MAX_HEADER_BYTES, size_bytes - 8):
-            if is_lfs_pointer(head + self._stream.read(64)):
-                raise InputError("is a Git LFS pointer, not the file itself", where=self.path, hint=LFS_HINT)
+            pointer = is_lfs_pointer(head + self._stream.read(64))
             raise DamagedError(
-                "is not a safetensors file, or was cut short", where=self.path, hint="copy or download it again"
+                "is a Git LFS pointer, not the file itself"
+                if pointer
+                else "is not a safetensors file, or was cut short",
+                where=self.path,
+                hint=LFS_HINT if pointer else "copy or download it again",
             )
         try:
             header = loads_json(self._stream.read(length).decode("utf-8"))

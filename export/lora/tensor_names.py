@@ -7,9 +7,19 @@ The matrices are the same: torch.compile, DistributedDataParallel, FSDP and acti
 lengthen their names, PEFT's own state_dict keeps the adapter's name, and a multimodal model wraps its language model.
 """
 
+import contextlib
+import json
 import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
+from ...edge.files.atomic import CHUNK_BYTES
+from ..files.safetensors import SafetensorsFile
+
+WEIGHTS_FILE: Final = "adapter_model.safetensors"
 PREFIX: Final = "base_model.model."
 # torch.compile, DistributedDataParallel and DeepSpeed, FSDP, activation checkpointing, Lightning Fabric
 _WRAPPERS: Final = frozenset(
@@ -44,3 +54,38 @@ def other_sense(name: str) -> str | None:
     """The part of a multimodal model, other than its language model, that a name belongs to."""
     found = _OTHER_SENSES.search(name)
     return None if found is None else found[1]
+
+
+@contextlib.contextmanager
+def plainly_named(folder: Path) -> Iterator[Path]:
+    """The folder with the names that PEFT loads: itself, or a copy that lasts as long as the block.
+
+    Raises:
+        InputError, DamagedError: as `SafetensorsFile.open`.
+    """
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        yield folder
+        return
+    with SafetensorsFile.open(weights) as file, tempfile.TemporaryDirectory() as aside:
+        names = {name: PREFIX + plain_name(name) for name in file.tensors}
+        if all(name == plain for name, plain in names.items()):
+            yield folder
+            return
+        start = min((entry.start_bytes for entry in file.tensors.values()), default=0)
+        header = {
+            names[name]: {
+                "dtype": entry.dtype,
+                "shape": list(entry.shape),
+                "data_offsets": [entry.start_bytes - start, entry.start_bytes - start + entry.size_bytes],
+            }
+            for name, entry in file.tensors.items()
+        }
+        copy = Path(aside)
+        shutil.copy(folder / "adapter_config.json", copy)
+        text = json.dumps(header).encode()
+        with weights.open("rb") as reader, (copy / WEIGHTS_FILE).open("wb") as writer:
+            writer.write(len(text).to_bytes(8, "little") + text)
+            reader.seek(start)
+            shutil.copyfileobj(reader, writer, CHUNK_BYTES)
+        yield copy

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ...edge.errors import EngineError, UnsupportedError
+from ...edge.errors import EngineError, InputError, UnsupportedError
 from ...edge.llama.vocab import Vocab
 from ..files.gguf_writer import Value, text, write_gguf
 from .corpus import sample_texts
@@ -59,6 +59,8 @@ MADE_FROM: Final = {
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+": "tekken",
 }
+# What `forced` is called where there is no choice
+SENTENCEPIECE: Final = "default"
 SHOWN: Final = 5
 # whole words of the vocabulary itself, which merges may not lead to
 SAMPLED_TOKENS: Final = 800
@@ -115,8 +117,9 @@ def comparison_texts(tokenizer: ReadTokenizer) -> list[str]:
     probes = [*pieces, *(f"x {piece}" for piece in pieces[::4])]
     texts += [line for line in probes if not tokenizer.composes or unicodedata.is_normalized("NFC", line)]
     if tokenizer.parses_special:
-        texts += [line for token in tokenizer.added for line in (token, f"a{token}b", f"{token}\n{token} x")]
-    return texts
+        between = "x" if tokenizer.spaced_once else " x"
+        texts += [line for token in tokenizer.added for line in (token, f"a{token}b", f"{token}\n{token}{between}")]
+    return [line for line in texts if not (tokenizer.spaced_once and line.startswith((" ", "▁")))]
 
 
 def _vocab_file(folder: Path, tokenizer: ReadTokenizer, pre: str | None, architecture: str) -> Path:
@@ -167,10 +170,18 @@ def find_pretokenizer(tokenizer: ReadTokenizer, architecture: str, forced: str |
 
     Raises:
         UnsupportedError: none agrees; the nearest and where it differs are in the message.
+        InputError: a name for a tokenizer that has none.
     """
     texts = comparison_texts(tokenizer)
     if tokenizer.kind != "gpt2":
-        return _agreed(compare(tokenizer, None, architecture, texts))
+        # SentencePiece has no pre-tokenizer: the one name there is takes it as it is.
+        if forced not in (None, SENTENCEPIECE):
+            raise InputError(
+                f"a SentencePiece tokenizer has no pre-tokenizer {forced!r}",
+                hint=f"--pre-tokenizer {SENTENCEPIECE} takes it as it is, and says where it differs",
+            )
+        same = compare(tokenizer, None, architecture, texts)
+        return _agreed(same) if forced is None else same
     if forced is not None:
         return compare(tokenizer, forced, architecture, texts)
     best: Found | None = None
@@ -201,5 +212,5 @@ def _agreed(best: Found) -> Found:
         f"llama.cpp does not tokenize as the checkpoint's tokenizer does: {name} differs in "
         f"{len(best.differences)} of {best.n_texts} texts",
         problems=[str(difference) for difference in best.differences[:SHOWN]],
-        hint=f"to take it nevertheless: --pre-tokenizer {best.name}" if best.name else None,
+        hint=f"to take it nevertheless: --pre-tokenizer {best.name or SENTENCEPIECE}",
     )

@@ -21,8 +21,10 @@ from ..data.arithmetic_drills import arithmetic_drills
 from ..data.easy_problems import easy_problems
 from ..data.examples import read_texts
 from ..tasks.code import MBPP_TRAINABLE
+from .passages import about_passages, with_yes_no, yes_no_questions
+from .patterns import FOLDER, filled
+from .requests import given_requests
 
-FOLDER: Final = Path(__file__).parent
 TASKS: Final = ("math", "code", "summarize")
 TRAINED_CATEGORIES: Final = ("open_qa", "brainstorming", "creative_writing")
 PUBLIC: Final = ("gsm8k", "mbpp", "dolly")
@@ -43,10 +45,10 @@ WRITTEN: Final = (
     "none_talk",
     "none_languages",
     "none_more",
+    "none_programs",
 )
-_SLOT: Final = re.compile(r"\{(\w+)\}")
 # How often each pattern is filled in
-_FILLS: Final = {"math": 14, "code": 24, "summarize": 16, "knowledge": 14, "none": 16}
+_FILLS: Final = {"math": 14, "code": 24, "summarize": 16, "programs": 20, "knowledge": 14, "none": 16}
 _PUBLIC_ROWS: Final = {
     "gsm8k": 1200,
     "mbpp": 464,
@@ -54,6 +56,7 @@ _PUBLIC_ROWS: Final = {
     "summarization": 700,
     "other": 2100,
     "alone": 400,
+    "yes or no": 700,
     "told": 250,
 }
 
@@ -83,30 +86,36 @@ def own_prompts(seed: int) -> list[Prompt]:
         found += [Prompt(text, label, f"written {name}") for text in written(name)]
     contrast = tomllib.loads((FOLDER / "contrast.toml").read_text(encoding="utf-8"))
     for title, lot in (("patterns", patterns), ("contrast", {**contrast, "lists": lists | contrast["lists"]})):
-        for name in ("math", "code", "summarize", "knowledge", "none"):
+        for name in _FILLS:
             for number, pattern in enumerate(lot.get(name, ())):
-                texts = dict.fromkeys(_filled(pattern, lot["lists"], draw) for _ in range(_FILLS[name]))
+                texts = dict.fromkeys(filled(pattern, lot["lists"], draw) for _ in range(_FILLS[name]))
                 found += [Prompt(text, _label(name), f"{title} {name} {number % 4}") for text in texts]
+                if name == "code" and "{lang}" in pattern:
+                    # The same order in another language is the base's, so that the language decides and nothing else.
+                    other = pattern.replace("{lang}", "{otherlang}")
+                    texts = dict.fromkeys(filled(other, lot["lists"], draw) for _ in range(_FILLS[name]))
+                    found += [Prompt(text, None, f"{title} other languages {number % 4}") for text in texts]
     for number in range(500):
         told = [*draw.sample(patterns["stories"], draw.randint(2, 6)), draw.choice(patterns["story_ends"])]
-        found.append(Prompt(_filled(" ".join(told), lists, draw), "math", f"stories {number % 3}"))
+        found.append(Prompt(filled(" ".join(told), lists, draw), "math", f"stories {number % 3}"))
     for number in range(150):
         told = draw.sample(patterns["stories"], draw.randint(1, 5))
-        found.append(Prompt(_filled(" ".join(told), lists, draw), None, f"stories without a question {number % 2}"))
-    found += [Prompt(_filled(text, lists, draw), label, source) for text, label, source in _long(patterns, draw)]
+        found.append(Prompt(filled(" ".join(told), lists, draw), None, f"stories without a question {number % 2}"))
+    found += [Prompt(filled(text, lists, draw), label, source) for text, label, source in _long(patterns, draw)]
     for number in range(450):
         found.append(Prompt(_stub(patterns, draw), "code", f"stubs {number % 3}"))
     for number in range(300):
         told = ["{Do}.", *draw.sample(patterns["specs"], draw.randint(0, 4))]
         draw.shuffle(told)
-        found.append(Prompt(_filled(" ".join(told), lists, draw), "code", f"specifications {number % 3}"))
+        found.append(Prompt(filled(" ".join(told), lists, draw), "code", f"specifications {number % 3}"))
     found += [Prompt(row["question"], "math", "easy problems") for row in easy_problems(250, seed)]
     found += [Prompt(row["question"], "math", "drills") for row in arithmetic_drills(200, seed)]
     for about in patterns["about_others"]:
         for task in ("math", "code"):
             asked = draw.sample(patterns[task], 12)
-            found += [Prompt(about.replace("{it}", _filled(text, lists, draw)), None, "about others") for text in asked]
-    found += _about_passages(patterns["summary"], draw)
+            found += [Prompt(about.replace("{it}", filled(text, lists, draw)), None, "about others") for text in asked]
+    found += [Prompt(*row) for row in about_passages(patterns["summary"], draw)]
+    found += [Prompt(*row) for row in given_requests(lists, draw)]
     return found + list(_worn(found, draw))
 
 
@@ -118,39 +127,6 @@ def written(name: str) -> list[str]:
     """The lines of a file of prompts; a newline within a prompt is written as `\\n` there."""
     lines = (FOLDER / f"{name}.txt").read_text(encoding="utf-8").split("\n")
     return [line.replace("\\n", "\n") for line in lines if line.strip()]
-
-
-def passages() -> list[tuple[str, list[str]]]:
-    """Our own passages, each with its questions."""
-    found = []
-    files = ("passages.txt", "passages_more.txt")
-    for block in "%%\n".join((FOLDER / name).read_text(encoding="utf-8") for name in files).split("%%\n"):
-        lines = block.strip().split("\n")
-        text = "\n".join(line for line in lines if not line.startswith("Q: ")).replace("\\n", "\n")
-        found.append((text, [line[3:] for line in lines if line.startswith("Q: ")]))
-    return found
-
-
-def _filled(pattern: str, lists: dict[str, list[str]], draw: random.Random) -> str:
-    kept: dict[str, str] = {}
-
-    def value(match: re.Match[str]) -> str:
-        name = match[1]
-        if name == "n":
-            return str(draw.randint(2, 30))
-        if name == "N":
-            return str(draw.randint(31, 900))
-        if name == "p":
-            amount = draw.choice([str(draw.randint(2, 95)), f"{draw.randint(1, 60)}.{draw.randint(5, 95):02}"])
-            return draw.choice(["$", "$", "€"]) + amount if draw.random() < 0.7 else f"{amount} dollars"
-        if name in ("Do", "does"):
-            verb, _, rest = draw.choice(lists["do"]).partition(" ")
-            return f"{verb.capitalize()} {rest}" if name == "Do" else f"{_third_person(verb)} {rest}"
-        if name not in lists:
-            return match[0]
-        return kept.setdefault(name, draw.choice(lists[name]))
-
-    return _SLOT.sub(value, pattern)
 
 
 def _long(patterns: dict[str, Any], draw: random.Random) -> Iterator[tuple[str, str | None, str]]:
@@ -199,68 +175,7 @@ def _stub(patterns: dict[str, Any], draw: random.Random) -> str:
     order = draw.choice(patterns["stub_orders"])
     if order and draw.random() < 0.5:
         stub = f"```python\n{stub}```"
-    return _filled(order + stub, patterns["lists"], draw)
-
-
-def _third_person(verb: str) -> str:
-    return f"{verb}es" if verb.endswith(("s", "sh", "ch", "x")) else f"{verb}s"
-
-
-def _about_passages(patterns: dict[str, list[str]], draw: random.Random) -> list[Prompt]:
-    """Passages with an order or a question before or after them, with other orders, alone, and questions alone."""
-    found = []
-    for number, (text, questions) in enumerate(passages()):
-        source = f"passages {number % 5}"
-        sentences = re.split(r"(?<=[.!?]) ", text)
-        shorter = " ".join(sentences[: max(2, len(sentences) // 2)])
-        for order in draw.sample(patterns["orders"], 14):
-            body = draw.choice([text, text, shorter])
-            found.append(Prompt(_laid_out(order, body, patterns["labels"], draw), "summarize", source))
-        for body in (sentences[0], " ".join(sentences[:2]), " ".join(sentences[-2:])):
-            order = draw.choice(patterns["orders"])
-            found.append(Prompt(_laid_out(order, body, patterns["labels"], draw), "summarize", source))
-        for question in questions[:2]:
-            asked = question if draw.random() < 0.5 else question.rstrip(" ?")
-            about = min(sentences, key=lambda part: -_common(part, question))
-            found.append(Prompt(f"{asked}\n\n{about}", "summarize", source))
-            found.append(Prompt(f"{asked}\n\n{shorter}", "summarize", source))
-        for question in questions:
-            body = draw.choice([text, text, shorter])
-            asked = question if draw.random() < 0.7 else question[0].lower() + question[1:].rstrip("?")
-            found.append(Prompt(f"{body}{draw.choice([' ', chr(10), chr(10) * 2])}{asked}", "summarize", source))
-            for ask in draw.sample(patterns["asks"], 5):
-                asked = ask.replace("{q}", question)
-                found.append(Prompt(_laid_out(asked, text, patterns["labels"], draw), "summarize", source))
-            found.append(Prompt(question if number % 2 else f"Question: {question}\nAnswer:", None, "questions alone"))
-        for order in draw.sample(patterns["others"], 12):
-            body = draw.choice([text, text, shorter])
-            found.append(Prompt(_laid_out(order, body, patterns["labels"], draw), None, f"other orders {number % 5}"))
-        for n in range(1, len(sentences) + 1):
-            body = " ".join(sentences[-n:] if draw.random() < 0.3 else sentences[:n])
-            cut = body.rsplit(" ", draw.randint(1, 6))[0] if draw.random() < 0.5 else body
-            title = f"{draw.choice(patterns['titles'])}: " if draw.random() < 0.2 else ""
-            found.append(Prompt(title + cut, None, f"passages alone {number % 5}"))
-    return found
-
-
-def _common(a: str, b: str) -> int:
-    return len(set(a.lower().split()) & set(b.lower().split()))
-
-
-def _laid_out(order: str, text: str, labels: list[str], draw: random.Random) -> str:
-    label = draw.choice(labels)
-    kind = draw.randrange(10)
-    if kind < 3:
-        return f"{order}\n\n{label}{text}"
-    if kind == 3:
-        return f"{order}\n{label}{text}"
-    if kind == 4:
-        return f"{order} {label.strip()} {text}".replace("  ", " ")
-    if kind == 5:
-        return f'{order}\n\n"{text}"'
-    if kind == 6:
-        return f"{label}{text}\n\n{order}"
-    return f"{text} {order}" if draw.random() < 0.6 else f"{text}\n{order}"
+    return filled(order + stub, patterns["lists"], draw)
 
 
 def _begin(text: str, draw: random.Random) -> str:
@@ -354,6 +269,9 @@ def public_prompts(data: Path, seed: int = 0) -> list[Prompt]:
         for row in rows(f"dolly/{name}.jsonl", "instruction", "context"):
             if not dolly_held_out(row) and row["context"].strip():
                 found["alone"].append(Prompt(_begin(row["context"].strip(), draw), None, "dolly contexts alone"))
+                for question in yes_no_questions(row["context"].strip(), [row["instruction"]])[:2]:
+                    text = with_yes_no(row["context"].strip(), question, draw)
+                    found["yes or no"].append(Prompt(text, "summarize", "dolly yes or no"))
                 text = dolly_messages(row["instruction"], row["context"])[0]["content"]
                 if draw.random() < 0.3:
                     between = draw.choice([" ", "\n", "\n\n"])

@@ -33,7 +33,7 @@ FOLDS: Final = 5
 LEAST_CONFIDENCE: Final = 0.5
 MOST_ASKED: Final = 0.6
 # Share of "none of these" prompts, of sources unseen, that a task's threshold may let through
-CAPTURED: Final = 0.03
+CAPTURED: Final = 0.025
 # Data sets that a fold holds as a whole, so that the others must do for them
 WHOLE: Final = ("gsm8k", "mbpp", "dolly closed_qa", "dolly summarization", "dolly open_qa", "dolly brainstorming")
 _BACKGROUND: Final = {None: 560, "math": 200, "code": 260, "summarize": 160}

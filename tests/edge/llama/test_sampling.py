@@ -5,8 +5,10 @@ import itertools
 import numpy as np
 import pytest
 from build_gguf import tiny_base
+from slm_edge.edge.grammar.matcher import Grammar
 from slm_edge.edge.llama.binding import lib
-from slm_edge.edge.llama.sampling import Sampler, Sampling, draw, new_chain, nucleus
+from slm_edge.edge.llama.sampling import Sampler, Sampling, draw, largest, new_chain, nucleus
+from slm_edge.edge.llama.vocab import Vocab
 from slm_edge.edge.session.session import Session
 
 
@@ -79,3 +81,29 @@ def test_draws_from_a_models_own_logits_are_those_of_the_chain(tmp_path):
     for top_k, temperature in itertools.product((0, 40), (0.2, 1.0)):
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=0.95, min_p=0.0, seed=1)
         assert by_us(logits, sampling) == by_llama_cpp(logits, sampling)
+
+
+@pytest.mark.parametrize("spread", [0.5, 3.0, 30.0])
+@pytest.mark.parametrize("k", [1, 40, 600])
+def test_the_k_likeliest_of_what_is_allowed(spread, k):
+    rng = np.random.default_rng(k)
+    logits = rng.normal(0, spread, 5000).astype(np.float32)
+    for share in (1.0, 0.3, 0.002):
+        allowed = rng.random(5000) < share
+        expected = np.argsort(-np.where(allowed, logits, -np.inf), kind="stable")[: min(k, allowed.sum())]
+        assert largest(logits, k, lambda ids, allowed=allowed: allowed[ids]).tolist() == expected.tolist()
+        assert largest(np.where(allowed, logits, -np.inf), k).tolist() == expected.tolist()
+
+
+def test_a_draw_within_a_grammar_is_a_draw_from_the_masked_row(tmp_path):
+    """Same seed, same token, whether the k likeliest are picked first or the chain gets the whole row."""
+    with Vocab.open(tiny_base(tmp_path / "base.gguf")) as vocab:
+        rng, sampling = np.random.default_rng(5), Sampling(temperature=1.5, top_k=7, top_p=0.9, min_p=0.01, seed=9)
+        row = rng.normal(0, 4, (30, vocab.n_tokens)).astype(np.float32)
+        text = 'root ::= [a-m]{10} "the "* [0-9]{30}'
+        chain, grammar = new_chain(sampling, 9), Grammar(text, vocab)
+        with Sampler(sampling, Grammar(text, vocab)) as sampler:
+            for logits in row:
+                expected = draw(chain, grammar.mask(logits))
+                assert sampler.sample_row(logits) == expected
+                grammar.accept(expected)

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 from build_router import EXAMPLES, small_router
-from slm_edge.benchmarks.router.sets import public_sets
+from slm_edge.benchmarks.router.sets import FOLDER, public_sets, written_sets
 from slm_edge.edge.errors import DamagedError, InputError, SlmEdgeError, UnsupportedError
 from slm_edge.edge.pack.pack import Pack
 from slm_edge.edge.router.calibration import best_temperature, coverage_risk, expected_calibration_error
@@ -39,6 +39,13 @@ def starter():
             "Who wrote it?\n\nThe song was written by Ada Lind in 1931 and first sung in Oslo by her sister.",
             "summarize",
         ),
+        (TEXT.partition("\n\n")[2] + "\nis there a cafe in the mill", "summarize"),
+        ("Rewrite this in Python:\n\nfunction add(a, b) { return a + b; }", "code"),
+        ("Write a Java function that returns the longest word of a sentence.", None),
+        ("SQL query for the ten oldest members", None),
+        ("Edit this text so that it sounds friendlier." + TEXT[15:], None),
+        ("Is this review positive or negative?\n\nThe room was cold and the staff rude.", None),
+        ("Create an algorithm for the perfect pancake.", None),
         ("Hello, how are you?", None),
         ("Write a poem about the sea.", None),
         ("What is the capital of Peru?", None),
@@ -49,6 +56,16 @@ def starter():
 )
 def test_the_starters_router_knows_its_tasks(starter, prompt, adapter):
     assert starter.choose(prompt).adapter == adapter
+
+
+def test_prompts_written_before_the_router_was_asked_are_decided_right(starter):
+    """Of `unseen4.txt`, which no training has seen, 0.9, and 0.8 of each adapter's; the router before had 0.67."""
+    right: dict[str | None, list[bool]] = {}
+    for rows in written_sets(FOLDER / "unseen4.txt").values():
+        for text, wanted in rows:
+            right.setdefault(wanted, []).append(starter.choose(text).adapter == wanted)
+    assert sum(map(sum, right.values())) >= 0.9 * sum(map(len, right.values()))
+    assert all(sum(good) >= 0.8 * len(good) for good in right.values()), {k: (sum(v), len(v)) for k, v in right.items()}
 
 
 def test_probabilities_are_whole_and_the_decision_is_the_best_of_them(starter):
@@ -176,7 +193,7 @@ def test_every_flipped_byte_is_refused_or_read_without_harm(tmp_path):
 
 @pytest.fixture(scope="module")
 def taught():
-    """The starter's router with three more adapters, taught by 20 prompts each; one is a part of code's own."""
+    """The starter's router with three more adapters, taught by 20 prompts each."""
     model = starter_router()
     for name in EXAMPLES:
         model = with_examples(model, name, EXAMPLES[name]["taught"])
@@ -193,8 +210,7 @@ def test_added_adapters_leave_the_others_prompts_and_weights_alone(taught, start
     assert np.array_equal(taught.model.named, starter.model.named)
     assert np.array_equal(taught.model.slots, starter.model.slots)
     rows = starter.model.prompts().prompts
-    # SQL has been code's until now, so code's prompts may go there.
-    prompts = [text for text, label in rows if label in ("math", "summarize")]
+    prompts = [text for text, label in rows if label is not None]
     before = [starter.choose(text).adapter for text in prompts]
     after = [taught.choose(text).adapter for text in prompts]
     lost = sum(a != b for a, b in zip(before, after, strict=True))

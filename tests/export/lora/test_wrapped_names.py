@@ -173,7 +173,7 @@ def test_pointers_of_git_lfs(tmp_path, base):
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         folder = written_adapter(tmp_path / name, PAIRS)
         (folder / name).write_text(pointer)
-        with pytest.raises(InputError, match="Git LFS pointer") as caught:
+        with pytest.raises(SlmEdgeError, match="Git LFS pointer") as caught:
             export_lora(folder, base, tmp_path / "a.gguf")
         assert "git lfs pull" in str(caught.value) and name in str(caught.value)
     (tmp_path / "pointer.gguf").write_text(pointer)

@@ -2,6 +2,7 @@
 
 from slm_edge.edge.router.file import write_router
 from slm_edge.edge.router.router import Router
+from slm_edge.train.router.passages import yes_no_questions
 from slm_edge.train.router.prompts import TASKS, Prompt, own_prompts
 from slm_edge.train.router.train import train_router
 
@@ -12,6 +13,24 @@ def test_own_prompts_are_the_same_for_a_seed_and_cover_every_label():
     labels = [prompt.label for prompt in prompts]
     assert all(labels.count(label) > 1000 for label in (None, *TASKS))
     assert not [prompt for prompt in prompts if "{" in prompt.text and "}" in prompt.text and "{q}" in prompt.text]
+
+
+def test_an_order_for_another_language_is_none_of_these_and_for_python_code():
+    """The patterns give the same order for Python and for other languages, so that the language decides."""
+    orders = {
+        p.text: p.label for p in own_prompts(0) if p.source.startswith("patterns") and " function that " in p.text
+    }
+    assert {label for text, label in orders.items() if "Write a Java function" in text} == {None}
+    assert {label for text, label in orders.items() if "Write a Python function" in text} == {"code"}
+
+
+def test_yes_no_questions_are_made_from_a_text_and_its_questions():
+    text = "The mill was sold in 1905, to a baker. In winter it was closed. Ida Holm has run it since."
+    assert yes_no_questions(text, ["Where was the old mill built?", "Who runs it?"]) == [
+        "was the old mill built",
+        "was the mill sold in 1905",
+        "has ida holm run it since",
+    ]
 
 
 def test_a_training_is_repeatable_and_keeps_public_texts_out_of_the_file(tmp_path):
