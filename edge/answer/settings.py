@@ -2,18 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 from ..errors import DoesNotFitError, InputError
+from ..grammar.rules import Rules, gbnf_grammar
 from ..llama.sampling import Sampling
 from ..options import check_given
 from ..pack.card import TaskCard
 from ..prefix.chunks import Section
 from .choice import Choice
 from .stream import Request
-
-if TYPE_CHECKING:
-    from ..grammar.rules import Rules
 
 
 class Settings(TypedDict, total=False):
@@ -33,7 +31,7 @@ class Settings(TypedDict, total=False):
     min_p: float | None
     seed: int | None
     stop: str | Sequence[str] | None
-    grammar: "Rules | str | None"
+    grammar: Rules | str | None
 
 
 def sampling_of(card: TaskCard, settings: Settings) -> Sampling:
@@ -63,7 +61,7 @@ def stop_of(card: TaskCard, settings: Settings) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
-def grammar_of(card: TaskCard, settings: Settings) -> "Rules | None":
+def grammar_of(card: TaskCard, settings: Settings) -> Rules | None:
     """What an answer keeps to; None for nothing.
 
     Raises:
@@ -73,8 +71,6 @@ def grammar_of(card: TaskCard, settings: Settings) -> "Rules | None":
     if grammar is None:
         return card.rules()
     if isinstance(grammar, str):
-        from ..grammar.rules import gbnf_grammar
-
         return gbnf_grammar(grammar) if grammar else None
     return grammar
 
