@@ -1,6 +1,7 @@
 # make run     set up the runtime (no torch) and let the starter pack's adapters answer
 # make test    set up everything and run the tests
 # make test-optimum  compare with Hugging Face's optimum, in an environment of its own (.venv-optimum)
+# make test-oldest  the tests of export and training with the oldest libraries that they take (.venv-oldest)
 # make check   linters, types, layers
 # make starter train, export and pack the starter adapters again:  make starter DATA=folder-with-the-data-sets
 # make router  train the starter's router again and put it into edge/starter:  make router DATA=folder
@@ -16,7 +17,7 @@ BIN    := $(VENV)/bin
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/.ci/llama-lean.cmake
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test test-optimum check starter router clean setup setup-dev
+.PHONY: run test test-optimum test-oldest check starter router clean setup setup-dev
 .DELETE_ON_ERROR:
 
 run: setup
@@ -33,6 +34,17 @@ test-optimum: .venv-optimum/.ready
 	$(PYTHON) -m venv .venv-optimum
 	.venv-optimum/bin/pip install --quiet "$(TORCH)"
 	.venv-optimum/bin/pip install --quiet -e '.[export,onnx,optimum,dev]'
+	@touch $@
+
+# The oldest releases that pyproject.toml admits; the newest are what `make test` installs.
+test-oldest: .venv-oldest/.ready
+	.venv-oldest/bin/python -m pytest tests/export tests/train tests/test_family_row.py
+
+.venv-oldest/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet "$(TORCH)"
+	.venv-oldest/bin/pip install --quiet -e '.[export,onnx,train,bench,dev]' \
+		'transformers==4.52.4' 'huggingface-hub==0.30.2' 'tokenizers==0.21.1' 'peft==0.18.0'
 	@touch $@
 
 check: setup-dev
@@ -66,4 +78,4 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-optimum
+	rm -rf $(VENV) .venv-optimum .venv-oldest

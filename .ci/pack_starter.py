@@ -59,7 +59,7 @@ def main(base: Path, out: Path, starter: Path) -> None:
         training.mkdir()
         shutil.copytree(starter / "licenses", aside / "licenses")
         command = [str(Path(sys.executable).parent / "slm-edge"), "pack", "build", "-o", str(aside / "starter")]
-        command += ["--base", str(base), "--no-copy-base", "--source", SOURCE, "--name", "starter", "--default", "math"]
+        command += ["--base", str(base), "--no-copy-base", "--source", SOURCE, "--name", "starter"]
         for name, card in CARDS.items():
             path = aside / f"{name}.json"
             path.write_text(json.dumps({**card, "scores": scores_of(scores, name)}), encoding="utf-8")
@@ -69,7 +69,7 @@ def main(base: Path, out: Path, starter: Path) -> None:
         command += ["--include", str(aside / "licenses"), "--include", str(training)]
         router = next((path for path in (out / "router.npz", starter / "router.npz") if path.is_file()), None)
         if router is not None:
-            command += ["--router", str(router)]
+            command += ["--router", str(router), "--default", "auto"]
         if scores.is_file():
             (aside / "scores").mkdir()
             for name in ("report.json", "report.md"):

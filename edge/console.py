@@ -17,6 +17,8 @@ import json
 import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NoReturn, Protocol, TextIO, TypeVar
 
@@ -95,13 +97,43 @@ def note(text: str) -> None:
     click.echo(harmless(text), err=True)
 
 
+@contextlib.contextmanager
+def waiting(words: Callable[[], str], after_s: float = 4, every_s: float = 20) -> Iterator[None]:
+    """Says on stderr what is being waited for, once the block takes long, and again at times until it ends."""
+    ended, began_s = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        wait_s = after_s
+        while not ended.wait(wait_s):
+            note(f"{words()} … ({time.monotonic() - began_s:.0f} s)")
+            wait_s = every_s
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def awaited(pieces: Iterable[str], words: str) -> Iterator[str]:
+    """The pieces; `waiting` says the words while the first one is not there."""
+    rest = iter(pieces)
+    with waiting(lambda: words):
+        first = next(rest, None)
+    if first is not None:
+        yield first
+        yield from rest
+
+
 def silent(n: float = 1, /, *, text: str | None = None, total: float | None = None) -> None:
     """An `Advance` that shows nothing."""
 
 
 @contextlib.contextmanager
 def progress(description: str, total: float | None = None, unit: str = "") -> Iterator[Advance]:
-    """A progress line on stderr with rate and time left, where stderr is a terminal; silent elsewhere.
+    """A progress line on stderr with rate and time left, where stderr is a terminal; elsewhere a line at times.
 
     Args:
         description: what is going on.
@@ -112,7 +144,15 @@ def progress(description: str, total: float | None = None, unit: str = "") -> It
         `advance(n, text=..., total=...)`: n more are done; `text` replaces the words behind the bar.
     """
     if sys.stderr is None or not sys.stderr.isatty():
-        yield silent
+        state: dict[str, Any] = {"done": 0.0, "total": total, "text": ""}
+
+        def count(n: float = 1, /, *, text: str | None = None, total: float | None = None) -> None:
+            state["done"] += n
+            state["text"] = state["text"] if text is None else text
+            state["total"] = state["total"] if total is None else total
+
+        with waiting(lambda: _progress_line(description, **state), after_s=10):
+            yield count
         return
     from rich import progress as bars
     from rich.console import Console
@@ -135,6 +175,12 @@ def progress(description: str, total: float | None = None, unit: str = "") -> It
             bar.advance(task, n)
 
         yield advance
+
+
+def _progress_line(description: str, done: float, total: float | None, text: str) -> str:
+    """How far it is, where no bar can be drawn."""
+    part = f" {100 * done / total:.0f} %" if total else ""
+    return f"{description}{part} {text}".rstrip()
 
 
 def drawn_on(stream: TextIO) -> TextIO:

@@ -6,6 +6,8 @@ with open_session("my-pack", "onnx") as session:
 
 import importlib
 import os
+import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, Unpack, overload
 
 from .errors import InputError
@@ -85,8 +87,40 @@ def open_session(
         DamagedError: a file is not as it was packed.
         EngineError: the engine is missing or cannot load the base.
     """
+    kind = _kind(engine)
+    return kind.open(pack, adapter=adapter, allow_pull=allow_pull, one_answer=one_answer, **options)
+
+
+def open_files(
+    base: str | os.PathLike[str],
+    adapters: Mapping[str, str | os.PathLike[str]],
+    engine: str = "llama",
+    *,
+    adapter: "AdapterName" = None,
+    one_answer: bool = False,
+    **options: Unpack[EngineOptions],
+) -> "SessionBase[Any]":
+    """Opens a base file with adapter files by name, no pack; each adapter is checked against the base.
+
+    Args:
+        adapter: in use from the beginning.
+        engine, one_answer, options: as in `open_session`; errors too.
+    """
+    kind = _kind(engine)
+    start_s = time.perf_counter()
+    session = kind.of_files(base, {name: (file, None) for name, file in adapters.items()}, one_answer, **options)
+    session.load_s = time.perf_counter() - start_s
+    try:
+        return session.use(adapter)
+    except BaseException:
+        session.close()
+        raise
+
+
+def _kind(engine: str) -> "type[SessionBase[Any]]":
+    """The session of an engine, imported; InputError if there is none."""
     module, name = ENGINES.get(engine, ("", "")) if isinstance(engine, str) else ("", "")
     if not module:
         raise InputError(f"there is no engine {engine!r}", hint=f"there are: {', '.join(ENGINES)}")
     kind: type[SessionBase[Any]] = getattr(importlib.import_module(f".{module}", __package__), name)
-    return kind.open(pack, adapter=adapter, allow_pull=allow_pull, one_answer=one_answer, **options)
+    return kind

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
+from slm_edge.edge.gguf.families import FAMILIES
 
 if TYPE_CHECKING:
     from slm_edge.edge.pack.pack import Pack
@@ -84,7 +85,7 @@ def tiny_base(
     leave_out: Iterable[str] = (),
     keys: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes a random F32 base ("llama", "qwen2" or "qwen3") that llama.cpp loads; greedy text varies with the prompt.
+    """Writes a random F32 base of a family that llama.cpp loads; greedy text varies with the prompt.
 
     Args:
         add_bos: the tokenizer asks for a BOS (`<|endoftext|>`) in front.
@@ -124,6 +125,9 @@ def tiny_base(
     if arch == "llama":
         meta["llama.rope.dimension_count"] = (head, u32)
         meta["llama.vocab_size"] = (len(tokens), u32)
+    if arch in FAMILIES:
+        meta |= {f"{arch}.{key}": (0.5, f32) for key in FAMILIES[arch].scalars}
+        tied = tied and not FAMILIES[arch].needs_output
     if chat_template is not None:
         meta["tokenizer.chat_template"] = (chat_template, text)
     meta |= keys or {}
@@ -149,6 +153,11 @@ def tiny_base(
         block += [("attn_output.weight", matrix(n_embd, n_heads * head)), ("ffn_norm.weight", norm(n_embd))]
         block += [("ffn_gate.weight", matrix(n_ff, n_embd)), ("ffn_up.weight", matrix(n_ff, n_embd))]
         block += [("ffn_down.weight", matrix(n_embd, n_ff))]
+        if arch in FAMILIES and arch not in ("llama", "qwen2", "qwen3"):
+            sizes = {"n_embd": n_embd, "n_q": n_heads * head, "n_k": n_kv_heads * head, "n_v": n_kv_heads * head}
+            sizes |= {"n_o": n_heads * head, "n_ff": n_ff, "head": head}
+            shapes = {name: [sizes[part] for part in shape] for name, shape in FAMILIES[arch].tensors()}
+            block = [(name, matrix(n[1], n[0]) if len(n) == 2 else norm(n[0])) for name, n in shapes.items()]
         tensors += [(f"blk.{layer}.{name}", values) for name, values in block]
     tensors.append(("output_norm.weight", norm(n_embd)))
     if not tied:

@@ -38,6 +38,19 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {"sliding_window": None}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {}),
+    "smollm3": ("SmolLM3", {"pad_token_id": 0}),
+    "granite": (
+        "Granite",
+        {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.4,
+            "logits_scaling": 0.5,
+            "pad_token_id": 0,
+        },
+    ),
+    "olmo2": ("Olmo2", {"pad_token_id": 0}),
+    "hunyuan": ("HunYuanDenseV1", {"pad_token_id": 0}),
     # has no row in the table of families: see test_family_row.py
     "seed_oss": ("SeedOss", {"attention_bias": True, "attention_out_bias": False, "residual_dropout": 0.0}),
 }
@@ -120,7 +133,6 @@ def tiny_checkpoint(
         "num_key_value_heads": n_kv_heads,
         "max_position_embeddings": n_ctx_tokens,
         "tie_word_embeddings": tied,
-        "rope_scaling": rope_scaling,
         "bos_token_id": 0,
         "eos_token_id": 2,
         # large enough that a wrong permutation or scaling shows in the logits
@@ -130,7 +142,13 @@ def tiny_checkpoint(
     kind, own_fields = TINY[family]
     if not hasattr(transformers, f"{kind}ForCausalLM"):
         pytest.skip(f"transformers {transformers.__version__} has no {kind}")
-    config = getattr(transformers, f"{kind}Config")(**(fields | own_fields | config_fields))
+    given = fields | own_fields | config_fields
+    if transformers.__version__ < "5":
+        given["rope_scaling"] = rope_scaling
+    elif rope_scaling is not None or "rope_theta" in given:
+        theta = {"rope_theta": given.pop("rope_theta", 10_000.0)}
+        given["rope_parameters"] = (rope_scaling or {"rope_type": "default"}) | theta
+    config = getattr(transformers, f"{kind}Config")(**given)
     torch.manual_seed(seed)
     model = getattr(transformers, f"{kind}ForCausalLM")(config)
     with torch.no_grad():
@@ -157,6 +175,33 @@ def add_bos_processor(folder: Path) -> None:
         single=f"{SPECIALS[0]} $A", special_tokens=[(SPECIALS[0], 0)]
     )
     tokenizer.save(str(path))
+
+
+def as_transformers_4(folder: Path) -> None:
+    """Rewrites a checkpoint's config as transformers 4 saves it: `rope_theta` and `rope_scaling`."""
+    path = Path(folder) / "config.json"
+    config = json.loads(path.read_text())
+    if "rope_parameters" in config:
+        rope = config.pop("rope_parameters")
+        config["rope_theta"] = rope.pop("rope_theta")
+        config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    path.write_text(json.dumps(config, indent=2, sort_keys=True))
+
+
+def as_transformers_5(folder: Path) -> None:
+    """Rewrites a checkpoint's config and tokenizer as transformers 5 saves them: `rope_parameters`, its own class."""
+    path = Path(folder) / "config.json"
+    config = json.loads(path.read_text())
+    if "rope_parameters" not in config:
+        rope = config.pop("rope_scaling") or {"rope_type": "default"}
+        config["rope_parameters"] = rope | {"rope_theta": config.pop("rope_theta")}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True))
+    path = Path(folder) / "tokenizer_config.json"
+    tokenizer = json.loads(path.read_text())
+    kept = {
+        name: value for name, value in tokenizer.items() if name not in ("added_tokens_decoder", "extra_special_tokens")
+    }
+    path.write_text(json.dumps(kept | {"backend": "tokenizers", "tokenizer_class": "TokenizersBackend"}))
 
 
 def edit_config(folder: Path, **fields: Any) -> None:

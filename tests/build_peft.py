@@ -40,7 +40,7 @@ def real_adapter(
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32) if isinstance(base, Path) else base
+    model = AutoModelForCausalLM.from_pretrained(base).float() if isinstance(base, Path) else base
     fields = {"target_modules": list(ALL), "task_type": "CAUSAL_LM"} | config
     torch.manual_seed(seed)
     with warnings.catch_warnings():

@@ -12,7 +12,7 @@ from slm_edge.edge.llama.model import Model
 def hf_logits(folder: Path, ids: list[int]) -> np.ndarray:
     """(tokens, vocabulary), float32."""
     torch.set_num_threads(1)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).float().eval()
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0].numpy()
 

@@ -22,6 +22,7 @@ FOLDERS = {
 TOPICS = {
     "edge": {
         "errors": "",
+        "extras": "",
         "public": "",
         "console": "",
         "names": "",
@@ -39,7 +40,7 @@ TOPICS = {
         "router": "files gguf pack",
         "answer": "gguf grammar llama memory options pack prefix router",
         "session": "answer files gguf llama memory options pack prefix sizes",
-        "onnx": "answer files gguf llama options pack prefix system",
+        "onnx": "answer extras files gguf llama options pack prefix system",
         "engines": "answer onnx options pack session",
         "cli": "*",
     },

@@ -16,8 +16,8 @@ from ...edge.errors import InputError
 from ...edge.names import did_you_mean
 from ...edge.onnx.engine import runtime
 from ...edge.onnx.in_pack import base_sha256, onnx_adapters
+from ...edge.pack.manifest import ROUTER_FILE
 from ...edge.pack.pack import Pack, PackedAdapter
-from ...edge.pack.write import ROUTER_FILE
 from ..tasks.task import Decoding, Item, Task, items_sha256, sampled
 from .answers import Identity
 

@@ -73,6 +73,7 @@ class SessionBase(NotCopied, Engine[RowsT]):
         self._n_parallel = options.get("n_parallel", DEFAULT_PARALLEL)
         self._pack: Pack | None = None
         self._router: Router | None = None
+        self._routed = False
         self._batcher: Batcher[RowsT] | None = None
         self._batchers: weakref.WeakSet[Batcher[RowsT]] = weakref.WeakSet()
         self._owned = contextlib.ExitStack()
@@ -95,7 +96,7 @@ class SessionBase(NotCopied, Engine[RowsT]):
         Args:
             pack: None for the starter pack.
             adapter: in use from the beginning; "auto" for the base until one is chosen, with a router to choose by;
-                left out: the pack's default, loaded when it is first used.
+                left out: the pack's default, loaded when it is first used; a default of "auto" chooses for each prompt.
             allow_pull: fetch the base into the cache when it is in neither.
             one_answer: the session will answer once: nothing is kept for a second one.
 
@@ -110,7 +111,8 @@ class SessionBase(NotCopied, Engine[RowsT]):
         default = pack.default_adapter if pack.default_adapter in adapters else None
         router = None
         # Told before anything is fetched or loaded
-        if adapter == "auto":
+        routed = adapter is Left.OUT and pack.default_adapter == "auto"
+        if adapter == "auto" or routed:
             router, default = _router_of(pack, adapters), None
             largest_bytes = max((packed.size_bytes for packed in adapters.values()), default=0)
         else:
@@ -129,7 +131,7 @@ class SessionBase(NotCopied, Engine[RowsT]):
             cls._for_one_answer(options, largest_bytes)
         session = cls(base, adapters, default_adapter=default, **options)
         session.load_s = time.perf_counter() - start_s
-        session._pack, session._router = pack, router
+        session._pack, session._router, session._routed = pack, router, routed
         if adapter is not Left.OUT and adapter != "auto":
             try:
                 session.use(adapter)
@@ -143,14 +145,14 @@ class SessionBase(NotCopied, Engine[RowsT]):
         cls,
         base_path: str | os.PathLike[str],
         adapters: Mapping[str, tuple[str | os.PathLike[str], TaskCard | None]],
+        one_answer: bool = False,
         **options: Unpack[EngineOptions],
     ) -> Self:
-        """A session over loose files: name -> (adapter file, its task card or None); raises as the class itself."""
+        """A session over loose files: name -> (adapter file, its card or None); raises as the class itself."""
         base = cls._opened(base_path)
-        packed = {
-            name: cls._loose(base, name, Path(file), card or TaskCard(task=name))
-            for name, (file, card) in adapters.items()
-        }
+        packed = {name: cls._loose(base, name, Path(file), card) for name, (file, card) in adapters.items()}
+        if one_answer:
+            cls._for_one_answer(options, sum(one.size_bytes for one in packed.values()))
         return cls(base, packed, **options)
 
     @classmethod
@@ -194,7 +196,7 @@ class SessionBase(NotCopied, Engine[RowsT]):
             DoesNotFitError: adapters may not take so much memory.
             EngineError: it does nothing to the base's output, or makes it no number.
         """
-        self._choice = self.choice_of(name, scale=scale, swap=swap)
+        self._choice, self._routed = self.choice_of(name, scale=scale, swap=swap), False
         return self
 
     def choice_of(self, name: AdapterName, *, scale: float | None = None, swap: Swap | None = None) -> Choice:
@@ -229,9 +231,9 @@ class SessionBase(NotCopied, Engine[RowsT]):
     def _chosen(self, prompt: str | Sequence[Message], adapter: AdapterName | LeftOut) -> Choice:
         """The choice for one call."""
         self._owner.check()
-        if adapter is Left.OUT:
+        if adapter is Left.OUT and not self._routed:
             return self._choice
-        if adapter == "auto":
+        if adapter is Left.OUT or adapter == "auto":
             adapter = self.choose(prompt).adapter
         return self.choice_of(adapter)
 

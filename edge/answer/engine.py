@@ -118,7 +118,7 @@ class Engine(abc.ABC, Generic[RowsT]):
 
     @classmethod
     @abc.abstractmethod
-    def _loose(cls, base: Any, name: str, path: Path, card: TaskCard) -> PackedAdapter:
+    def _loose(cls, base: Any, name: str, path: Path, card: TaskCard | None) -> PackedAdapter:
         """A loose adapter; InputError if the file is not there."""
 
     @abc.abstractmethod

@@ -58,6 +58,14 @@ class Answer:
     n_drafted_tokens: int = 0
     n_accepted_tokens: int = 0
 
+    def cut(self) -> str | None:
+        """For people, why the answer is not whole; None if the model or a stop text ended it."""
+        if self.stop_reason == "max_tokens":
+            return f"the answer is cut at {self.n_tokens} tokens; -n sets another length"
+        if self.stop_reason == "context":
+            return "the context is full; the answer ends here"
+        return None
+
 
 @dataclass(frozen=True)
 class Request:

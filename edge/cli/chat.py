@@ -14,19 +14,22 @@ from .options import (
     engine_option,
     grammar_options,
     grammar_rules,
+    model_options,
     session_options,
     size_bytes_of,
     special_option,
 )
 
 if TYPE_CHECKING:
+    from ..answer.settings import Settings
     from ..options import EngineOptions, Speculate
 
 PROMPT = "> "
 
 
 @click.command()
-@click.option("--pack", type=click.Path(path_type=Path), help="Folder of a pack.  [default: the starter pack]")
+@click.argument("file", required=False, metavar="[MODEL]")
+@model_options
 @click.option(
     "--adapter",
     metavar="NAME|none|auto",
@@ -35,7 +38,12 @@ PROMPT = "> "
 @click.option("--system", help="System message, in place of the adapter's own; '' for none.")
 @answer_options
 @click.option(
-    "--context", "context_tokens", type=click.IntRange(1), help="Longest conversation, in tokens.  [default: 2048]"
+    "-c",
+    "--context",
+    "--ctx-size",
+    "context_tokens",
+    type=click.IntRange(1),
+    help="Longest conversation, in tokens.  [default: 2048]",
 )
 @engine_option
 @session_options
@@ -43,12 +51,19 @@ PROMPT = "> "
 @grammar_options
 @special_option
 def chat(
+    file: str | None,
     pack: Path | None,
+    model: str | None,
+    loras: tuple[str, ...],
     adapter: str | None,
     system: str | None,
     max_tokens: int | None,
     temperature: float | None,
     seed: int | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    stop: tuple[str, ...],
     threads: int | None,
     threads_batch: int | None,
     context_tokens: int | None,
@@ -65,6 +80,8 @@ def chat(
 ) -> None:
     """Talk with the model; it remembers the conversation. /help lists the commands, Ctrl-D ends.
 
+    MODEL is a GGUF file or a pack's folder; without it, --pack or --model it is the starter pack.
+
     When the context is full, the oldest questions are dropped with their answers, and a note says so. Ctrl-C stops an
     answer and keeps what there is of it. In a pipe, each line is a turn. An adapter is loaded when it is first used and
     stays loaded; with --adapter-budget the least recently used is unloaded, unless it is pinned.
@@ -72,6 +89,7 @@ def chat(
     \b
     Examples:
       slm-edge chat --adapter math
+      slm-edge chat model.gguf
       printf 'Hello\\n/adapter math\\nWhat is 3 times 4?\\n' | slm-edge chat
     """
     rules = grammar_rules(schema, grammar, regex, lark)
@@ -86,18 +104,17 @@ def chat(
     }
     if pinned:
         options["pinned"] = pinned
-    from ..engines import open_session
-    from ..pack.pack import Pack
+    from .source import chosen
     from .talk import Talk
 
-    opened = Pack.open(pack)
-    name = opened.default_adapter if adapter is None else adapter
-    with open_session(opened, engine, adapter=name, allow_pull=True, **options) as session:
-        talk = Talk(
-            session,
-            system=system,
-            settings={"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "grammar": rules},
-        )
+    if file is not None and model is not None:
+        raise click.UsageError(f"there are two models: {file} and -m {model}; leave one out.")
+    source = chosen(file if model is None else model, pack, loras)
+    name = source.default if adapter is None else adapter
+    settings: Settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "grammar": rules}
+    settings |= {"top_k": top_k, "top_p": top_p, "min_p": min_p, "stop": stop or None}
+    with source.open(engine, name, **options) as session:
+        talk = Talk(session, system=system, settings=settings)
         talk.use("none" if name is None else name)
         if sys.stdin.isatty():
             note(f"{session.base.name}, adapter {talk.adapter}; /help lists what can be typed, Ctrl-D ends")

@@ -9,21 +9,7 @@ from typing import Any
 import click
 
 from ..errors import SlmEdgeError
-
-EXTRA_OF_PACKAGE = {
-    "torch": "train",
-    "transformers": "train",
-    "peft": "train",
-    "pyarrow": "train",
-    "accelerate": "train",
-    "safetensors": "export",
-    "tokenizers": "export",
-    "sentencepiece": "export",
-    "huggingface_hub": "export",
-    "rouge_score": "bench",
-    "onnx": "onnx",
-    "onnxruntime": "onnx",
-}
+from ..names import nearest
 
 
 @dataclass(frozen=True)
@@ -40,11 +26,19 @@ class LazyGroup(click.Group):
 
     Args:
         entries: name -> where it lives.
+        synonyms: a word that other tools have for a command -> what to type here.
     """
 
-    def __init__(self, *args: Any, entries: Mapping[str, Entry] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        entries: Mapping[str, Entry] | None = None,
+        synonyms: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.entries = dict(entries or {})
+        self.synonyms = dict(synonyms or {})
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*self.entries, *super().list_commands(ctx)]
@@ -63,10 +57,12 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
-            from ..names import did_you_mean
-
-            near = did_you_mean(args[0], self.list_commands(ctx))
-            ctx.fail(f"no command {args[0]!r}; did you mean {near[0]}?")
+            name = args[0]
+            if name in self.synonyms:
+                ctx.fail(f"There is no command {name!r}: {self.synonyms[name]}")
+            near = nearest(name, self.list_commands(ctx))
+            meant = f"did you mean {near}?" if near else f"{ctx.command_path} --help lists what there is."
+            ctx.fail(f"There is no command {name!r}; {meant}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -91,10 +87,12 @@ def missing_extra(extra: str | None) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
+        from ..extras import EXTRA_OF_PACKAGE, extra_hint
+
         package = (error.name or "").partition(".")[0]
         if package not in EXTRA_OF_PACKAGE:
             raise
         raise SlmEdgeError(
             f"this command needs the package {package!r}, which is not installed",
-            hint=f"pip install 'slm-edge[{extra or EXTRA_OF_PACKAGE[package]}]'",
+            hint=extra_hint(extra or EXTRA_OF_PACKAGE[package]),
         ) from None

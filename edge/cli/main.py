@@ -6,7 +6,6 @@
 import contextlib
 import signal
 import sys
-from importlib import metadata
 
 import click
 
@@ -27,15 +26,49 @@ COMMANDS: dict[str, Entry] = {
     "profile": Entry("devices.cli.profile:profile", "Measure speed and memory on this device."),
     "devices": Entry("devices.cli.devices:devices", "Say what a model will need and do on a device."),
     "bench": Entry("benchmarks.cli.group:bench", "Score a pack on public test sets.", "bench"),
+    "cache": Entry("edge.cli.here:cache", "List or clean what was fetched and measured once."),
+    "doctor": Entry("edge.cli.here:doctor", "Say what is installed here and what is missing."),
 }
+
+# What people type who come from elsewhere, and what to type here.
+SYNONYMS = {
+    "list": 'type "slm-edge pack show PACK" for a pack\'s adapters, "slm-edge cache list" for fetched models.',
+    "ls": 'type "slm-edge pack show PACK" for a pack\'s adapters, "slm-edge cache list" for fetched models.',
+    "models": 'type "slm-edge cache list" for fetched models, "slm-edge run FILE.gguf" to use one that you have.',
+    "ps": "nothing stays loaded between commands, so there is nothing to list.",
+    "stop": "nothing stays loaded between commands, so there is nothing to stop.",
+    "rm": 'a pack is a folder, delete it; type "slm-edge cache clean --bases" to delete fetched models.',
+    "show": 'type "slm-edge pack show PACK".',
+    "create": 'type "slm-edge pack build -o PACK --base FILE.gguf".',
+    "serve": "there is no server yet; docs/python-api.md shows how to answer requests from Python.",
+    "version": 'type "slm-edge --version".',
+    "config": "there is no configuration file; options and environment variables are in docs/reference.md.",
+    "completion": 'type eval "$(_SLM_EDGE_COMPLETE=bash_source slm-edge)" (zsh_source, fish_source).',
+}
+
+
+def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        from .here import version_text
+
+        click.echo(version_text())
+        ctx.exit()
 
 
 @click.group(
     cls=LazyGroup,
     entries=COMMANDS,
+    synonyms=SYNONYMS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.version_option(metadata.version("slm-edge"), prog_name="slm-edge")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_version,
+    help="Show the versions of slm-edge and llama.cpp and the CPU features in use, and exit.",
+)
 def cli() -> None:
     """Small language models with task adapters, on your own device.
 
@@ -43,6 +76,28 @@ def cli() -> None:
     Example:
       slm-edge run --adapter math "A box has 12 eggs. 5 are used. How many are left?"
     """
+
+
+@cli.command("help")
+@click.argument("words", nargs=-1, metavar="[COMMAND]...")
+@click.pass_context
+def show_help(ctx: click.Context, words: tuple[str, ...]) -> None:
+    """Show the help of a command.
+
+    \b
+    Examples:
+      slm-edge help
+      slm-edge help pack build
+    """
+    assert ctx.parent is not None
+    context, command = ctx.parent, ctx.parent.command
+    for word in words:
+        if not isinstance(command, click.Group):
+            raise click.UsageError(f"{context.command_path!r} has no commands of its own.")
+        _, found, _ = command.resolve_command(context, [word])
+        assert found is not None
+        command, context = found, click.Context(found, context, info_name=word)
+    click.echo(command.get_help(context))
 
 
 def _show(error: SlmEdgeError) -> int:

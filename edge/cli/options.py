@@ -15,11 +15,18 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def answer_options(command: Command) -> Command:
-    """Adds `--max-tokens`, `--temperature`, `--seed`, `--threads` and `--threads-batch`."""
+    """Adds `--max-tokens`, `--temperature`, `--seed`, `--threads`, `--threads-batch`, `--top-k` and so on."""
     options = (
-        click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: the adapter's card]"),
+        click.option(
+            "-n",
+            "--max-tokens",
+            type=click.IntRange(1),
+            help="Longest answer in tokens.  [default: the adapter's card]",
+        ),
         click.option(
             "--temperature",
+            "--temp",
+            "temperature",
             type=click.FloatRange(0, 100),
             help="0 always takes the likeliest token.  [default: the adapter's card]",
         ),
@@ -28,6 +35,10 @@ def answer_options(command: Command) -> Command:
             type=click.IntRange(0, (1 << 32) - 2),
             help="Seed of the sampling: the same seed gives the same answer.",
         ),
+        click.option("--top-k", type=click.IntRange(0), help="Draw from the K likeliest tokens; 0 for all."),
+        click.option("--top-p", type=click.FloatRange(0, 1), help="Draw from the likeliest that add up to P."),
+        click.option("--min-p", type=click.FloatRange(0, 1), help="Draw from those with P of the likeliest's chance."),
+        click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends the answer; repeatable."),
         threads_option,
         click.option(
             "--threads-batch",
@@ -45,10 +56,26 @@ def _with(options: Sequence[Callable[[Command], Command]], command: Command) -> 
     return command
 
 
+def model_options(command: Command) -> Command:
+    """Adds `--pack`, `--model` and `--lora`, see `source.chosen`."""
+    options = (
+        click.option("--pack", type=click.Path(path_type=Path), help="Folder of a pack.  [default: the starter pack]"),
+        click.option("-m", "--model", metavar="FILE", help="A GGUF file, in place of a pack."),
+        click.option(
+            "--lora",
+            "loras",
+            metavar="FILE[=SCALE]",
+            multiple=True,
+            help="LoRA adapter in GGUF form for --model, with its strength; repeatable.",
+        ),
+    )
+    return _with(options, command)
+
+
 def threads_option(command: Command) -> Command:
     """Adds `--threads`, passed as a number or None."""
     help = "CPU threads.  [default: one for each fast physical core; for single tokens fewer on a Raspberry Pi 5]"
-    return click.option("--threads", type=click.IntRange(1, 512), help=help)(command)
+    return click.option("-t", "--threads", type=click.IntRange(1, 512), help=help)(command)
 
 
 def special_option(command: Command) -> Command:

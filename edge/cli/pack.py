@@ -46,7 +46,11 @@ def _pairs(values: tuple[str, ...], option: str) -> dict[str, Path]:
 @click.option("--base", type=PATH, required=True, help="The GGUF that the adapters are for.")
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME=FILE", help="A GGUF LoRA; may be repeated.")
 @click.option("--card", "cards", multiple=True, metavar="NAME=FILE", help="Task card of an adapter, .toml or .json.")
-@click.option("--default", metavar="NAME", help="Adapter used when none is named [default: the first; or none].")
+@click.option(
+    "--default",
+    metavar="NAME|auto|none",
+    help="Adapter used when none is named; auto: the router chooses.  [default: the first; or none]",
+)
 @click.option("--name", help="Name of the pack [default: the folder's].")
 @click.option("--copy-base/--no-copy-base", default=True, show_default=True, help="Copy the base into the pack.")
 @click.option(
@@ -318,7 +322,8 @@ def _emit(opened: "Pack", as_json: bool) -> None:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.append(f"* default: {opened.default_adapter or 'none, the base alone'}")
+    said = {None: "none, the base alone", "auto": "auto, the router chooses"}
+    lines.append(f"* default: {said.get(opened.default_adapter, opened.default_adapter)}")
     if has_onnx(opened):
         lines.append(f"ONNX form: base, {', '.join(onnx_adapters(opened)) or 'no adapter'}")
     emit(data, as_json, "\n".join(lines))

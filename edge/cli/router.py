@@ -56,8 +56,8 @@ def show(folder: Path | None, as_json: bool) -> None:
     Example:
       slm-edge router show my-pack --json
     """
+    from ..pack.manifest import ROUTER_FILE
     from ..pack.pack import Pack
-    from ..pack.write import ROUTER_FILE
     from ..router.in_pack import adapters_of, read_pack_router
 
     pack = Pack.open(folder)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console import emit, json_option, note, show
+from ..console import awaited, emit, json_option, note, show, waiting
 from ..errors import InputError
 from ..sizes import human_bytes
 from .options import (
@@ -15,19 +15,22 @@ from .options import (
     engine_option,
     grammar_options,
     grammar_rules,
+    model_options,
     session_options,
     size_bytes_of,
     special_option,
 )
 
 if TYPE_CHECKING:
+    from ..answer.settings import Settings
     from ..answer.stream import Answer
     from ..options import EngineOptions, Speculate
 
 
 @click.command()
-@click.argument("prompt", required=False)
-@click.option("--pack", type=click.Path(path_type=Path), help="Folder of a pack.  [default: the starter pack]")
+@click.argument("words", nargs=-1, metavar="[MODEL] [PROMPT]")
+@click.option("-p", "--prompt", metavar="TEXT", help="The prompt, in place of the argument.")
+@model_options
 @click.option(
     "--adapter",
     metavar="NAME|A:0.7+B:0.3|none|auto",
@@ -37,7 +40,12 @@ if TYPE_CHECKING:
 @click.option("--system", help="System message, in place of the adapter's own; '' for none.")
 @answer_options
 @click.option(
-    "--context", "context_tokens", type=click.IntRange(1), help="Longest prompt and answer, in tokens.  [default: 2048]"
+    "-c",
+    "--context",
+    "--ctx-size",
+    "context_tokens",
+    type=click.IntRange(1),
+    help="Longest prompt and answer, in tokens.  [default: 2048]",
 )
 @engine_option
 @session_options
@@ -51,14 +59,21 @@ if TYPE_CHECKING:
 @click.option("--stats", is_flag=True, help="Print times and peak memory on stderr.")
 @json_option
 def run(
+    words: tuple[str, ...],
     prompt: str | None,
     pack: Path | None,
+    model: str | None,
+    loras: tuple[str, ...],
     adapter: str | None,
     explain: bool,
     system: str | None,
     max_tokens: int | None,
     temperature: float | None,
     seed: int | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    stop: tuple[str, ...],
     threads: int | None,
     threads_batch: int | None,
     context_tokens: int | None,
@@ -77,6 +92,8 @@ def run(
 ) -> None:
     """Answer PROMPT with a task adapter. PROMPT is read from standard input when it is - or left out.
 
+    MODEL is a GGUF file or a pack's folder; without it, --pack or --model the starter pack answers.
+
     Without --adapter the pack's default adapter answers ("slm-edge pack show" names it), with "none" the base
     alone, with "auto" the one that the pack's router chooses for the prompt, or the base if none fits. The
     starter pack's base model is fetched on first use (98 MB) and kept in the cache.
@@ -87,13 +104,16 @@ def run(
       cat article.txt | slm-edge run --adapter summarize --stats
       slm-edge run --adapter math:0.7+code:0.3 "How many primes are below 20?"
       slm-edge run --adapter auto --explain "What is 12% of 250?"
+      slm-edge run model.gguf --lora style.gguf=0.5 "Hello"
     """
-    text = _prompt(prompt)
-    if explain and adapter != "auto":
-        raise click.UsageError("--explain says what the router decided: it needs --adapter auto.")
-    from ..engines import open_session
-    from ..pack.pack import Pack
+    from .source import chosen, model_and_prompt
 
+    model, prompt = model_and_prompt(words, prompt, model)
+    source = chosen(model, pack, loras)
+    name = source.default if adapter is None else adapter
+    text = _prompt(prompt)
+    if explain and name != "auto":
+        raise click.UsageError("--explain says what the router decided: it needs --adapter auto.")
     options: EngineOptions = {
         "n_ctx_tokens": context_tokens,
         "threads": threads,
@@ -105,28 +125,29 @@ def run(
         "allow_special": allow_special,
     }
     rules = grammar_rules(schema, grammar, regex, lark)
-    opened = Pack.open(pack)
-    name = opened.default_adapter if adapter is None else adapter
-    with open_session(opened, engine, adapter=name, allow_pull=True, one_answer=True, **options) as session:
+    settings: Settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "grammar": rules}
+    settings |= {"top_k": top_k, "top_p": top_p, "min_p": min_p, "stop": stop or None}
+    with source.open(engine, name, one_answer=True, **options) as session:
         decision = session.choose(text, explain=explain) if name == "auto" else None
         if decision is not None:
             session.use(decision.adapter)
             if explain and not as_json:
                 note(decision.text())
-        stream = session.stream(
-            text, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed, grammar=rules
-        )
+        stream = session.stream(text, system=system, **settings)
         if as_json:
-            for _ in stream:
-                pass
+            with waiting(lambda: "answering"):
+                for _ in stream:
+                    pass
         else:
-            show(stream)
+            show(awaited(stream, "reading the prompt"))
         # While the base is mapped: its mappings show what is mapped twice.
         numbers = _numbers(stream.answer, session.load_s)
     if decision is not None:
         numbers["router"] = decision.as_dict()
     if as_json:
         emit(numbers, True, "")
+    if (cut := stream.answer.cut()) is not None:
+        note(f"[{cut}]")
     if stats:
         note(_stats_line(numbers))
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 from ..answer.base import SessionBase
 from ..answer.settings import Settings, max_tokens_of
 from ..answer.stream import Answer
-from ..console import note, show
+from ..console import awaited, note, show
 from ..errors import DoesNotFitError, InputError, SlmEdgeError, of_system
 from ..files.atomic import write_json
 from ..files.cache import user_path
@@ -136,7 +136,7 @@ class Talk:
         stream = self.session.stream(messages, system=self.system, **self.settings)
         shown: list[str] = []
         try:
-            show(stream, shown.append)
+            show(awaited(stream, "reading the conversation"), shown.append)
         except KeyboardInterrupt:
             stream.close()
             note("[stopped]")
@@ -145,8 +145,8 @@ class Talk:
             self.recompute = self._recomputed(messages, stream.answer)
             if self.recompute is not None:
                 note(f"[{self.recompute.text()}]")
-            if stream.answer.stop_reason == "context":
-                note("[the context is full; the answer ends here]")
+            if (cut := stream.answer.cut()) is not None:
+                note(f"[{cut}]")
         if shown:
             self.messages = [*messages, {"role": "assistant", "content": "".join(shown)}]
             self._answered_by = self.session.adapter

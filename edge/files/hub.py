@@ -11,13 +11,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from ..console import note
 from ..errors import InputError
 
 Kind = Literal["model", "dataset"]
 _NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_CLIENTS: Final = ("requests", "httpx", "httpx2")
 _SAID: Final = {"model": "model", "dataset": "data set"}
 
 
@@ -46,7 +47,8 @@ def hub_files(
 ) -> HubFiles:
     """Fetches the wanted files of a repository where they are not in the cache yet.
 
-    Files come one after the other in this thread, so that Ctrl-C ends at once; what was fetched of a file is kept.
+    Files come one after the other in this thread, so that Ctrl-C ends at once; those that are whole are kept, and what
+    was fetched of the last one if huggingface_hub keeps it (0.x does; its latest releases begin a file anew).
 
     Args:
         name: "organisation/name".
@@ -66,8 +68,9 @@ def hub_files(
         RevisionNotFoundError,
     )
     from huggingface_hub.utils.tqdm import disable_progress_bars
-    from requests.exceptions import RequestException
 
+    # huggingface_hub's errors derive from those of the client it uses: requests, httpx or httpx2.
+    unreachable: Any = [kind for kind in HfHubHTTPError.__mro__ if kind.__module__.partition(".")[0] in _CLIENTS][-1]
     if not sys.stderr.isatty():
         disable_progress_bars()
     said = _SAID[kind]
@@ -102,7 +105,7 @@ def hub_files(
         pass
     except HfHubHTTPError as error:
         raise InputError(f"the hub answers: {error}", where=name, hint="try again later") from None
-    except RequestException:
+    except unreachable:
         pass
     return _cached(name, wanted, kind, revision)
 

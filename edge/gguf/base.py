@@ -126,6 +126,12 @@ def check_base(file: GgufFile) -> BaseInfo:
         )
     if number_of(file, f"{architecture}.expert_count", faults, default=0):
         raise UnsupportedError("is a mixture of experts; adapters of those are not handled", where=file.path)
+    if number_of(file, f"{architecture}.expert_used_count", faults, default=0):
+        # llama.cpp ends the process.
+        faults.append(f"{architecture}.expert_used_count is set though there are no experts")
+    refused = [key for key in family.refused_keys if file.get(f"{architecture}.{key}")]
+    if refused:
+        raise UnsupportedError(f"its {architecture}.{', '.join(refused)} is not handled here", where=file.path)
     sizes = _sizes(file, architecture, faults)
     n_vocab = check_tokenizer(file, faults)
     check_keys(file, architecture, sizes, faults)
@@ -190,7 +196,7 @@ def _check_tensors(file: GgufFile, family: Family, sizes: dict[str, int], n_voca
         "token_embd.weight": (n_embd, n_vocab),
         "output_norm.weight": (n_embd,),
     }
-    if "output.weight" in file.tensors:
+    if "output.weight" in file.tensors or family.needs_output:
         expected["output.weight"] = (n_embd, n_vocab)
     for layer in range(sizes["n_layers"]):
         for name, dims in family.tensors():

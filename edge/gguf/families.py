@@ -51,12 +51,18 @@ class HfClass:
         config: name of its config class.
         biases: its config can switch biases on.
         fixed: config field -> the only value that llama.cpp computes; training sets it, export refuses others.
+        tied: the head is the embedding where config.json does not say.
+        rope_theta: where config.json says none.
+        ntk_alpha: a rope scaling "dynamic" with an `alpha` means a base stretched once and for all.
     """
 
     name: str
     config: str
     biases: bool = True
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    tied: bool = False
+    rope_theta: float = 10_000.0
+    ntk_alpha: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,11 @@ class Family:
         interleaves_qk: llama.cpp rotates neighbouring pairs, transformers two halves: rows of q and k are reordered.
         square_attention: llama.cpp takes n_heads * head size = width only.
         activation: `hidden_act` of transformers.
+        scalars: GGUF key without the architecture -> config field of a number in the computation.
+        rope_free_every: each so-many-th layer does not turn positions; 0: all do.
+        norm_after_rope: q and k are normed when they have been turned.
+        needs_output: the file must have a head of its own.
+        refused_keys: GGUF keys (without the architecture) of what is not computed here.
         uses: what is done with it beside running: "base" (export of checkpoints), "lora" (export of adapters), "train"
             (from a GGUF), "onnx".
     """
@@ -80,12 +91,21 @@ class Family:
     interleaves_qk: bool = False
     square_attention: bool = False
     activation: str = "silu"
+    scalars: Mapping[str, str] = field(default_factory=dict)
+    rope_free_every: int = 0
+    norm_after_rope: bool = False
+    needs_output: bool = False
+    refused_keys: tuple[str, ...] = ()
     uses: frozenset[str] = ALL_USES
 
     @property
     def matrices(self) -> tuple[str, ...]:
         """GGUF names of a block's matrices that llama.cpp multiplies through its LoRA path."""
         return tuple(part.name for part in self.block if part.is_matrix)
+
+    def turns(self, layer: int) -> bool:
+        """Whether a layer turns positions."""
+        return not self.rope_free_every or (layer + 1) % self.rope_free_every != 0
 
     def part(self, name: str) -> Part | None:
         """The module of a block with this GGUF name, or None."""
@@ -205,6 +225,69 @@ _ROWS: Final = (
             HfClass("Qwen3ForCausalLM", "Qwen3Config", fixed={"use_sliding_window": False, "attention_bias": False}),
         ),
         block=(*_NORMS, *_attention(), *_HEAD_NORMS, *_mlp()),
+    ),
+    Family(
+        "smollm3",
+        classes=(
+            HfClass(
+                "SmolLM3ForCausalLM",
+                "SmolLM3Config",
+                fixed={
+                    "use_sliding_window": False,
+                    "attention_bias": False,
+                    "mlp_bias": False,
+                    "no_rope_layer_interval": 4,
+                },
+                tied=True,
+                rope_theta=2_000_000.0,
+            ),
+        ),
+        block=(*_NORMS, *_attention(), *_mlp()),
+        interleaves_qk=True,
+        rope_free_every=4,
+    ),
+    Family(
+        "granite",
+        classes=(HfClass("GraniteForCausalLM", "GraniteConfig"),),
+        block=(*_NORMS, *_attention("attention_bias", "attention_bias"), *_mlp("mlp_bias")),
+        interleaves_qk=True,
+        scalars={
+            "embedding_scale": "embedding_multiplier",
+            "attention.scale": "attention_multiplier",
+            "residual_scale": "residual_multiplier",
+            "logit_scale": "logits_scaling",
+        },
+    ),
+    Family(
+        "olmo2",
+        classes=(HfClass("Olmo2ForCausalLM", "Olmo2Config", fixed={"attention_bias": False}),),
+        block=(
+            *_attention(),
+            Part("attn_q_norm", "self_attn.q_norm", ("n_q",)),
+            Part("attn_k_norm", "self_attn.k_norm", ("n_k",)),
+            Part("post_attention_norm", "post_attention_layernorm", ("n_embd",)),
+            *_mlp(),
+            Part("post_ffw_norm", "post_feedforward_layernorm", ("n_embd",)),
+        ),
+        square_attention=True,
+        needs_output=True,
+        refused_keys=("attention.sliding_window",),
+    ),
+    Family(
+        "hunyuan-dense",
+        classes=(
+            HfClass(
+                "HunYuanDenseV1ForCausalLM", "HunYuanDenseV1Config", fixed={"attention_bias": False}, ntk_alpha=True
+            ),
+        ),
+        block=(
+            *_NORMS,
+            *_attention(),
+            Part("attn_q_norm", "self_attn.query_layernorm", ("head",)),
+            Part("attn_k_norm", "self_attn.key_layernorm", ("head",)),
+            *_mlp(),
+        ),
+        norm_after_rope=True,
     ),
 )
 FAMILIES: Final[dict[str, Family]] = {row.architecture: row for row in _ROWS}

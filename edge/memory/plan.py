@@ -231,7 +231,7 @@ class ContextSize:
         shapes = {name: info.shape for name, info in file.tensors.items() if name.startswith(("blk.0.", "token_embd."))}
         n_embd, n_vocab = shapes["token_embd.weight"]
         return cls(
-            n_layers=sum(name.endswith(".attn_norm.weight") for name in file.tensors),
+            n_layers=sum(name.endswith(".attn_k.weight") for name in file.tensors),
             n_matrices=sum(name.startswith("blk.") and len(info.shape) == 2 for name, info in file.tensors.items()),
             n_heads=int(file.get(f"{file.get('general.architecture')}.attention.head_count")),
             n_embd=n_embd,

@@ -22,13 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DoesNotFitError, EngineError, InputError
+from ..extras import extra_hint
 from ..system.bus_error import expect_mapped
 from ..system.cpu import default_threads
 from ..system.huge_pages import to_huge_pages
 from .adapter import Array
 from .folder import BASE_FILE, DATA_FILE, FIRST_LOGIT, MODEL_FILE, OnnxBase
 
-HINT: Final = "pip install 'slm-edge[onnx]'"
 # Moving costs as much as some hundred tokens gain: who asks for a word does not pay, who talks on soon has it back.
 MOVE_AFTER_STEPS: Final = 32
 # Microseconds that a thread waits awake for the next matrix before it sleeps. A token has some hundred of them, each a
@@ -45,7 +45,7 @@ def runtime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise EngineError(f"onnxruntime does not load: {error}", hint=HINT) from None
+        raise EngineError(f"onnxruntime does not load: {error}", hint=extra_hint("onnx")) from None
     return onnxruntime
 
 

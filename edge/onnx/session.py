@@ -102,9 +102,9 @@ class OnnxSession(SessionBase[OnnxRows]):
         return OnnxBase.open(base_path)
 
     @classmethod
-    def _loose(cls, base: Any, name: str, path: Path, card: TaskCard) -> PackedAdapter:
+    def _loose(cls, base: Any, name: str, path: Path, card: TaskCard | None) -> PackedAdapter:
         found = OnnxAdapter.open(path, base)
-        return PackedAdapter(name, path, found.sha256, found.size_bytes, card)
+        return PackedAdapter(name, path, found.sha256, found.size_bytes, card or TaskCard(task=name))
 
     @property
     def threads(self) -> int:

@@ -31,6 +31,7 @@ from ..names import did_you_mean
 from ..options import Speculate
 
 if TYPE_CHECKING:
+    from ..gguf.adapter import AdapterInfo
     from ..grammar.rules import Rules
 
 MAX_CARD_BYTES: Final = 1 << 20
@@ -213,3 +214,8 @@ def _faults(card: TaskCard) -> list[str]:
     if not _is_table(card.scores):
         faults.append("scores is not a table of JSON values")
     return [fault for fault in faults if fault is not None]
+
+
+def own_card(info: "AdapterInfo", name: str) -> TaskCard:
+    """The card of an adapter that comes without one: task name and system message of its file, else its name."""
+    return TaskCard(task=info.task_name or name, system=info.prompt_prefix or None)

@@ -22,6 +22,7 @@ from .sources import check_source, has_keys
 
 SCHEMA: Final = 1
 PACK_FILE: Final = "pack.json"
+ROUTER_FILE: Final = "router.npz"
 MAX_PACK_FILE_BYTES: Final = 16 << 20
 MAX_SIZE_BYTES: Final = 1 << 50
 _SHA256: Final = re.compile("[0-9a-f]{64}")
@@ -169,7 +170,8 @@ def _manifest(data: dict[str, Any], faults: list[str]) -> Manifest | None:
         f"the adapter {name!r} is listed twice" for name in sorted({name for name in names if names.count(name) > 1})
     ]
     default = data["default_adapter"]
-    if default is not None and default not in [adapter.name for adapter in adapters]:
+    known = [adapter.name for adapter in adapters] + ["auto"] * (ROUTER_FILE in files)
+    if default is not None and default not in known:
         faults.append(f"its default adapter {default!r} is not among its adapters")
     if base is None or faults:
         return None

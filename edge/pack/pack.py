@@ -45,7 +45,7 @@ class Pack:
     """An open pack.
 
     Attributes:
-        default_adapter: used when none is named; None for the base alone.
+        default_adapter: used when none is named; "auto": the router chooses for each prompt; None: the base alone.
         adapters: by name, in the order of pack.json.
         manifest: pack.json as it stands.
     """

@@ -22,14 +22,13 @@ from ..gguf.adapter import AdapterInfo, check_adapter
 from ..gguf.base import BaseInfo
 from ..names import check_name, did_you_mean
 from ..sizes import human_bytes
-from .card import TaskCard
+from .card import TaskCard, own_card
 from .leftovers import remove_pack_leftovers
-from .manifest import PACK_FILE, AdapterRow, BaseRef, Manifest, is_safe_path, read_manifest, render
+from .manifest import PACK_FILE, ROUTER_FILE, AdapterRow, BaseRef, Manifest, is_safe_path, read_manifest, render
 from .pack import ADAPTERS_FOLDER, Pack
 from .sources import check_source
 
 _SPARE_BYTES = 1 << 20
-ROUTER_FILE = "router.npz"
 # Where the ONNX forms of adapters lie (`onnx/in_pack.py`); they go with their adapter.
 ONNX_ADAPTERS = "onnx/adapters"
 
@@ -52,8 +51,7 @@ class NewAdapter:
 
     def final_card(self, info: AdapterInfo) -> TaskCard:
         """The card that goes into the pack; InputError if its grammar or schema cannot be used."""
-        own = TaskCard(task=info.task_name or self.name, system=info.prompt_prefix or None)
-        card = dataclasses.replace(self.card or own, **self.card_changes)
+        card = dataclasses.replace(self.card or own_card(info, self.name), **self.card_changes)
         card.rules()
         return card
 
@@ -78,7 +76,7 @@ def build_pack(
         replace: `dest` may be a pack; it stays until the new one is whole. Any other folder is refused.
         base: the GGUF that the adapters are for.
         name: the folder's name by default.
-        default_adapter: a name among `adapters`, or None for the base alone.
+        default_adapter: a name among `adapters`, "auto" with a router, or None for the base alone.
         copy_base: put the base into the pack. Without it `sources` say where it can be had; its own path if none.
         include: further files and folders, such as licences; copied to the pack's top.
         router: the file that `--adapter auto` chooses by, already checked.
@@ -91,7 +89,8 @@ def build_pack(
     dest, base = Path(dest), Path(base)
     faults = [fault for source in sources for fault in check_source(source)]
     faults += _name_faults([adapter.name for adapter in adapters])
-    if default_adapter is not None and default_adapter not in [adapter.name for adapter in adapters]:
+    known = [adapter.name for adapter in adapters] + ["auto"] * (router is not None)
+    if default_adapter is not None and default_adapter not in known:
         faults.append(f"the default adapter {default_adapter!r} is not among the adapters")
     if not is_safe_path(base.name) or not base.name.endswith(".gguf"):
         faults.append(f"the base's file name {base.name!r} is not a plain name that ends in .gguf")
@@ -360,5 +359,9 @@ def _sorted(files: Mapping[str, str]) -> dict[str, str]:
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    if manifest.default_adapter == "auto" and ROUTER_FILE not in manifest.files:
+        # Nothing is left to choose by, for a moment or for good.
+        first = next((row.name for row in manifest.adapters), None)
+        manifest = dataclasses.replace(manifest, default_adapter=first)
     with atomic_file(folder / PACK_FILE) as aside:
         aside.write_bytes(render(manifest.as_dict()).encode())

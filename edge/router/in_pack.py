@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import InputError
+from ..pack.manifest import ROUTER_FILE
 from ..pack.pack import Pack, PackedAdapter, check_packed, starter_folder
-from ..pack.write import ROUTER_FILE, add_files
+from ..pack.write import add_files
 from .examples import with_examples, without
 from .file import RouterModel, read_router, write_router
 from .router import Router

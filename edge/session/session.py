@@ -22,18 +22,18 @@ from ..answer.engine import Worker
 from ..errors import InputError
 from ..files.atomic import sha256_file
 from ..files.watch import FileWatch
+from ..gguf.adapter import check_adapter
 from ..gguf.base import BaseInfo
 from ..gguf.chat_template import ChatTemplate, Message
 from ..llama.canary import Canary
 from ..llama.context import Context
-from ..llama.first_load import ensure_loads
 from ..llama.kernels import copied_spans
 from ..llama.model import Adapter, Model
 from ..llama.prompt import PromptEncoder
 from ..memory.fit import limit_of, plan_session
 from ..memory.plan import MemoryPlan
 from ..options import MOST_AT_ONCE, EngineOptions, Swap
-from ..pack.card import TaskCard
+from ..pack.card import TaskCard, own_card
 from ..pack.pack import Pack, PackedAdapter
 from ..prefix.cache import open_prefix_cache
 from ..prefix.chunks import Section
@@ -92,7 +92,10 @@ class Session(SessionBase["LlamaRows"]):
         self.options = options
         # llama.cpp maps the file itself.
         self.base.file.release()
-        ensure_loads(self.base)
+        if self.base.unproved:
+            from ..llama.first_load import ensure_loads
+
+            ensure_loads(self.base)
         with contextlib.ExitStack() as stack:
             self.model = stack.enter_context(
                 Model.load(base_path, mmap=chosen.mmap, repack=chosen.repack, copied=copied_spans(self.base))
@@ -146,9 +149,11 @@ class Session(SessionBase["LlamaRows"]):
         return BaseInfo.open(base_path)
 
     @classmethod
-    def _loose(cls, base: Any, name: str, path: Path, card: TaskCard) -> PackedAdapter:
+    def _loose(cls, base: Any, name: str, path: Path, card: TaskCard | None) -> PackedAdapter:
         if not path.is_file():
             raise InputError("no such file", where=path)
+        if card is None:
+            card = own_card(check_adapter(path, base), name)
         return PackedAdapter(name, path, sha256_file(path), path.stat().st_size, card)
 
     @classmethod

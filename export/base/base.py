@@ -232,6 +232,11 @@ def _tokenizer_notes(found: Found, tokenizer: ReadTokenizer) -> list[str]:
             f"the checkpoint's tokenizer puts a space before a text that begins with no special token such as "
             f"{tokenizer.behind!r}, llama.cpp will not; a chat template begins with one"
         )
+    if tokenizer.spaced_once:
+        notes.append(
+            "before a text that begins with a space llama.cpp puts another, the checkpoint's tokenizer does not "
+            "(transformers 5 saved it so); chat templates seldom begin with one"
+        )
     if tokenizer.composes:
         notes.append("the tokenizer composes text to Unicode NFC first, llama.cpp does not: give it composed text")
     return notes

@@ -117,7 +117,8 @@ class Checkpoint:
             found.append(NewTensor.of("rope_freqs.weight", factors, GgmlType.F32))
         for name in self.config.expected():
             found.append(self._tensor(name, type))
-            if name == "model.embed_tokens.weight" and output_weight and self.config.tied:
+            own_head = output_weight or self.config.family.needs_output
+            if name == "model.embed_tokens.weight" and own_head and self.config.tied:
                 found.append(self._tensor(name, type, "output.weight"))
         return found
 

@@ -1,13 +1,11 @@
 """Reads a checkpoint's config.json into the numbers that the export needs, and into GGUF keys.
 
-Understands the field names of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`). What
-llama.cpp would compute differently is refused, all reasons at once.
+What llama.cpp would compute differently is refused, all reasons at once.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,19 +13,8 @@ import numpy.typing as npt
 from ...edge.errors import InputError, UnsupportedError
 from ...edge.files.atomic import read_json
 from ...edge.gguf.families import ALWAYS, OUTSIDE, Family, HfClass, find_class, known_classes
+from ...edge.gguf.rope import Rope, read_rope, yarn_attention_factor, yarn_default_factor
 from ..files.gguf_writer import Value, float32, text, uint32
-
-DEFAULT_ROPE_THETA: Final = 10_000.0
-ROPE_KINDS: Final = ("default", "linear", "llama3", "yarn")
-
-
-@dataclass(frozen=True)
-class Rope:
-    """How positions turn: `kind` is one of `ROPE_KINDS`, `fields` what config.json says about it."""
-
-    kind: str
-    theta: float
-    fields: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -110,8 +97,10 @@ class ModelConfig:
             f"{a}.attention.layer_norm_rms_epsilon": float32(self.norm_eps),
             f"{a}.vocab_size": uint32(self.n_vocab),
             f"{a}.rope.dimension_count": uint32(self.head_size),
-            f"{a}.rope.freq_base": float32(self.rope.theta),
+            f"{a}.rope.freq_base": float32(self.rope.base(self.head_size)),
         }
+        for key, name in self.family.scalars.items():
+            keys[f"{a}.{key}"] = float32(self.raw.get(name, 1.0))
         fields = self.rope.fields
         if self.rope.kind in ("linear", "yarn"):
             keys[f"{a}.rope.scaling.type"] = text(self.rope.kind)
@@ -124,65 +113,12 @@ class ModelConfig:
             attention = yarn_attention_factor(fields)
             if attention is not None:
                 # llama.cpp multiplies its own 1 + 0.1 ln(factor) by this key.
-                own = 1 + 0.1 * math.log(max(fields["factor"], 1))
-                keys[f"{a}.rope.scaling.attn_factor"] = float32(attention / own)
+                keys[f"{a}.rope.scaling.attn_factor"] = float32(attention / yarn_default_factor(fields))
         return keys
 
     def rope_factors(self) -> npt.NDArray[np.float32] | None:
-        """Divisors of the rotation speeds, (head_size / 2,), for the tensor `rope_freqs.weight`; None if all are 1.
-
-        Formula: transformers' `_compute_llama3_parameters` (Llama 3.1), as the ratio of plain to scaled speed.
-        """
-        if self.rope.kind != "llama3":
-            return None
-        fields = self.rope.fields
-        exponents = np.arange(0, self.head_size, 2, dtype=np.float32) / np.float32(self.head_size)
-        speeds = np.float32(1) / np.float32(self.rope.theta) ** exponents
-        waves = np.float32(2 * math.pi) / speeds
-        original, factor = float(fields["original_max_position_embeddings"]), float(fields["factor"])
-        low, high = float(fields["low_freq_factor"]), float(fields["high_freq_factor"])
-        smooth = (original / waves - low) / (high - low)
-        between = 1 / ((1 - smooth) / factor + smooth)
-        factors = np.where(waves < original / high, 1.0, np.where(waves > original / low, factor, between))
-        return factors.astype(np.float32)
-
-
-def yarn_attention_factor(fields: dict[str, Any]) -> float | None:
-    """The attention factor that config.json asks for; None if it is yarn's usual one.
-
-    Formula: transformers' `_compute_yarn_parameters`.
-    """
-    if fields.get("attention_factor") is not None:
-        return float(fields["attention_factor"])
-    one, all_dims = fields.get("mscale"), fields.get("mscale_all_dim")
-    if not (one and all_dims):
-        return None
-    stretch = math.log(max(float(fields["factor"]), 1))
-    return float((0.1 * one * stretch + 1) / (0.1 * all_dims * stretch + 1))
-
-
-def _rope(raw: dict[str, Any], problems: list[str]) -> Rope:
-    fields = dict(raw.get("rope_scaling") or {}) | dict(raw.get("rope_parameters") or {})
-    if any(isinstance(value, dict) for value in fields.values()):
-        problems.append("rope_parameters differ from layer to layer")
-        fields = {}
-    kind = fields.get("rope_type") or fields.get("type") or "default"
-    theta = fields.get("rope_theta") or raw.get("rope_theta") or DEFAULT_ROPE_THETA
-    if kind not in ROPE_KINDS:
-        problems.append(f"rope scaling of the kind {kind!r}; supported: {', '.join(ROPE_KINDS)}")
-        return Rope("default", float(theta), {})
-    needed = {
-        "linear": ("factor",),
-        "yarn": ("factor",),
-        "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    }.get(kind, ())
-    problems += [f"rope scaling {kind!r} lacks {name}" for name in needed if name not in fields]
-    if fields.get("truncate") is False:
-        problems.append("yarn without truncation")
-    for source in (raw, fields):
-        if float(source.get("partial_rotary_factor") or 1) != 1:
-            problems.append("only a part of each head is rotated (partial_rotary_factor)")
-    return Rope(kind, float(theta), fields)
+        """Divisors of the rotation speeds, (head_size / 2,), for the tensor `rope_freqs.weight`; None if all are 1."""
+        return self.rope.llama3_divisors(self.head_size) if self.rope.kind == "llama3" else None
 
 
 def _build(path: Path, family: Family, hf: HfClass, raw: dict[str, Any]) -> ModelConfig:
@@ -221,7 +157,16 @@ def _build(path: Path, family: Family, hf: HfClass, raw: dict[str, Any]) -> Mode
         for name, value in hf.fixed.items()
         if raw.get(name) is not None and raw[name] != value
     ]
-    rope = _rope(raw, problems)
+    rope = read_rope(raw, problems)
+    n_layers = number("num_hidden_layers")
+    turned = [int(family.turns(layer)) for layer in range(n_layers)]
+    if raw.get("no_rope_layers") not in (None, [], turned):
+        problems.append(f"no_rope_layers are not those of each {family.rope_free_every}th layer, as llama.cpp has them")
+    for name in family.scalars.values():
+        if not isinstance(raw.get(name, 1.0), int | float) or not raw.get(name, 1.0) > 0:
+            problems.append(f"{name} is {raw[name]!r}, not a number above 0")
+    if "sliding_attention" in (raw.get("layer_types") or []):
+        problems.append("attention within a window")
     notes = []
     window = raw.get("sliding_window")
     if hf.name == "MistralForCausalLM" and window and window < n_ctx_tokens:
@@ -229,7 +174,7 @@ def _build(path: Path, family: Family, hf: HfClass, raw: dict[str, Any]) -> Mode
     config = ModelConfig(
         family=family,
         hf=hf,
-        n_layers=number("num_hidden_layers"),
+        n_layers=n_layers,
         n_embd=n_embd,
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
@@ -239,7 +184,7 @@ def _build(path: Path, family: Family, hf: HfClass, raw: dict[str, Any]) -> Mode
         n_ctx_tokens=n_ctx_tokens,
         norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
         rope=rope,
-        tied=bool(raw.get("tie_word_embeddings", False)),
+        tied=bool(raw.get("tie_word_embeddings", hf.tied)),
         raw=raw,
         notes=tuple(notes),
     )

@@ -143,6 +143,28 @@ class _Decoder:
         self.eps = float(info.file.get(f"{info.architecture}.attention.layer_norm_rms_epsilon"))
         self.cache_dims: tuple[int | str, ...] = ("batch_size", info.n_kv_heads)
         self.shapes: set[str] = set()
+        family = info.family
+        modules = {part.name: part.module for part in family.block}
+        # Norms of a block by where they stand. A norm "behind attention" of a family that has none behind its feed-
+        # forward part stands before that one.
+        behind = "post_ffw_norm" in modules
+        self.before_attention = modules.get("attn_norm")
+        self.before_mlp = modules.get("ffn_norm") or (None if behind else modules.get("post_attention_norm"))
+        self.behind_attention = modules.get("post_attention_norm") if behind else None
+        self.behind_mlp = modules.get("post_ffw_norm")
+        self.q_norm, self.k_norm = modules.get("attn_q_norm"), modules.get("attn_k_norm")
+
+    def _scalar(self, key: str) -> float:
+        """A number of the computation; 1 where the family has none."""
+        if key not in self.info.family.scalars:
+            return 1.0
+        return float(self.info.file.get(f"{self.info.architecture}.{key}", 1.0))
+
+    def _times(self, x: str, key: str) -> str:
+        factor = self._scalar(key)
+        return (
+            x if factor == 1 else self.graph.node("Mul", [x, self.graph.small(key, np.array(factor, self.graph.dtype))])
+        )
 
     def build(self) -> None:
         g, info, parts = self.graph, self.info, self.parts
@@ -156,23 +178,41 @@ class _Decoder:
         g.small("first_logit", np.array([0], np.int64))
         self.lengths = self._lengths(mask)
         self.shape = g.node("Shape", [ids])
-        residual = self._rows(g.embedding(parts.embedding, ids), info.n_embd)
-        x = self._norm(residual, "model.layers.0.input_layernorm")
+        residual = self._times(self._rows(g.embedding(parts.embedding, ids), info.n_embd), "embedding_scale")
+        x = (
+            residual
+            if self.before_attention is None
+            else self._norm(residual, f"model.layers.0.{self.before_attention}")
+        )
         for layer, linears in enumerate(parts.layers):
-            where = f"model.layers.{layer}"
             attended = self._apply(linears["self_attn.o_proj"], self._attention(layer, linears, x))
-            x, residual = self._skip_norm(residual, attended, f"{where}.post_attention_layernorm")
-            fed = self._mlp(linears, x)
-            last = layer == info.n_layers - 1
-            if not last:
-                x, residual = self._skip_norm(residual, fed, f"model.layers.{layer + 1}.input_layernorm")
+            attended = self._branch(layer, attended, self.behind_attention)
+            x, residual = self._sum(residual, attended, layer, self.before_mlp)
+            fed = self._branch(layer, self._mlp(linears, x), self.behind_mlp)
+            if layer < info.n_layers - 1:
+                x, residual = self._sum(residual, fed, layer + 1, self.before_attention)
         residual, fed = (self._from(self._batched(y, info.n_embd), first) for y in (residual, fed))
         x, _ = self._skip_norm(residual, fed, "model.norm")
+        scale = self._scalar("logit_scale")
+        if scale != 1:
+            x = g.node("Mul", [x, g.small("logit_scale", np.array(1 / scale, g.dtype))])
         g.head(parts.head, x, "logits")
         g.output("logits", ["batch_size", "logits_length", info.n_vocab])
         for layer in range(info.n_layers):
             for part in ("key", "value"):
                 g.output(f"present.{layer}.{part}", [*self.cache_dims, "total_sequence_length", parts.head_size])
+
+    def _branch(self, layer: int, y: str, norm: str | None) -> str:
+        """What attention or the feed-forward part adds to the residual."""
+        y = y if norm is None else self._norm(y, f"model.layers.{layer}.{norm}")
+        return self._times(y, "residual_scale")
+
+    def _sum(self, residual: str, y: str, layer: int, norm: str | None) -> tuple[str, str]:
+        """residual + y, normed for what comes next, and as it is."""
+        if norm is not None:
+            return self._skip_norm(residual, y, f"model.layers.{layer}.{norm}")
+        summed = self.graph.node("Add", [residual, y])
+        return summed, summed
 
     def _lengths(self, mask: str) -> tuple[str, str]:
         """Position of each row's last token, and the length of the longest row, as GroupQueryAttention takes them."""
@@ -221,34 +261,60 @@ class _Decoder:
             y = g.node("Add", [y, g.stored(linear.bias)])
         return g.lora(linear.pair, linear.n_in, linear.n_out, x, y) if self.lora else y
 
-    def _heads(self, x: str, module: str, n_heads: int) -> str:
-        """q or k as attention takes it, normed by head where the family does so."""
+    def _heads(self, x: str, layer: int, norm: str | None, name: str, n_heads: int) -> str:
+        """q or k, (tokens of all, width), as attention takes it: normed where the family does so, by head or whole."""
         g, size = self.graph, self.parts.head_size
-        if module in self.parts.norms:
-            heads = g.node("Reshape", [x, g.small(f"heads_{n_heads}", np.array([-1, n_heads, size]))])
-            x = self._norm(heads, module)
+        family = self.info.family
+        if family.norm_after_rope:
+            tables = [g.stored("rope_cos"), g.stored("rope_sin")]
+            inputs = [self._batched(x, n_heads * size), self._positions(), *tables]
+            x = self._rows(g.node("RotaryEmbedding", inputs, domain=MS), n_heads * size)
+        if norm is not None:
+            part = family.part(name)
+            if part is not None and part.shape == ("head",):
+                x = g.node("Reshape", [x, g.small(f"heads_{n_heads}", np.array([-1, n_heads, size]))])
+            x = self._norm(x, f"model.layers.{layer}.{norm}")
         return self._batched(x, n_heads * size)
+
+    def _positions(self) -> str:
+        """Position of each token, (batch, tokens), counted as GroupQueryAttention does."""
+        g, name = self.graph, "positions"
+        if name in self.shapes:
+            return name
+        self.shapes.add(name)
+        zero, one = g.small("zero", np.array(0, np.int64)), g.small("one", np.array(1, np.int64))
+        int64 = 7  # TensorProto.INT64
+        last, total = (g.node("Cast", [x], to=int64) for x in self.lengths)
+        n_tokens = g.node("Gather", [self.shape, one], axis=0)
+        # A first call begins at 0 in every row, however much of it is padding.
+        first = g.node("Equal", [total, n_tokens])
+        began = g.node("Sub", [g.node("Add", [last, one]), n_tokens])
+        start = g.node("Where", [first, zero, began])
+        start = g.node("Unsqueeze", [start, g.small("axis_1", np.array([1], np.int64))])
+        counted = g.node("Range", [zero, n_tokens, one])
+        return g.node("Add", [start, counted], out=name)
 
     def _attention(self, layer: int, linears: dict[str, Linear], x: str) -> str:
         g, info = self.graph, self.info
-        where = f"model.layers.{layer}.self_attn"
         packed = linears.get("self_attn.qkv_proj")
         if packed is None:
             q, k, v = (self._apply(linears[f"self_attn.{part}_proj"], x) for part in "qkv")
         else:
             q, k, v = self._apply(packed, x), "", ""
-            if f"{where}.q_norm" in self.parts.norms:
+            if self.q_norm is not None:
                 q, k, v = self._split(packed, q)
         size = self.parts.head_size
         if k:
-            q = self._heads(q, f"{where}.q_norm", info.n_heads)
-            k = self._heads(k, f"{where}.k_norm", info.n_kv_heads)
+            q = self._heads(q, layer, self.q_norm, "attn_q_norm", info.n_heads)
+            k = self._heads(k, layer, self.k_norm, "attn_k_norm", info.n_kv_heads)
             v = self._batched(v, info.n_kv_heads * size)
         else:
             q = self._batched(q, (info.n_heads + 2 * info.n_kv_heads) * size)
         past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
         outputs = ["", f"present.{layer}.key", f"present.{layer}.value"]
-        tables = [g.stored("rope_cos"), g.stored("rope_sin")]
+        turns = info.family.turns(layer) and not info.family.norm_after_rope
+        tables = [g.stored("rope_cos"), g.stored("rope_sin")] if turns else []
+        scale = self._scalar("attention.scale") if "attention.scale" in info.family.scalars else size**-0.5
         attended = g.node(
             "GroupQueryAttention",
             [q, k, v, *past, *self.lengths, *tables],
@@ -256,8 +322,8 @@ class _Decoder:
             domain=MS,
             num_heads=info.n_heads,
             kv_num_heads=info.n_kv_heads,
-            scale=float(size**-0.5),
-            do_rotary=1,
+            scale=float(scale),
+            do_rotary=int(turns),
             rotary_interleaved=0,
         )
         return self._rows(attended, info.n_heads * size)

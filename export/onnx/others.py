@@ -114,4 +114,5 @@ def _config(info: BaseInfo, dtype: Any) -> dict[str, Any]:
         "torch_dtype": np.dtype(dtype).name,
         "use_cache": True,
     }
+    config |= {field: float(file.get(f"{arch}.{key}", 1.0)) for key, field in info.family.scalars.items()}
     return config | {key: value for key, value in _ids(info).items() if value is not None}

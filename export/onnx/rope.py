@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...edge.gguf.base import BaseInfo
+from ...edge.gguf.rope import gguf_rope
 
 
 def head_size_of(info: BaseInfo) -> int:
@@ -16,12 +17,7 @@ def head_size_of(info: BaseInfo) -> int:
 
 def rope_tables(info: BaseInfo, n_tokens: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """cos and sin of every position's angles, (n_tokens, head_size / 2), computed in F32 as transformers does."""
-    file, arch, size = info.file, info.architecture, head_size_of(info)
-    theta = np.float32(file.get(f"{arch}.rope.freq_base", 10000.0))
-    speeds = np.float32(1) / theta ** (np.arange(0, size, 2, dtype=np.float32) / np.float32(size))
-    if "rope_freqs.weight" in file.tensors:
-        speeds = speeds / file.array("rope_freqs.weight")
-    if file.get(f"{arch}.rope.scaling.type") == "linear":
-        speeds = speeds / np.float32(file.get(f"{arch}.rope.scaling.factor", 1.0))
-    angles = np.arange(n_tokens, dtype=np.float32)[:, None] * speeds.astype(np.float32)[None]
+    speeds, factor = gguf_rope(info.file).speeds(head_size_of(info), info.n_ctx_train_tokens)
+    assert factor == 1
+    angles = np.arange(n_tokens, dtype=np.float32)[:, None] * speeds[None]
     return np.cos(angles), np.sin(angles)

@@ -8,6 +8,7 @@ Nothing of our own conversion is used here, or the proof would prove nothing.
 """
 
 import contextlib
+import dataclasses
 import io
 import os
 import warnings
@@ -17,8 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...edge.errors import InputError, SlmEdgeError, UnsupportedError
+from ...edge.errors import InputError, SlmEdgeError
+from ...edge.files.atomic import read_table
 from ...edge.gguf.file import GgufFile
+from ...edge.gguf.hf_form import dtype_word, hf_config, places, tensor_of, trained_family
+from ...edge.gguf.rope import check_rope, gguf_rope, give_rope, settle_rope
 from .mlx import MlxModel, is_mlx_folder
 
 
@@ -41,20 +45,31 @@ class Reference:
             InputError: transformers or PEFT cannot load it.
         """
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        import transformers
+        from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+        from transformers import AutoTokenizer as SlowTokenizer
 
         _quiet()
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise InputError("is not a Hugging Face folder: it holds no config.json", where=folder)
-        model = _try(
-            "transformers cannot load it",
-            folder,
-            lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True),
-        )
+
+        def load() -> Any:
+            raw = read_table(folder / "config.json")
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            rope = settle_rope(config, raw, folder)
+            place: dict[str, Any] = {"config": config, "local_files_only": True}
+            place[dtype_word(transformers.__version__)] = torch.float32
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, **place)
+            if rope is not None:
+                check_rope(model, rope, folder)
+            return model
+
+        model = _try("transformers cannot load it", folder, load)
         tokenizer = None
         if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-            tokenizers: Any = AutoTokenizer
+            # The file as it stands: a class by name may build another tokenizer of it, or be unknown to this release.
+            tokenizers: Any = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else SlowTokenizer
             tokenizer = _try(
                 "transformers cannot load its tokenizer",
                 folder,
@@ -64,44 +79,42 @@ class Reference:
 
     @classmethod
     def from_gguf(cls, path: str | os.PathLike[str], peft_dir: str | os.PathLike[str]) -> "Reference":
-        """The base from a GGUF file, its weights dequantised by transformers.
+        """The base from a GGUF file, its weights dequantised by the gguf package.
 
         Raises:
-            UnsupportedError: the file scales its positions in a way that transformers does not read from it.
+            UnsupportedError: an architecture without a class here, or a scaling of positions that is not computed.
             InputError: transformers or PEFT cannot load it.
         """
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        import transformers
 
         _quiet()
         file = GgufFile.open(path)
-        architecture = file.get("general.architecture")
-        scaling = file.get(f"{architecture}.rope.scaling.type", "none")
-        if scaling not in ("none", ""):
-            raise UnsupportedError(
-                f"transformers does not read the rope scaling {scaling!r} from a GGUF",
-                where=path,
-                hint="give the Hugging Face folder with --hf instead",
-            )
-        place: dict[str, Any] = {
-            "pretrained_model_name_or_path": file.path.absolute().parent,
-            "gguf_file": file.path.name,
-            "local_files_only": True,
-        }
+        family, rope = trained_family(file), gguf_rope(file)
+        found = places(file)
 
         def load() -> Any:
-            config = AutoConfig.from_pretrained(**place)
-            # transformers leaves this key out for some architectures and takes its own default.
-            head_size = file.get(f"{architecture}.attention.key_length")
-            if head_size is not None:
-                config.head_dim = head_size
-            return AutoModelForCausalLM.from_pretrained(**place, config=config, dtype=torch.float32)
+            config = getattr(transformers, family.classes[0].config)(**hf_config(file))
+            give_rope(config, dataclasses.replace(rope, divisors=None))
+            with torch.device("meta"):
+                model: Any = getattr(transformers, family.classes[0].name)(config)
+            state = {
+                f"{place.module}.{place.kind}": torch.from_numpy(np.array(place.in_order(tensor_of(file, name))))
+                for name, place in found.items()
+            }
+            if config.tie_word_embeddings:
+                state["lm_head.weight"] = state["model.embed_tokens.weight"]
+            model.load_state_dict(state, assign=True)
+            model.tie_weights()
+            # The speeds are a buffer outside of the state, made on no device above.
+            model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
+            return model
 
         model = _try("transformers cannot load it", file.path, load)
-        if "rope_freqs.weight" in file.tensors:
-            # Llama-3's scaling stands in a tensor of divisors that transformers does not read.
-            divisors = torch.from_numpy(file.array("rope_freqs.weight").copy())
-            model.model.rotary_emb.inv_freq.div_(divisors)
+        if rope.divisors is not None:
+            # Llama 3's scaling stands in a tensor of divisors that no config says.
+            model.model.rotary_emb.inv_freq.div_(torch.from_numpy(rope.divisors.copy()))
+        check_rope(model, rope, file.path)
         return cls(_adapted(model, peft_dir), None)
 
     def logits(self, ids: list[int], *, adapter: bool = True) -> npt.NDArray[np.float32]:

@@ -117,8 +117,9 @@ def comparison_texts(tokenizer: ReadTokenizer) -> list[str]:
     probes = [*pieces, *(f"x {piece}" for piece in pieces[::4])]
     texts += [line for line in probes if not tokenizer.composes or unicodedata.is_normalized("NFC", line)]
     if tokenizer.parses_special:
-        texts += [line for token in tokenizer.added for line in (token, f"a{token}b", f"{token}\n{token} x")]
-    return texts
+        between = "x" if tokenizer.spaced_once else " x"
+        texts += [line for token in tokenizer.added for line in (token, f"a{token}b", f"{token}\n{token}{between}")]
+    return [line for line in texts if not (tokenizer.spaced_once and line.startswith((" ", "▁")))]
 
 
 def _vocab_file(folder: Path, tokenizer: ReadTokenizer, pre: str | None, architecture: str) -> Path:

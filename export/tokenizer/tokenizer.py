@@ -44,6 +44,8 @@ class ReadTokenizer:
         composes: the reference first composes the text to Unicode NFC, which llama.cpp does not.
         behind: a special token; the two are compared behind it, since the reference puts a space before a text that
             begins with none, and llama.cpp would do so behind each of them.
+        spaced_once: the reference puts a space before a text unless one is there, llama.cpp always does: texts that
+            begin with one are not compared.
         pattern: the expression that splits text into words, "" if there is none.
         tokens: texts as stored, one per id.
         added: texts of the added tokens.
@@ -58,6 +60,7 @@ class ReadTokenizer:
     tokens: list[str]
     added: list[str]
     behind: str = ""
+    spaced_once: bool = False
     pattern: str = ""
 
 
@@ -73,14 +76,24 @@ def read_tokenizer(folder: Path, n_vocab: int, config: dict[str, Any]) -> ReadTo
         UnsupportedError: a kind that llama.cpp has no exact counterpart for.
     """
     if (folder / "tokenizer.json").exists():
-        return _from_json(folder, n_vocab, config)
-    if (folder / "tokenizer.model").exists():
-        return _from_sentencepiece(folder, n_vocab, config)
-    raise InputError(
-        "there is no tokenizer.json and no tokenizer.model",
-        where=folder,
-        hint="save the tokenizer beside the model: AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER)",
-    )
+        read = _from_json(folder, n_vocab, config)
+    elif (folder / "tokenizer.model").exists():
+        read = _from_sentencepiece(folder, n_vocab, config)
+    else:
+        raise InputError(
+            "there is no tokenizer.json and no tokenizer.model",
+            where=folder,
+            hint="save the tokenizer beside the model: AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER)",
+        )
+    missing = {f"<0x{byte:02X}>" for byte in range(256)} - set(read.tokens)
+    if read.kind == "llama" and missing:
+        # llama.cpp ends the process at the first such byte of a text.
+        raise UnsupportedError(
+            f"the tokenizer has no token for {len(missing)} of the 256 bytes, such as {min(missing)}",
+            where=folder,
+            hint="save it again from the original model: some releases of transformers save an empty vocabulary",
+        )
+    return read
 
 
 def _types_of(part: Any) -> set[str]:
@@ -148,6 +161,7 @@ def _from_json(folder: Path, n_vocab: int, config: dict[str, Any]) -> ReadTokeni
         tokens=tokens,
         added=[token["content"] for token in added],
         behind=tokens[int(bos.value)] if bos is not None and _metaspace_scheme(data) == "first" else "",
+        spaced_once=_metaspace_scheme(data) == "always",
         pattern=_pattern(data.get("pre_tokenizer")),
     )
 

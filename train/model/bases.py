@@ -13,6 +13,8 @@ from ...edge.errors import InputError, UnsupportedError
 from ...edge.files.atomic import read_table, sha256_file
 from ...edge.gguf.base import BaseInfo
 from ...edge.gguf.chat_template import ChatTemplate, Message
+from ...edge.gguf.hf_form import dtype_word
+from ...edge.gguf.rope import check_rope, settle_rope
 from ...edge.llama.prompt import PromptEncoder
 from ...edge.llama.vocab import Vocab
 from ..recipe import Weights
@@ -117,10 +119,12 @@ class HfBase:
     """
 
     def __init__(self, path: Path, name: str | None = None) -> None:
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+        # The file as it stands: a class by name may build another tokenizer of it, or be unknown to this release.
+        kind: Any = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)  # type: ignore[no-untyped-call]
+            self._tokenizer = kind.from_pretrained(path, local_files_only=True)
         except (OSError, ValueError) as error:
             raise InputError(f"the tokenizer cannot be loaded: {error}", where=path) from None
         source = self._tokenizer.chat_template
@@ -161,9 +165,11 @@ class HfBase:
 
         Raises:
             InputError: `weights` is "gguf": a folder has no blocks.
+            UnsupportedError: transformers reads its config.json in another way than the export does.
         """
         import torch
-        from transformers import AutoModelForCausalLM
+        import transformers
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         if weights == "gguf":
             raise InputError(
@@ -172,13 +178,18 @@ class HfBase:
                 hint='make one with `slm-edge export base`, or use weights = "nf4"',
             )
         dtypes: dict[str, Any] = {"f32": torch.float32, "bf16": torch.bfloat16, "nf4": "auto"}
+        config = AutoConfig.from_pretrained(self.path, local_files_only=True)
+        rope = settle_rope(config, read_table(self.path / "config.json"), self.path)
         model: Any = AutoModelForCausalLM.from_pretrained(
             self.path,
-            dtype=dtypes[weights],
+            config=config,
+            **{dtype_word(transformers.__version__): dtypes[weights]},
             attn_implementation=attention,
             local_files_only=True,
             use_safetensors=True,
         )
+        if rope is not None:
+            check_rope(model, rope, self.path)
         if weights == "nf4":
             from .nf4 import to_nf4
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...edge.errors import SlmEdgeError
+from ...edge.extras import extra_hint
 from .frozen import BlockEmbedding, BlockLinear, FrozenLinear, float_rows
 
 BLOCK_VALUES = 64
@@ -26,7 +27,7 @@ def functional() -> Any:
     except ModuleNotFoundError:
         raise SlmEdgeError(
             'weights = "nf4" needs the package bitsandbytes, which is not installed',
-            hint="pip install 'slm-edge[train,nf4]'; weights = \"gguf\" needs nothing more",
+            hint=f'{extra_hint("train", "nf4")}; weights = "gguf" needs nothing more',
         ) from None
     return found
 

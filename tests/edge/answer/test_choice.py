@@ -42,7 +42,7 @@ def made(tmp_path_factory):
 
 
 def peft_model(folder, names):
-    model = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder / "hf").float().eval()
     peft = PeftModel.from_pretrained(model, folder / f"peft-{names[0]}", adapter_name=names[0])
     for name in names[1:]:
         peft.load_adapter(folder / f"peft-{name}", adapter_name=name)

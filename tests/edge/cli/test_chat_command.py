@@ -65,6 +65,12 @@ def test_commands_and_mistakes(pack, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_cut_answer_says_so(pack, tmp_path):
+    grammar = tmp_path / "endless.gbnf"
+    grammar.write_text("root ::= [a-z ] root")
+    assert "[the answer is cut at 3 tokens" in chat(pack, ["hi"], "-n", "3", "--grammar", str(grammar)).stderr
+
+
 def test_adapters_within_a_budget(pack):
     budget = str(int(1.5 * (pack / "adapters" / "math.gguf").stat().st_size))
     lines = ["hello", "/stats", "/adapter code", "the world", "/stats"]

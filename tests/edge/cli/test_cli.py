@@ -1,11 +1,18 @@
 """The command line's own promises: one message, an exit code, no traceback."""
 
 import json
+import os
 import subprocess
 import sys
+from importlib import metadata
+from pathlib import Path
 
 import pytest
+from conftest import STARTER_BASE, STARTER_BASE_SHA256
 from slm_edge.edge import errors
+from slm_edge.edge.files.cache import base_cache_path
+
+ROOT = Path(__file__).parents[3]
 
 
 def slm_edge(*args, **options):
@@ -33,6 +40,78 @@ def test_an_unknown_command_is_met_with_the_nearest():
     assert result.returncode == 2
     assert "did you mean export" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+OTHERS_WORDS = ["list", "ls", "ps", "rm", "version", "config", "cache", "completion", "models", "create", "stop"]
+OTHERS_WORDS += ["serve", "show", "help"]
+
+
+@pytest.mark.parametrize("word", OTHERS_WORDS)
+def test_others_words_are_met_with_what_to_type(word):
+    """Each is a command here, or one line says what to type; no nearest letters."""
+    result = slm_edge(word)
+    assert "did you mean" not in result.stderr
+    if word in ("help", "cache"):
+        assert "Usage: " in result.stdout + result.stderr
+        return
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert f"There is no command '{word}': " in line and line.endswith((".", ")"))
+
+
+@pytest.mark.parametrize("words", [[], ["run"], ["pack", "build"], ["help"]])
+def test_help_is_a_command_too(words):
+    assert slm_edge("help", *words).stdout == slm_edge(*words, "--help").stdout != ""
+    assert slm_edge("help", *words, "nonsense").returncode == 2
+
+
+def test_version_says_what_computes():
+    from llama_cpp import llama_print_system_info
+
+    features = {
+        part.split(" = ")[0].split()[-1] for part in llama_print_system_info().decode().split("|") if "= 1" in part
+    }
+    lines = slm_edge("--version").stdout.splitlines()
+    assert lines[0] == f"slm-edge, version {metadata.version('slm-edge')}"
+    assert metadata.version("llama-cpp-python") in lines[2] and "ggml" in lines[2]
+    assert set(lines[3].split()[1:]) == features
+
+
+def test_doctor_says_what_is_here_and_what_is_to_do(own_cache):
+    result = slm_edge("doctor", "--json")
+    data = json.loads(result.stdout)
+    assert (result.returncode, data["faults"]) == (0, [])
+    assert data["cache"] == {"folder": str(own_cache), "files": []}
+    assert any("slm-edge pull starter" in line for line in data["advice"])
+    assert min(data["memory"]["total_bytes"], data["memory"]["free_bytes"], data["disk_free_bytes"]) > 0
+    base = base_cache_path(STARTER_BASE_SHA256)
+    base.parent.mkdir()
+    base.write_bytes(b"x" * 2048)
+    text = slm_edge("doctor").stdout
+    assert "pull starter" not in text and f"{own_cache}, 2.0 KiB" in text
+    broken = slm_edge("doctor", env={**os.environ, "LLAMA_CPP_LIB_PATH": str(own_cache)})
+    assert broken.returncode == 1
+    assert "FAULT" in broken.stdout and "pip install --force-reinstall" in broken.stdout
+
+
+def test_the_cache_is_listed_and_cleaned(own_cache):
+    kept, other = base_cache_path(STARTER_BASE_SHA256), own_cache / "notes.txt"
+    for path in (
+        kept,
+        kept.with_suffix(".gguf.part"),
+        kept.with_suffix(".lock"),
+        own_cache / "devices/probe.json",
+        other,
+    ):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x" * 1024)
+    listed = slm_edge("cache", "list").stdout
+    assert STARTER_BASE in listed and listed.splitlines()[-1].split() == ["4.0", "KiB", str(own_cache)]
+    gone = json.loads(slm_edge("cache", "clean", "--json").stdout)["deleted"]
+    assert [Path(row["file"]).name for row in gone] == [f"{STARTER_BASE_SHA256}.gguf.part", "probe.json"]
+    assert kept.is_file()
+    assert slm_edge("cache", "clean", "--bases").stdout.startswith("1 files deleted, 1.0 KiB")
+    assert not kept.exists() and other.is_file()
 
 
 def test_an_error_has_one_message_and_a_code(tmp_path):
@@ -71,7 +150,7 @@ def test_a_missing_extra_names_its_installation():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1, result.stderr
-    assert "pip install 'slm-edge[bench]'" in result.stderr
+    assert f"pip install -e '{ROOT}[bench]'" in result.stderr
     assert "Traceback" not in result.stderr
 
 

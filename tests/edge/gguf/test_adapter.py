@@ -17,6 +17,7 @@ from slm_edge.edge.errors import DamagedError, InputError, SlmEdgeError, Unsuppo
 from slm_edge.edge.gguf.adapter import check_adapter
 from slm_edge.edge.gguf.adapter_values import FLOATS, SCALES
 from slm_edge.edge.gguf.base import BaseInfo
+from slm_edge.edge.gguf.families import FAMILIES
 
 HEX = "0123456789abcdef" * 4
 
@@ -37,7 +38,7 @@ def parts(base):
     return adapter_parts(base, targets=("attn_q", "ffn_down"), rank=4)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("architecture", FAMILIES)
 def test_good_adapters_pass_and_act_in_llama_cpp(tmp_path, architecture):
     base = tiny_base(tmp_path / "base.gguf", architecture=architecture, tied=False)
     plain = tiny_adapter(tmp_path / "a.gguf", base, rank=8, alpha=16, task="sums")

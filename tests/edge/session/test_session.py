@@ -5,6 +5,7 @@ import pytest
 from build_gguf import adapter_parts, tiny_adapter, tiny_base, write_gguf
 from gguf import GGUFValueType
 from slm_edge.edge.errors import DamagedError, DoesNotFitError, EngineError, InputError
+from slm_edge.edge.gguf.families import FAMILIES
 from slm_edge.edge.options import CHUNK_TOKENS
 from slm_edge.edge.pack.card import TaskCard
 from slm_edge.edge.prefix.chunks import AdapterState, KvRecord, Section, chunk_ends, chunks_of
@@ -51,6 +52,18 @@ def test_swaps_with_equal_prompts(base, two):
     kept = assert_as_fresh(base, two, turns, max_tokens=12)
     # What an adapter computed once is there again when it comes back.
     assert [n > 0 for n in kept] == [False, False, True, True, False, True, True, True, True]
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_swaps_on_every_family(tmp_path, architecture):
+    base = tiny_base(tmp_path / "base.gguf", architecture=architecture, n_layers=4)
+    two = {name: (tiny_adapter(tmp_path / f"{name}.gguf", base, seed=seed), None) for name, seed in AB.items()}
+    names = ("a", "b", "a", None, "b", None)
+    turns = [(name, LONG + "question " * (i // 2)) for i, name in enumerate(names)]
+    kept = assert_as_fresh(base, two, turns, max_tokens=6)
+    assert [n >= CHUNK_TOKENS for n in kept] == [False, False, True, False, True, True]
+    texts = {name: tuple(fresh(base, two, name, LONG, max_tokens=6)[0]) for name in ("a", "b", None)}
+    assert len(set(texts.values())) == 3
 
 
 def test_swaps_with_shared_beginnings(base, two):

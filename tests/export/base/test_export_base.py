@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from build_hf import LLAMA3_SCALING, edit_config, tiny_checkpoint
+from build_hf import LLAMA3_SCALING, as_transformers_4, as_transformers_5, edit_config, tiny_checkpoint
 from compare_logits import largest_difference
 from safetensors.torch import load_file, save_file
 from slm_edge.edge.errors import DamagedError, DoesNotFitError, InputError, UnsupportedError
@@ -19,6 +19,7 @@ from slm_edge.export.base.quantize import TYPES
 BOUND = 2e-3
 N_VOCAB = 384
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+ALPHA = {"rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0}
 CASES = {
     "llama": {"family": "llama"},
     "llama untied, no groups": {"family": "llama", "tied": False, "n_kv_heads": 4},
@@ -36,6 +37,13 @@ CASES = {
     "qwen2 untied": {"family": "qwen2", "tied": False},
     "qwen3": {"family": "qwen3"},
     "qwen3 untied": {"family": "qwen3", "tied": False, "head_dim": 32},
+    "smollm3, a layer without rope": {"family": "smollm3", "n_layers": 5},
+    "granite": {"family": "granite"},
+    "granite with biases": {"family": "granite", "attention_bias": True, "mlp_bias": True, "tied": False},
+    "olmo2": {"family": "olmo2", "tied": False},
+    "olmo2 tied": {"family": "olmo2"},
+    "hunyuan": {"family": "hunyuan"},
+    "hunyuan, stretched base": {"family": "hunyuan", "rope_scaling": ALPHA, "head_dim": 32},
     "width not of 32": {"family": "llama", "n_embd": 72, "n_heads": 6, "n_kv_heads": 3, "n_ff": 100},
 }
 
@@ -54,16 +62,58 @@ def test_logits_equal_transformers(tmp_path, case):
     assert largest_difference(folder, path, N_VOCAB, 160 if "rope_scaling" in CASES[case] else 48) <= BOUND
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_transformers_5_config_gives_the_same_file(tmp_path, family):
-    folder = tiny_checkpoint(tmp_path / "hf", family, rope_scaling=LLAMA3_SCALING, rope_theta=50_000.0)
-    before, _ = exported(tmp_path)
-    config = json.loads((folder / "config.json").read_text())
-    config["rope_parameters"] = config.pop("rope_scaling") | {"rope_theta": config.pop("rope_theta")}
-    (folder / "config.json").write_text(json.dumps(config))
-    after, _ = exported(tmp_path, name="after.gguf")
-    assert after.read_bytes() == before.read_bytes()
-    assert GgufFile.open(after).get(f"{family}.rope.freq_base") == 50_000.0
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("llama", {"rope_scaling": LLAMA3_SCALING, "rope_theta": 50_000.0}),
+        ("qwen3", {"rope_scaling": LLAMA3_SCALING, "rope_theta": 50_000.0}),
+        ("mistral", {"rope_theta": 50_000.0}),
+        ("qwen2", {"rope_scaling": YARN, "rope_theta": 50_000.0}),
+    ],
+    ids=str,
+)
+def test_transformers_4_and_5_give_the_same_file(tmp_path, family, fields):
+    folder = tiny_checkpoint(tmp_path / "hf", family, **fields)
+    saved, _ = exported(tmp_path)
+    as_transformers_4(folder)
+    assert "rope_theta" in (folder / "config.json").read_text() and "rope_parameters" not in config_of(folder)
+    four, _ = exported(tmp_path, name="four.gguf")
+    as_transformers_5(folder)
+    assert "rope_theta" not in config_of(folder)
+    five, _ = exported(tmp_path, name="five.gguf")
+    assert four.read_bytes() == five.read_bytes() == saved.read_bytes()
+    architecture = GgufFile.open(five).get("general.architecture")
+    assert GgufFile.open(five).get(f"{architecture}.rope.freq_base") == 50_000.0
+
+
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "said"),
+    [
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
+        ("smollm3", {"use_sliding_window": True}, "use_sliding_window = True"),
+        ("granite", {"logits_scaling": 0.0}, "logits_scaling is 0.0"),
+        ("olmo2", {"head_dim": 32}, "heads x head size = width"),
+        ("hunyuan", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "rope_parameters": None}, "'dynamic'"),
+        ("llama", {"rope_scaling": ALPHA, "rope_parameters": None}, "'dynamic'"),
+    ],
+    ids=str,
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path, family, fields, said):
+    edit_config(tiny_checkpoint(tmp_path / "hf", family), **fields)
+    with pytest.raises(UnsupportedError, match=said):
+        exported(tmp_path)
+
+
+def test_a_config_that_contradicts_itself_is_refused(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "hf", "llama", rope_theta=50_000.0)
+    as_transformers_4(folder)
+    edit_config(folder, rope_parameters={"rope_type": "default", "rope_theta": 10_000.0})
+    with pytest.raises(UnsupportedError, match="contradict each other"):
+        exported(tmp_path)
 
 
 def test_shards_give_the_same_file(tmp_path):
@@ -150,6 +200,7 @@ def test_every_wrong_tensor_is_named_at_once(tmp_path):
 
 def test_every_unsupported_setting_is_named_at_once(tmp_path):
     folder = tiny_checkpoint(tmp_path / "hf", "qwen2")
+    as_transformers_4(folder)
     edit_config(
         folder,
         rope_scaling={"rope_type": "dynamic", "factor": 2.0},

@@ -34,7 +34,7 @@ def test_logits_are_those_of_pefts_own_merge(tmp_path, family, config):
     hf, peft = made(tmp_path, family, **config)
     result = merge(tmp_path / "base.gguf", tmp_path / "a.gguf", tmp_path / "m.gguf", TYPES["f32"])
     assert result.types.keys() == {"F32"}
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32), str(peft))
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(hf).float(), str(peft))
     merged = model.merge_and_unload()
     ids = random_ids(model.config.vocab_size, 12)
     with torch.no_grad():

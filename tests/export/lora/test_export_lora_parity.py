@@ -1,6 +1,7 @@
 """Exported adapters against PEFT: the logits of llama.cpp (F32 base, adapter and KV cache) are those of torch."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -43,6 +44,12 @@ def llama(tmp_path_factory):
 def with_head(tmp_path_factory):
     """Tied in the checkpoint, with an output.weight of its own in the GGUF."""
     return both(tmp_path_factory.mktemp("head"), output_weight=True)
+
+
+@pytest.fixture(scope="module")
+def newer(tmp_path_factory):
+    """Family -> its tiny checkpoint and GGUF, made once."""
+    return functools.cache(lambda family: both(tmp_path_factory.mktemp(family), family))
 
 
 def prove(folder, bases, **config):
@@ -110,6 +117,18 @@ def test_scaling_is_pefts(tmp_path, llama, name):
     done = prove(tmp_path, llama, **config)
     assert (done.info.alpha, done.n_folded) == (pytest.approx(alpha), n_folded)
     assert done.info.n_pairs == 14
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+@pytest.mark.parametrize("family", ["smollm3", "granite", "olmo2", "hunyuan"])
+def test_scaling_is_pefts_on_every_family(tmp_path, newer, family, name):
+    prove(tmp_path, newer(family), **SCALINGS[name][0])
+
+
+@pytest.mark.parametrize("target", ALL)
+@pytest.mark.parametrize("family", ["smollm3", "granite", "olmo2", "hunyuan"])
+def test_each_linear_layer_of_every_family(tmp_path, newer, family, target):
+    prove(tmp_path, newer(family), r=4, lora_alpha=16, target_modules=[target], size=2.0)
 
 
 def test_a_rank_above_the_smaller_side(tmp_path, llama):
@@ -208,6 +227,11 @@ def test_some_layers_only(tmp_path, llama):
         ("qwen2", {"tied": False}),
         ("qwen3", {}),
         ("qwen3", {"head_dim": 32}),
+        ("smollm3", {"n_layers": 4}),
+        ("granite", {}),
+        ("granite", {"attention_bias": True, "mlp_bias": True, "tied": False}),
+        ("olmo2", {"tied": False}),
+        ("hunyuan", {}),
     ],
     ids=str,
 )

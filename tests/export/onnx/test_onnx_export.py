@@ -15,6 +15,7 @@ from gguf import GGMLQuantizationType, quants
 from slm_edge.edge.errors import DamagedError, InputError, UnsupportedError
 from slm_edge.edge.gguf.adapter_values import SCALES
 from slm_edge.edge.gguf.base import BaseInfo
+from slm_edge.edge.gguf.families import FAMILIES
 from slm_edge.edge.onnx.folder import ONNX_FILE, OnnxBase
 from slm_edge.export.base.base import export_base
 from slm_edge.export.base.quantize import TYPES
@@ -34,6 +35,11 @@ IDS = random_ids(250, 40)
         ("mistral", {"tied": False}),
         ("qwen2", {}),
         ("qwen3", {"head_dim": 32}),
+        ("smollm3", {"n_layers": 5}),
+        ("granite", {}),
+        ("granite", {"attention_bias": True, "mlp_bias": True, "tied": False}),
+        ("olmo2", {"tied": False}),
+        ("hunyuan", {}),
     ],
     ids=str,
 )
@@ -102,9 +108,33 @@ def test_narrow_types(tmp_path, kind, bound):
     assert done.base.weights == {"f16": {"F16": 15}, "int8": {"Q8_0": 15}, "int4": {"Q8_0": 1, "Q4_0": 14}}[kind]
 
 
-def test_decoding_in_pieces_and_first_logit(tmp_path):
+@pytest.mark.parametrize("architecture", ["llama", "hunyuan-dense"])
+def test_rows_padded_on_the_right_are_as_alone(tmp_path, architecture):
+    """Hunyuan's positions are counted in the graph, those of the others by onnxruntime."""
+    base = tiny_base(tmp_path / "base.gguf", architecture=architecture)
+    export_onnx(base, tmp_path / "onnx", kind="f32")
+    session = plain_session(tmp_path / "onnx" / "model.onnx")
+    rows = [IDS[:20], IDS[20:31]]
+    alone = [onnx_logits(tmp_path / "onnx" / "model.onnx", [*row, 7]) for row in rows]
+    lengths = [len(row) for row in rows]
+    ids = np.array([row + [0] * (20 - len(row)) for row in rows])
+    mask = (np.arange(20)[None] < np.array(lengths)[:, None]).astype(np.int64)
+    past = {name: np.repeat(values, 2, axis=0) for name, values in empty_cache(session).items()}
+    names = [entry.name for entry in session.get_outputs()]
+    out = dict(zip(names, session.run(None, {"input_ids": ids, "attention_mask": mask} | past), strict=True))
+    for row, whole, n in zip(out["logits"], alone, lengths, strict=True):
+        np.testing.assert_allclose(row[:n], whole[:n], atol=1e-4)
+    past = {name.replace("present", "past_key_values"): out[name] for name in names[1:]}
+    mask = (np.arange(21)[None] < np.array(lengths)[:, None] + 1).astype(np.int64)
+    (logits,) = session.run(["logits"], {"input_ids": np.array([[7], [7]]), "attention_mask": mask} | past)
+    for row, whole in zip(logits, alone, strict=True):
+        np.testing.assert_allclose(row[0], whole[-1], atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", [name for name, row in FAMILIES.items() if "onnx" in row.uses])
+def test_decoding_in_pieces_and_first_logit(tmp_path, architecture):
     """A prompt in two pieces, then token by token, gives what one pass gives; `first_logit` leaves rows out."""
-    base = tiny_base(tmp_path / "base.gguf")
+    base = tiny_base(tmp_path / "base.gguf", architecture=architecture)
     export_onnx(base, tmp_path / "onnx", kind="f32")
     whole = onnx_logits(tmp_path / "onnx" / "model.onnx", IDS)
     session = plain_session(tmp_path / "onnx" / "model.onnx")

@@ -22,7 +22,7 @@ def test_optimum_generates_from_our_folder(tmp_path, family):
     hf = tiny_checkpoint(tmp_path / "hf", family)
     export_onnx(hf, tmp_path / "onnx", kind="f32")
     theirs = optimum.ORTModelForCausalLM.from_pretrained(tmp_path / "onnx", file_name="model.onnx", use_cache=True)
-    reference = transformers.AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32).eval()
+    reference = transformers.AutoModelForCausalLM.from_pretrained(hf).float().eval()
     ids = torch.tensor([[5, 70, 71, 99, 120, 33]])
     how = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": False}
     assert theirs.generate(ids, **how).tolist() == reference.generate(ids, **how).tolist()
@@ -34,7 +34,7 @@ def test_optimums_export_of_a_merged_adapter_is_our_graph_with_it(tmp_path):
 
     hf = tiny_checkpoint(tmp_path / "hf")
     peft = real_adapter(tmp_path / "peft", hf, r=8, lora_alpha=16)
-    model = transformers.AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(hf).float()
     merged = PeftModel.from_pretrained(model, str(peft)).merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
     transformers.AutoTokenizer.from_pretrained(hf).save_pretrained(tmp_path / "merged")

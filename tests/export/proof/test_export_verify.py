@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from build_hf import LLAMA3_SCALING, tiny_checkpoint
+from build_hf import LLAMA3_SCALING, as_transformers_4, as_transformers_5, edit_config, tiny_checkpoint
 from build_peft import pair, real_adapter, written_adapter
 from click.testing import CliRunner
 from slm_edge.edge.errors import InputError, UnsupportedError
 from slm_edge.edge.gguf.file import GgufFile
+from slm_edge.edge.gguf.rope import Rope, check_rope
 from slm_edge.edge.session.sections import activation_start
 from slm_edge.export.base.base import Options, export_base
 from slm_edge.export.base.quantize import TYPES
@@ -20,6 +21,7 @@ from slm_edge.export.proof.difference import Difference
 from slm_edge.export.proof.prompts import BUILT_IN, Prompt, read_prompts
 from slm_edge.export.proof.reference import Reference
 from slm_edge.export.proof.verify import verify
+from transformers import AutoModelForCausalLM
 
 SHORT = (Prompt("How many are left?"), Prompt("Grüße 🙂", "You are brief."))
 
@@ -106,7 +108,7 @@ def test_an_exact_export_passes(exact):
     ids=str,
 )
 def test_the_reference_from_a_gguf_is_the_checkpoint(tmp_path, family, fields):
-    """transformers' GGUF reader, with our corrections: Llama-3's rope divisors and head sizes of their own."""
+    """Llama-3's rope divisors and head sizes of their own, which transformers' GGUF reader leaves out."""
     files = made(tmp_path, family, **fields)
     ids = [int(n) for n in np.random.default_rng(0).integers(3, 200, 300)]
     theirs = Reference.from_hf(files["hf"], files["peft_dir"])
@@ -117,6 +119,44 @@ def test_the_reference_from_a_gguf_is_the_checkpoint(tmp_path, family, fields):
     assert report.passed
     assert report.exact
     assert {result.tokens_equal for result in report.results} == {None}
+
+
+@pytest.mark.parametrize("form", [as_transformers_4, as_transformers_5])
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("llama", {"rope_scaling": LLAMA3_SCALING}),
+        ("qwen2", {}),
+        ("qwen3", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+    ],
+    ids=str,
+)
+def test_both_forms_of_a_checkpoint_are_proved(tmp_path, form, family, fields):
+    files = made(tmp_path, family, rope_theta=500.0, **fields)
+    form(files["hf"])
+    report = run(files)
+    assert report.passed
+    assert report.max_logit_error < 1e-3
+    assert all(result.tokens_equal and result.greedy_equal for result in report.results)
+    # without the file's base the positions would turn in another way, far beyond the bound
+    reference = Reference.from_hf(files["hf"], files["peft_dir"])
+    ids = [int(n) for n in np.random.default_rng(0).integers(3, 200, 60)]
+    right = reference.logits(ids)
+    edit_config(files["hf"], rope_theta=10_000.0, rope_scaling=None, rope_parameters=None)
+    assert np.abs(Reference.from_hf(files["hf"], files["peft_dir"]).logits(ids) - right).max() > 0.01
+
+
+def test_a_reading_that_differs_is_an_error(tmp_path):
+    hf = tiny_checkpoint(tmp_path / "hf", rope_theta=500.0)
+    model = AutoModelForCausalLM.from_pretrained(hf)
+    check_rope(model, Rope("default", 500.0), hf)
+    for other in (
+        Rope("default", 10_000.0),
+        Rope("linear", 500.0, {"factor": 2.0}),
+        Rope("yarn", 500.0, {"factor": 2.0}),
+    ):
+        with pytest.raises(UnsupportedError, match="does not turn positions as the file says"):
+            check_rope(model, other, hf)
 
 
 @pytest.mark.parametrize("type", ["q8_0", "q4_0", "q4_1", "q5_k_m", "q4_k_m", "q6_k", "iq4_nl"])

@@ -208,6 +208,52 @@ def spm_checkpoint(tmp_path, model_file: Path) -> Path:
     return folder
 
 
+def metaspace(scheme):
+    step = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
+    return {"normalizer": None, "pre_tokenizer": step}
+
+
+# How a space gets before a text: Llama-2's files; Mistral 0.3's; and those that transformers 5 saves of either.
+SPACES = {
+    "prepended": {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ],
+        },
+        "pre_tokenizer": None,
+    },
+    "first": metaspace("first"),
+    "always": metaspace("always"),
+}
+
+
+def save_llama_tokenizer(folder, spaces):
+    """A tokenizer.json of a folder's tokenizer.model, its vocabulary read by transformers."""
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    bos = {"id": "<s>", "ids": [1], "tokens": ["<s>"]}
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    special = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    processor = {"type": "TemplateProcessing", "single": [special, first], "pair": [special, first, second]}
+    data = json.loads((folder / "tokenizer.json").read_text()) | SPACES[spaces]
+    data["post_processor"] = processor | {"special_tokens": {"<s>": bos}}
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+
+
+def test_a_vocabulary_without_bytes_is_refused(tmp_path, sentencepiece_files):
+    """llama.cpp would end the process; transformers 5 saves such a file of `LlamaTokenizerFast(vocab_file=…)`."""
+    folder = spm_checkpoint(tmp_path, sentencepiece_files / "bpe.model")
+    save_llama_tokenizer(folder, "prepended")
+    data = json.loads((folder / "tokenizer.json").read_text())
+    data["model"] |= {"vocab": {"<unk>": 0, "<s>": 1, "</s>": 2}, "merges": []}
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(UnsupportedError, match="no token for 256 of the 256 bytes"):
+        exported(tmp_path)
+
+
 def test_sentencepiece_model_alone(tmp_path, sentencepiece_files):
     spm_checkpoint(tmp_path, sentencepiece_files / "bpe.model")
     path, result = exported(tmp_path)
@@ -225,8 +271,7 @@ def test_sentencepiece_model_alone(tmp_path, sentencepiece_files):
 def test_llama_tokenizer_json(tmp_path, sentencepiece_files, with_model):
     """The tokenizer.json that transformers makes of a SentencePiece model: Llama-2, TinyLlama, Mistral 0.1."""
     folder = spm_checkpoint(tmp_path, sentencepiece_files / "bpe.model")
-    tokenizer = transformers.LlamaTokenizerFast(vocab_file=str(folder / "tokenizer.model"), legacy=True)
-    tokenizer.save_pretrained(folder)
+    save_llama_tokenizer(folder, "prepended")
     if not with_model:
         (folder / "tokenizer.model").unlink()
     path, _ = exported(tmp_path)
@@ -243,11 +288,7 @@ def test_llama_tokenizer_json(tmp_path, sentencepiece_files, with_model):
 def test_a_space_before_the_whole_text_alone(tmp_path, sentencepiece_files):
     """Mistral 0.3's tokenizer.json: Metaspace with "first" puts its space nowhere behind a BOS."""
     folder = spm_checkpoint(tmp_path, sentencepiece_files / "bpe.model")
-    tokenizer = transformers.LlamaTokenizerFast(
-        vocab_file=str(folder / "tokenizer.model"), legacy=False, add_prefix_space=True
-    )
-    tokenizer.save_pretrained(folder)
-    assert json.loads((folder / "tokenizer.json").read_text())["pre_tokenizer"]["prepend_scheme"] == "first"
+    save_llama_tokenizer(folder, "first")
     path, result = exported(tmp_path)
     assert GgufFile.open(path).get("tokenizer.ggml.add_space_prefix") is False
     assert any("such as '<s>'" in note for note in result.notes)
@@ -257,6 +298,19 @@ def test_a_space_before_the_whole_text_alone(tmp_path, sentencepiece_files):
     # the two really differ without it
     with Vocab.open(path) as vocab:
         assert vocab.encode("Fox") != reference.encode("Fox", add_special_tokens=False).ids
+
+
+def test_a_space_before_each_text_unless_there_is_one(tmp_path, sentencepiece_files):
+    """What transformers 5 saves of Llama-2's tokenizer: exact but for texts that begin with a space."""
+    folder = spm_checkpoint(tmp_path, sentencepiece_files / "bpe.model")
+    save_llama_tokenizer(folder, "always")
+    path, result = exported(tmp_path)
+    assert GgufFile.open(path).get("tokenizer.ggml.add_space_prefix") is True
+    assert any("begins with a space" in note for note in result.notes)
+    reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    texts = [text for text in [*sample_texts(False), *odd_texts()] if not text.startswith(" ")]
+    texts += [f"a</s>{text}" for text in texts[:40]]
+    assert_equal_everywhere(path, lambda text: reference.encode(text, add_special_tokens=False).ids, texts)
 
 
 def test_user_defined_pieces_of_a_sentencepiece_model(tmp_path, sentencepiece_files):

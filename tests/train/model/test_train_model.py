@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from build_gguf import tiny_base
-from build_hf import LLAMA3_SCALING, edit_config, tiny_checkpoint
+from build_hf import LLAMA3_SCALING, as_transformers_4, edit_config, tiny_checkpoint
 from peft import LoraConfig, PeftModel, get_peft_model
 from slm_edge.edge.errors import UnsupportedError
 from slm_edge.edge.llama.context import Context
@@ -41,7 +41,10 @@ def llama_cpp_logits(path, ids):
 
 @pytest.mark.parametrize(
     ("architecture", "tied", "n_kv_heads"),
-    [("llama", True, 2), ("llama", False, 4), ("llama", True, 1), ("qwen2", True, 2), ("qwen3", False, 2)],
+    [
+        *(("llama", True, 2), ("llama", False, 4), ("llama", True, 1), ("qwen2", True, 2), ("qwen3", False, 2)),
+        *(("smollm3", True, 2), ("granite", True, 2), ("olmo2", False, 2), ("hunyuan-dense", True, 2)),
+    ],
 )
 def test_logits_equal_llama_cpps(tmp_path, architecture, tied, n_kv_heads):
     base = tiny_base(tmp_path / "base.gguf", architecture=architecture, tied=tied, n_kv_heads=n_kv_heads, seed=3)
@@ -62,6 +65,7 @@ def test_llama_3s_rope_scaling_is_read_from_the_factors_of_the_file(tmp_path):
         ours = load_gguf_model(tmp_path / "base.gguf")(input_ids=ids).logits
         blocks = load_gguf_model(tmp_path / "base.gguf", weights="gguf")(input_ids=ids).logits
         theirs = AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits
+        as_transformers_4(folder)
         edit_config(folder, rope_scaling=None)
         unscaled = AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from build_gguf import tiny_base
-from build_hf import tiny_checkpoint
+from build_hf import as_transformers_4, as_transformers_5, edit_config, tiny_checkpoint
 from build_rows import dolly_row, gsm8k_row, mbpp_row, write_jsonl
 from click.testing import CliRunner
 from peft import PeftConfig
@@ -72,6 +72,19 @@ def test_a_run_writes_a_peft_folder_that_says_what_it_is(base, rows, tmp_path):
     assert record["held_out_loss"]["adapter"] < record["held_out_loss"]["base"]
     assert record["curve"][-1]["loss"] < record["curve"][0]["loss"]
     assert Recipe.from_mapping(record["recipe"]).batch == 4
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_folders_of_transformers_4_and_5_train_the_same(rows, tmp_path, family):
+    """A step on either form of one checkpoint gives the same bytes; a base of the speeds read wrongly would not."""
+    folder = tiny_checkpoint(tmp_path / "hf", family, rope_theta=500.0)
+    for name, form in (("4", as_transformers_4), ("5", as_transformers_5)):
+        form(folder)
+        run(folder, rows, tmp_path / name, steps=1)
+    assert weights(tmp_path / "4") == weights(tmp_path / "5")
+    edit_config(folder, rope_parameters=None, rope_theta=10_000.0)
+    run(folder, rows, tmp_path / "other", steps=1)
+    assert weights(tmp_path / "other") != weights(tmp_path / "4")
 
 
 def test_it_exports_without_a_hand_edit(base, rows, tmp_path):

@@ -1,0 +1,236 @@
+"""What is on this machine: `slm-edge doctor`, `slm-edge cache`, `slm-edge --version`."""
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..console import emit, json_option
+from ..errors import SlmEdgeError
+from ..extras import EXTRA_OF_PACKAGE, extra_hint
+from ..files.cache import base_cache_path, cache_folder
+from ..sizes import human_bytes
+
+# Below this much memory or disk the starter pack's base has no room.
+LEAST_FREE_BYTES = 300 << 20
+PACKAGES = ("llama-cpp-python", "numpy", "onnxruntime", "torch", "transformers", "peft")
+
+
+def engine() -> dict[str, Any]:
+    """llama.cpp as it is installed: version of its Python package, of ggml, and the CPU features that it uses.
+
+    Raises:
+        EngineError: it does not load.
+    """
+    from ..llama.binding import lib
+    from ..llama.kernels import cpu_features
+
+    return {
+        "llama_cpp_python": metadata.version("llama-cpp-python"),
+        **{key: _ggml(lib(), f"ggml_{key}") for key in ("version", "commit")},
+        "cpu_features": sorted(cpu_features()),
+    }
+
+
+def _ggml(module: Any, name: str) -> str | None:
+    """A text that ggml says of itself; None in builds that do not say it."""
+    import ctypes
+
+    function = getattr(module._lib, name, None)
+    if function is None:
+        return None
+    function.restype = ctypes.c_char_p
+    return str(function().decode(errors="replace"))
+
+
+def version_text() -> str:
+    """What `--version` prints; that llama.cpp does not load is said, and no error."""
+    first = f"slm-edge, version {metadata.version('slm-edge')}"
+    try:
+        facts = engine()
+    except SlmEdgeError as error:
+        return f"{first}\n{error}"
+    ggml = f"ggml {facts['version']} ({facts['commit']})" if facts["version"] else "ggml of unknown version"
+    return (
+        f"{first}\nPython {platform.python_version()}, {platform.system()} {platform.machine()}\n"
+        f"llama.cpp: llama-cpp-python {facts['llama_cpp_python']}, {ggml}\nCPU: {' '.join(facts['cpu_features'])}"
+    )
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what is installed here, what memory and disk have room for, and what to do about what is missing.
+
+    The exit code is 1 if something keeps the starter pack from running.
+
+    \b
+    Examples:
+      slm-edge doctor
+      slm-edge doctor --json
+    """
+    from ..pack.pack import Pack
+    from ..system.cpu import default_threads
+    from ..system.memory import available_bytes, machine_bytes, memory_limit_bytes
+
+    faults, advice = [], []
+    try:
+        llama: dict[str, Any] | None = engine()
+    except SlmEdgeError as error:
+        llama = None
+        faults.append(str(error))
+    if llama is not None and platform.machine() == "x86_64" and "AVX2" not in llama["cpu_features"]:
+        advice.append("llama.cpp was built without AVX2: pip install --force-reinstall --no-cache-dir llama-cpp-python")
+    memory = {"total_bytes": machine_bytes(), "free_bytes": available_bytes(), "limit_bytes": memory_limit_bytes()}
+    cache = cache_folder()
+    existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
+    disk_bytes = shutil.disk_usage(existing).free
+    pack = Pack.open(None)
+    has_base = pack.carries_base or base_cache_path(pack.base.sha256).is_file()
+    room_bytes = min(memory["free_bytes"] or 0, memory["limit_bytes"] or LEAST_FREE_BYTES)
+    if room_bytes < LEAST_FREE_BYTES:
+        faults.append(
+            f"{human_bytes(room_bytes)} of memory are free; the starter needs {human_bytes(LEAST_FREE_BYTES)}"
+        )
+    if not os.access(existing, os.W_OK):
+        (advice if has_base else faults).append(f"{existing} cannot be written: set SLM_EDGE_CACHE to another folder")
+    if not has_base:
+        if disk_bytes < LEAST_FREE_BYTES:
+            faults.append(f"{human_bytes(disk_bytes)} are free on the disk of {cache}; set SLM_EDGE_CACHE to another")
+        advice.append("the starter's base is not fetched yet: slm-edge pull starter")
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    if load is not None and load > (os.cpu_count() or 1):
+        advice.append(f"the machine is busy (load {load:.1f}): answers are slower than they could be, try --threads 1")
+    missing: dict[str, list[str]] = {}
+    for package, extra in EXTRA_OF_PACKAGE.items():
+        if importlib.util.find_spec(package) is None:
+            missing.setdefault(extra, []).append(package)
+    advice += [f"for {extra} ({', '.join(packages)}): {extra_hint(extra)}" for extra, packages in missing.items()]
+    data = {
+        "slm_edge": metadata.version("slm-edge"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "executable": sys.executable,
+        "packages": {name: _version(name) for name in PACKAGES},
+        "llama_cpp": llama,
+        "threads": default_threads(),
+        "load": load,
+        "memory": memory,
+        "disk_free_bytes": disk_bytes,
+        "cache": {"folder": str(cache), "files": _cached()},
+        "starter_base": has_base,
+        "faults": faults,
+        "advice": advice,
+    }
+    emit(data, as_json, _text(data))
+    if faults:
+        raise click.exceptions.Exit(1)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _text(data: dict[str, Any]) -> str:
+    memory, llama, files = data["memory"], data["llama_cpp"], data["cache"]["files"]
+    limit = f", at most {human_bytes(memory['limit_bytes'])} for this process" if memory["limit_bytes"] else ""
+    rows = {
+        "slm-edge": data["slm_edge"],
+        "Python": f"{data['python']}, {data['executable']}",
+        "system": data["system"],
+        "llama.cpp": "does not load",
+        "CPU": f"{data['threads']} threads by default",
+        "memory": f"{human_bytes(memory['free_bytes'])} free of {human_bytes(memory['total_bytes'])}{limit}",
+        "disk": f"{human_bytes(data['disk_free_bytes'])} free for the cache",
+        "cache": f"{data['cache']['folder']}, {human_bytes(sum(row['size_bytes'] for row in files))}",
+        "packages": ", ".join(f"{name} {version or 'missing'}" for name, version in data["packages"].items()),
+    }
+    if llama is not None:
+        rows["llama.cpp"] = f"llama-cpp-python {llama['llama_cpp_python']}, ggml {llama['version'] or 'unknown'}"
+        rows["CPU"] += f"; llama.cpp uses {' '.join(llama['cpu_features'])}"
+    lines = [f"{name:10} {value}" for name, value in rows.items()]
+    lines += [f"FAULT      {fault}" for fault in data["faults"]]
+    lines += [f"to do      {advice}" for advice in data["advice"]]
+    return "\n".join(lines if data["faults"] else [*lines, 'Ready: slm-edge run "Hello"'])
+
+
+@click.group()
+def cache() -> None:
+    """List or clean what was fetched and measured once.
+
+    \b
+    Example:
+      slm-edge cache list
+    """
+
+
+@cache.command("list")
+@json_option
+def list_files(as_json: bool) -> None:
+    """List the files of the cache with their sizes.
+
+    \b
+    Example:
+      slm-edge cache list
+    """
+    folder, rows = cache_folder(), _cached()
+    lines = [f"{human_bytes(row['size_bytes']):>10}  {row['file']}{_model(row)}" for row in rows]
+    lines.append(f"{human_bytes(sum(row['size_bytes'] for row in rows)):>10}  {folder}")
+    emit({"folder": str(folder), "files": rows}, as_json, "\n".join(lines))
+
+
+@cache.command()
+@click.option("--bases", is_flag=True, help="Base models too; the next run or pull fetches them again.")
+@json_option
+def clean(bases: bool, as_json: bool) -> None:
+    """Delete broken-off downloads and what was measured of this machine; with --bases the base models too.
+
+    Use it while no other slm-edge runs. Locks, which have no size, stay.
+
+    \b
+    Examples:
+      slm-edge cache clean
+      slm-edge cache clean --bases
+    """
+    folder = cache_folder()
+    gone = [row for row in _cached() if _may_go(row["file"], bases)]
+    for row in gone:
+        (folder / row["file"]).unlink(missing_ok=True)
+    size = human_bytes(sum(row["size_bytes"] for row in gone))
+    emit({"folder": str(folder), "deleted": gone}, as_json, f"{len(gone)} files deleted, {size}: {folder}")
+
+
+def _may_go(name: str, bases: bool) -> bool:
+    """Whether cleaning deletes a file: what slm-edge makes there by itself, and nothing else that one may have put."""
+    top, _, rest = name.partition("/")
+    if top == "bases":
+        return rest.endswith(".part") or (bases and rest.endswith(".gguf"))
+    return top == "devices" and not rest.endswith(".lock")
+
+
+def _cached() -> list[dict[str, Any]]:
+    """The files of the cache, locks left out: path below the folder, size."""
+    folder = cache_folder()
+    found = (path for path in sorted(folder.rglob("*")) if path.suffix != ".lock" and not path.is_symlink())
+    return [
+        {"file": path.relative_to(folder).as_posix(), "size_bytes": path.stat().st_size}
+        for path in found
+        if path.is_file() and path.relative_to(folder).parts[0] != "locks"
+    ]
+
+
+def _model(row: dict[str, Any]) -> str:
+    """The starter's base by its name."""
+    from ..pack.pack import Pack
+
+    base = Pack.open(None).base
+    return f"  ({base.file_name})" if Path(row["file"]).stem == base.sha256 else ""

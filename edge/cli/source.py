@@ -1,0 +1,180 @@
+"""What `run` and `chat` answer with: a pack, or a GGUF file with its LoRA files, however it is named.
+
+chosen("model.gguf", None, ("style.gguf=0.5",))     # a base and an adapter, no pack
+chosen("my-pack", None, ())                         # a folder with a pack.json
+chosen("llama3.2", None, ())                        # InputError: it is no file; what to type
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Unpack
+
+import click
+
+from ..console import waiting
+from ..errors import InputError
+from ..names import check_name
+from ..options import EngineOptions
+from ..pack.manifest import PACK_FILE
+from ..pack.pack import Pack
+
+if TYPE_CHECKING:
+    from ..answer.base import SessionBase
+
+_FAMILIES: Final = (
+    "llama|tinyllama|codellama|qwen|qwq|mistral|mixtral|ministral|codestral|gemma|codegemma|phi|smollm|deepseek|granite"
+    "|falcon|olmo|gpt-oss|starcoder|vicuna|aya|command-r|exaone|lfm|nemotron|internlm|yi|zephyr|openhermes|stablelm"
+)
+# Words that name a model elsewhere: a family with its size or version, a tag, a place on the hub.
+_MODEL_NAME: Final = re.compile(
+    rf"(?:hf\.co|huggingface\.co|ollama\.com|hf|hub|ollama)[/:]\S+|https?://\S*(?:gguf|hf\.co|huggingface\.co)\S*"
+    rf"|(?:[\w.-]+/)?(?:{_FAMILIES})[\d.]*(?:[-_.][\w.-]+)?(?::[\w.-]+)?"
+    rf"|(?:[\w.-]+/)?[\w.-]+:(?:latest|[\d.]+[bm](?:[-_][\w.-]+)?)|[\w.-]+/[\w.-]*gguf[\w.-]*(?::[\w.-]+)?",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """One adapter file and its strength; None: as trained."""
+
+    name: str
+    file: Path
+    scale: float | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pack, or a base file with adapter files.
+
+    Attributes:
+        pack: None where a GGUF file is the base.
+        base: that file; None with a pack.
+    """
+
+    pack: Pack | None
+    base: Path | None = None
+    loras: tuple[Lora, ...] = ()
+
+    @property
+    def default(self) -> str | None:
+        """What answers when no adapter is named: a name, several as "a:0.5+b:1", "auto", None for the base alone."""
+        if self.pack is not None:
+            return self.pack.default_adapter
+        return "+".join(one.name if one.scale is None else f"{one.name}:{one.scale:g}" for one in self.loras) or None
+
+    def open(
+        self, engine: str, adapter: str | None, *, one_answer: bool = False, **options: Unpack[EngineOptions]
+    ) -> "SessionBase[Any]":
+        """A session that answers with that adapter; arguments and errors as `engines.open_session`."""
+        from ..engines import open_files, open_session
+
+        if self.pack is None and adapter == "auto":
+            raise InputError("a model file has no router, which 'auto' needs", hint="name an adapter, or use a pack")
+        with waiting(lambda: "loading the model"):
+            if self.pack is not None:
+                return open_session(
+                    self.pack, engine, adapter=adapter, allow_pull=True, one_answer=one_answer, **options
+                )
+            assert self.base is not None
+            files = {one.name: one.file for one in self.loras}
+            return open_files(self.base, files, engine, adapter=adapter, one_answer=one_answer, **options)
+
+
+def looks_like_model(word: str) -> bool:
+    """Whether one word names a model, here or elsewhere, so that it cannot be meant as a prompt."""
+    if not word or len(word.split()) != 1:
+        return False
+    is_file = word.lower().endswith(".gguf")
+    return is_file or word == "starter" or _is_pack(word) or _MODEL_NAME.fullmatch(word) is not None
+
+
+def model_and_prompt(words: Sequence[str], prompt: str | None, model: str | None) -> tuple[str | None, str | None]:
+    """What the words of `run [MODEL] [PROMPT]` are, with `-p` and `-m`: the model and the prompt, None where left out.
+
+    Raises:
+        UsageError: there are too many, or one is given twice.
+    """
+    rest = list(words)
+    if model is None and len(rest) > (prompt is None):
+        # Two words are a model and a prompt; with -p one word is the model.
+        model = rest.pop(0)
+    elif model is None and len(rest) == 1 and looks_like_model(rest[0]):
+        model = rest.pop(0)
+    if len(rest) > (prompt is None):
+        which = "the prompt is given twice" if prompt is not None else "there are too many words"
+        raise click.UsageError(f'{which}: put the prompt in quotes, as in slm-edge run FILE.gguf "Hello you".')
+    return model, rest[0] if rest else prompt
+
+
+def chosen(model: str | None, pack: Path | None, loras: Sequence[str]) -> Source:
+    """What is answered with.
+
+    Args:
+        model: a GGUF file, a pack's folder, "starter"; None if none is named.
+        pack: `--pack`, which takes the same.
+        loras: `--lora` FILE or FILE=SCALE each.
+
+    Raises:
+        InputError: a name that is neither; files that are not there.
+    """
+    if model is not None and pack is not None:
+        raise click.UsageError(f"there are two models: {model} and --pack {pack}; leave one out.")
+    named = model if model is not None else None if pack is None else str(pack)
+    if named is not None and not _is_pack(named) and (Path(named).is_file() or named.lower().endswith(".gguf")):
+        if not Path(named).is_file():
+            raise InputError(
+                "no such file", where=named, hint='slm-edge run FILE.gguf "Hello" takes a model that you have'
+            )
+        return Source(None, Path(named), _loras(loras))
+    if loras:
+        raise click.UsageError(
+            "--lora goes with a model file: slm-edge run -m FILE.gguf --lora FILE. "
+            "Into a pack, an adapter is put by slm-edge pack add."
+        )
+    if named is None or (named == "starter" and not Path(named).exists()):
+        return Source(Pack.open(None))
+    if model is not None and not _is_pack(named) and not Path(named).is_dir():
+        raise no_model(named)
+    return Source(Pack.open(named))
+
+
+def no_model(name: str) -> InputError:
+    """The error for a name that is no file and no pack."""
+    return InputError(
+        f"{name!r} is no GGUF file and no pack's folder, and models are not fetched by name",
+        hint='download its GGUF file, then: slm-edge run FILE.gguf "Hello". A prompt goes in quotes, or after -p.',
+    )
+
+
+def _is_pack(name: str) -> bool:
+    return (Path(name) / PACK_FILE).is_file()
+
+
+def _loras(texts: Sequence[str]) -> tuple[Lora, ...]:
+    """The adapters of `--lora`, named by their files."""
+    found: dict[str, Lora] = {}
+    for text in texts:
+        file, equals, tail = text.rpartition("=")
+        scale: float | None = None
+        if equals and not Path(text).is_file():
+            try:
+                scale = float(tail)
+            except ValueError:
+                raise InputError(f"{tail!r} is not a scale for the adapter; for example --lora {file}=0.5") from None
+        path = Path(file if scale is not None else text)
+        if not path.is_file():
+            raise InputError("no such file", where=path)
+        name = _name(path, len(found) + 1)
+        found[name if name not in found else f"{name}-{len(found) + 1}"] = Lora(name, path, scale)
+    return tuple(Lora(name, one.file, one.scale) for name, one in found.items())
+
+
+def _name(path: Path, number: int) -> str:
+    """A name that can be written on a command line: the file's, or a number where it has other letters."""
+    try:
+        return check_name(path.stem, "an adapter")
+    except InputError:
+        return f"lora{number}"

@@ -1,0 +1,140 @@
+"""A base GGUF as transformers would hold it: config fields, names of modules, rows in its order. Needs no transformers.
+
+hf_config(file)                        # {"hidden_size": 576, …} for the class `family.classes[0]`
+for name, place in places(file).items():
+    place.in_order(tensor_of(file, name))       # float32, (out, in)
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import UnsupportedError
+from .families import ALWAYS, FAMILIES, Family, halves_order
+from .file import GgufFile
+from .rope import ROPE_FACTORS
+
+
+def dtype_word(version: str) -> str:
+    """How the release of transformers calls the type of a loaded model's numbers."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+    return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
+
+
+def trained_family(file: GgufFile) -> Family:
+    """The table's row for a file that is to be a model of transformers.
+
+    Raises:
+        UnsupportedError: no row for its architecture, or none that is trained from a GGUF.
+    """
+    arch = str(file.get("general.architecture", ""))
+    family = FAMILIES.get(arch)
+    if family is None or "train" not in family.uses:
+        known = ", ".join(sorted(name for name, row in FAMILIES.items() if "train" in row.uses))
+        raise UnsupportedError(
+            f"a GGUF of the architecture {arch!r} cannot be a model of transformers (known: {known})",
+            where=file.path,
+            hint="take the Hugging Face folder of the same model instead",
+        )
+    return family
+
+
+def hf_config(file: GgufFile) -> dict[str, Any]:
+    """Fields for the config class of the family, rope left out (`rope.gguf_rope`).
+
+    Raises:
+        UnsupportedError: as `trained_family`.
+    """
+    family = trained_family(file)
+    arch = family.architecture
+
+    def key(name: str, default: Any = None) -> Any:
+        return file.get(f"{arch}.{name}", default)
+
+    width, heads = int(key("embedding_length")), int(key("attention.head_count"))
+    return {
+        "vocab_size": file.tensors["token_embd.weight"].shape[1],
+        "hidden_size": width,
+        "intermediate_size": int(key("feed_forward_length")),
+        "num_hidden_layers": int(key("block_count")),
+        "num_attention_heads": heads,
+        "num_key_value_heads": int(key("attention.head_count_kv", heads)),
+        "head_dim": int(key("attention.key_length", width // heads)),
+        "max_position_embeddings": int(key("context_length")),
+        "rms_norm_eps": float(key("attention.layer_norm_rms_epsilon")),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "bos_token_id": file.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": file.get("tokenizer.ggml.eos_token_id"),
+        # Class defaults are ids of the real vocabulary.
+        "pad_token_id": None,
+        **_biases(file, family),
+        **{field: float(key(name, 1.0)) for name, field in family.scalars.items()},
+        **family.classes[0].fixed,
+    }
+
+
+def _biases(file: GgufFile, family: Family) -> dict[str, bool]:
+    """The config fields that switch biases on, as the file has biases."""
+    switches: dict[str, bool] = {}
+    for part in family.block:
+        if part.bias not in ("", ALWAYS):
+            switches[part.bias] = switches.get(part.bias, False) or f"blk.0.{part.name}.bias" in file.tensors
+    return switches
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of the file goes.
+
+    Attributes:
+        module: the module's name in transformers.
+        kind: "weight" or "bias".
+        n_heads: of q and k whose rows lie pair by pair and must be put back to halves; 0 elsewhere.
+    """
+
+    module: str
+    kind: str
+    n_heads: int = 0
+
+    def in_order(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Rows (numbers or blocks) in the order that transformers wants."""
+        return rows[halves_order(len(rows), self.n_heads)] if self.n_heads else rows
+
+
+def places(file: GgufFile) -> dict[str, Place]:
+    """The place of every tensor but the rope's factors.
+
+    Raises:
+        UnsupportedError: a tensor that no name here covers.
+    """
+    family = trained_family(file)
+    heads = int(file.get(f"{family.architecture}.attention.head_count"))
+    kv_heads = int(file.get(f"{family.architecture}.attention.head_count_kv", heads))
+    found: dict[str, Place] = {}
+    unknown = []
+    for name in file.tensors:
+        if name == ROPE_FACTORS:
+            continue
+        stem, _, kind = name.rpartition(".")
+        module = family.module(stem)
+        if module is None or kind not in ("weight", "bias"):
+            unknown.append(name)
+            continue
+        found[name] = Place(module, kind, family.n_interleaved_heads(stem, heads, kv_heads) or 0)
+    if unknown:
+        raise UnsupportedError(
+            "tensors that the model of transformers has no place for", where=file.path, problems=unknown
+        )
+    return found
+
+
+def tensor_of(file: GgufFile, name: str) -> npt.NDArray[np.float32]:
+    """One tensor, dequantised to float32, in numpy order (out, in)."""
+    import gguf
+
+    info = file.tensors[name]
+    kind = gguf.GGMLQuantizationType(int(info.type))
+    values = gguf.quants.dequantize(np.asarray(file.raw(name)).reshape(*info.shape[:0:-1], -1), kind)
+    return np.asarray(values, dtype=np.float32).reshape(info.shape[::-1])

@@ -1,0 +1,259 @@
+"""How positions turn heads: read in one place from config.json and from a GGUF, for export, its proof, training, ONNX.
+
+    rope = read_rope(json.load(open("config.json")), problems)
+    speeds, factor = rope.speeds(head_size=64, n_ctx_tokens=8192)
+    check_rope(model, rope, path)           # transformers read the same, or an error
+
+Understands the field names of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`). Each of the
+two ignores or reinterprets what the other wrote, in silence: a model is loaded with `give_rope` and then checked.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import UnsupportedError
+from .families import find_class
+from .file import GgufFile
+
+DEFAULT_ROPE_THETA: Final = 10_000.0
+ROPE_KINDS: Final = ("default", "linear", "llama3", "yarn")
+# transformers calls it "dynamic", with an `alpha`; of one class (`HfClass.ntk_alpha`) alone.
+NTK_ALPHA: Final = "ntk_alpha"
+# Divisors of the speeds, (head size / 2,): llama.cpp's form of Llama 3's scaling.
+ROPE_FACTORS: Final = "rope_freqs.weight"
+Floats = npt.NDArray[np.float32]
+_NEEDED: Final = {
+    "linear": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+# Two computations of one formula in F32 differ by less.
+_TOLERANCE: Final = 1e-5
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How positions turn.
+
+    Attributes:
+        kind: one of `ROPE_KINDS`, or `NTK_ALPHA`.
+        theta: the base of the speeds.
+        fields: what config.json says of the kind.
+        divisors: of the speeds, (head size / 2,), where a GGUF holds them.
+    """
+
+    kind: str
+    theta: float
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    divisors: Floats | None = None
+
+    def base(self, head_size: int) -> float:
+        """The base of the speeds, `theta` stretched where the kind does so."""
+        if self.kind != NTK_ALPHA:
+            return self.theta
+        return self.theta * math.pow(float(self.fields["alpha"]), head_size / (head_size - 2))
+
+    def speeds(self, head_size: int, n_ctx_tokens: int) -> tuple[Floats, float]:
+        """Radians a position of each pair, (head_size / 2,), and the factor on cos and sin.
+
+        Formulas: transformers' `modeling_rope_utils`.
+
+        Args:
+            n_ctx_tokens: the context that the model was trained for; yarn's original length where no field says it.
+        """
+        plain = np.float32(1) / np.float32(self.base(head_size)) ** (
+            np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
+        )
+        divisors = self.llama3_divisors(head_size) if self.kind == "llama3" else self.divisors
+        if divisors is not None:
+            plain = plain / divisors
+        if self.kind == "linear":
+            return (plain / np.float32(self.fields["factor"])).astype(np.float32), 1.0
+        if self.kind == "yarn":
+            return self._yarn(plain, head_size, n_ctx_tokens)
+        return plain.astype(np.float32), 1.0
+
+    def llama3_divisors(self, head_size: int) -> Floats:
+        """Divisors of the speeds, (head_size / 2,): transformers' `_compute_llama3_parameters` as a ratio."""
+        fields = self.fields
+        exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
+        speeds = np.float32(1) / np.float32(self.theta) ** exponents
+        waves = np.float32(2 * math.pi) / speeds
+        original, factor = float(fields["original_max_position_embeddings"]), float(fields["factor"])
+        low, high = float(fields["low_freq_factor"]), float(fields["high_freq_factor"])
+        smooth = (original / waves - low) / (high - low)
+        between = 1 / ((1 - smooth) / factor + smooth)
+        factors = np.where(waves < original / high, 1.0, np.where(waves > original / low, factor, between))
+        return factors.astype(np.float32)
+
+    def _yarn(self, plain: Floats, head_size: int, n_ctx_tokens: int) -> tuple[Floats, float]:
+        fields = self.fields
+        original = fields.get("original_max_position_embeddings") or n_ctx_tokens
+
+        def turns_at(turns: float) -> float:
+            return head_size * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
+
+        low = max(math.floor(turns_at(fields.get("beta_fast") or 32)), 0)
+        high = min(math.ceil(turns_at(fields.get("beta_slow") or 1)), head_size - 1)
+        ramp = (np.arange(head_size // 2, dtype=np.float32) - low) / ((high - low) or 0.001)
+        kept = 1 - np.clip(ramp, 0, 1)
+        speeds = plain / np.float32(fields["factor"]) * (1 - kept) + plain * kept
+        factor = yarn_attention_factor(fields)
+        return speeds.astype(np.float32), yarn_default_factor(fields) if factor is None else factor
+
+
+def yarn_default_factor(fields: Mapping[str, Any]) -> float:
+    """Yarn's usual factor on cos and sin."""
+    return 1 + 0.1 * math.log(max(float(fields["factor"]), 1))
+
+
+def yarn_attention_factor(fields: Mapping[str, Any]) -> float | None:
+    """The attention factor that config.json asks for; None where it is yarn's usual one.
+
+    Formula: transformers' `_compute_yarn_parameters`.
+    """
+    if fields.get("attention_factor") is not None:
+        return float(fields["attention_factor"])
+    one, all_dims = fields.get("mscale"), fields.get("mscale_all_dim")
+    if not (one and all_dims):
+        return None
+    stretch = math.log(max(float(fields["factor"]), 1))
+    return float((0.1 * one * stretch + 1) / (0.1 * all_dims * stretch + 1))
+
+
+def read_rope(raw: Mapping[str, Any], problems: list[str], default_theta: float | None = None) -> Rope:
+    """What a config.json says; what cannot be computed goes to `problems`.
+
+    Args:
+        default_theta: for files that say none; None: that of the class in the table of families.
+    """
+    names = raw.get("architectures") or [""]
+    found = find_class(str(names[0]))
+    hf = None if found is None else found[1]
+    if default_theta is None:
+        default_theta = DEFAULT_ROPE_THETA if hf is None else hf.rope_theta
+    scaling, parameters = dict(raw.get("rope_scaling") or {}), dict(raw.get("rope_parameters") or {})
+    fields = scaling | parameters
+    if any(isinstance(value, dict) for value in fields.values()):
+        problems.append("rope_parameters differ from layer to layer")
+        fields = {}
+    kinds = {source.get("rope_type") or source.get("type") or "default" for source in (scaling, parameters) if source}
+    thetas = {float(source["rope_theta"]) for source in (scaling, parameters, raw) if source.get("rope_theta")}
+    twice = [name for name in scaling.keys() & parameters.keys() if scaling[name] != parameters[name]]
+    if len(kinds) > 1 or len(thetas) > 1 or twice:
+        problems.append("rope_scaling, rope_parameters and rope_theta contradict each other")
+    kind = fields.get("rope_type") or fields.get("type") or "default"
+    theta = float(fields.pop("rope_theta", None) or raw.get("rope_theta") or default_theta)
+    if kind == "dynamic" and hf is not None and hf.ntk_alpha and fields.get("alpha"):
+        kind = NTK_ALPHA
+    elif kind not in ROPE_KINDS:
+        problems.append(f"rope scaling of the kind {kind!r}; supported: {', '.join(ROPE_KINDS)}")
+        return Rope("default", theta)
+    missing = [name for name in _NEEDED.get(kind, ()) if fields.get(name) is None]
+    if missing:
+        problems += [f"rope scaling {kind!r} lacks {name}" for name in missing]
+        return Rope("default", theta)
+    if fields.get("truncate") is False:
+        problems.append("yarn without truncation")
+    for source in (raw, fields):
+        if float(source.get("partial_rotary_factor") or 1) != 1:
+            problems.append("only a part of each head is rotated (partial_rotary_factor)")
+    return Rope(kind, theta, fields)
+
+
+def gguf_rope(file: GgufFile) -> Rope:
+    """What the keys and tensors of a base say.
+
+    Raises:
+        UnsupportedError: a scaling that is not computed here.
+    """
+    arch = file.get("general.architecture")
+    theta = float(file.get(f"{arch}.rope.freq_base", DEFAULT_ROPE_THETA))
+    kind = str(file.get(f"{arch}.rope.scaling.type", "none"))
+    divisors = file.array(ROPE_FACTORS) if ROPE_FACTORS in file.tensors else None
+    if kind == "linear":
+        factor = float(file.get(f"{arch}.rope.scaling.factor", 1.0))
+        return Rope("linear", theta, {"factor": factor}, divisors)
+    if kind not in ("none", ""):
+        raise UnsupportedError(
+            f"the rope scaling {kind!r} of a GGUF is not computed here",
+            where=file.path,
+            hint="take the Hugging Face folder of the same model instead",
+        )
+    return Rope("default", theta, {}, divisors)
+
+
+def _is_new(config: Any) -> bool:
+    """Whether a config object is transformers 5's; an older one holds a field that it does not know all the same."""
+    return hasattr(type(config), "rope_parameters")
+
+
+def give_rope(config: Any, rope: Rope) -> None:
+    """Makes a config object of transformers, of either major version, say what the file says."""
+    fields = {name: value for name, value in rope.fields.items() if name not in ("type", "rope_theta")}
+    scaling = fields | {"rope_type": "dynamic" if rope.kind == NTK_ALPHA else rope.kind}
+    if _is_new(config):
+        config.rope_parameters = scaling | {"rope_theta": rope.theta}
+    else:
+        config.rope_theta = rope.theta
+        config.rope_scaling = None if rope.kind == "default" else scaling
+
+
+def settle_rope(config: Any, raw: Mapping[str, Any], where: Path) -> Rope | None:
+    """Gives a config object what its config.json says, and returns that.
+
+    None: the model has no rope, or one that is not read here; transformers is then left alone with it.
+
+    Raises:
+        UnsupportedError: neither this reads it, nor the installed transformers, which knows no `rope_parameters`.
+    """
+    if _is_new(config):
+        own = config.rope_parameters or {}
+    elif hasattr(config, "rope_theta"):
+        own = {"rope_theta": config.rope_theta}
+    else:
+        return None
+    problems: list[str] = []
+    rope = read_rope(raw, problems, own.get("rope_theta") or DEFAULT_ROPE_THETA)
+    if not problems:
+        give_rope(config, rope)
+        return rope
+    if raw.get("rope_parameters") and not _is_new(config):
+        raise UnsupportedError(
+            "was saved by transformers 5, and the installed transformers does not read its rope_parameters",
+            where=where,
+            problems=problems,
+            hint="pip install 'transformers>=5'",
+        )
+    return None
+
+
+def check_rope(model: Any, rope: Rope, where: Path) -> None:
+    """Compares the speeds with which a loaded model of transformers turns with those that the file says.
+
+    Raises:
+        UnsupportedError: they differ: this transformers reads the file in another way.
+    """
+    config = model.config
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    speeds, factor = rope.speeds(head_size, config.max_position_embeddings)
+    for name, module in model.named_modules():
+        if not hasattr(module, "inv_freq"):
+            continue
+        own_factor = float(getattr(module, "attention_scaling", 1.0))
+        theirs = module.inv_freq.detach().cpu().float().numpy()
+        alike = theirs.shape == speeds.shape and np.allclose(theirs, speeds, rtol=_TOLERANCE, atol=0)
+        if not (alike and math.isclose(own_factor, factor, rel_tol=_TOLERANCE)):
+            raise UnsupportedError(
+                f"the installed transformers does not turn positions as the file says: {name} has the speeds "
+                f"{theirs[:3].tolist()}…, factor {float(getattr(module, 'attention_scaling', 1.0)):g}; the file says "
+                f"{speeds[:3].tolist()}…, factor {factor:g}",
+                where=where,
+                hint="another release of transformers may read it rightly",
+            )
