@@ -50,6 +50,11 @@ def _home() -> Path:
         raise InputError("this user has no home folder to keep a cache in", hint="set SLM_EDGE_CACHE") from None
 
 
+def state_folder() -> Path:
+    """Where the chat's history is: `$XDG_STATE_HOME/slm-edge`, else `~/.local/state/slm-edge`. Not created here."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "slm-edge"
+
+
 def base_cache_path(sha256: str) -> Path:
     """Where the cache keeps the base model with this sha256; every pack that names it shares the file."""
     return cache_folder() / "bases" / f"{sha256}.gguf"
