@@ -92,6 +92,8 @@ def build(
       slm-edge pack build -o small --base base.gguf --no-copy-base \\
           --source hub:OWNER/REPO/base.gguf --adapter math=math.gguf
     """
+    from ..gguf.chat_template import ChatTemplate
+    from ..gguf.file import GgufFile
     from ..pack.card import TaskCard
     from ..pack.sources import parse_source
     from ..pack.write import NewAdapter, build_pack
@@ -117,6 +119,11 @@ def build(
         router=router_path(router) if router else None,
         replace=force,
     )
+    if ChatTemplate.of(GgufFile.open(base)).is_dated:
+        note(
+            "note: the chat template writes today's date into prompts: the same question is another prompt tomorrow "
+            "(slm-edge export base BASE -o NEW --type keep --date YYYY-MM-DD fixes it)"
+        )
     _emit(built, as_json)
 
 
