@@ -11,7 +11,7 @@ counted before it is done (`template_budget.py`). The count is the same on every
 import json
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, ClassVar, Final
+from typing import Any, Final, cast
 
 from jinja2 import nodes
 from jinja2.exceptions import TemplateRuntimeError
@@ -119,7 +119,7 @@ def n_data_letters(node: nodes.Node) -> int:
 class _Generation(Extension):
     """{% generation %} marks what an assistant wrote, for training; its body is printed."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         line = next(parser.stream).lineno
@@ -218,7 +218,7 @@ def limited_environment(
     environment.filters[_WEIGHED] = weighed
     environment.filters[_STEPPED] = stepped
     for name in _COMPARES:
-        environment.tests[name] = limited_test(environment.tests[name])
+        environment.tests[name] = limited_test(cast(Callable[..., Any], environment.tests[name]))
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda pattern: now().strftime(pattern)
     environment.globals["namespace"] = _Namespace
