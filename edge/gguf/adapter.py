@@ -20,6 +20,8 @@ from .adapter_values import FLOATS, SCALES, sane_and_zero
 from .base import BaseInfo
 from .file import GgufFile, TensorInfo, ValueType
 
+# As llama.cpp's converter writes it
+BASE_MODEL_KEY: Final = "general.base_model.0.name"
 FINGERPRINT_KEY: Final = "slm_edge.base.fingerprint"  # STRING, hex: BaseInfo.fingerprint of the base
 ALIKE_SHOWN: Final = 3
 BASE_NAME_KEY: Final = "slm_edge.base.name"  # STRING
@@ -181,7 +183,7 @@ def provenance_note(adapter: str | os.PathLike[str], base: BaseInfo) -> str | No
     The adapter must have passed `check_adapter`.
     """
     file = GgufFile.open(adapter)
-    named = file.get(BASE_NAME_KEY)
+    named = file.get(BASE_MODEL_KEY)
     if FINGERPRINT_KEY in file.metadata or not isinstance(named, str) or not names_another_base(named, base):
         return None
     return (

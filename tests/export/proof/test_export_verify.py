@@ -230,7 +230,7 @@ def test_an_error_as_large_as_the_effect_proves_nothing(exact):
 def test_a_small_adapter_of_another_seed_fails_on_a_quantised_base(tmp_path):
     files = made(tmp_path, type="q4_0", kind="auto", n_embd=256, n_ff=256, n_layers=1)
     small = [
-        real_adapter(tmp_path / f"p{seed}", files["hf"], r=8, lora_alpha=16, size=0.02, seed=seed) for seed in (1, 2)
+        real_adapter(tmp_path / f"p{seed}", files["hf"], r=8, lora_alpha=16, size=0.01, seed=seed) for seed in (1, 2)
     ]
     export_lora(small[1], files["base"], tmp_path / "other.gguf")
     report = against_gguf(files | {"peft_dir": small[0], "lora": tmp_path / "other.gguf"})
@@ -267,7 +267,11 @@ def test_prompt_files(tmp_path):
     lines = tmp_path / "p.jsonl"
     lines.write_text('"one"\n{"prompt": "two", "system": "S"}\n', encoding="utf-8")
     assert read_prompts(lines) == (Prompt("one"), Prompt("two", "S"))
-    for content, words in (("{", "line 1 is not JSON"), ('{"text": "x"}', "line 1 is neither"), ("\n", "no prompts")):
+    for content, words in (
+        ("{", "line 1 is not valid JSON"),
+        ('{"text": "x"}', "line 1 is neither"),
+        ("\n", "no prompts"),
+    ):
         lines.write_text(content)
         with pytest.raises(InputError, match=words):
             read_prompts(lines)
