@@ -66,6 +66,7 @@ class Reference:
             return model
 
         model = _try("transformers cannot load it", folder, load)
+        _untie(model, folder)
         tokenizer = None
         if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
             # The file as it stands: a class by name may build another tokenizer of it, or be unknown to this release.
@@ -180,3 +181,18 @@ def _try(message: str, where: Path, load: Any) -> Any:
         raise
     except Exception as error:
         raise InputError(f"{message}: {str(error).strip()[:500]}", where=where) from error
+
+
+def _untie(model: Any, folder: Path) -> None:
+    """Gives a model the head that its folder holds, where config.json says "tied" and transformers believed it."""
+    import torch
+    from safetensors import safe_open
+
+    name = "lm_head.weight"
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            if name in file.keys():  # noqa: SIM118
+                head = file.get_tensor(name).float()
+                if not torch.equal(head, model.get_output_embeddings().weight):
+                    model.get_output_embeddings().weight = torch.nn.Parameter(head)
+                    model.config.tie_word_embeddings = False
