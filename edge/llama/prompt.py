@@ -29,6 +29,8 @@ _MARKS: Final = "\ue3f7\uf5a1\U000f3e71\U0010a5c3"
 _MOST_TEXTS: Final = 64
 # Letters to each side of a special token's text by which a place is told
 _AROUND: Final = 16
+# With more, none of the token's places in the rendered text are read: looking for each would take its time
+_MOST_SIDES: Final = 256
 # What a role is made of; anything else is text
 _ROLE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,40}")
 # User-defined tokens that mark turns and the like; others, such as runs of spaces or <table>, are ordinary text
@@ -165,26 +167,29 @@ class PromptEncoder:
     def _places_around(self, text: str, tokens: Collection[str], plain: str) -> Iterator[int]:
         """Where special tokens of a message stand in the rendered text, by the letters around them."""
         for known in tokens:
-            start, told = text.find(known), False
-            while start >= 0:
-                end = start + len(known)
-                before, behind = text[max(start - _AROUND, 0) : start].lstrip(), text[end : end + _AROUND].rstrip()
-                # A template may have cut the message off on one side.
-                sides = [
-                    (before, behind),
-                    *((one, other) for one, other in ((before, ""), ("", behind)) if one or other),
-                ]
-                for one, other in sides:
-                    found = [place + len(one) + 1 for place in _all_places(plain, one + known + other)]
-                    if found:
-                        told = True
-                        yield from found
-                        break
-                start = text.find(known, end)
-            if known in text and not told and known in self._control:
-                # The template wrote it in another way: better none of them than one of a stranger's
-                for place in _all_places(plain, known):
-                    yield place + 1
+            sides = set(_sides(text, known))
+            few = sides if len(sides) <= _MOST_SIDES else set()
+            places = {place for before, behind in few for place in _told_by(before, known, behind, plain)}
+            # Where the template wrote it in another way: better none of them than one of a stranger's
+            if len(sides) > _MOST_SIDES or (sides and not places and known in self._control):
+                places = set(_all_places(plain, known))
+            yield from (place + 1 for place in places)
+
+
+def _sides(text: str, known: str) -> Iterator[tuple[str, str]]:
+    """What stands before and behind each place of a token's text in a message."""
+    for start in _all_places(text, known):
+        end = start + len(known)
+        yield text[max(start - _AROUND, 0) : start].lstrip(), text[end : end + _AROUND].rstrip()
+
+
+def _told_by(before: str, known: str, behind: str, plain: str) -> list[int]:
+    """Where the token stands between these in the rendered text; a template may have cut off one side."""
+    for one, other in ((before, behind), *(side for side in ((before, ""), ("", behind)) if any(side))):
+        found = [place + len(one) for place in _all_places(plain, one + known + other)]
+        if found:
+            return found
+    return []
 
 
 def _texts_of(value: Any, key: str = "") -> Iterator[str]:

@@ -42,6 +42,7 @@ class Vocab(NotCopied):
         # Asked for every token of an answer, where a look into a table is quicker than a call
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
+        self._spellings: dict[bytes, list[int]] = {}
         self._buffer = ctypes.create_string_buffer(512)
 
     @classmethod
@@ -214,7 +215,13 @@ class Vocab(NotCopied):
         return [token_id for some in spelled for token_id in some]
 
     def _spelled(self, text: bytes) -> list[int]:
-        """A text letter by letter, so that no special token comes of it."""
+        """A special token's text letter by letter, so that no special token comes of it."""
+        known = self._spellings.get(text)
+        if known is None:
+            known = self._spellings[text] = self._spell(text)
+        return known
+
+    def _spell(self, text: bytes) -> list[int]:
         if not self._is_bpe and len(self._byte_ids) == 256:
             return [self._byte_ids[byte] for byte in text]
         letters = [
