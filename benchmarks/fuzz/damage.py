@@ -47,7 +47,7 @@ def odd_value(draw: random.Random, depth: int = 0) -> Any:
         return {draw.choice(TEXTS): odd_value(draw, depth + 1) for _ in range(draw.randrange(4))}
     if way == 6:
         value: Any = draw.choice((1, "x", {}))
-        for _ in range(draw.choice((2, 60, 150, 900))):
+        for _ in range(draw.choice((2, 60, 150, 250))):
             value = [value] if draw.random() < 0.5 else {"a": value}
         return value
     return [draw.choice((0, "x", None))] * draw.choice((10, 300, 5000))
@@ -71,11 +71,11 @@ def damaged_value(draw: random.Random, value: Any, n: int = 1) -> Any:
         elif way == 3:
             holder[key] = [holder[key]] if draw.random() < 0.5 else {"x": holder[key]}
         elif isinstance(holder, list):
-            holder.insert(draw.randrange(len(holder) + 1), copy.deepcopy(draw.choice(holder)))
+            holder.insert(draw.randrange(len(holder) + 1), draw.choice(holder))
         elif way == 4:
             holder[draw.choice(TEXTS)] = holder.pop(key)
         else:
-            holder[key] = copy.deepcopy(draw.choice(list(holder.values())))
+            holder[key] = draw.choice(list(holder.values()))
     return value
 
 

@@ -75,7 +75,8 @@ class RouterKind:
         data = members[name]
         way = draw.randrange(8)
         if name == "meta.npy" and way <= 5:
-            meta = json.loads(data[data.index(b"\n") + 1 :])
+            valid = self._members[name]
+            meta = json.loads(valid[valid.index(b"\n") + 1 :])
             text = json.dumps(damaged_value(draw, meta, draw.choice((1, 1, 2)))).encode()
             members[name] = _npy(np.frombuffer(text, np.uint8))
         elif way == 0:

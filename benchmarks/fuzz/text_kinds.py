@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +38,17 @@ _ATOMS: Final = (
     *("'x'.zfill(999999999)", "'abc'.replace('', 'a' * 99999)", "'a'.join(['b'] * 9999)", "'x'.encode('utf-7')"),
 )
 _TESTS: Final = ("defined", "string", "mapping", "iterable", "odd", "divisibleby(0)", "sameas(x)", "in(x)", "nosuch")
+_TAGS: Final = ("break", "continue", "include", "extends", "import", "block b", "raw")
+_FORMS: Final = (
+    *("{{ ONE }}", "{{ ONE }}", "{% for message in messages %}BODY{% endfor %}", "{% set NAME = ONE %}"),
+    *("{% for NAME in ONE %}BODY{% else %}y{% endfor %}", "{% for x in ONE recursive %}{{ loop(ONE) }}{% endfor %}"),
+    *("{% for x in range(99999) %}BODY{% endfor %}", "{% if ONE %}BODY{% elif ONE %}z{% endif %}"),
+    *("{% set ns.NAME = ONE %}", "{% set x %}BODYBODY{% endset %}{{ x ~ x }}", "{% call m() %}BODY{% endcall %}"),
+    *("{% macro m(a=ONE) %}BODY{{ m(a) }}{% endmacro %}{{ m() }}", "{%- generation -%}BODY{%- endgeneration -%}"),
+    *("{% filter FILTER %}BODY{% endfilter %}", "{% with x = ONE %}BODY{% endwith %}", "{% TAG ONE %}"),
+    *("{#", "{%", "}}", "{{", "text\r\n", "\0", "{% endfor %}", "{{ ''.__class__.__mro__ }}", "{{ " + "(" * 300),
+    *("{{ " + "(" * 5000, "{% if 1 %}" * 15, "{% if 1 %}" * 2000),
+)
 
 
 class TemplateKind:
@@ -95,31 +107,18 @@ def _expression(draw: random.Random, depth: int = 0) -> str:
 
 
 def _statement(draw: random.Random, depth: int = 0) -> str:
-    body = "".join(_statement(draw, depth + 1) for _ in range(draw.randrange(1, 3))) if depth < 4 else "x"
-    one, name = _expression(draw), draw.choice(_NAMES)
-    return draw.choice(
-        (
-            f"{{{{ {one} }}}}",
-            f"{{{{ {one} }}}}",
-            f"{{% for message in messages %}}{body}{{% endfor %}}",
-            f"{{% for {name} in {one} %}}{body}{{% else %}}y{{% endfor %}}",
-            f"{{% for x in {one} recursive %}}{{{{ loop({one}) }}}}{{% endfor %}}",
-            f"{{% for x in range(99999) %}}{body}{{% endfor %}}",
-            f"{{% if {one} %}}{body}{{% elif {_expression(draw)} %}}z{{% endif %}}",
-            f"{{% set {name} = {one} %}}",
-            f"{{% set ns.{name} = {one} %}}",
-            f"{{% set x %}}{body}{body}{{% endset %}}{{{{ x ~ x }}}}",
-            f"{{% macro m(a={one}) %}}{body}{{{{ m(a) }}}}{{% endmacro %}}{{{{ m() }}}}",
-            f"{{% call m() %}}{body}{{% endcall %}}",
-            f"{{%- generation -%}}{body}{{%- endgeneration -%}}",
-            f"{{% filter {draw.choice(_FILTERS)} %}}{body}{{% endfilter %}}",
-            f"{{% with x = {one} %}}{body}{{% endwith %}}",
-            f"{{% {draw.choice(('break', 'continue', 'include', 'extends', 'import', 'block b', 'raw'))} {one} %}}",
-            draw.choice(("{#", "{%", "}}", "{{", "text\r\n", "\0", "{% endfor %}", "{{ ''.__class__.__mro__ }}")),
-            "{{ " + "(" * draw.choice((5, 300, 5000)) + "1 }}",
-            "{% if 1 %}" * draw.choice((5, 30, 2000)),
-        )
-    )
+    form = draw.choice(_FORMS)
+    for sign in ("BODY", "ONE", "NAME", "FILTER", "TAG"):
+        while sign in form:
+            if sign == "BODY":
+                n = draw.randrange(1, 3) if depth < 4 else 0
+                made = "".join(_statement(draw, depth + 1) for _ in range(n)) or "x"
+            elif sign == "ONE":
+                made = _expression(draw)
+            else:
+                made = draw.choice({"NAME": _NAMES, "FILTER": _FILTERS, "TAG": _TAGS}[sign])
+            form = form.replace(sign, made, 1)
+    return form
 
 
 class _Vocabulary:
@@ -203,26 +202,33 @@ def _schema(draw: random.Random, depth: int = 0) -> Any:
     if depth > 3 or draw.random() < 0.35:
         return draw.choice(leaves)
     names = draw.sample(["a", "b", "name", "é", '"', "\\", "", "a b", "x" * 300, "$ref"], draw.randrange(1, 5))
-    made: dict[str, Any] = draw.choice(
-        (
-            {"type": "object", "properties": {name: inner() for name in names}, "required": names[: draw.randrange(3)]},
-            {"type": "object", "additionalProperties": inner(), "minProperties": n, "propertyNames": inner()},
-            {"type": "object", "patternProperties": {pattern: inner()}, "properties": {"a": inner()}},
-            {"type": "array", "items": inner(), "minItems": n, "maxItems": n + draw.randrange(5)},
-            {"type": "array", "prefixItems": [inner(), inner()], "items": False, "uniqueItems": True},
-            {"anyOf": [inner() for _ in range(draw.randrange(1, 4))]},
-            {"oneOf": [inner(), inner()]},
-            {"allOf": [inner(), inner()]},
-            {"not": inner()},
-            {"if": inner(), "then": inner(), "else": inner()},
-            {"type": "object", "dependentSchemas": {"a": inner()}, "unevaluatedProperties": False},
-        )
-    )
+    made = _holder(draw, inner, names, pattern, n)
     if depth == 0:
         made["$defs"] = {name: inner() for name in ("a", "b")}
         if draw.random() < 0.02:
             made["properties"] = {f"p{i}": leaves[0] for i in range(draw.choice((100, 3000)))}
     return made
+
+
+def _holder(draw: random.Random, inner: Callable[[], Any], names: list[str], pattern: str, n: int) -> dict[str, Any]:
+    """A schema that holds others."""
+    way = draw.randrange(11)
+    if way <= 1:
+        properties = {name: inner() for name in names}
+        return {"type": "object", "properties": properties, "required": names[: draw.randrange(3)]}
+    if way == 2:
+        return {"type": "object", "additionalProperties": inner(), "minProperties": n, "propertyNames": inner()}
+    if way == 3:
+        return {"type": "object", "patternProperties": {pattern: inner()}, "properties": {"a": inner()}}
+    if way == 4:
+        return {"type": "array", "items": inner(), "minItems": n, "maxItems": n + draw.randrange(5)}
+    if way == 5:
+        return {"type": "array", "prefixItems": [inner(), inner()], "items": False, "uniqueItems": draw.random() < 0.5}
+    if way <= 8:
+        return {draw.choice(("anyOf", "oneOf", "allOf")): [inner() for _ in range(draw.randrange(1, 4))]}
+    if way == 9:
+        return {"not": inner()} if draw.random() < 0.5 else {"if": inner(), "then": inner(), "else": inner()}
+    return {"type": "object", "dependentSchemas": {"a": inner()}, "unevaluatedProperties": False}
 
 
 def _json(value: Any) -> bytes:
@@ -234,7 +240,14 @@ _ROWS: Final[dict[str, dict[str, Any]]] = {
     "mbpp": {"text": "Add.", "test_setup_code": "", "task_id": 11, "test_list": ["assert f(1) == 1"], "code": "x"},
     "dolly": {"instruction": "Sum up.", "context": "A cat.", "response": "Cat.", "category": "summarization"},
     "svamp": {"ID": "c-1", "Body": "Two.", "Question": "How many?", "Answer": 2.0},
-    "humaneval": {"task_id": "H/0", "prompt": "def f():\n", "entry_point": "f", "test": "assert f()", "prompts": "x"},
+    "humaneval": {
+        "completion": "x",
+        "task_id": "H/0",
+        "prompt": "def f():\n",
+        "entry_point": "f",
+        "test": "assert f()",
+        "prompts": "x",
+    },
     "hellaswag": {"ind": 1, "ctx": "He", "activity_label": "x", "ctx_a": "a", "ctx_b": "b", "endings": ["a"] * 4},
 }
 _ROWS["hellaswag"] |= {"label": 1, "split": "val", "source_id": "x~y"}
@@ -256,8 +269,8 @@ class RowsKind:
         (folder / "name").write_text(name)
         for file in task(name).files:
             rows: list[Any] = [
-                damaged_value(draw, valid) if draw.random() < 0.15 else dict(valid)
-                for _ in range(draw.randrange(1, 12))
+                damaged_value(draw, valid) if draw.random() < 0.05 else dict(valid)
+                for _ in range(draw.choice((1, 9, 12)))
             ]
             if name == "mbpp" or name.startswith("human"):
                 for i, row in enumerate(rows):
@@ -266,7 +279,7 @@ class RowsKind:
             listed = file.endswith(".json") or draw.random() < 0.1
             end = draw.choice((b"\n", b"\n", b"\r\n", b"\n\n", "\u2028".encode()))
             data = _json(rows) if listed else end.join(map(_json, rows)) + (b"\n" if draw.random() < 0.8 else b"")
-            if draw.random() < 0.3:
+            if draw.random() < 0.15:
                 data = damaged_bytes(draw, data)
             if draw.random() < 0.05:
                 data = draw.choice((b"\xef\xbb\xbf" + data, data.decode("utf-8", "replace").encode("utf-16"), b""))
