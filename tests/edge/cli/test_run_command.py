@@ -251,7 +251,7 @@ NOT_FOR_ONE_ANSWER = {
         "files.aside",
         "files.download",
         "llama.first_load",
-        "llama.grammar",
+        "grammar.rules",
         "llama.kv_bytes",
         "llama.two_layouts",
     ),
