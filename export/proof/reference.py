@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ...edge.errors import InputError, SlmEdgeError
 from ...edge.files.atomic import read_table
 from ...edge.gguf.file import GgufFile
-from ...edge.gguf.hf_form import dtype_word, hf_config, places, tensor_of, trained_family
+from ...edge.gguf.hf_form import classes_of, dtype_word, hf_config, places, tensor_of, trained_family
 from ...edge.gguf.rope import check_rope, gguf_rope, give_rope, settle_rope
 from .mlx import MlxModel, is_mlx_folder
 
@@ -95,10 +95,11 @@ class Reference:
         found = places(file)
 
         def load() -> Any:
-            config = getattr(transformers, family.classes[0].config)(**hf_config(file))
+            config_class, model_class = classes_of(transformers, family)
+            config = config_class(**hf_config(file))
             give_rope(config, dataclasses.replace(rope, divisors=None))
             with torch.device("meta"):
-                model: Any = getattr(transformers, family.classes[0].name)(config)
+                model: Any = model_class(config)
             state = {
                 f"{place.module}.{place.kind}": torch.from_numpy(np.array(place.in_order(tensor_of(file, name))))
                 for name, place in found.items()

@@ -31,9 +31,11 @@ CASES = {
     "llama untied, no groups": {"family": "llama", "tied": False, "n_kv_heads": 4},
     "llama3 scaling": {"family": "llama", "rope_scaling": LLAMA3_SCALING},
     "linear scaling": {"family": "llama", "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
-    "yarn": {"family": "llama", "rope_scaling": YARN},
+    # older releases of transformers take the ratio of both lengths for the factor
+    "yarn": {"family": "llama", "rope_scaling": YARN, "n_ctx_tokens": 256},
     "yarn, own attention factor": {
         "family": "qwen2",
+        "n_ctx_tokens": 256,
         "rope_scaling": YARN | {"attention_factor": 1.5, "beta_fast": 16},
     },
     "llama with biases": {"family": "llama", "attention_bias": True, "mlp_bias": True},
