@@ -180,14 +180,14 @@ def _lay_out(parts: Parts) -> None:
     parts.data = parts.data[:at] + bytes(max(0, at - len(parts.data)))
 
 
-def _value(draw: random.Random, kind: int) -> bytes:
+def _value(draw: random.Random, kind: int, depth: int = 0) -> bytes:
     if kind == _STRING:
         return _string(_encoded(draw.choice(TEXTS + WORDS)))
     if kind == _ARRAY:
-        element = draw.choice([*_FORMATS, _STRING, _ARRAY, 77])
+        element = draw.choice([*_FORMATS, _STRING, 77, *([_ARRAY] if depth < 2 else [])])
         n = draw.choice((0, 1, 2, 4, 300))
         count = n if draw.random() < 0.8 else draw.choice(NUMBERS)
-        return struct.pack("<IQ", element, _wrapped(count)) + b"".join(_value(draw, element) for _ in range(n))
+        return struct.pack("<IQ", element, _wrapped(count)) + b"".join(_value(draw, element, depth + 1) for _ in range(n))
     code = _FORMATS.get(kind, "Q")
     if code in "fd":
         return struct.pack(f"<{code}", draw.choice(FLOATS))
