@@ -80,7 +80,8 @@ def damaged_value(draw: random.Random, value: Any, n: int = 1) -> Any:
 
 
 def _holders(value: Any) -> list[Any]:
-    found, left = [], [value]
+    found: list[Any] = []
+    left = [value]
     while left and len(found) < 2000:
         one = left.pop()
         if isinstance(one, dict | list):

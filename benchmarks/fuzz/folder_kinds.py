@@ -6,6 +6,7 @@ import json
 import os
 import random
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -189,12 +190,13 @@ class PackKind:
         """Opened, and verified; cards' rules and places are looked at."""
         pack = Pack.open(folder)
         done: list[object] = [pack.manifest.as_dict()]
-        for read in (
+        readers: tuple[Callable[[], object], ...] = (
             pack.base_path,
             lambda: Pack.open(folder, verify=True),
             *(adapter.card.rules for adapter in pack.adapters.values()),
             *(adapter.card.as_dict for adapter in pack.adapters.values()),
-        ):
+        )
+        for read in readers:
             try:
                 done.append(read())
             except SlmEdgeError as error:

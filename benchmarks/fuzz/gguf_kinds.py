@@ -174,6 +174,7 @@ class AdapterKind:
         self._model = self._model or Model.load(self._base.file.path)
         adapter = self._model.load_adapter(folder / "adapter.gguf")
         try:
-            return Canary(self._model, 1).check(adapter, 1.0, must_act=False)
+            Canary(self._model, 1).check(adapter, 1.0, must_act=False)
+            return adapter.path
         finally:
             adapter.close()

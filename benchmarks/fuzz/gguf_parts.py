@@ -66,7 +66,7 @@ class Parts:
     def write(self) -> bytes:
         """The bytes of the file."""
         n_tensors, n_keys = (
-            _wrapped(len(one) + more) for one, more in zip((self.rows, self.keys), self.n_more, strict=True)
+            _wrapped(n + more) for n, more in zip((len(self.rows), len(self.keys)), self.n_more, strict=True)
         )
         out = bytearray(b"GGUF" + struct.pack("<IQQ", self.version, n_tensors, n_keys))
         for key in self.keys:
@@ -180,16 +180,18 @@ def _lay_out(parts: Parts) -> None:
     parts.data = parts.data[:at] + bytes(max(0, at - len(parts.data)))
 
 
-def _value(draw: random.Random, kind: int) -> bytes:
+def _value(draw: random.Random, kind: int, depth: int = 0) -> bytes:
     if kind == _STRING:
         return _string(_encoded(draw.choice(TEXTS + WORDS)))
     if kind == _ARRAY:
-        element = draw.choice([*_FORMATS, _STRING, _ARRAY, 77])
+        element = draw.choice([*_FORMATS, _STRING, 77, *([_ARRAY] if depth < 2 else [])])
         n = draw.choice((0, 1, 2, 4, 300))
         count = n if draw.random() < 0.8 else draw.choice(NUMBERS)
-        return struct.pack("<IQ", element, _wrapped(count)) + b"".join(_value(draw, element) for _ in range(n))
+        return struct.pack("<IQ", element, _wrapped(count)) + b"".join(
+            _value(draw, element, depth + 1) for _ in range(n)
+        )
     code = _FORMATS.get(kind, "Q")
-    if code in "fd":
+    if code in ("f", "d"):
         return struct.pack(f"<{code}", draw.choice(FLOATS))
     return draw.choice(NUMBERS).to_bytes(16, "little", signed=True)[: struct.calcsize(f"<{code}")]
 
@@ -199,7 +201,9 @@ def _damaged_array(draw: random.Random, data: bytes) -> bytes:
     values: list[bytes] = []
     at, size = 12, struct.calcsize(f"<{_FORMATS.get(element, 'Q')}")
     for _ in range(min(n, 1 << 16)):
-        end = at + (8 + struct.unpack_from("<Q", data, at)[0] if element == _STRING else size)
+        if at + size > len(data):
+            return damaged_bytes(draw, data)
+        end = at + size + (struct.unpack_from("<Q", data, at)[0] if element == _STRING else 0)
         if end > len(data):
             return damaged_bytes(draw, data)
         values.append(data[at:end])

@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from errno import ENOMEM
 from pathlib import Path
@@ -103,7 +103,7 @@ class Run:
         """The source of all that is random in a case."""
         return random.Random(f"{self.target.kind}/{self.seed}/{case}")
 
-    def cases(self, cases: Sequence[int], folder: Path) -> Iterator[Finding]:
+    def cases(self, cases: Sequence[int], folder: Path) -> Generator[Finding, None, None]:
         """Runs the cases; what is found comes as it is found."""
         self.target.prepare(folder)
         at = 0
