@@ -97,6 +97,26 @@ def note(text: str) -> None:
     click.echo(harmless(text), err=True)
 
 
+def paints(stream: TextIO) -> bool:
+    """Whether colours may be written to a stream: it is a terminal that has them, and NO_COLOR is not set."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def remark(text: str) -> None:
+    """A note that stands between a model's answers: grey where the terminal has colours."""
+    paper = drawn_on(sys.stderr) if paints(sys.stderr) else None
+    with contextlib.suppress(OSError):
+        if paper is not None:
+            paper.write("\x1b[2m")
+    try:
+        note(text)
+    finally:
+        with contextlib.suppress(OSError):
+            if paper is not None:
+                paper.write("\x1b[0m")
+                paper.flush()
+
+
 @contextlib.contextmanager
 def waiting(words: Callable[[], str], after_s: float = 4, every_s: float = 20) -> Iterator[None]:
     """Says on stderr what is being waited for, once the block takes long, and again at times until it ends."""

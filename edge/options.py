@@ -97,17 +97,18 @@ _WORDS: Final = {
 }
 
 
-def check_given(given: Mapping[str, object], known: type, what: str) -> None:
+def check_given(given: Mapping[str, object], known: type, what: str, unchecked: tuple[str, ...] = ()) -> None:
     """Checks names and types of what a caller gave by keyword.
 
     Args:
         known: the TypedDict that has what there is.
         what: "option" or "setting", for the message.
+        unchecked: classes in it that are imported for type checkers alone; any object is taken for one.
 
     Raises:
         InputError: there is no such name (the hint has the nearest), or a value has another type.
     """
-    kinds = _kinds(known)
+    kinds = _kinds(known, unchecked)
     for name, value in given.items():
         if name not in kinds:
             from .names import nearest
@@ -121,8 +122,8 @@ def check_given(given: Mapping[str, object], known: type, what: str) -> None:
 
 
 @functools.cache
-def _kinds(known: type) -> dict[str, Any]:
-    return get_type_hints(known)
+def _kinds(known: type, unchecked: tuple[str, ...]) -> dict[str, Any]:
+    return get_type_hints(known, localns=dict.fromkeys(unchecked, object))
 
 
 def _fits(value: object, kind: Any) -> bool:

@@ -5,6 +5,7 @@ broken = written_adapter(tmp_path / "bad", {"…lora_A.weight": array}, use_dora
 """
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,10 @@ def written_adapter(folder: Path, tensors: dict[str, np.ndarray], **config: Any)
     """Writes adapter_config.json and adapter_model.safetensors as told, sensible or not."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps(CONFIG | config))
+    found = (re.match(r"base_model\.model\.(.+?)\.lora_", name) for name in tensors)
+    named = sorted({match[1] for match in found if match})
+    targets = {"target_modules": named} if named else {}
+    (folder / "adapter_config.json").write_text(json.dumps(CONFIG | targets | config))
     write_safetensors(folder / "adapter_model.safetensors", tensors)
     return folder
 

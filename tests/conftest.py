@@ -21,8 +21,9 @@ IN_USERS_CACHE = base_cache_path(STARTER_BASE_SHA256)
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    """No test reads or writes the user's cache."""
+    """No test reads or writes the user's cache or history."""
     folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
     monkeypatch.setenv("SLM_EDGE_CACHE", str(folder))
     return folder
 

@@ -19,6 +19,7 @@ from conftest import STARTER_BASE_SHA256
 from slm_edge.benchmarks.report.page import filled
 from slm_edge.edge.cli.main import cli
 from slm_edge.edge.files.cache import base_cache_path
+from slm_edge.edge.gguf.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/reports/README.md")]
@@ -171,6 +172,14 @@ def test_the_arrows_are_those_that_the_layers_have():
 def test_scores_are_those_of_the_reports():
     text = (ROOT / "docs/scores.md").read_text(encoding="utf-8")
     assert filled(text) == text, "python -m slm_edge.benchmarks.report.page docs/scores.md"
+
+
+def test_the_table_of_families_is_that_of_the_rows():
+    uses = ("base", "lora", "train", "onnx")
+    for name, family in FAMILIES.items():
+        cells = ["yes", *("yes" if use in family.uses else "no" for use in uses)]
+        row = f"| {name} | {', '.join(hf.name for hf in family.classes)} | {' | '.join(cells)} |"
+        assert row in (ROOT / "docs/families.md").read_text(encoding="utf-8"), row
 
 
 def test_readme_is_short():

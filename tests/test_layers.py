@@ -82,6 +82,7 @@ TOPICS = {
         "scores": "tasks",
         "likelihood": "scores stats tasks",
         "report": "sandbox scores stats tasks",
+        "fuzz": "made report tasks",
         "proofs": "likelihood made stats tasks",
         "experiments": "proofs report scores stats",
         "cli": "*",

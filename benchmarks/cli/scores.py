@@ -125,6 +125,10 @@ def scores(
     chosen = [task(name) for name in dict.fromkeys(tasks or DEFAULT)]
     wanted = Wanted(limit, limit_others, max_tokens, _decoding(chosen, samples, temperature, top_p), seed, part)
     pack = None if endpoint is not None else Pack.open(pack_folder)
+    day = datetime.date.today()
+    if pack is not None and not report_only:
+        # What answers are told by takes in the prompt, and so the base's template
+        pack.base_path(allow_pull=True)
     cells = plan(chosen, pack, _columns(pack, pack_folder, names, engine, endpoint, models, chosen), data, wanted)
     command = _command(tasks, names, models, wanted, engine, endpoint)
 
@@ -145,7 +149,7 @@ def scores(
                 # It takes over what adapters have answered, in whichever run that was
                 every = dataclasses.replace(wanted, limit_others=None)
                 each = plan(chosen, pack, columns_of(pack, ("each",), engine), data, every)
-            _measure_pack(cells, each, out, pack, engine, parallel, threads, report)
+            _measure_pack(cells, each, out, pack, engine, parallel, threads, report, day)
         else:
             assert endpoint is not None
             from ..scores.endpoint import Endpoint, endpoint_generator
@@ -254,6 +258,7 @@ def _measure_pack(
     parallel: int,
     threads: int | None,
     report: Callable[[Path], object],
+    day: datetime.date,
 ) -> None:
     from ...devices.machine.sensors import Sensors
     from ...edge.engines import open_session
@@ -269,6 +274,8 @@ def _measure_pack(
 
     opened = open_session(pack, engine, allow_pull=True, threads=threads)
     with opened as session, Joules(Sensors()) as joules:
+        # A run that goes on past midnight asks the same prompts
+        session.template.fix_date(day)
         _measure(cells, out, session_generator(session, parallel, known), report, joules.totals)
 
 

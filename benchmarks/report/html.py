@@ -159,6 +159,8 @@ def _hashes(report: Mapping[str, Any]) -> list[str]:
         rows += [[f"adapter {_e(name)}", f"<code>{sha256}</code>"] for name, sha256 in pack["adapters"].items()]
         if report.get("chat_template_sha256"):
             rows.append(["chat template", f"<code>{report['chat_template_sha256']}</code>"])
+        if report.get("prompts_of_the_day"):
+            rows.append(["date that the chat template writes", _e(report["prompts_of_the_day"])])
     rows += [
         [f"prompts of {_e(row['task'])}", f"<code>{row['identity']['items_sha256']}</code>"]
         for row in {row["task"]: row for row in report["cells"]}.values()

@@ -6,17 +6,17 @@
 Scores are read from the answers as they were written; nothing is generated here.
 """
 
+import datetime
 import hashlib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ...edge.errors import SlmEdgeError
 from ...edge.onnx.engine import runtime
 from ...edge.pack.pack import Pack
 from ..scores.answers import AnswerFile, Record, identity_sha256
-from ..scores.cells import AUTO, Cell
+from ..scores.cells import AUTO, Cell, pack_template
 from ..scores.energy import energy_rows
 from ..scores.runner import with_all_scores
 from ..stats import Interval, Paired, mean, paired_means, paired_shares, problem_value, share
@@ -129,19 +129,18 @@ def about_pack(pack: Pack, engine: str = "llama") -> dict[str, Any]:
             "adapters": {name: adapter.sha256 for name, adapter in pack.adapters.items()},
             "files": dict(pack.manifest.files),
         },
-        "chat_template_sha256": _template_sha256(pack),
+        **_about_template(pack),
     }
 
 
-def _template_sha256(pack: Pack) -> str | None:
-    from ...edge.gguf.chat_template import ChatTemplate
-    from ...edge.gguf.file import GgufFile
-
-    try:
-        source = ChatTemplate.of(GgufFile.open(pack.base_path())).source
-    except SlmEdgeError:
-        return None
-    return hashlib.sha256(source.encode()).hexdigest()
+def _about_template(pack: Pack) -> dict[str, Any]:
+    template = pack_template(pack)
+    if template is None:
+        return {"chat_template_sha256": None}
+    about: dict[str, Any] = {"chat_template_sha256": hashlib.sha256(template.source.encode()).hexdigest()}
+    if template.is_dated:
+        about["prompts_of_the_day"] = datetime.date.today().isoformat()
+    return about
 
 
 def make_report(

@@ -8,13 +8,13 @@ A row is {"task_id": "HumanEval/0", "completion": "    return 1\\n"}; judged row
 
 import concurrent.futures
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...edge.errors import InputError
 from ...edge.files.atomic import atomic_file, make_folder
+from ...edge.system.cpu import usable_cpus
 from ..sandbox.sandbox import Limits
 from ..scores.answers import AnswerFile
 from ..scores.cells import Cell
@@ -82,7 +82,7 @@ def evaluate(
         result = "passed" if verdict.passed else f"failed: {verdict.reason}"
         return {**row, "result": result, "passed": verdict.passed}
 
-    with concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with concurrent.futures.ThreadPoolExecutor(workers or usable_cpus()) as pool:
         return list(pool.map(judged, rows))
 
 

@@ -211,6 +211,8 @@ def _measured(report: Mapping[str, Any]) -> str:
     pack = report["pack"]
     template = report.get("chat_template_sha256")
     words = f", chat template sha256 `{template[:16]}`" if template else ""
+    if day := report.get("prompts_of_the_day"):
+        words += f" (writes the date into prompts: {day}; on another day the same questions are other prompts)"
     adapters = ", ".join(f"`{name}` `{sha256[:12]}`" for name, sha256 in pack["adapters"].items())
     return (
         f"Base `{pack['base']['file']}` sha256 `{pack['base']['sha256'][:16]}`{words}, pack `{pack['name']}`"

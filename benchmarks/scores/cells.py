@@ -4,6 +4,7 @@ A column is what answers: the base alone, one adapter, the router's choice ("aut
 """
 
 import dataclasses
+import datetime
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ...edge.errors import InputError
+from ...edge.errors import InputError, SlmEdgeError
+from ...edge.files.cache import base_cache_path
+from ...edge.gguf.chat_template import ChatTemplate
+from ...edge.gguf.file import GgufFile
 from ...edge.names import did_you_mean
 from ...edge.onnx.engine import runtime
-from ...edge.onnx.in_pack import base_sha256, onnx_adapters
+from ...edge.onnx.folder import TOKENIZER_FILE
+from ...edge.onnx.in_pack import ONNX_FOLDER, base_sha256, onnx_adapters
 from ...edge.pack.manifest import ROUTER_FILE
 from ...edge.pack.pack import Pack, PackedAdapter
 from ..tasks.task import Decoding, Item, Task, items_sha256, sampled
@@ -120,8 +125,36 @@ class Wanted:
         return self.decoding if self.decoding is not None and task.takes_samples else task.decoding
 
 
+def pack_template(pack: Pack) -> ChatTemplate | None:
+    """The chat template of a pack's base; None where the base is not at hand, or has none that works."""
+    onnx = pack.folder / ONNX_FOLDER / TOKENIZER_FILE
+    for path in (pack.folder / pack.base.file_name, base_cache_path(pack.base.sha256), onnx):
+        try:
+            if path.is_file():
+                return ChatTemplate.of(GgufFile.open(path))
+        except SlmEdgeError:
+            return None
+    return None
+
+
+def _dated_prompt_sha256(pack: Pack | None) -> str | None:
+    """Of a prompt as the model sees it today, where tomorrow's is another one; None where they are equal."""
+    template = pack_template(pack) if pack is not None else None
+    if template is None or not template.is_dated:
+        return None
+    template.fix_date(datetime.date.today())
+    return hashlib.sha256(template.render([{"role": "user", "content": "Hello"}]).encode()).hexdigest()
+
+
 def _identity(
-    task: Task, items_hash: str, pack: Pack | None, column: Column, max_tokens: int, decoding: Decoding, seed: int
+    task: Task,
+    items_hash: str,
+    pack: Pack | None,
+    column: Column,
+    max_tokens: int,
+    decoding: Decoding,
+    seed: int,
+    dated: str | None,
 ) -> Identity:
     adapter = column.adapter
     stop = list(task.stop) if task.stop is not None else list(adapter.card.stop) if adapter else []
@@ -144,6 +177,8 @@ def _identity(
         identity |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "seed": seed}
     if task.way != "answers":
         identity["way"] = task.way
+    if dated is not None:
+        identity["dated_prompt_sha256"] = dated
     if column.facts is not None:
         identity |= column.facts
     return identity
@@ -224,6 +259,7 @@ def plan(
     if wanted.decoding is not None and not any(task.takes_samples for task in tasks):
         names = ", ".join(task.name for task in tasks)
         raise InputError(f"samples are asked for, but one answer to each item is scored by {names}")
+    dated = _dated_prompt_sha256(pack)
     problems: list[str] = []
     cells: list[Cell] = []
     for task in tasks:
@@ -239,7 +275,9 @@ def plan(
             items, per_item = sampled(items, decoding.samples), decoding.samples
         cap = wanted.max_tokens or task.max_tokens
         for column in columns:
-            identity = _identity(task, items_hash, pack, column, cap, decoding, wanted.seed)
+            # Plain text is asked without the template
+            seen = dated if any(item.raw is None for item in items) else None
+            identity = _identity(task, items_hash, pack, column, cap, decoding, wanted.seed, seen)
             cell = Cell(task, column, items, len(items), cap, identity, decoding, wanted.seed)
             is_other = column.adapter is not None and not cell.is_own
             limit = wanted.limit_others if is_other and wanted.limit_others is not None else wanted.limit

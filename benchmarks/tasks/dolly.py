@@ -7,6 +7,7 @@ rouge-score, stemmed. ROUGE rewards an answer of the reference's length; words p
 import functools
 import re
 import string
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,38 @@ from .task import Item, Metric, Task, json_lines, refuse_rows
 _FILES = ("dolly/closed_qa.jsonl", "dolly/summarization.jsonl")
 
 
+# Han, kana, Thai, Lao, Khmer, Burmese: written without spaces, so that a letter stands for a word
+_UNSPACED = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
+
+class _Words:
+    """Words of letters, digits and marks of any writing; rouge-score's own knows a to z and 0 to 9 alone."""
+
+    def tokenize(self, text: str) -> list[str]:
+        kept = (char if unicodedata.category(char)[0] in "LNM" else " " for char in text.casefold())
+        return _UNSPACED.sub(r" \g<0> ", unicodedata.normalize("NFC", "".join(kept))).split()
+
+
 @functools.cache
-def _scorer() -> Any:
+def _scorer(latin: bool) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rouge1"], use_stemmer=True)
+    return RougeScorer(["rouge1"], use_stemmer=True) if latin else RougeScorer(["rouge1"], tokenizer=_Words())
+
+
+def _is_latin(text: str) -> bool:
+    letters = [char for char in text if char.isalpha()]
+    return 2 * sum(char.isascii() for char in letters) >= len(letters)
 
 
 def rouge1(truth: str, answer: str) -> float:
-    """ROUGE-1 F1 with Porter stemming, 0 to 1 (C.-Y. Lin 2004; google-research/rouge)."""
-    return float(_scorer().score(truth, answer)["rouge1"].fmeasure)
+    """ROUGE-1 F1 with Porter stemming, 0 to 1 (C.-Y. Lin 2004; google-research/rouge).
+
+    Where most letters of the truth are other ones than a to z, words are those of any writing, without stemming.
+    """
+    return float(_scorer(_is_latin(truth)).score(truth, answer)["rouge1"].fmeasure)
 
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

@@ -243,13 +243,15 @@ def calibrate(profile_file: Path, device_name: str, as_json: bool) -> None:
     from ..machine.probe import kept_probe
     from ..predict.unit_factors import calibrate as calibrated
     from ..predict.unit_factors import save_calibration
+    from ..profile.compare import reading_profile
 
     profile = read_table(profile_file)
     device = _this()[0] if device_name == "this" else find_device(device_name)
     if device.unprobed:
         raise InputError(f"this machine cannot be probed now: {device.unprobed}", hint="try again when it is quiet")
     kept = kept_probe() if device_name == "this" else None
-    calibration = calibrated(profile, device, kept.calibration if kept else None)
+    with reading_profile(profile_file):
+        calibration = calibrated(profile, device, kept.calibration if kept else None)
     path = save_calibration(device_name, calibration)
     data = {"device": device_name, "decode": calibration.decode, "prefill": calibration.prefill}
     data |= {

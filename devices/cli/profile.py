@@ -63,7 +63,7 @@ def profile(ctx: click.Context, /, **given: Any) -> None:
         click.echo(SCHEMA_FILE.read_text(encoding="utf-8").rstrip())
         return
     from ...edge.files.atomic import atomic_file, read_table, write_json
-    from ..profile.compare import check_comparable, compare, compare_text
+    from ..profile.compare import check_comparable, compare, compare_text, reading_profile
     from ..profile.html import report
     from ..profile.text import failed_assertions, jsonl, metrics, parse_assertion, table
 
@@ -86,9 +86,10 @@ def profile(ctx: click.Context, /, **given: Any) -> None:
         write_json(given["out"], data)
     shown = table(data)
     if old is not None:
-        if not given["force"]:
-            check_comparable(old, data)
-        rows = compare(old, data)
+        with reading_profile(given["compare_file"]):
+            if not given["force"]:
+                check_comparable(old, data)
+            rows = compare(old, data)
         data["comparison"] = rows
         shown += f"\n\nagainst {given['compare_file']}\n{compare_text(rows)}"
     emit(data, given["as_json"], shown)

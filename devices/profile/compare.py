@@ -3,7 +3,9 @@
 rows = compare(old, new)            # [{"what": "math decode at 0", "ratio": 1.04, "low": 0.99, "high": 1.08, …}]
 """
 
+import contextlib
 import math
+import os
 import random
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +17,16 @@ from ..machine.record import same_machine
 RESAMPLES: Final = 2000
 # Ratios nearer to 1 than this are called equal whatever the interval: clocks and schedulers move rates by as much.
 LEAST_DIFFERENCE: Final = 0.01
+
+
+@contextlib.contextmanager
+def reading_profile(path: str | os.PathLike[str]) -> Iterator[None]:
+    """While a profile is used that others may have changed: what it lacks, or has as another type, is an InputError."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"is not a whole profile of slm-edge ({reason[:200]})", where=path) from None
 
 
 def check_comparable(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

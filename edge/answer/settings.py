@@ -2,16 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..errors import DoesNotFitError, InputError
-from ..grammar.rules import Rules, gbnf_grammar
 from ..llama.sampling import Sampling
 from ..options import check_given
 from ..pack.card import TaskCard
 from ..prefix.chunks import Section
 from .choice import Choice
 from .stream import Request
+
+if TYPE_CHECKING:
+    from ..grammar.rules import Rules
 
 
 class Settings(TypedDict, total=False):
@@ -31,7 +33,7 @@ class Settings(TypedDict, total=False):
     min_p: float | None
     seed: int | None
     stop: str | Sequence[str] | None
-    grammar: Rules | str | None
+    grammar: "Rules | str | None"
 
 
 def sampling_of(card: TaskCard, settings: Settings) -> Sampling:
@@ -61,7 +63,7 @@ def stop_of(card: TaskCard, settings: Settings) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
-def grammar_of(card: TaskCard, settings: Settings) -> Rules | None:
+def grammar_of(card: TaskCard, settings: Settings) -> "Rules | None":
     """What an answer keeps to; None for nothing.
 
     Raises:
@@ -70,9 +72,16 @@ def grammar_of(card: TaskCard, settings: Settings) -> Rules | None:
     grammar = settings.get("grammar")
     if grammar is None:
         return card.rules()
+    if grammar == "":
+        return None
+    from ..grammar.rules import Rules, gbnf_grammar
+
     if isinstance(grammar, str):
-        return gbnf_grammar(grammar) if grammar else None
-    return grammar
+        return gbnf_grammar(grammar)
+    given: object = grammar
+    if not isinstance(given, Rules):
+        raise InputError(f"the setting grammar is {given!r}; it takes a text or what `grammar.rules` makes")
+    return given
 
 
 def request_of(
@@ -95,7 +104,7 @@ def request_of(
         InputError: a setting that there is not, of another type or out of range.
         DoesNotFitError: the prompt leaves no room.
     """
-    check_given(settings, Settings, "setting")
+    check_given(settings, Settings, "setting", unchecked=("Rules",))
     max_tokens = max_tokens_of(choice.card, settings)
     if len(ids) >= room_tokens:
         raise DoesNotFitError(

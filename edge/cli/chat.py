@@ -1,14 +1,12 @@
 """`slm-edge chat`: a conversation at the prompt, with adapters that change while it goes on."""
 
-import contextlib
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ..console import note
+from ..console import remark
 from .options import (
     answer_options,
     engine_option,
@@ -23,8 +21,6 @@ from .options import (
 if TYPE_CHECKING:
     from ..answer.settings import Settings
     from ..options import EngineOptions, Speculate
-
-PROMPT = "> "
 
 
 @click.command()
@@ -83,8 +79,9 @@ def chat(
     MODEL is a GGUF file or a pack's folder; without it, --pack or --model it is the starter pack.
 
     When the context is full, the oldest questions are dropped with their answers, and a note says so. Ctrl-C stops an
-    answer and keeps what there is of it. In a pipe, each line is a turn. An adapter is loaded when it is first used and
-    stays loaded; with --adapter-budget the least recently used is unloaded, unless it is pinned.
+    answer and keeps what there is of it. Text of several lines stands between triple quotes, or is pasted at a
+    terminal, where Alt-Enter begins a new line; in a pipe, each line else is a turn. An adapter is loaded when it is
+    first used and stays loaded; with --adapter-budget the least recently used is unloaded, unless it is pinned.
 
     \b
     Examples:
@@ -106,6 +103,7 @@ def chat(
         options["pinned"] = pinned
     from .source import chosen
     from .talk import Talk
+    from .typed import hidden_typing, typed
 
     if file is not None and model is not None:
         raise click.UsageError(f"there are two models: {file} and -m {model}; leave one out.")
@@ -117,35 +115,9 @@ def chat(
         talk = Talk(session, system=system, settings=settings)
         talk.use("none" if name is None else name)
         if sys.stdin.isatty():
-            note(f"{session.base.name}, adapter {talk.adapter}; /help lists what can be typed, Ctrl-D ends")
-        _loop(talk)
-
-
-def _loop(talk: Any) -> None:
-    """Reads lines until the end of input."""
-    terminal = sys.stdin.isatty()
-    if terminal:
-        # Line editing and the history of this conversation come with the import alone.
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401
-    while True:
-        try:
-            line = input(PROMPT) if terminal else next(sys.stdin).rstrip("\r\n")
-        except (EOFError, StopIteration):
-            if terminal:
-                click.echo()
-            return
-        except UnicodeDecodeError:
-            note("that line is not UTF-8 text; it is left out")
-            continue
-        except KeyboardInterrupt:
-            if not terminal:
-                raise
-            # As in a shell: the line is dropped, the conversation goes on.
-            click.echo()
-            time.sleep(0.01)
-            continue
-        # A byte-order mark before a piped text is no part of it.
-        line = line.removeprefix("\ufeff")
-        if line.strip() and not talk.turn(line):
-            return
+            remark(f"{session.base.name}, adapter {talk.adapter}; /help lists what can be typed, Ctrl-D ends")
+        with typed(talk.candidates) as turns:
+            for text in turns:
+                with hidden_typing():
+                    if text.strip() and not talk.turn(text):
+                        return

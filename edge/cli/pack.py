@@ -92,6 +92,9 @@ def build(
       slm-edge pack build -o small --base base.gguf --no-copy-base \\
           --source hub:OWNER/REPO/base.gguf --adapter math=math.gguf
     """
+    from ..gguf.adapter import provenance_note
+    from ..gguf.base import BaseInfo
+    from ..gguf.chat_template import ChatTemplate
     from ..pack.card import TaskCard
     from ..pack.sources import parse_source
     from ..pack.write import NewAdapter, build_pack
@@ -117,6 +120,15 @@ def build(
         router=router_path(router) if router else None,
         replace=force,
     )
+    info = BaseInfo.open(base)
+    for file in files.values():
+        if line := provenance_note(file, info):
+            note(f"note: {line}")
+    if ChatTemplate.of(info.file).is_dated:
+        note(
+            "note: the chat template writes today's date into prompts: the same question is another prompt tomorrow "
+            "(slm-edge export base BASE -o NEW --type keep --date YYYY-MM-DD fixes it)"
+        )
     _emit(built, as_json)
 
 
@@ -164,6 +176,8 @@ def add(
       slm-edge pack add my-pack translate translate.gguf --examples twenty-prompts.txt
       slm-edge pack add my-pack math math.onnx_adapter
     """
+    from ..gguf.adapter import provenance_note
+    from ..gguf.base import BaseInfo
     from ..onnx.adapter import SUFFIX
     from ..onnx.in_pack import add_onnx_adapter
     from ..pack.card import TaskCard
@@ -178,6 +192,8 @@ def add(
     # Read first: a file of examples that is no good must not leave the adapter behind without them.
     prompts = _checked_examples(folder, name, examples) if examples else None
     built = add_adapter(folder, NewAdapter(name, file, TaskCard.open(card) if card else None, changes), make_default)
+    if line := provenance_note(file, BaseInfo.open(built.base_path())):
+        note(f"note: {line}")
     if prompts:
         from ..router.in_pack import learn_examples
 

@@ -14,27 +14,41 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..answer.base import SessionBase
-from ..answer.settings import Settings, max_tokens_of
+from ..answer.settings import Settings, max_tokens_of, sampling_of
 from ..answer.stream import Answer
-from ..console import awaited, note, show
+from ..console import awaited, remark, show
 from ..errors import DoesNotFitError, InputError, SlmEdgeError, of_system
-from ..files.atomic import write_json
+from ..files.atomic import read_table, write_json
 from ..files.cache import user_path
-from ..gguf.chat_template import Message
+from ..gguf.chat_template import Message, checked_messages
 from ..llama.vocab import n_same
 from ..names import did_you_mean
 from ..sizes import human_bytes
 from ..system.memory import peak_memory_bytes
+from .typed import files_like
 
-HELP: Final = """/adapter NAME|none|auto   answer with another adapter from now on
+HELP: Final = '''/adapter NAME|none|auto   answer with another adapter from now on
 /adapter list             which there are
 /system TEXT              another system message; without a text, the adapter's own again
 /stats                    how long the last answer took, context and memory
+/set NAME VALUE           max_tokens, temperature, top_k, top_p, min_p, seed or stop; without a value, the adapter's own
 /save FILE                write the conversation as JSON
+/load FILE                go on with one that was written
 /clear                    begin anew
 /help                     this
-/quit                     end (so does Ctrl-D)
-Ctrl-C stops an answer. A line that begins with // is sent with one slash."""
+/quit, /bye, exit         end (so does Ctrl-D)
+Text of several lines stands between """ and """, or is pasted. Tab completes commands, adapters and files.
+Ctrl-C stops an answer. A line that begins with // is sent with one slash.'''
+
+_SETTINGS: Final[dict[str, Callable[[str], Any]]] = {
+    "max_tokens": int,
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "min_p": float,
+    "seed": int,
+    "stop": str,
+}
 
 
 @dataclass(frozen=True)
@@ -88,15 +102,21 @@ class Talk:
             "/adapter": self._adapter,
             "/system": self._system,
             "/stats": self._stats,
+            "/set": self._set,
             "/save": self._save,
+            "/load": self._load,
             "/clear": self._clear,
-            "/help": lambda _: note(HELP),
+            "/help": lambda _: remark(HELP),
             "/quit": lambda _: False,
+            "/bye": lambda _: False,
+            "/exit": lambda _: False,
         }
 
     def turn(self, line: str) -> bool:
         """Does what a line asks for; False when it asks to end. A mistake is said and nothing else happens."""
         try:
+            if line.strip() in ("exit", "quit"):
+                return False
             if line.startswith("/") and not line.startswith("//"):
                 name, _, rest = line.strip().partition(" ")
                 command = self._commands.get(name)
@@ -106,11 +126,22 @@ class Talk:
                 return command(rest.strip()) is not False
             self._ask(line[1:] if line.startswith("//") else line)
         except SlmEdgeError as error:
-            note(str(error))
+            remark(str(error))
         except OSError as error:
             # A name that is too long, a disk that fails: the conversation is worth more.
-            note(str(of_system(error)))
+            remark(str(of_system(error)))
         return True
+
+    def candidates(self, line: str) -> list[str]:
+        """What could stand in place of the last word of a line, for Tab."""
+        name, space, rest = line.partition(" ")
+        if not space:
+            return [f"{command} " for command in self._commands] if name.startswith("/") else []
+        if name == "/adapter":
+            return [*self.session.adapters, "none", "auto", "list"]
+        if name == "/set":
+            return [f"{setting} " for setting in _SETTINGS]
+        return files_like(rest) if name in ("/save", "/load") else []
 
     def use(self, name: str) -> None:
         """Answers with that adapter from now on: a name, "none" or "auto".
@@ -131,7 +162,7 @@ class Talk:
             decision = self.session.choose(messages)
             if decision.adapter != self.session.adapter:
                 self.session.use(decision.adapter)
-                note(f"[adapter {decision.adapter or 'none'}]")
+                remark(f"[adapter {decision.adapter or 'none'}]")
         messages = self._fitting(messages)
         stream = self.session.stream(messages, system=self.system, **self.settings)
         shown: list[str] = []
@@ -139,14 +170,14 @@ class Talk:
             show(awaited(stream, "reading the conversation"), shown.append)
         except KeyboardInterrupt:
             stream.close()
-            note("[stopped]")
+            remark("[stopped]")
         else:
             self.answer = stream.answer
             self.recompute = self._recomputed(messages, stream.answer)
             if self.recompute is not None:
-                note(f"[{self.recompute.text()}]")
+                remark(f"[{self.recompute.text()}]")
             if (cut := stream.answer.cut()) is not None:
-                note(f"[{cut}]")
+                remark(f"[{cut}]")
         if shown:
             self.messages = [*messages, {"role": "assistant", "content": "".join(shown)}]
             self._answered_by = self.session.adapter
@@ -181,42 +212,42 @@ class Talk:
             n_dropped += 1
         if n_dropped:
             turns = "turn is" if n_dropped == 1 else f"{n_dropped} turns are"
-            note(f"[the context is full: the oldest {turns} forgotten]")
+            remark(f"[the context is full: the oldest {turns} forgotten]")
         return messages
 
     def _adapter(self, name: str) -> None:
         if name in ("", "list"):
             for one, packed in self.session.adapters.items():
-                note(f"{'*' if one == self.adapter else ' '} {one}  {packed.card.description}".rstrip())
-            note(f"{'*' if self.adapter == 'none' else ' '} none  the base alone")
+                remark(f"{'*' if one == self.adapter else ' '} {one}  {packed.card.description}".rstrip())
+            remark(f"{'*' if self.adapter == 'none' else ' '} none  the base alone")
             return
         self.use(name)
-        note(f"[adapter {name}]")
+        remark(f"[adapter {name}]")
 
     def _system(self, text: str) -> None:
         self.system = text or None
-        note("[the adapter's own system message]" if not text else "[system message set]")
+        remark("[the adapter's own system message]" if not text else "[system message set]")
 
     def _stats(self, _: str) -> None:
         n_tokens = len(self.session.prompt_tokens(self.messages, system=self.system)) if self.messages else 0
         answer = self.answer
         if answer is not None:
             rate = f" at {answer.decode_tokens_per_s:.1f} tokens/s" if answer.decode_tokens_per_s else ""
-            note(
+            remark(
                 f"last answer: first token after {answer.first_token_s:.2f} s, {answer.n_tokens} tokens{rate}; "
                 f"{answer.n_kept_tokens} of {answer.n_prompt_tokens} prompt tokens kept, the others computed in "
                 f"{answer.prefill_s:.2f} s; ended by {answer.stop_reason}"
             )
             if answer.n_drafted_tokens:
-                note(f"{answer.n_accepted_tokens} of {answer.n_drafted_tokens} guessed tokens were right")
+                remark(f"{answer.n_accepted_tokens} of {answer.n_drafted_tokens} guessed tokens were right")
         if self.recompute is not None:
-            note(f"change of adapter: {self.recompute.text()}")
+            remark(f"change of adapter: {self.recompute.text()}")
         loaded = ", ".join(f"{name} {human_bytes(size)}" for name, size in self.session.loaded_adapters.items())
-        note(f"adapters in memory: {loaded or 'none'}")
-        note(f"adapter {self.adapter}; context {n_tokens} of {self.session.n_ctx_tokens} tokens")
+        remark(f"adapters in memory: {loaded or 'none'}")
+        remark(f"adapter {self.adapter}; context {n_tokens} of {self.session.n_ctx_tokens} tokens")
         plan = self.session.plan
         planned = f"; planned {plan.describe()}" if plan is not None else ""
-        note(f"memory: peak {human_bytes(peak_memory_bytes())}{planned}")
+        remark(f"memory: peak {human_bytes(peak_memory_bytes())}{planned}")
 
     def _save(self, file: str) -> None:
         if not file:
@@ -229,9 +260,56 @@ class Talk:
         }
         path = user_path(file)
         write_json(path, data)
-        note(f"[saved {path}]")
+        remark(f"[saved {path}]")
+
+    def _load(self, file: str) -> None:
+        if not file:
+            raise InputError("/load needs the name of a file")
+        path = user_path(file)
+        data = read_table(path)
+        messages, system = data.get("messages"), data.get("system")
+        roles = [one.get("role") if isinstance(one, dict) else None for one in messages or ()]
+        if not isinstance(messages, list) or roles != ["user", "assistant"] * (len(roles) // 2):
+            raise InputError("is no conversation that /save wrote: questions with their answers", where=path)
+        if system is not None and not isinstance(system, str):
+            raise InputError("its system message is no text", where=path)
+        checked = checked_messages(messages) if messages else []
+        adapter = data.get("adapter")
+        if isinstance(adapter, str) and adapter != self.adapter:
+            try:
+                self.use(adapter)
+            except SlmEdgeError as error:
+                remark(f"[it was answered by {adapter}, which is not here: {error.message}]")
+        if data.get("base") != self.session.base.name:
+            remark(f"[it was answered by another base, {data.get('base')}]")
+        self.messages, self.system, self.answer, self.recompute = [*checked], system, None, None
+        remark(f"[{len(roles) // 2} turns, adapter {self.adapter}]")
+
+    def _set(self, text: str) -> None:
+        name, _, value = text.removeprefix("parameter ").strip().partition(" ")
+        if name == "system":
+            self._system(value.strip())
+            return
+        if not name:
+            given = [
+                f"{name} {value}" for name, value in self.settings.items() if value is not None and name in _SETTINGS
+            ]
+            remark(f"[set: {', '.join(given) or 'nothing; all is as the adapter has it'}]")
+            return
+        kind = _SETTINGS.get(name)
+        if kind is None:
+            raise InputError(f"there is no setting {name!r}", hint=f"there are: {', '.join(_SETTINGS)}, system")
+        try:
+            given_value = kind(value.strip()) if value.strip() else None
+        except ValueError:
+            raise InputError(f"{value.strip()!r} is no value for {name}") from None
+        changed: Settings = {**self.settings, name: given_value}  # type: ignore[misc]
+        sampling_of(self.session.choice.card, changed)
+        max_tokens_of(self.session.choice.card, changed)
+        self.settings = changed
+        remark(f"[{name} {'as the adapter has it' if given_value is None else given_value}]")
 
     def _clear(self, _: str) -> None:
         self.messages = []
         self.answer = self.recompute = None
-        note("[a new conversation]")
+        remark("[a new conversation]")

@@ -37,10 +37,22 @@ def cache_folder() -> Path:
     if own:
         return user_path(own)
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "slm-edge"
+        return _home() / "Library" / "Caches" / "slm-edge"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "slm-edge"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slm-edge"
+        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local") / "slm-edge"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "slm-edge"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise InputError("this user has no home folder to keep a cache in", hint="set SLM_EDGE_CACHE") from None
+
+
+def state_folder() -> Path:
+    """Where the chat's history is: `$XDG_STATE_HOME/slm-edge`, else `~/.local/state/slm-edge`. Not created here."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "slm-edge"
 
 
 def base_cache_path(sha256: str) -> Path:

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, TypeGuard
+from typing import IO, Any, Final, TypeGuard, cast
 
 from ..errors import InputError
 from .regular import open_regular
@@ -24,6 +24,7 @@ LFS_HINT: Final = "run `git lfs pull` where the file comes from, or download it"
 MOST_DIGITS: Final = 300
 MOST_BYTES: Final = 1 << 30
 MOST_LEVELS: Final = 200
+_PART_BYTES: Final = 1 << 20
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -46,7 +47,7 @@ def read_bytes(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) -> by
     path = Path(path)
     with open_regular(path) as stream:
         try:
-            data = stream.read(most_bytes + 1)
+            data = _at_most(stream, most_bytes + 1)
         except OSError as error:
             raise InputError(f"cannot be read ({error.strerror})", where=path) from None
     if len(data) > most_bytes:
@@ -54,6 +55,16 @@ def read_bytes(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) -> by
     if is_lfs_pointer(data):
         raise InputError("is a Git LFS pointer, not the file itself", where=path, hint=LFS_HINT)
     return data
+
+
+def _at_most(stream: IO[bytes], most_bytes: int) -> bytes:
+    """What a stream has, up to so many bytes, by parts: `read(n)` takes n bytes of memory whatever there is."""
+    parts: list[bytes] = []
+    left = most_bytes
+    while left > 0 and (part := stream.read(min(left, _PART_BYTES))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def read_text(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) -> str:
@@ -130,7 +141,7 @@ def json_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
         import zlib
 
         try:
-            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MOST_BYTES + 1)
+            data = _at_most(cast(IO[bytes], gzip.GzipFile(fileobj=io.BytesIO(data))), MOST_BYTES + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise InputError(f"is not a whole gzip file ({error})", where=path) from None
         if len(data) > MOST_BYTES:

@@ -20,6 +20,8 @@ from .adapter_values import FLOATS, SCALES, sane_and_zero
 from .base import BaseInfo
 from .file import GgufFile, TensorInfo, ValueType
 
+# As llama.cpp's converter writes it
+BASE_MODEL_KEY: Final = "general.base_model.0.name"
 FINGERPRINT_KEY: Final = "slm_edge.base.fingerprint"  # STRING, hex: BaseInfo.fingerprint of the base
 ALIKE_SHOWN: Final = 3
 BASE_NAME_KEY: Final = "slm_edge.base.name"  # STRING
@@ -162,6 +164,32 @@ def _check_provenance(file: GgufFile, base: BaseInfo, faults: list[str]) -> None
     rank = file.metadata.get(RANK_KEY)
     if rank is not None and rank.type is not ValueType.UINT32:
         faults.append(f"{RANK_KEY} is {_type_name(rank.type, rank.element_type)}, not UINT32")
+
+
+def names_another_base(named: str, base: BaseInfo) -> bool:
+    """Whether a base's name, as an adapter states it, is neither that of this base nor a part of it, nor around it."""
+    known = [_plain(str(name)) for name in (base.name, base.file.get("general.basename", ""), base.file.path.stem)]
+    plain = _plain(named)
+    return bool(plain) and not any(name in plain or plain in name for name in known if name)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def provenance_note(adapter: str | os.PathLike[str], base: BaseInfo) -> str | None:
+    """What to know of an adapter without our fingerprint, as llama.cpp's converter makes them, that names another base.
+
+    The adapter must have passed `check_adapter`.
+    """
+    file = GgufFile.open(adapter)
+    named = file.get(BASE_MODEL_KEY)
+    if FINGERPRINT_KEY in file.metadata or not isinstance(named, str) or not names_another_base(named, base):
+        return None
+    return (
+        f"{file.path.name} says that it was made for {named!r}, the base calls itself {base.name!r}: if they are not "
+        "the same model, the adapter will not work"
+    )
 
 
 def _check_alora(file: GgufFile, base: BaseInfo, faults: list[str]) -> None:

@@ -5,9 +5,8 @@ the model wants one; its text is therefore encoded without adding another.
 """
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypedDict
+from typing import Any, Final, TypedDict, cast
 
 from ..errors import InputError, UnsupportedError
 from .file import GgufFile
@@ -24,13 +23,18 @@ ROLES: Final = ("system", "user", "assistant")
 _EXAMPLE: Final = 'a conversation is a list such as [{"role": "user", "content": "Hello"}]'
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    # jinja2's own filter escapes HTML; transformers' templates expect plain JSON.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.datetime.now().strftime(pattern)
+OTHER_TEMPLATE: Final = "give one when the base is exported: slm-edge export base … --chat-template FILE.jinja"
+# Beyond the largest real one by a factor of five
+MOST_SOURCE_BYTES: Final = 256 << 10
+_SPECIAL_TOKENS: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+# GGUF's names of the keys, where they are others
+_GGUF_NAMES: Final = {"unk": "unknown", "sep": "seperator", "pad": "padding"}
+# Conversations that every template is tried on before it is packed; it may refuse all but one
+_SAMPLES: Final = (
+    (("system", "You are brief."), ("user", "Hello")),
+    (("user", "Hello"),),
+    (("user", "2 + 2?"), ("assistant", "4"), ("user", "Thanks!")),
+)
 
 
 class ChatTemplate:
@@ -39,30 +43,73 @@ class ChatTemplate:
     Args:
         source: jinja2 text as in `tokenizer.chat_template`.
         bos_token, eos_token: texts that the template may name.
+        tokens: further ones, such as `pad_token`.
 
     Raises:
         InputError: the text is not a valid template.
     """
 
-    def __init__(self, source: str, bos_token: str = "", eos_token: str = "") -> None:
-        from jinja2 import TemplateSyntaxError
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    def __init__(
+        self,
+        source: str,
+        bos_token: str = "",
+        eos_token: str = "",
+        tokens: Mapping[str, str] | None = None,
+    ) -> None:
+        from .template_budget import limits
+        from .template_limits import limited_environment
 
         self.source = source
-        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = self._refuse
-        environment.globals["strftime_now"] = _strftime_now
+        self._tokens = {"bos_token": bos_token, "eos_token": eos_token, **(tokens or {})}
+        self._date: datetime.date | None = None
+        self._dated = False
+        if len(source) > MOST_SOURCE_BYTES:
+            raise InputError(f"the chat template has {len(source)} letters; {MOST_SOURCE_BYTES} are taken")
         try:
-            self._template = environment.from_string(source)
-        except TemplateSyntaxError as error:
-            raise InputError(f"the chat template is not valid: {error}") from None
+            with limits():
+                self._template = limited_environment(self._refuse, self._now).from_string(source)
+        # Python compiles what jinja2 wrote, and each of the two fails in ways of its own.
+        except Exception as error:  # noqa: BLE001
+            raise InputError(f"the chat template is not valid: {_reason(error)}") from None
+
+    def _now(self) -> datetime.datetime:
+        self._dated = True
+        now = datetime.datetime.now()
+        return now if self._date is None else datetime.datetime.combine(self._date, datetime.time(0))
+
+    def fix_date(self, date: datetime.date | None) -> None:
+        """From now on the template is told that this is today; None: today."""
+        self._date = date
+
+    @property
+    def is_dated(self) -> bool:
+        """Whether what it writes for the sample conversations depends on the day."""
+        self._dated = False
+        self.check()
+        return self._dated
+
+    def check(self) -> None:
+        """Renders sample conversations: with a system message, without one, and a longer one.
+
+        Raises:
+            InputError: the template takes none of them, or does not write what a user says.
+        """
+        faults: list[str] = []
+        for sample in _SAMPLES:
+            messages = [cast(Message, {"role": role, "content": content}) for role, content in sample]
+            try:
+                text = self.render(messages)
+            except (InputError, UnsupportedError) as error:
+                faults.append(error.message)
+                continue
+            if messages[-1]["content"] not in text:
+                raise InputError("the chat template does not write what the user says")
+        if len(faults) == len(_SAMPLES):
+            raise InputError(f"the chat template takes no conversation: {faults[1]}")
 
     @staticmethod
     def _refuse(reason: str) -> None:
-        raise UnsupportedError(f"the model's chat template refuses these messages: {reason}")
+        raise UnsupportedError(f"the model's chat template refuses these messages: {_in_a_line(reason)}")
 
     @classmethod
     def of(cls, file: GgufFile) -> "ChatTemplate":
@@ -76,15 +123,19 @@ class ChatTemplate:
             raise InputError(
                 "the model has no chat template",
                 where=file.path,
-                hint="give one when the base is exported: slm-edge export base … --chat-template FILE.jinja",
+                hint=OTHER_TEMPLATE,
             )
         tokens: list[str] = file.get("tokenizer.ggml.tokens", [])
 
-        def text(key: str) -> str:
-            token_id = file.get(key)
-            return tokens[token_id] if token_id is not None and token_id < len(tokens) else ""
-
-        return cls(source, text("tokenizer.ggml.bos_token_id"), text("tokenizer.ggml.eos_token_id"))
+        special: dict[str, str] = {}
+        for name in _SPECIAL_TOKENS:
+            token_id = file.get(f"tokenizer.ggml.{_GGUF_NAMES.get(name, name)}_token_id")
+            if token_id is not None and token_id < len(tokens):
+                special[f"{name}_token"] = tokens[token_id]
+        try:
+            return cls(source, tokens=special)
+        except InputError as error:
+            raise InputError(error.message, where=file.path, hint=OTHER_TEMPLATE) from None
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The text of a conversation, ready to be encoded with special tokens parsed and no BOS added.
@@ -93,14 +144,37 @@ class ChatTemplate:
             UnsupportedError: the template refuses these roles or their order.
             InputError: the template fails on them.
         """
-        from jinja2 import TemplateError
+        from .template_budget import check_letters, limits
 
+        given = [dict(message) for message in messages]
         try:
-            return self._template.render(
-                messages=list(messages), add_generation_prompt=add_generation_prompt, **self._tokens
-            )
-        except (TemplateError, TypeError) as error:
-            raise InputError(f"the model's chat template fails: {error}") from None
+            with limits(sum(len(str(value)) for message in given for value in message.values())):
+                text = self._template.render(
+                    messages=given,
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                    **self._tokens,
+                )
+                check_letters(len(text))
+        except UnsupportedError:
+            raise
+        # A template is a stranger's program: it may divide by zero, recurse, or ask for all memory.
+        except Exception as error:  # noqa: BLE001
+            raise InputError(f"the model's chat template fails: {_reason(error)}") from None
+        return text
+
+
+def _in_a_line(text: object) -> str:
+    return " ".join(str(text).split())[:300]
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    from jinja2 import TemplateError
+
+    text = _in_a_line(error)
+    return text if text and isinstance(error, TemplateError) else _in_a_line(f"{type(error).__name__}: {text}")
 
 
 def checked_messages(prompt: str | Sequence[Message]) -> list[Message]:

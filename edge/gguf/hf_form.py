@@ -23,6 +23,22 @@ def dtype_word(version: str) -> str:
     return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
 
 
+def classes_of(transformers: Any, family: Family) -> tuple[Any, Any]:
+    """The family's config class and model class of the module `transformers`.
+
+    Raises:
+        UnsupportedError: this release does not have them yet.
+    """
+    names = (family.classes[0].config, family.classes[0].name)
+    missing = [name for name in names if not hasattr(transformers, name)]
+    if missing:
+        raise UnsupportedError(
+            f"the installed transformers {transformers.__version__} has no {missing[0]}",
+            hint="pip install --upgrade transformers",
+        )
+    return getattr(transformers, names[0]), getattr(transformers, names[1])
+
+
 def trained_family(file: GgufFile) -> Family:
     """The table's row for a file that is to be a model of transformers.
 

@@ -16,8 +16,6 @@ from typing import Any, Final, Literal
 
 from ..errors import InputError
 from ..files.text import decode, is_text, loads_json
-from .gbnf import MAX_REPETITIONS, gbnf_to_lark
-from .schema import checked_schema
 
 MAX_GRAMMAR_BYTES: Final = 1 << 20
 # Below these a GBNF grammar costs next to nothing, whatever it says.
@@ -51,6 +49,8 @@ def schema_grammar(schema: Mapping[str, Any] | bool) -> Rules:
     Raises:
         InputError: the schema is not valid, or says something that no grammar is made of.
     """
+    from .schema import checked_schema
+
     checked = checked_schema(schema)
     _check_size(checked.text)
     return Rules("JSON schema", _of_schema(checked.text), checked.plain, tuple(checked.parts))
@@ -63,6 +63,8 @@ def part_grammar(part: Mapping[str, Any]) -> str:
 
 def gbnf_grammar(text: str) -> Rules:
     """Rules of llama.cpp's GBNF; the answer is what its rule `root` says. InputError where it is not valid."""
+    from .gbnf import gbnf_to_lark
+
     _check_size(text)
     lark, n_rules = gbnf_to_lark(text)
     plain = len(text) <= _PLAIN_CHARS and n_rules <= _PLAIN_RULES
@@ -84,6 +86,8 @@ def regex_grammar(text: str) -> Rules:
 
 def lark_grammar(text: str) -> Rules:
     """Rules of a grammar in llguidance's Lark, which begins with its rule `start`; InputError as `regex_grammar`."""
+    from .gbnf import MAX_REPETITIONS
+
     _check_size(text)
     if (n_repeats := sum(map(text.count, "?*{~"))) > MAX_REPETITIONS:
         raise InputError(f"the grammar has {n_repeats} signs of repetition; {MAX_REPETITIONS} are possible")

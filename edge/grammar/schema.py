@@ -158,7 +158,7 @@ class _Walk:
                     self.scopes.append(at)
                 continue
             keep = _KEEP.get(key)
-            if key == "format" and not {"string", None} & set(_kinds_of(node)):
+            if key == "format" and not any(kind in ("string", None) for kind in _kinds_of(node)):
                 continue
             if keep is None:
                 self._fail(at, "not possible here")

@@ -20,6 +20,7 @@ from ..files.atomic import atomic_file, atomic_folder, copy_file, locked, sha256
 from ..files.cache import cache_folder
 from ..gguf.adapter import AdapterInfo, check_adapter
 from ..gguf.base import BaseInfo
+from ..gguf.chat_template import OTHER_TEMPLATE, ChatTemplate
 from ..names import check_name, did_you_mean
 from ..sizes import human_bytes
 from .card import TaskCard, own_card
@@ -106,6 +107,7 @@ def build_pack(
     if faults:
         raise InputError("the pack cannot be built", where=dest, problems=faults)
     info = BaseInfo.open(base)
+    _check_template(info)
     checked = _check_all(adapters, info)
     cards = [adapter.final_card(adapter_info) for adapter, adapter_info in checked]
     extras = _included([Path(path) for path in include])
@@ -137,6 +139,14 @@ def build_pack(
         _write_manifest(folder, manifest)
         Pack.open(folder)
     return Pack.open(dest)
+
+
+def _check_template(info: BaseInfo) -> None:
+    """Raises InputError where no conversation could be had with a base: better here than on the device."""
+    try:
+        ChatTemplate.of(info.file).check()
+    except InputError as error:
+        raise InputError(error.message, where=info.file.path, hint=error.hint or OTHER_TEMPLATE) from None
 
 
 def add_adapter(folder: Path, new: NewAdapter, make_default: bool = False) -> Pack:

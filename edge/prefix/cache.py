@@ -8,11 +8,11 @@ nothing. Shared beginnings (system prefixes) are offered to the disk as soon as 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import EngineError, InputError
 from ..files.atomic import make_folder
+from ..files.cache import user_path
 from ..gguf.base import BaseInfo
 from ..llama.canary import check_numbers
 from ..llama.context import Context, Outputs
@@ -206,6 +206,6 @@ def open_prefix_cache(
     from .disk import PrefixDisk
     from .domain import kv_domain
 
-    folder = make_folder(Path(place).expanduser())
+    folder = make_folder(user_path(str(place)))
     domain = kv_domain(base, context, options, folder)
     return PrefixCache(PrefixStore(budget_bytes), PrefixDisk(folder, domain, cap_bytes, most_bytes))

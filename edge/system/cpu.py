@@ -1,18 +1,20 @@
 """How many threads a model should run on: one for each fast physical core that this process may use.
 
-Hyperthreads share the units that matrix products need, and a slow core of a hybrid CPU holds all others up at
-every layer; both are left out. A container's CPU quota counts too. A prompt is bound by these units and takes every
-fast core; single tokens are bound by memory, and on boards where fewer cores read faster they take fewer.
+Hyperthreads share the units that matrix products need, and a slow core of a hybrid CPU holds all others up at every
+layer; both are left out. CPU quotas of the process's control groups count too, a container's and a service's. A prompt
+is bound by these units and takes every fast core; single tokens are bound by memory, and on boards where fewer cores
+read faster they take fewer.
 """
 
 import math
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 SYSTEM: Final = Path("/sys")
 DEVICE_TREE: Final = Path("/proc/device-tree")
-CGROUPS = (Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"))
+CGROUP: Final = Path("/sys/fs/cgroup")
+OWN_GROUPS: Final = Path("/proc/self/cgroup")
 # A core with less than this part of the fastest one's capacity is a "little" one (Arm: 0.3 to 0.5, Zen 5c: 0.65)
 FAST_PART = 0.7
 # Chips whose memory is read fastest by so many cores. BCM2712 (Raspberry Pi 5): 13.8, 12.7 and 10.7 GB/s with 1, 2 and
@@ -74,17 +76,45 @@ def fast_cores(cpus: set[int], system: Path = SYSTEM) -> int | None:
     return sum(speed >= FAST_PART * fastest for speed in cores.values()) or None
 
 
-def _quota(files: tuple[Path, ...] = CGROUPS) -> float:
-    """CPUs that the control group may use; infinity without a limit."""
-    for path in files:
+def cpu_quota(cgroup: Path = CGROUP, own: Path = OWN_GROUPS) -> float:
+    """CPUs that may be busy at once: the least of the process's control group and those above it; infinity if no limit.
+
+    Read are cpu.max of version 2 and cpu.cfs_quota_us of version 1.
+    """
+    found = math.inf
+    for path in _quota_files(cgroup, own):
         words = _text(path).split()
-        if not words:
+        period = words[1] if len(words) > 1 else _text(path.with_name("cpu.cfs_period_us")) or "100000"
+        try:
+            quota_us, period_us = int(words[0]), int(period)
+        except (IndexError, ValueError):
+            # No such group, or "max"
             continue
-        quota = words[0]
-        period = words[1] if len(words) > 1 else (_number(path.with_name("cpu.cfs_period_us")) or 100_000)
-        if quota not in ("max", "-1"):
-            return int(quota) / int(period)
-    return math.inf
+        # -1 is no limit in version 1.
+        if quota_us > 0 and period_us > 0:
+            found = min(found, quota_us / period_us)
+    return found
+
+
+def _quota_files(cgroup: Path, own: Path) -> list[Path]:
+    """Where quotas of this process stand; a container sees its own group at the top."""
+    first = [cgroup / "cpu" / "cpu.cfs_quota_us", cgroup / "cpu,cpuacct" / "cpu.cfs_quota_us"]
+    files = [cgroup / "cpu.max", *first]
+    for line in _text(own).splitlines():
+        _, _, rest = line.partition(":")
+        kinds, _, place = rest.partition(":")
+        group = PurePosixPath(place.lstrip("/"))
+        for above in (group, *group.parents):
+            if not kinds:
+                files.append(cgroup / above / "cpu.max")
+            elif "cpu" in kinds.split(","):
+                files += [file.parent / above / file.name for file in first]
+    return files
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may keep busy at once, hyperthreads too, at least 1: affinity and quota count."""
+    return max(1, math.floor(min(len(_allowed_cpus()), cpu_quota())))
 
 
 def default_threads(cpus: set[int] | None = None, system: Path = SYSTEM, quota: float | None = None) -> int:
@@ -101,7 +131,7 @@ def default_threads(cpus: set[int] | None = None, system: Path = SYSTEM, quota: 
         import psutil
 
         cores = psutil.cpu_count(logical=False) or len(cpus)
-    return max(1, min(cores, len(cpus), math.floor(min(_quota() if quota is None else quota, 1 << 20)) or 1))
+    return max(1, min(cores, len(cpus), math.floor(min(cpu_quota() if quota is None else quota, 1 << 20)) or 1))
 
 
 def default_decode_threads(n_prompt_threads: int | None = None, tree: Path = DEVICE_TREE) -> int:

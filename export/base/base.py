@@ -6,6 +6,7 @@ The result is written aside and renamed; a float file that llama.cpp's quantiser
 folder, so nothing of either is left behind by an error, Ctrl-C or SIGTERM.
 """
 
+import datetime
 import math
 import os
 import re
@@ -20,11 +21,12 @@ from ...edge.errors import InputError
 from ...edge.files.aside import require_room
 from ...edge.files.atomic import atomic_file, check_new
 from ...edge.files.regular import open_regular
+from ...edge.gguf.chat_template import ChatTemplate
 from ...edge.gguf.file import GgufFile
 from ...edge.gguf.types import GgmlType
 from ...edge.llama.vocab import Vocab
 from ..checkpoint.chat_template import KEY as CHAT_TEMPLATE_KEY
-from ..checkpoint.chat_template import chat_template_keys, sampling_keys
+from ..checkpoint.chat_template import chat_template_keys, sampling_keys, template_notes, with_date
 from ..checkpoint.checkpoint import Checkpoint
 from ..files.gguf_writer import NewTensor, Value, file_size_bytes, text, uint32, write_gguf
 from ..tokenizer.pretokenizer import Found, find_pretokenizer
@@ -47,6 +49,7 @@ class Options:
     Attributes:
         output_weight: a tied head becomes a tensor of its own, as adapters on the embedding or the head need it.
         chat_template: a jinja file instead of the checkpoint's own.
+        date: the day that the chat template writes in place of today.
         pre_tokenizer: llama.cpp's name, instead of the one found by trying.
         allow_requantize: take a GGUF that is already quantised below 8 bits.
         force: replace an existing file.
@@ -54,6 +57,7 @@ class Options:
 
     output_weight: bool = False
     chat_template: Path | None = None
+    date: datetime.date | None = None
     pre_tokenizer: str | None = None
     imatrix: Path | None = None
     name: str | None = None
@@ -130,6 +134,7 @@ def export_base(
             result = _from_checkpoint(source, aside, type, options)
         else:
             result = _from_gguf(source, aside, type, options)
+        result.notes += template_notes(GgufFile.open(aside))
     result.path = str(dest)
     result.seconds_s = round(time.monotonic() - began, 2)
     return result
@@ -150,11 +155,9 @@ def _from_checkpoint(source: Path, aside: Path, type: QuantType, options: Option
         tokenizer = read_tokenizer(source, config.n_vocab, config.raw)
         found = find_pretokenizer(tokenizer, config.family.architecture, options.pre_tokenizer)
         notes += _tokenizer_notes(found, tokenizer)
-        keys |= tokenizer.keys | found.keys() | chat_template_keys(source, options.chat_template)
+        keys |= tokenizer.keys | found.keys() | chat_template_keys(source, options.chat_template, options.date)
         # The reference tokenizer holds hundreds of megabytes for a large vocabulary.
         del tokenizer
-        if CHAT_TEMPLATE_KEY not in keys:
-            notes.append("the model has no chat template; `slm-edge run` needs one: --chat-template FILE")
         float_file = aside.with_name("float.gguf") if between else aside
         float_bytes = file_size_bytes(keys, tensors)
         check_disk(aside, float_bytes + (int(n_parameters(tensors) * type.bits / 8) if between else 0))
@@ -176,7 +179,9 @@ def _from_gguf(source: Path, aside: Path, type: QuantType | None, options: Optio
         raise InputError("--pre-tokenizer is for checkpoints; a GGUF has one already", where=source)
     base = GgufSource.open(source)
     notes = base.check_type(type, options.allow_requantize)
-    changes = chat_template_keys(None, options.chat_template)
+    changes = chat_template_keys(None, options.chat_template, options.date)
+    if options.date is not None and not changes:
+        changes[CHAT_TEMPLATE_KEY] = text(with_date(ChatTemplate.of(base.file).source, options.date, source))
     if options.name is not None:
         changes["general.name"] = text(options.name)
     tensors = base.tensors(output_weight=options.output_weight)

@@ -21,6 +21,7 @@ from ...edge.errors import EngineError, InputError
 from ...edge.files.aside import full_disk
 from ...edge.gguf.types import GgmlType
 from ...edge.names import did_you_mean
+from ...edge.system.cpu import usable_cpus
 
 WAIT_AFTER_END_S: Final = 10
 
@@ -117,7 +118,7 @@ def quantize(
         "source": os.fspath(source),
         "dest": os.fspath(dest),
         "ftype": type.ftype,
-        "threads": threads or 0,
+        "threads": threads or usable_cpus(),
         "imatrix": None if imatrix is None else os.fspath(imatrix),
         "allow_requantize": allow_requantize,
     }

@@ -9,6 +9,7 @@ Q8_0's block becomes F16. Norms, biases and rope factors are therefore the same 
 """
 
 import contextlib
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,6 +52,9 @@ class Checkpoint:
         self.faults: list[str] = []
         self._files = files
         self._where = {name: file for file in files for name in file.tensors}
+        if config.tied and self._has_own_head():
+            note = "config.json says that the head is the embedding, but the checkpoint holds another head: it is kept"
+            self.config = config = dataclasses.replace(config, tied=False, notes=(*config.notes, note))
         self._check()
         stored = {self._where[name].tensors[name].dtype for name, shape in config.expected().items() if len(shape) > 1}
         exact = {"BF16": GgmlType.BF16, "F16": GgmlType.F16}
@@ -80,6 +84,17 @@ class Checkpoint:
             for file in files:
                 file.close()
             raise
+
+    def _has_own_head(self) -> bool:
+        """Whether there is a head whose values are not the embedding's: a fine-tune's, merged or not tied again."""
+        names = ("lm_head.weight", "model.embed_tokens.weight")
+        if not all(name in self._where for name in names):
+            return False
+        head, embedding = (self._where[name].tensors[name] for name in names)
+        if head.shape != embedding.shape or head.dtype not in READABLE or embedding.dtype not in READABLE:
+            return True
+        blocks = zip(*(self._where[name].blocks(name) for name in names), strict=True)
+        return any(not np.array_equal(one, other) for one, other in blocks)
 
     def _check(self) -> None:
         expected = self.config.expected()

@@ -1,5 +1,6 @@
 """`slm-edge export base`: a Hugging Face checkpoint, or another GGUF, to one GGUF base."""
 
+import datetime
 from pathlib import Path
 
 import click
@@ -26,6 +27,11 @@ from ..base.quantize import TYPES, find_type
     "--chat-template", type=click.Path(path_type=Path), help="Use this Jinja file instead of the model's own template."
 )
 @click.option(
+    "--date",
+    type=click.DateTime(["%Y-%m-%d"]),
+    help="The day that the chat template writes into prompts, in place of today.",
+)
+@click.option(
     "--output-weight",
     is_flag=True,
     help="Write a tied head as a tensor of its own, for adapters on embed_tokens or lm_head.",
@@ -45,6 +51,7 @@ def base(
     type_name: str,
     imatrix: Path | None,
     chat_template: Path | None,
+    date: datetime.datetime | None,
     output_weight: bool,
     name: str | None,
     pre_tokenizer: str | None,
@@ -80,6 +87,7 @@ def base(
     options = Options(
         output_weight=output_weight,
         chat_template=chat_template,
+        date=date.date() if date else None,
         pre_tokenizer=pre_tokenizer,
         imatrix=imatrix,
         name=name,

@@ -49,7 +49,7 @@ def onnx(
 ) -> None:
     """Turn SOURCE into the ONNX form of a base: two graphs over one file of weights.
 
-    SOURCE is a GGUF base or a Hugging Face folder (Llama, Qwen2, Qwen3). Adapters stay outside: each LoRA pair is an
+    SOURCE is a GGUF base or a Hugging Face folder (see docs/families.md). Adapters stay outside: each LoRA pair is an
     optional input of any rank. onnxruntime, onnxruntime-genai and optimum run the folder.
 
     From a GGUF every block of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K and IQ4_NL is carried over as it is, so

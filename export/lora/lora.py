@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ...edge.console import progress
 from ...edge.errors import InputError, UnsupportedError
-from ...edge.files.atomic import atomic_file, check_new, sha256_file
+from ...edge.files.atomic import atomic_file, check_new, read_json, sha256_file
 from ...edge.gguf.adapter import (
     ALORA_TOKENS_KEY,
     ALPHA_KEY,
@@ -27,13 +27,14 @@ from ...edge.gguf.adapter import (
     TASK_NAME_KEY,
     AdapterInfo,
     check_adapter,
+    names_another_base,
 )
 from ...edge.gguf.base import BaseInfo
 from ...edge.gguf.families import FAMILIES
 from ...edge.gguf.file import ValueType
 from ..files.gguf_writer import Value, array, float32, text, uint32, write_gguf
 from ..reasons import Reasons
-from .peft_folder import PeftFolder
+from .peft_folder import CONFIG_FILE, PeftFolder
 from .plan import LoraType, PlannedTensor, plan_tensors
 from .scaling import FileScaling, file_scaling
 
@@ -94,6 +95,7 @@ def export_lora(
     with PeftFolder.open(peft_dir, reasons) as folder:
         _check_output(output, info, folder, force)
         _check_identity(folder, info, reasons)
+        _check_complete(folder, info, reasons)
         scaling = _scaling(folder, reasons)
         with progress("reading", None):
             planned = plan_tensors(folder, info, scaling, kind, reasons)
@@ -133,6 +135,35 @@ def _check_identity(folder: PeftFolder, base: BaseInfo, reasons: Reasons) -> Non
     highest = max(folder.config.alora_tokens, default=0)
     if highest >= base.n_vocab:
         reasons.wrong(f"alora_invocation_tokens names token {highest}; the base's vocabulary has {base.n_vocab}")
+
+
+def _check_complete(folder: PeftFolder, base: BaseInfo, reasons: Reasons) -> None:
+    """Every module that the config names, in every layer, must have its matrices: PEFT only warns."""
+    raw = read_json(folder.path / CONFIG_FILE)
+    targets, layers = raw.get("target_modules"), raw.get("layers_to_transform")
+    excluded = raw.get("exclude_modules") or []
+    # A regular expression is a stranger's program, and PEFT's own patterns of layers are rare.
+    if reasons or not isinstance(targets, list) or not isinstance(excluded, list) or raw.get("layers_pattern"):
+        return
+    chosen = range(base.n_layers) if layers is None else [layers] if isinstance(layers, int) else layers
+    if not isinstance(chosen, range | list):
+        return
+
+    def named(module: str, names: list[Any]) -> bool:
+        return any(isinstance(name, str) and (module == name or module.endswith(f".{name}")) for name in names)
+
+    held = {pair.module for pair in folder.pairs}
+    missing: dict[str, list[str]] = {}
+    for layer in (layer for layer in chosen if isinstance(layer, int) and 0 <= layer < base.n_layers):
+        for part in base.family.block:
+            module = f"model.layers.{layer}.{part.module}"
+            if module in held or not part.is_matrix:
+                continue
+            if named(module, targets) and not named(module, excluded):
+                missing.setdefault(part.module, []).append(str(layer))
+    for module, where in missing.items():
+        lacking = f"{module} of layers {', '.join(where)}"
+        reasons.wrong("its config names modules of which it holds no matrices", lacking)
 
 
 def _trained_on(folder: PeftFolder) -> dict[str, Any]:
@@ -209,17 +240,12 @@ def _keys(
 
 def _notes(folder: PeftFolder, base: BaseInfo) -> list[str]:
     notes = []
-    named, file = _plain(_base_id(folder)[0]), base.file
-    known = [_plain(str(name)) for name in (base.name, file.get("general.basename", ""), file.path.stem) if name]
+    named, file = _base_id(folder)[0], base.file
     trained_on = _trained_on(folder)
     same_file = isinstance(trained_on.get("sha256"), str) and trained_on["sha256"] == sha256_file(file.path)
-    if named and not same_file and not any(name in named or named in name for name in known if name):
+    if not same_file and names_another_base(named, base):
         notes.append(
-            f"PEFT names the base {_base_id(folder)[0]!r}, the file says {base.name!r}: if they are not the same "
-            "model, the adapter will not work (`slm-edge export verify` tells)"
+            f"PEFT names the base {named!r}, the file says {base.name!r}: if they are not the same model, the adapter "
+            "will not work (`slm-edge export verify --hf` with the base that PEFT names tells)"
         )
     return notes
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())

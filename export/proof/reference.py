@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ...edge.errors import InputError, SlmEdgeError
 from ...edge.files.atomic import read_table
 from ...edge.gguf.file import GgufFile
-from ...edge.gguf.hf_form import dtype_word, hf_config, places, tensor_of, trained_family
+from ...edge.gguf.hf_form import classes_of, dtype_word, hf_config, places, tensor_of, trained_family
 from ...edge.gguf.rope import check_rope, gguf_rope, give_rope, settle_rope
 from .mlx import MlxModel, is_mlx_folder
 
@@ -66,6 +66,7 @@ class Reference:
             return model
 
         model = _try("transformers cannot load it", folder, load)
+        _untie(model, folder)
         tokenizer = None
         if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
             # The file as it stands: a class by name may build another tokenizer of it, or be unknown to this release.
@@ -94,10 +95,11 @@ class Reference:
         found = places(file)
 
         def load() -> Any:
-            config = getattr(transformers, family.classes[0].config)(**hf_config(file))
+            config_class, model_class = classes_of(transformers, family)
+            config = config_class(**hf_config(file))
             give_rope(config, dataclasses.replace(rope, divisors=None))
             with torch.device("meta"):
-                model: Any = getattr(transformers, family.classes[0].name)(config)
+                model: Any = model_class(config)
             state = {
                 f"{place.module}.{place.kind}": torch.from_numpy(np.array(place.in_order(tensor_of(file, name))))
                 for name, place in found.items()
@@ -180,3 +182,18 @@ def _try(message: str, where: Path, load: Any) -> Any:
         raise
     except Exception as error:
         raise InputError(f"{message}: {str(error).strip()[:500]}", where=where) from error
+
+
+def _untie(model: Any, folder: Path) -> None:
+    """Gives a model the head that its folder holds, where config.json says "tied" and transformers believed it."""
+    import torch
+    from safetensors import safe_open
+
+    name = "lm_head.weight"
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            if name in file.keys():  # noqa: SIM118
+                head = file.get_tensor(name).float()
+                if not torch.equal(head, model.get_output_embeddings().weight):
+                    model.get_output_embeddings().weight = torch.nn.Parameter(head)
+                    model.config.tie_word_embeddings = False

@@ -49,6 +49,7 @@ def as_data(report: Report) -> dict[str, Any]:
         "top1": report.top1(),
         "base_alone": {"mean_kl_nats": _number(report.mean_kl(base=True)), "top1": report.top1(base=True)},
         "effect": _number(report.effect),
+        "effect_error": _number(report.effect_error),
         "n_greedy_equal": sum(result.greedy_equal for result in report.results),
         "prompts": [
             {
@@ -94,6 +95,7 @@ def as_text(report: Report) -> str:
         f"top-1 {report.top1():.1%}, greedy text equal {equal} of {len(report.results)}",
         f"base alone  mean KL {report.mean_kl(base=True):.2e}, top-1 {report.top1(base=True):.1%}; "
         f"the adapter moves logits by up to {report.effect:.2g}",
+        f"effect      {report.effect_error:.1%} of what the adapter changes comes out otherwise on llama.cpp",
         "bounds      " + ", ".join(f"{name.replace('_', ' ')} {limit:.4g}" for name, limit in report.bounds.items()),
     ]
     lines += [f"FAILED: {failure}" for failure in report.failures] or ["passed"]

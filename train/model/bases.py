@@ -133,7 +133,8 @@ class HfBase:
         config = read_table(path / "config.json")
         self.path = path
         self.name = name or str(path)
-        self.template = ChatTemplate(source, self._tokenizer.bos_token or "", self._tokenizer.eos_token or "")
+        special = self._tokenizer.special_tokens_map
+        self.template = ChatTemplate(source, tokens={k: v for k, v in special.items() if isinstance(v, str)})
         self.n_context_tokens = int(config.get("max_position_embeddings", 2048))
         ends = self._generation_ends(path)
         self._ends = ends | {self._tokenizer.eos_token_id}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...edge.errors import UnsupportedError
 from ...edge.gguf.file import GgufFile
-from ...edge.gguf.hf_form import Place, hf_config, places, tensor_of, trained_family
+from ...edge.gguf.hf_form import Place, classes_of, hf_config, places, tensor_of, trained_family
 from ...edge.gguf.rope import check_rope, gguf_rope, give_rope
 from ..recipe import Weights
 from .blocks import DECODERS, dequantize
@@ -34,8 +34,7 @@ def config_of(gguf: GgufFile) -> "PretrainedConfig":
     """
     import transformers
 
-    config_class: type[PretrainedConfig] = getattr(transformers, trained_family(gguf).classes[0].config)
-    config = config_class(**hf_config(gguf))
+    config: PretrainedConfig = classes_of(transformers, trained_family(gguf))[0](**hf_config(gguf))
     give_rope(config, dataclasses.replace(gguf_rope(gguf), divisors=None))
     return config
 
@@ -71,7 +70,7 @@ def load_gguf_model(
     gguf = GgufFile.open(path)
     config = config_of(gguf)
     config._attn_implementation = attention
-    model_class = getattr(transformers, trained_family(gguf).classes[0].name)
+    _, model_class = classes_of(transformers, trained_family(gguf))
     with torch.device("meta"):
         model = model_class(config)
     _fill(model, gguf, weights, device)

@@ -5,12 +5,13 @@ machine. Here whole passes run in parallel and are summed in a fixed order, so t
 whatever the number of threads.
 """
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+
+from ...edge.system.cpu import usable_cpus
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -44,7 +45,5 @@ class Workers:
 
 
 def available_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may keep busy: its affinity and the CPU quotas of its control groups."""
+    return usable_cpus()

@@ -121,6 +121,25 @@ def test_mbpp_score_runs_every_assert_and_the_setup_after_the_program():
     assert mbpp.score(item, "I don't know") == {"pass@1": 0}
 
 
+def test_rouge_of_other_writings_counts_their_words():
+    assert dolly.rouge1("Привет, мир!", "привет мир") == 1
+    assert dolly.rouge1("Привет мир", "Прощай мир") == 1 / 2
+    assert dolly.rouge1("今天天气很好", "今天天气不好") == pytest.approx(5 / 6)
+    assert dolly.rouge1("नमस्ते दुनिया", "नमस्ते") == pytest.approx(2 / 3)
+    assert dolly.rouge1("Привет", "") == 0
+
+
+@pytest.mark.parametrize(
+    "truth", ["The naïve café's 3 cats", "Die größte Stadt Österreichs", "", "!", "Paris (巴黎) is big"]
+)
+def test_rouge_of_latin_writings_is_rouge_scores_own(truth):
+    from rouge_score.rouge_scorer import RougeScorer
+
+    for answer in ("cats of a naïve café", "größte Stadt", "巴黎", ""):
+        wanted = RougeScorer(["rouge1"], use_stemmer=True).score(truth, answer)["rouge1"].fmeasure
+        assert dolly.rouge1(truth, answer) == wanted
+
+
 def test_rouge_published():
     # google-research/rouge, rouge_scorer_test.py
     assert dolly.rouge1("testing one two", "testing") == pytest.approx(1 / 2)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from build_gguf import tiny_pack
@@ -108,10 +109,80 @@ def test_a_schema_at_the_prompt(pack, tmp_path):
     assert chat(pack, [], "--schema", str(schema), "--grammar", str(schema)).returncode == 2
 
 
+def asked(file):
+    messages = json.loads(file.read_text(encoding="utf-8"))["messages"]
+    return [message["content"] for message in messages if message["role"] == "user"]
+
+
+def test_several_lines_between_quotes_are_one_turn(pack, tmp_path):
+    file = tmp_path / "talk.json"
+    lines = [
+        '"""the world',
+        "and the rest",
+        "",
+        'is big"""',
+        '"""one line"""',
+        "plain",
+        f"/save {file}",
+        '"""never ended',
+    ]
+    done = chat(pack, lines, "-n", "2")
+    assert asked(file) == ["the world\nand the rest\n\nis big", "one line", "plain"]
+    assert done.returncode == 0 and "it is left out" in done.stderr
+
+
+@pytest.mark.parametrize("word", ["exit", "quit", "/bye", "/exit", "/quit"])
+def test_words_that_end(pack, word):
+    done = chat(pack, [word, "never asked"])
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_a_saved_conversation_goes_on(pack, tmp_path):
+    file, again = tmp_path / "talk.json", tmp_path / "again.json"
+    chat(pack, ["the world", "/adapter code", "/system Be short.", "and the rest", f"/save {file}"], "-n", "6")
+    whole = chat(pack, ["the world", "/adapter code", "/system Be short.", "and the rest", "hello"], "-n", "6")
+    part = chat(pack, [f"/load {file}", "hello", f"/save {again}"], "-n", "6")
+    assert whole.stdout.endswith(part.stdout) and part.stdout.strip()
+    assert "[2 turns, adapter code]" in part.stderr
+    data = json.loads(again.read_text(encoding="utf-8"))
+    assert data["messages"][:4] == json.loads(file.read_text(encoding="utf-8"))["messages"]
+    assert data["system"] == "Be short."
+
+
+def test_what_cannot_be_loaded_or_saved_loses_nothing(pack, tmp_path):
+    file, bad, odd = tmp_path / "talk.json", tmp_path / "bad.json", tmp_path / "odd.json"
+    bad.write_text("{")
+    odd.write_text('{"messages": [{"role": "assistant", "content": "x"}]}')
+    lines = ["hello", f"/load {bad}", f"/load {odd}", "/load", f"/load {tmp_path}/none", f"/save {tmp_path}/no/x.json"]
+    done = chat(pack, [*lines, f"/save {file}"], "-n", "2")
+    assert asked(file) == ["hello"]
+    for words in ("bad.json", "is no conversation", "/load needs the name", "/none"):
+        assert words in done.stderr, words
+    assert "Traceback" not in done.stderr
+
+
+def test_settings_are_changed_on_the_way(pack):
+    lines = ["/set max_tokens 3", "hi", "/set parameter max_tokens", "/set temperature hot", "/set temperature -1"]
+    lines += ["/set colour red", "/set top_k 5", "/set"]
+    done = chat(pack, lines, "-n", "9")
+    with Session.open(pack, threads=1) as session:
+        text = session.ask("hi", max_tokens=3).text
+    assert done.stdout.removesuffix("\n") == text.removesuffix("\n")
+    for words in (
+        "[max_tokens 3]",
+        "as the adapter has it",
+        "'hot' is no value",
+        "temperature is -1",
+        "no setting 'colour'",
+    ):
+        assert words in done.stderr, words
+    assert "[set: top_k 5]" in done.stderr
+
+
 class Terminal:
     """A chat at a pseudo-terminal."""
 
-    def __init__(self, pack, *arguments):
+    def __init__(self, pack, *arguments, environment=None):
         self.inner, outer = pty.openpty()
         self.process = subprocess.Popen(
             [*COMMAND, "--pack", str(pack), *arguments],
@@ -119,7 +190,7 @@ class Terminal:
             stdout=outer,
             stderr=outer,
             start_new_session=True,
-            env={**os.environ, "TERM": "dumb"},
+            env={**os.environ, "TERM": "dumb", **(environment or {})},
         )
         os.close(outer)
         self.seen = ""
@@ -161,6 +232,61 @@ def test_at_a_terminal_lines_are_edited_and_ctrl_d_ends(pack):
     terminal.wait_for("\r\n> ")
     terminal.send(b"\x04")
     assert terminal.end() == 0
+
+
+def test_a_paste_is_one_turn_and_alt_enter_a_new_line(pack, tmp_path):
+    file = tmp_path / "talk.json"
+    terminal = Terminal(pack, "--max-tokens", "2", environment={"TERM": "xterm"})
+    terminal.wait_for("> ")
+    terminal.send(b"\x1b[200~one\ntwo\nthree\x1b[201~\r")
+    terminal.wait_for("[the answer is cut")
+    terminal.wait_for("> ")
+    terminal.send(b"four\x1b\rfive\r")
+    terminal.wait_for("[the answer is cut")
+    terminal.wait_for("> ")
+    terminal.send(f"/save {file}\r".encode())
+    terminal.wait_for("[saved")
+    terminal.send(b"\x04")
+    assert terminal.end() == 0
+    assert asked(file) == ["one\ntwo\nthree", "four\nfive"]
+
+
+def test_tab_completes_commands_adapters_and_files(pack, tmp_path):
+    (tmp_path / "talks").mkdir()
+    terminal = Terminal(pack, "--max-tokens", "2")
+    terminal.wait_for("> ")
+    terminal.send(b"/ada\tco\t\r")
+    terminal.wait_for("[adapter code]")
+    terminal.send(f"/save {tmp_path}/ta\tx.json\r".encode())
+    terminal.wait_for("[saved")
+    terminal.send(b"\x04")
+    assert terminal.end() == 0
+    assert (tmp_path / "talks" / "x.json").is_file()
+
+
+def test_history_is_kept_for_its_user_alone(pack):
+    for keys in (b"/adapter code\r", b"\x10\r"):  # Ctrl-P: the line before
+        terminal = Terminal(pack, "--max-tokens", "2")
+        terminal.wait_for("> ")
+        terminal.send(keys)
+        terminal.wait_for("[adapter code]")
+        terminal.send(b"\x04")
+        assert terminal.end() == 0
+    history = Path(os.environ["XDG_STATE_HOME"]) / "slm-edge" / "chat_history"
+    assert history.read_text().split("\n")[0] == "/adapter code"
+    assert history.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("environment", "coloured"), [({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False), ({}, False)]
+)
+def test_colours_where_the_terminal_has_them(pack, environment, coloured):
+    terminal = Terminal(pack, environment=environment)
+    terminal.wait_for("> ")
+    seen = terminal.seen
+    terminal.send(b"\x04")
+    assert terminal.end() == 0
+    assert ("\x1b[1;32m" in seen, "\x1b[2m" in seen) == (coloured, coloured)
 
 
 def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(pack, tmp_path):

@@ -122,6 +122,7 @@ def test_it_is_refused_or_works(case, tmp_path_factory):
     [
         {"grammar": "root ::= " + "(" * 100_000},
         {"schema": {"items": {"uniqueItems": True}}},
+        {"schema": {"type": {"a": []}, "format": "date"}},
         {"grammar": "root ::= foo"},
     ],
 )

@@ -11,7 +11,6 @@ import traceback
 import pytest
 from build_gguf import tiny_adapter, tiny_base
 from slm_edge.edge.errors import EngineError
-from slm_edge.edge.llama.grammar import Grammar
 from slm_edge.edge.llama.sampling import Sampler, Sampling
 from slm_edge.edge.onnx.session import OnnxSession
 from slm_edge.edge.session.session import Session
@@ -40,7 +39,6 @@ CLOSED = {
     "special piece": lambda s: s.vocab.piece(5, special=True),
     "decode": lambda s: s.vocab.decode([5]),
     "is_end": lambda s: s.vocab.is_end(5),
-    "grammar": lambda s: Grammar('root ::= "a"', s.vocab),
 }
 
 
@@ -111,16 +109,13 @@ def test_after_close_every_call_is_one_error(opened):
     next(stream)
     batcher = opened.new_batcher(2)
     waiting = batcher.submit(opened.request("hello", opened.choice, None, {}), opened.choice)
-    grammar = Grammar("root ::= [a-z]+", opened.vocab)
     opened.close()
     for name, call in (CALLS | CLOSED).items():
         with pytest.raises(EngineError, match="closed"):
             pytest.fail(f"{name} gives {call(opened)!r}")
-    for call in (lambda: list(stream), lambda: next(stream), batcher.advance, lambda: grammar.allows(5)):
+    for call in (lambda: list(stream), lambda: next(stream), batcher.advance):
         with pytest.raises(EngineError, match="closed"):
             call()
-    with pytest.raises(EngineError, match="closed"):
-        grammar.accept(5)
     with pytest.raises(EngineError, match="given up"):
         waiting.result()
     # What ends things may be called again.
@@ -220,8 +215,7 @@ def test_a_forked_child_gets_an_error_and_does_not_hang(opened):
 
 
 def test_what_owns_memory_is_not_copied(opened):
-    grammar = Grammar('root ::= "a"', opened.vocab)
-    owners = [opened, opened.vocab, grammar, Sampler(Sampling(temperature=1.0, seed=1))]
+    owners = [opened, opened.vocab, Sampler(Sampling(temperature=1.0, seed=1))]
     if isinstance(opened, Session):
         owners += [opened.model, opened.context, *opened.model.adapters.values()]
     for one in owners:

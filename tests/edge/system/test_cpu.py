@@ -1,7 +1,9 @@
 """Threads on boards as their kernels describe them: trees like /sys with what these boards have there."""
 
+import math
+
 import pytest
-from slm_edge.edge.system.cpu import default_decode_threads, default_threads, fast_cores
+from slm_edge.edge.system.cpu import cpu_quota, default_decode_threads, default_threads, fast_cores
 
 
 def board(root, cores, *, lists=None):
@@ -68,6 +70,32 @@ def test_affinity_and_quota_count(tmp_path):
     assert default_threads({0, 1, 2, 12}, root, quota=99.0) == 2
     assert default_threads({12, 13, 14}, root, quota=99.0) == 3
     assert fast_cores({0}, tmp_path / "nowhere") is None
+
+
+def test_the_least_quota_of_the_own_group_and_those_above_counts(tmp_path):
+    own = tmp_path / "own"
+
+    def group(place, **files):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (tmp_path / place / name.replace("__", ".")).write_text(text)
+
+    own.write_text("0::/system.slice/app.service\n")
+    assert cpu_quota(tmp_path, own) == math.inf
+    group("system.slice/app.service", cpu__max="max 100000\n")
+    assert cpu_quota(tmp_path, own) == math.inf
+    group("system.slice", cpu__max="150000 100000\n")
+    assert cpu_quota(tmp_path, own) == 1.5
+    group("system.slice/app.service", cpu__max="50000 100000\n")
+    assert cpu_quota(tmp_path, own) == 0.5
+    # Version 1: no limit is -1, and the period stands in a file of its own.
+    own.write_text("4:memory:/app\n3:cpu,cpuacct:/app/part\n0::/\n")
+    assert cpu_quota(tmp_path, own) == math.inf
+    group("cpu/app/part", cpu__cfs_quota_us="-1\n", cpu__cfs_period_us="100000\n")
+    group("cpu/app", cpu__cfs_quota_us="40000\n", cpu__cfs_period_us="20000\n")
+    assert cpu_quota(tmp_path, own) == 2
+    group("cpu/app", cpu__cfs_quota_us="rubbish\n")
+    assert cpu_quota(tmp_path, own) == math.inf
 
 
 def test_single_tokens_take_fewer_threads_where_that_reads_faster(tmp_path):

@@ -1,6 +1,7 @@
 """Checkpoints to GGUF bases: the same logits as transformers, the same bytes as llama.cpp's quantiser."""
 
 import ctypes
+import datetime
 import json
 from types import SimpleNamespace
 
@@ -8,13 +9,18 @@ import numpy as np
 import pytest
 import torch
 from build_hf import LLAMA3_SCALING, as_transformers_4, as_transformers_5, edit_config, tiny_checkpoint
+from build_peft import real_adapter
 from compare_logits import largest_difference
 from safetensors.torch import load_file, save_file
 from slm_edge.edge.errors import DamagedError, DoesNotFitError, InputError, UnsupportedError
+from slm_edge.edge.gguf.chat_template import ChatTemplate
 from slm_edge.edge.gguf.file import GgufFile
 from slm_edge.edge.llama.binding import lib, quiet_logs
 from slm_edge.export.base.base import Options, export_base
 from slm_edge.export.base.quantize import TYPES
+from slm_edge.export.lora.lora import export_lora
+from slm_edge.export.proof.prompts import Prompt
+from slm_edge.export.proof.verify import verify
 
 BOUND = 2e-3
 N_VOCAB = 384
@@ -25,9 +31,11 @@ CASES = {
     "llama untied, no groups": {"family": "llama", "tied": False, "n_kv_heads": 4},
     "llama3 scaling": {"family": "llama", "rope_scaling": LLAMA3_SCALING},
     "linear scaling": {"family": "llama", "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
-    "yarn": {"family": "llama", "rope_scaling": YARN},
+    # older releases of transformers take the ratio of both lengths for the factor
+    "yarn": {"family": "llama", "rope_scaling": YARN, "n_ctx_tokens": 256},
     "yarn, own attention factor": {
         "family": "qwen2",
+        "n_ctx_tokens": 256,
         "rope_scaling": YARN | {"attention_factor": 1.5, "beta_fast": 16},
     },
     "llama with biases": {"family": "llama", "attention_bias": True, "mlp_bias": True},
@@ -309,3 +317,55 @@ def test_stories260k(tmp_path, shared_data):
     assert result.pre_tokenizer is None
     assert result.n_texts_compared > 500
     assert largest_difference(folder, path, 512, 200) <= BOUND
+
+
+def test_a_head_of_its_own_is_kept_whatever_config_json_says(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "hf", tied=False)
+    edit_config(folder, tie_word_embeddings=True)
+    result = export_base(folder, tmp_path / "b.gguf", TYPES["f32"])
+    assert any("another head" in note for note in result.notes)
+    head = load_file(folder / "model.safetensors")["lm_head.weight"].numpy()
+    file = GgufFile.open(tmp_path / "b.gguf")
+    assert np.array_equal(file.array("output.weight"), head)
+    # The proof's reference has that head too, whatever transformers makes of config.json.
+    peft = real_adapter(tmp_path / "peft", folder, r=8, lora_alpha=16)
+    export_lora(peft, tmp_path / "b.gguf", tmp_path / "a.gguf", kind="f32")
+    report = verify(
+        peft, base=tmp_path / "b.gguf", lora=tmp_path / "a.gguf", hf=folder, prompts=(Prompt("Hello"),), max_tokens=4
+    )
+    assert report.passed, report.failures
+    # A copy of the embedding is no head of its own.
+    same = tiny_checkpoint(tmp_path / "same")
+    tensors = load_file(same / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, same / "model.safetensors")
+    result = export_base(same, tmp_path / "same.gguf", TYPES["f32"])
+    assert not any("another head" in note for note in result.notes)
+    assert "output.weight" not in GgufFile.open(tmp_path / "same.gguf").tensors
+
+
+DATED = "{% for m in messages %}{{ strftime_now('%d %b %Y') }}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+
+
+def test_a_template_is_tried_and_a_date_in_it_told_or_fixed(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "hf", chat_template=DATED)
+    result = export_base(folder, tmp_path / "b.gguf", TYPES["f32"])
+    assert any("today's date" in note for note in result.notes)
+    day = datetime.date(2024, 7, 26)
+    for source, name, type in ((folder, "c.gguf", TYPES["f32"]), (tmp_path / "b.gguf", "d.gguf", None)):
+        result = export_base(source, tmp_path / name, type, Options(date=day))
+        assert not any("today's date" in note for note in result.notes)
+        template = ChatTemplate.of(GgufFile.open(tmp_path / name))
+        assert template.render([{"role": "user", "content": "Hi"}]) == "26 Jul 2024<|im_start|>Hi<|im_end|>"
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('never') }}")
+    with pytest.raises(InputError, match=r"takes no conversation: .*never"):
+        export_base(folder, tmp_path / "e.gguf", TYPES["f32"])
+
+
+def test_named_templates_that_nobody_uses_need_not_compile(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "hf", chat_template=None)
+    templates = [{"name": "default", "template": DATED}, {"name": "tool_use", "template": "{% for %}"}]
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": templates}))
+    export_base(folder, tmp_path / "b.gguf", TYPES["f32"])
+    file = GgufFile.open(tmp_path / "b.gguf")
+    assert (file.get("tokenizer.chat_template"), file.get("tokenizer.chat_template.tool_use")) == (DATED, "{% for %}")

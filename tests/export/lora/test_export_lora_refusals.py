@@ -257,3 +257,17 @@ def test_a_cut_file_is_damaged(tmp_path, base, good):
     path = good / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     refused(good, base, DamagedError)
+
+
+def test_an_adapter_that_lacks_what_its_config_names_is_refused(tmp_path, base):
+    both = pair(Q0, 64, 64) | pair(K0, 64, 32)
+    config = {"target_modules": ["q_proj", "k_proj", "c_attn"]}
+    problems = str(refused(written_adapter(tmp_path / "a", both, **config), base).problems)
+    assert "self_attn.q_proj of layers 1" in problems and "self_attn.k_proj of layers 1" in problems
+    first = config | {"layers_to_transform": [0]}
+    problems = str(refused(written_adapter(tmp_path / "b", pair(Q0, 64, 64), **first), base).problems)
+    assert "k_proj of layers 0" in problems and "q_proj" not in problems
+    without = {"exclude_modules": ["layers.1.self_attn.q_proj", "1.self_attn.k_proj"]}
+    for number, fields in enumerate(({"layers_to_transform": 0}, without)):
+        whole = written_adapter(tmp_path / f"good{number}", both, **config, **fields)
+        export_lora(whole, base, tmp_path / f"{number}.gguf")

@@ -194,3 +194,28 @@ def test_what_is_no_gguf_is_named(tmp_path):
         with pytest.raises(InputError) as caught:
             GgufFile.open(path)
         assert word in str(caught.value)
+
+
+def test_verify_proves_renamed_adapters(tmp_path, slm_edge, one_thread):
+    """Against PEFT itself, which loads plain names alone; megatron's field names no package that must be there."""
+    from build_hf import tiny_checkpoint
+    from build_peft import real_adapter
+    from safetensors.torch import load_file, save_file
+    from slm_edge.export.base.base import Options, export_base
+    from slm_edge.export.base.quantize import TYPES
+
+    hf = tiny_checkpoint(tmp_path / "hf", "llama")
+    export_base(hf, tmp_path / "base.gguf", TYPES["f32"], Options())
+    peft = real_adapter(tmp_path / "peft", hf)
+    tensors = load_file(peft / "adapter_model.safetensors")
+    rename = WRAPPED["all at once"]
+    save_file({rename(name): value for name, value in tensors.items()}, peft / "adapter_model.safetensors")
+    config = json.loads((peft / "adapter_config.json").read_text())
+    (peft / "adapter_config.json").write_text(
+        json.dumps(config | {"megatron_config": {"tensor_model_parallel_size": 2}})
+    )
+    export_lora(peft, tmp_path / "base.gguf", tmp_path / "a.gguf", kind="f32")
+    words = ("--hf", hf, "--gguf", tmp_path / "base.gguf", "--lora", tmp_path / "a.gguf", "--max-tokens", 4)
+    code, out, err = slm_edge("export", "verify", peft, *words, "--json")
+    assert code == 0, err
+    assert json.loads(out)["exact"]

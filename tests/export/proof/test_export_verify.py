@@ -1,5 +1,6 @@
 """The proof itself: it passes what is right, whatever the base's type, and fails what is wrong, saying why."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -20,7 +21,7 @@ from slm_edge.export.lora.lora import export_lora
 from slm_edge.export.proof.difference import Difference
 from slm_edge.export.proof.prompts import BUILT_IN, Prompt, read_prompts
 from slm_edge.export.proof.reference import Reference
-from slm_edge.export.proof.verify import verify
+from slm_edge.export.proof.verify import _judge, verify
 from transformers import AutoModelForCausalLM
 
 SHORT = (Prompt("How many are left?"), Prompt("Grüße 🙂", "You are brief."))
@@ -217,6 +218,26 @@ def test_an_adapter_without_effect_proves_nothing(tmp_path, exact):
     assert "moves no logit" in report.failures[0]
 
 
+def test_an_error_as_large_as_the_effect_proves_nothing(exact):
+    """Rounding of the base drowns a small adapter: the bound on KL alone would pass any other adapter too."""
+    report = run(exact)
+    assert report.passed and report.effect_error < 1e-3
+    noisy = tuple(dataclasses.replace(result, error_squares=result.effect_squares) for result in report.results)
+    judged = _judge(noisy, False, same_weights=True, asked={"max_kl": 1.0})
+    assert len(judged.failures) == 1 and "100% of the adapter's effect comes out otherwise" in judged.failures[0]
+
+
+def test_a_small_adapter_of_another_seed_fails_on_a_quantised_base(tmp_path):
+    files = made(tmp_path, type="q4_0", kind="auto", n_embd=256, n_ff=256, n_layers=1)
+    small = [
+        real_adapter(tmp_path / f"p{seed}", files["hf"], r=8, lora_alpha=16, size=0.01, seed=seed) for seed in (1, 2)
+    ]
+    export_lora(small[1], files["base"], tmp_path / "other.gguf")
+    report = against_gguf(files | {"peft_dir": small[0], "lora": tmp_path / "other.gguf"})
+    assert report.mean_kl() < 0.02
+    assert not report.passed and "comes out otherwise" in report.failures[-1]
+
+
 def test_what_cannot_be_loaded_is_said(tmp_path, exact):
     with pytest.raises(InputError, match="holds no config"):
         run(exact | {"hf": tmp_path})
@@ -246,7 +267,11 @@ def test_prompt_files(tmp_path):
     lines = tmp_path / "p.jsonl"
     lines.write_text('"one"\n{"prompt": "two", "system": "S"}\n', encoding="utf-8")
     assert read_prompts(lines) == (Prompt("one"), Prompt("two", "S"))
-    for content, words in (("{", "line 1 is not JSON"), ('{"text": "x"}', "line 1 is neither"), ("\n", "no prompts")):
+    for content, words in (
+        ("{", "line 1 is not valid JSON"),
+        ('{"text": "x"}', "line 1 is neither"),
+        ("\n", "no prompts"),
+    ):
         lines.write_text(content)
         with pytest.raises(InputError, match=words):
             read_prompts(lines)

@@ -285,6 +285,21 @@ def test_llama_tokenizer_json(tmp_path, sentencepiece_files, with_model):
     )
 
 
+def test_a_sentencepiece_tokenizer_that_differs_can_be_taken_by_name(tmp_path, sentencepiece_files):
+    folder = spm_checkpoint(tmp_path, sentencepiece_files / "bpe.model")
+    save_llama_tokenizer(folder, "prepended")
+    data = json.loads((folder / "tokenizer.json").read_text())
+    data["normalizer"]["normalizers"].append({"type": "Replace", "pattern": {"String": "q"}, "content": "g"})
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(UnsupportedError, match="differs in") as caught:
+        exported(tmp_path)
+    assert "--pre-tokenizer default" in str(caught.value)
+    with pytest.raises(InputError, match="no pre-tokenizer 'qwen2'"):
+        exported(tmp_path, pre_tokenizer="qwen2")
+    _, result = exported(tmp_path, pre_tokenizer="default")
+    assert any("texts differently" in note for note in result.notes)
+
+
 def test_a_space_before_the_whole_text_alone(tmp_path, sentencepiece_files):
     """Mistral 0.3's tokenizer.json: Metaspace with "first" puts its space nowhere behind a BOS."""
     folder = spm_checkpoint(tmp_path, sentencepiece_files / "bpe.model")
