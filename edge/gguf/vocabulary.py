@@ -48,7 +48,7 @@ def check_tokenizer(file: GgufFile, faults: list[str]) -> int:
                 faults.append(f"the key {key} is missing")
             return None
         if entry.type is not ValueType.ARRAY or entry.element_type is not kind:
-            faults.append(f"{key} is no array of {kind.name}")
+            faults.append(f"{key} is not an array of {kind.name}")
             return None
         return entry.n_values
 
