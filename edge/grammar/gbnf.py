@@ -19,6 +19,9 @@ MAX_DEPTH: Final = 100
 MAX_REPEATS: Final = 2000
 # So many parts that may be left out, one after the other, take a second for each token of an answer.
 MAX_REPETITIONS: Final = 1000
+# Of one regular expression for all rules; more is written as terminals that name each other.
+MAX_WHOLE_CHARS: Final = 200_000
+MAX_WHOLE_GROUPS: Final = 5_000
 # Deeper chains of rules would be too deep for llguidance's own recursion.
 MAX_CHAIN: Final = 500
 _NAME: Final = re.compile(r"[A-Za-z0-9-]+")
@@ -68,6 +71,8 @@ def gbnf_to_lark(text: str) -> tuple[str, int]:
         raise InputError(f"the grammar has {n_repeats} repetitions; {MAX_REPETITIONS} are possible with recursion")
     has_tokens = any(_has_token(rules[name]) for name in used)
     one_regex = not recursive and not has_tokens
+    if one_regex and (whole := _Whole(rules).of("root")) is not None:
+        return f"start: /{whole or '(?:)'}/\n", len(used)
     ids = {name: f"{'R' if one_regex else 'r'}{i}" for i, name in enumerate(used)}
     lines = [f"start: {ids['root']}"]
     lines += [f"{ids[name]}: {_emit(rules[name], ids)}" for name in used]
@@ -315,6 +320,54 @@ def _reached(rules: dict[str, _Node]) -> tuple[list[str], bool]:
     return order, recursive
 
 
+class _Whole:
+    """Rules written out in full: one regular expression, which the parser of regular expressions puts in order.
+
+    Of terminals that name each other llguidance makes unions itself, and fails on one in forty of classes that overlap
+    beyond ASCII. That is left to grammars whose rules would come to too long a text.
+    """
+
+    def __init__(self, rules: dict[str, _Node]) -> None:
+        self._rules = rules
+        self._known: dict[str, str] = {}
+
+    def of(self, name: str) -> str | None:
+        """The expression of a rule; None where it would be too long or too deep."""
+        try:
+            text = self._name(name)
+        except (OverflowError, RecursionError):
+            return None
+        depth = deepest = 0
+        for bracket in re.finditer(r"[()]", text):
+            depth += 1 if bracket[0] == "(" else -1
+            deepest = max(deepest, depth)
+        return text if deepest <= MAX_DEPTH else None
+
+    def _name(self, name: str) -> str:
+        if name not in self._known:
+            self._known[name] = self._text(self._rules[name])
+        return self._known[name]
+
+    def _text(self, node: _Node) -> str:
+        if node.kind == "chars":
+            return "".join(one.strip("/") for one in node.chars)
+        if node.kind == "ref":
+            return self._name(node.text)
+        inner = [self._text(part) for part in node.parts]
+        text = "".join(inner) if node.kind == "seq" else "(?:" + "|".join(inner) + ")" + _ending(node)
+        if len(text) > MAX_WHOLE_CHARS or text.count("(?:") > MAX_WHOLE_GROUPS:
+            raise OverflowError
+        return text
+
+
+def _ending(node: _Node) -> str:
+    """How often a node stands there, as regular expressions and Lark have it."""
+    if node.kind != "repeat":
+        return ""
+    ends = {(0, None): "*", (1, None): "+", (0, 1): "?"}
+    return ends.get((node.least, node.most), f"{{{node.least},{'' if node.most is None else node.most}}}")
+
+
 def _emit(node: _Node, ids: dict[str, str]) -> str:
     if node.kind == "chars":
         return " ".join(node.chars) if node.chars else '""'
@@ -327,6 +380,4 @@ def _emit(node: _Node, ids: dict[str, str]) -> str:
         return "(" + " | ".join(inner) + ")"
     if node.kind == "seq":
         return "(" + " ".join(inner) + ")" if inner else '""'
-    ends = {(0, None): "*", (1, None): "+", (0, 1): "?"}
-    most = "" if node.most is None else str(node.most)
-    return f"({inner[0]})" + ends.get((node.least, node.most), f"{{{node.least},{most}}}")
+    return f"({inner[0]})" + _ending(node)

@@ -67,7 +67,7 @@ def gbnf_grammar(text: str) -> Rules:
 
     _check_size(text)
     lark, n_rules = gbnf_to_lark(text)
-    plain = len(text) <= _PLAIN_CHARS and n_rules <= _PLAIN_RULES
+    plain = len(text) <= _PLAIN_CHARS and n_rules <= _PLAIN_RULES and len(lark) <= 10 * _PLAIN_CHARS
     return Rules("GBNF grammar", _ANY_TOKENS + lark, plain)
 
 

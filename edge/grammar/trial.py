@@ -16,8 +16,8 @@ from pathlib import Path
 CPU_S = 1
 TIMEOUT_S = 6
 MEMORY_BYTES = 256 << 20
-# An eighth of a thread's usual stack: what passes here passes in any thread.
-STACK_BYTES = 1 << 20
+# Half of a thread's usual stack: what passes here passes in any thread.
+STACK_BYTES = 4 << 20
 
 
 def tried(

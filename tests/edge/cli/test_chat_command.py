@@ -211,10 +211,12 @@ class Terminal:
         self.seen = ""
         os.write(self.inner, keys)
 
-    def end(self):
+    def end(self, limit_s=60):
+        end_s = time.monotonic() + limit_s
         try:
-            while os.read(self.inner, 4096):
-                pass
+            while time.monotonic() < end_s:
+                if select.select([self.inner], [], [], 1)[0] and not os.read(self.inner, 4096):
+                    break
         except OSError:
             pass
         os.close(self.inner)
@@ -246,6 +248,8 @@ def test_a_paste_is_one_turn_and_alt_enter_a_new_line(pack, tmp_path):
     terminal.wait_for("> ")
     terminal.send(f"/save {file}\r".encode())
     terminal.wait_for("[saved")
+    terminal.wait_for("]\r\n")
+    terminal.wait_for("> ")
     terminal.send(b"\x04")
     assert terminal.end() == 0
     assert asked(file) == ["one\ntwo\nthree", "four\nfive"]
@@ -259,6 +263,8 @@ def test_tab_completes_commands_adapters_and_files(pack, tmp_path):
     terminal.wait_for("[adapter code]")
     terminal.send(f"/save {tmp_path}/ta\tx.json\r".encode())
     terminal.wait_for("[saved")
+    terminal.wait_for("]\r\n")
+    terminal.wait_for("> ")
     terminal.send(b"\x04")
     assert terminal.end() == 0
     assert (tmp_path / "talks" / "x.json").is_file()
@@ -270,6 +276,7 @@ def test_history_is_kept_for_its_user_alone(pack):
         terminal.wait_for("> ")
         terminal.send(keys)
         terminal.wait_for("[adapter code]")
+        terminal.wait_for("> ")
         terminal.send(b"\x04")
         assert terminal.end() == 0
     history = Path(os.environ["XDG_STATE_HOME"]) / "slm-edge" / "chat_history"
