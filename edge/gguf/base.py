@@ -12,12 +12,11 @@ from typing import Final
 import numpy as np
 
 from ..errors import InputError, UnsupportedError
-from .base_keys import check_keys, unproved_keys
+from .base_keys import check_keys, number_of, typed, unproved_keys
 from .families import FAMILIES, Family
 from .file import GgufFile, TensorInfo, ValueType
 from .fingerprint import fingerprint
 from .types import GgmlType
-from .values import number_of, typed
 from .vocabulary import check_tokenizer, unproved_tokenizer
 
 # ggml's TENSOR_ALIGNMENT: a buffer over mapped memory that starts elsewhere ends the process.

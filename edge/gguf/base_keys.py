@@ -9,11 +9,12 @@ common ones have ranges here. A key that is not in the list need not be wrong; i
 
 import math
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from .file import GgufFile, MetaValue, ValueType
-from .values import COUNTS
 
+# The integer types that llama.cpp's writers have used for counts
+COUNTS: Final = (ValueType.UINT32, ValueType.INT32, ValueType.UINT16)
 # Of an array under these keys; one for each layer, or for each section of the head
 _MOST_VALUES: Final = 1024
 
@@ -123,3 +124,29 @@ def _shown(entry: MetaValue) -> str:
     if entry.type is ValueType.ARRAY:
         return f"an array of {entry.n_values} values"
     return f"{entry.value!r}"[:80] + f" ({entry.type.name})"
+
+
+def typed(file: GgufFile, key: str, kind: ValueType, faults: list[str], default: Any = None) -> Any:
+    """A scalar of one type; a wrong type, or a missing key without a default, is a fault and gives None."""
+    entry = file.metadata.get(key)
+    if entry is None:
+        if default is None:
+            faults.append(f"the key {key} is missing")
+        return default
+    if entry.type is not kind:
+        faults.append(f"{key} is {entry.type.name}, not {kind.name}")
+        return None
+    return entry.value
+
+
+def number_of(file: GgufFile, key: str, faults: list[str], default: int | None = None) -> int:
+    """A count; 0 after a fault."""
+    entry = file.metadata.get(key)
+    if entry is None:
+        if default is None:
+            faults.append(f"the key {key} is missing")
+        return default or 0
+    if entry.type not in COUNTS:
+        faults.append(f"{key} is {entry.type.name}, not UINT32")
+        return 0
+    return int(entry.value)

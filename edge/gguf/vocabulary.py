@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
+from .base_keys import number_of, typed
 from .file import GgufFile, ValueType
-from .values import number_of, typed
 
 # tokenizer.ggml.token_type
 _BYTE: Final = 6

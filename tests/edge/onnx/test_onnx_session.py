@@ -354,7 +354,7 @@ def test_an_adapters_file_may_change_while_it_is_used(made, how, tmp_path):
 
 def test_a_scale_given_to_use_is_tried_here_too(made):
     with opened(made) as session:
-        adapter = session.use("a")._load("a")
+        adapter = session.use("a")._adapter("a")
         adapter.arrays.update({name: np.full_like(values, 3e37) for name, values in adapter.arrays.items()})
         with pytest.raises(EngineError, match="scale 10 the model's output is not a number"):
             session.use("a", scale=10.0)
