@@ -61,7 +61,7 @@ def test_replay_rows_name_their_row():
 
 
 MBPP = {"text": "t", "task_id": 11, "test_list": ["assert True"], "test_setup_code": "", "code": "c"}
-HUMANEVAL = {"task_id": "a", "prompt": "def f():\n", "entry_point": "f", "test": "def check(c): pass"}
+HUMANEVAL = {"task_id": "a", "prompt": "def f():\n", "entry_point": "f", "test": "def check(c):\n    assert c() == 1"}
 SETS = {
     "gsm8k": ("gsm8k/test.jsonl", {"question": "Two?", "answer": "x\n#### 2"}),
     "mbpp": ("mbpp/mbpp.jsonl", MBPP),
