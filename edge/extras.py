@@ -32,10 +32,11 @@ def extra_hint(*extras: str) -> str:
     Where slm-edge was installed from a folder, pip takes the extra from there. Else the packages are named: slm-edge
     itself may be on no index, and what others publish under its name is not ours.
     """
-    try:
-        installed = metadata.distribution("slm-edge")
-    except metadata.PackageNotFoundError:
+    # In a checkout that was built, the working folder has a second description, without the way it was installed.
+    found = sorted(metadata.distributions(name="slm-edge"), key=lambda one: one.read_text("direct_url.json") is None)
+    if not found:
         return f"pip install '.[{','.join(extras)}]' in slm-edge's folder"
+    installed = found[0]
     origin = json.loads(installed.read_text("direct_url.json") or "{}")
     folder = url2pathname(urlsplit(origin.get("url", "")).path)
     if "dir_info" in origin and (Path(folder) / "pyproject.toml").is_file():

@@ -67,7 +67,7 @@ def test_outputs(files, run, name):
     assert run(name, narrow)[0] == right
     assert narrow.buffer.getvalue()[:1] == out.encode("latin-1", "replace")[:1]
     as_json = text_stream("ascii")
-    more = [] if name == "chat" else ["--json"]
+    more = [] if name in ("chat", "help") else ["--json"]
     assert run(name, as_json, *more)[0] == right
     if more:
         found = json.loads(as_json.buffer.getvalue().decode("ascii"))

@@ -188,9 +188,11 @@ def test_foreign_and_changed_files_and_missing_invocations_are_refused(base, two
     arch, keys, tensors = adapter_parts(base)
     keys["adapter.alora.invocation_tokens"] = ([5, 6], GGUFValueType.ARRAY, GGUFValueType.UINT32)
     activated = write_gguf(tmp_path / "activated.gguf", arch, keys, tensors)
-    with Session.of_files(base, {"activated": (activated, None)}, threads=1) as session:
-        with pytest.raises(InputError, match="does not hold the invocation"):
-            session.use("activated").ask("hello")
+    with (
+        Session.of_files(base, {"activated": (activated, None)}, threads=1) as session,
+        pytest.raises(InputError, match="does not hold the invocation"),
+    ):
+        session.use("activated").ask("hello")
     foreign = tiny_adapter(tmp_path / "foreign.gguf", tiny_base(tmp_path / "other.gguf", n_embd=32))
     with pytest.raises(InputError, match="cannot be used as an adapter"):
         Session.of_files(base, {"foreign": (foreign, None)}, threads=1)
