@@ -90,7 +90,10 @@ def render(prompt: Prompt, base: GgufFile, vocab: Vocab, tokenizer: Any, alora_t
         theirs = text
         if has_template:
             theirs = tokenizer.apply_chat_template(prompt.messages(), add_generation_prompt=True, tokenize=False)
-        equal = ids == list(tokenizer(theirs, add_special_tokens=not has_template)["input_ids"])
+        expected = list(tokenizer(theirs, add_special_tokens=not has_template)["input_ids"])
+        # A folder whose tokenizer names no BOS leaves it to whoever calls; llama.cpp's has one.
+        behind_bos = not has_template and tokenizer.bos_token is None and ids[:1] == [vocab.bos_id]
+        equal = (ids[1:] if behind_bos else ids) == expected
     if alora_tokens and activation_start(ids, alora_tokens) is None:
         ids = [*ids, *alora_tokens]
     return Rendered(ids, equal)

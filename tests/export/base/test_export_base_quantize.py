@@ -180,7 +180,7 @@ def test_q8_0_source_is_taken_with_a_note(wide, tmp_path):
 def test_keep_changes_keys_and_head_only(wide, tmp_path):
     export_base(wide / "hf", tmp_path / "q4.gguf", TYPES["q4_k_m"])
     template = tmp_path / "mine.jinja"
-    template.write_text("{{ messages[0]['content'] }}")
+    template.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     options = Options(output_weight=True, chat_template=template, name="mine")
     export_base(tmp_path / "q4.gguf", tmp_path / "kept.gguf", None, options)
     before, after = GgufFile.open(tmp_path / "q4.gguf"), GgufFile.open(tmp_path / "kept.gguf")

@@ -149,6 +149,9 @@ def test_more_tokens_than_rows(tmp_path):
     assert caught.value.problems == ("no row for '<more>'",)
 
 
+TALK = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
 def test_chat_template_places(tmp_path):
     folder = tiny_checkpoint(tmp_path / "hf", chat_template=None)
 
@@ -160,19 +163,19 @@ def test_chat_template_places(tmp_path):
     assert file.get("tokenizer.chat_template") is None
     assert any("--chat-template" in line for line in result.notes)
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "list"}]
+    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": f"list{TALK}"}]
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": named}))
     file, _ = template()
-    assert file.get("tokenizer.chat_template") == "list"
+    assert file.get("tokenizer.chat_template") == f"list{TALK}"
     assert file.get("tokenizer.chat_templates") == ["tool_use"]
     assert file.get("tokenizer.chat_template.tool_use") == "tools"
-    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "json"}))
-    assert template()[0].get("tokenizer.chat_template") == "json"
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": f"json{TALK}"}))
+    assert template()[0].get("tokenizer.chat_template") == f"json{TALK}"
     (folder / "chat_template.jinja").write_text(CHATML)
     assert template()[0].get("tokenizer.chat_template") == CHATML
     mine = tmp_path / "mine.jinja"
-    mine.write_text("mine")
-    assert template(chat_template=mine)[0].get("tokenizer.chat_template") == "mine"
+    mine.write_text(f"mine{TALK}")
+    assert template(chat_template=mine)[0].get("tokenizer.chat_template") == f"mine{TALK}"
     mine.write_text("{% if %}")
     with pytest.raises(InputError, match="not valid"):
         template(chat_template=mine)
