@@ -75,7 +75,8 @@ def hub_files(
         disable_progress_bars()
     said = _SAID[kind]
     try:
-        info = HfApi().repo_info(name, repo_type=kind, revision=revision)
+        # Any: each release names other classes of repositories.
+        info: Any = HfApi().repo_info(name, repo_type=kind, revision=revision)
         files = wanted(sorted(entry.rfilename for entry in info.siblings or []))
         commit = str(info.sha)
         note(f"{name} at {commit}: {len(files)} files")
