@@ -30,8 +30,8 @@ _SHARES = (1e-2, 1e-3, 1e-4, 1e-5, 0.0)
 
 # llama_token_data
 _ROW = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-# The likeliest tokens are looked for no further below the first one than they have to be.
-_BELOW = (6.0, 14.0, np.inf)
+# So many logits of a row tell how the others lie.
+_PART = 4096
 
 
 @dataclass(frozen=True)
@@ -202,16 +202,23 @@ def largest(
         logits: (n_vocab,); minus infinity for what is not possible.
         allowed_of: which of some tokens are possible; None for all.
     """
-    top = float(logits.max())
-    ids = np.arange(0)
-    for below in _BELOW:
-        ids = np.flatnonzero(logits >= top - below) if below < np.inf else np.flatnonzero(logits > -np.inf)
-        if allowed_of is not None:
-            ids = ids[allowed_of(ids)]
-        if len(ids) >= k:
+    # Where the first some hundred begin is seen from a part of the row; a row may be flat or steep.
+    stride = max(1, len(logits) // _PART)
+    part = np.sort(logits[::stride])
+    for wanted in (8 * k, 64 * k):
+        rank = -(-wanted // stride)
+        if rank > len(part) or part[-rank] == -np.inf:
             break
-    if len(ids) > 8 * k:
-        ids = ids[np.argpartition(-logits[ids], k)[:k]]
+        ids = np.flatnonzero(logits >= part[-rank])
+        ids = ids if allowed_of is None else ids[allowed_of(ids)]
+        if len(ids) >= k:
+            return _first(logits, ids, k)
+    ids = np.flatnonzero(logits > -np.inf)
+    return _first(logits, ids if allowed_of is None else ids[allowed_of(ids)], k)
+
+
+def _first(logits: npt.NDArray[np.float32], ids: npt.NDArray[np.intp], k: int) -> npt.NDArray[np.intp]:
+    """The k likeliest of some tokens, likeliest first."""
     return ids[np.argsort(-logits[ids], kind="stable")][:k]
 
 

@@ -213,12 +213,17 @@ def document(draw, schema, depth=0):
     return {"boolean": True, "null": None}[kind]
 
 
-def orders(value, most=200):
-    """A document with the names of its outer object in every order."""
-    yield value
+def orders(value, most=300):
+    """A document with its names in every order, up to some hundred."""
     if isinstance(value, dict):
-        for names in itertools.islice(itertools.permutations(value), 1, most):
-            yield {name: value[name] for name in names}
+        inner = itertools.product(*(list(orders(item, 20)) for item in value.values()))
+        whole = (dict(zip(value, items, strict=True)) for items in inner)
+        found = ({name: one[name] for name in names} for one in whole for names in itertools.permutations(one))
+    elif isinstance(value, list):
+        found = (list(items) for items in itertools.product(*(list(orders(item, 20)) for item in value)))
+    else:
+        found = iter([value])
+    return itertools.islice(found, most)
 
 
 def some_object(draw, schema, depth):

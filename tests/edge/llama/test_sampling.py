@@ -87,9 +87,9 @@ def test_draws_from_a_models_own_logits_are_those_of_the_chain(tmp_path):
 @pytest.mark.parametrize("k", [1, 40, 600])
 def test_the_k_likeliest_of_what_is_allowed(spread, k):
     rng = np.random.default_rng(k)
-    logits = rng.normal(0, spread, 5000).astype(np.float32)
-    for share in (1.0, 0.3, 0.002):
-        allowed = rng.random(5000) < share
+    for n, share in itertools.product((300, 5000, 60_000), (1.0, 0.3, 0.002)):
+        logits = rng.normal(0, spread, n).astype(np.float32)
+        allowed = rng.random(n) < share
         expected = np.argsort(-np.where(allowed, logits, -np.inf), kind="stable")[: min(k, allowed.sum())]
         assert largest(logits, k, lambda ids, allowed=allowed: allowed[ids]).tolist() == expected.tolist()
         assert largest(np.where(allowed, logits, -np.inf), k).tolist() == expected.tolist()
