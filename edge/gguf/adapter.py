@@ -23,7 +23,7 @@ from .file import GgufFile, TensorInfo, ValueType
 # As llama.cpp's converter writes it
 BASE_MODEL_KEY: Final = "general.base_model.0.name"
 FINGERPRINT_KEY: Final = "slm_edge.base.fingerprint"  # STRING, hex: BaseInfo.fingerprint of the base
-ALIKE_SHOWN: Final = 3
+ALIKE_SHOWN: Final = 1
 BASE_NAME_KEY: Final = "slm_edge.base.name"  # STRING
 RANK_KEY: Final = "slm_edge.lora.rank"  # UINT32, the highest rank in the file
 SOURCE_SHA256_KEY: Final = "slm_edge.source.sha256"  # STRING, hex: of the PEFT adapter_model.safetensors
