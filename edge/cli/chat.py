@@ -2,25 +2,22 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from ..console import remark
 from .options import (
     answer_options,
+    context_option,
     engine_option,
+    engine_options_of,
     grammar_options,
-    grammar_rules,
     model_options,
     session_options,
-    size_bytes_of,
+    settings_of,
     special_option,
 )
-
-if TYPE_CHECKING:
-    from ..answer.settings import Settings
-    from ..options import EngineOptions, Speculate
 
 
 @click.command()
@@ -33,14 +30,7 @@ if TYPE_CHECKING:
 )
 @click.option("--system", help="System message, in place of the adapter's own; '' for none.")
 @answer_options
-@click.option(
-    "-c",
-    "--context",
-    "--ctx-size",
-    "context_tokens",
-    type=click.IntRange(1),
-    help="Longest conversation, in tokens.  [default: 2048]",
-)
+@context_option("Longest conversation")
 @engine_option
 @session_options
 @click.option("--pin", "pinned", metavar="NAME", multiple=True, help="Adapter that is never unloaded; repeatable.")
@@ -53,26 +43,9 @@ def chat(
     loras: tuple[str, ...],
     adapter: str | None,
     system: str | None,
-    max_tokens: int | None,
-    temperature: float | None,
-    seed: int | None,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    stop: tuple[str, ...],
-    threads: int | None,
-    threads_batch: int | None,
-    context_tokens: int | None,
     engine: str,
-    speculate: "Speculate | None",
-    ram: str | None,
-    adapter_budget: str | None,
     pinned: tuple[str, ...],
-    schema: str | None,
-    grammar: Path | None,
-    allow_special: bool,
-    regex: str | None,
-    lark: Path | None,
+    **given: Any,
 ) -> None:
     """Talk with the model; it remembers the conversation. /help lists the commands, Ctrl-D ends.
 
@@ -89,16 +62,8 @@ def chat(
       slm-edge chat model.gguf
       printf 'Hello\\n/adapter math\\nWhat is 3 times 4?\\n' | slm-edge chat
     """
-    rules = grammar_rules(schema, grammar, regex, lark)
-    options: EngineOptions = {
-        "n_ctx_tokens": context_tokens,
-        "threads": threads,
-        "threads_batch": threads_batch,
-        "ram_bytes": size_bytes_of(ram),
-        "adapter_budget_bytes": size_bytes_of(adapter_budget),
-        "speculate": speculate,
-        "allow_special": allow_special,
-    }
+    settings = settings_of(given)
+    options = engine_options_of(given)
     if pinned:
         options["pinned"] = pinned
     from .source import chosen
@@ -109,8 +74,6 @@ def chat(
         raise click.UsageError(f"there are two models: {file} and -m {model}; leave one out.")
     source = chosen(file if model is None else model, pack, loras)
     name = source.default if adapter is None else adapter
-    settings: Settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "grammar": rules}
-    settings |= {"top_k": top_k, "top_p": top_p, "min_p": min_p, "stop": stop or None}
     with source.open(engine, name, **options) as session:
         talk = Talk(session, system=system, settings=settings)
         talk.use("none" if name is None else name)

@@ -1,6 +1,6 @@
 """Options that several commands share: how an answer is made, how much memory, and what it keeps to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,7 +9,9 @@ import click
 from ..engines import ENGINES
 
 if TYPE_CHECKING:
+    from ..answer.settings import Settings
     from ..grammar.rules import Rules
+    from ..options import EngineOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -72,6 +74,12 @@ def model_options(command: Command) -> Command:
     return _with(options, command)
 
 
+def context_option(what: str) -> Callable[[Command], Command]:
+    """Adds `--context`, passed as `context_tokens`; `what` has so many."""
+    names = ("-c", "--context", "--ctx-size", "context_tokens")
+    return click.option(*names, type=click.IntRange(1), help=f"{what}, in tokens.  [default: 2048]")
+
+
 def threads_option(command: Command) -> Command:
     """Adds `--threads`, passed as a number or None."""
     help = "CPU threads.  [default: one for each fast physical core; for single tokens fewer on a Raspberry Pi 5]"
@@ -132,6 +140,33 @@ def grammar_options(command: Command) -> Command:
         click.option("--lark", type=file, metavar="FILE", help="Lark grammar that the answer must match."),
     )
     return _with(options, command)
+
+
+def engine_options_of(given: Mapping[str, Any]) -> "EngineOptions":
+    """How a session is opened, by what the options above passed to a command; InputError for a size that is none."""
+    return {
+        "n_ctx_tokens": given["context_tokens"],
+        "threads": given["threads"],
+        "threads_batch": given["threads_batch"],
+        "ram_bytes": size_bytes_of(given["ram"]),
+        "adapter_budget_bytes": size_bytes_of(given["adapter_budget"]),
+        "speculate": given["speculate"],
+        "allow_special": given["allow_special"],
+    }
+
+
+def settings_of(given: Mapping[str, Any]) -> "Settings":
+    """How answers are made, by the same; errors as `grammar_rules`."""
+    return {
+        "max_tokens": given["max_tokens"],
+        "temperature": given["temperature"],
+        "seed": given["seed"],
+        "top_k": given["top_k"],
+        "top_p": given["top_p"],
+        "min_p": given["min_p"],
+        "stop": given["stop"] or None,
+        "grammar": grammar_rules(given["schema"], given["grammar"], given["regex"], given["lark"]),
+    }
 
 
 def size_bytes_of(size: str | None) -> int | None:

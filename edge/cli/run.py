@@ -12,19 +12,18 @@ from ..errors import InputError
 from ..sizes import human_bytes
 from .options import (
     answer_options,
+    context_option,
     engine_option,
+    engine_options_of,
     grammar_options,
-    grammar_rules,
     model_options,
     session_options,
-    size_bytes_of,
+    settings_of,
     special_option,
 )
 
 if TYPE_CHECKING:
-    from ..answer.settings import Settings
     from ..answer.stream import Answer
-    from ..options import EngineOptions, Speculate
 
 
 @click.command()
@@ -39,14 +38,7 @@ if TYPE_CHECKING:
 @click.option("--explain", is_flag=True, help="With --adapter auto: print on stderr what decided, feature by feature.")
 @click.option("--system", help="System message, in place of the adapter's own; '' for none.")
 @answer_options
-@click.option(
-    "-c",
-    "--context",
-    "--ctx-size",
-    "context_tokens",
-    type=click.IntRange(1),
-    help="Longest prompt and answer, in tokens.  [default: 2048]",
-)
+@context_option("Longest prompt and answer")
 @engine_option
 @session_options
 @click.option(
@@ -67,28 +59,11 @@ def run(
     adapter: str | None,
     explain: bool,
     system: str | None,
-    max_tokens: int | None,
-    temperature: float | None,
-    seed: int | None,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    stop: tuple[str, ...],
-    threads: int | None,
-    threads_batch: int | None,
-    context_tokens: int | None,
     engine: str,
-    speculate: "Speculate | None",
-    ram: str | None,
-    adapter_budget: str | None,
     prefix_cache: Path | None,
-    schema: str | None,
-    grammar: Path | None,
-    allow_special: bool,
-    regex: str | None,
-    lark: Path | None,
     stats: bool,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Answer PROMPT with a task adapter. PROMPT is read from standard input when it is - or left out.
 
@@ -114,19 +89,9 @@ def run(
     text = _prompt(prompt)
     if explain and name != "auto":
         raise click.UsageError("--explain says what the router decided: it needs --adapter auto.")
-    options: EngineOptions = {
-        "n_ctx_tokens": context_tokens,
-        "threads": threads,
-        "threads_batch": threads_batch,
-        "ram_bytes": size_bytes_of(ram),
-        "adapter_budget_bytes": size_bytes_of(adapter_budget),
-        "prefix_cache": prefix_cache,
-        "speculate": speculate,
-        "allow_special": allow_special,
-    }
-    rules = grammar_rules(schema, grammar, regex, lark)
-    settings: Settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "grammar": rules}
-    settings |= {"top_k": top_k, "top_p": top_p, "min_p": min_p, "stop": stop or None}
+    options = engine_options_of(given)
+    options["prefix_cache"] = prefix_cache
+    settings = settings_of(given)
     with source.open(engine, name, one_answer=True, **options) as session:
         decision = session.choose(text, explain=explain) if name == "auto" else None
         if decision is not None:

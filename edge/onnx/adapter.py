@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DamagedError, InputError
-from ..files.atomic import read_json, sha256_file
+from ..files.atomic import read_json
 from ..files.regular import open_regular
 from .folder import LoraInput, OnnxBase
 
@@ -107,21 +107,30 @@ class _Reader:
         return start + 4, n_items
 
 
-def read_adapter_file(path: str | os.PathLike[str]) -> AdapterFile:
+def read_adapter_file(path: str | os.PathLike[str], sha256: str | None = None) -> AdapterFile:
     """Reads a file's table strictly.
+
+    Args:
+        sha256: what the hash of its bytes must be; None: any.
 
     Raises:
         InputError: it is not there, or no ONNX adapter.
-        DamagedError: it is cut short, or contradicts itself.
+        DamagedError: it is cut short, contradicts itself, or has another hash.
     """
     path = Path(path)
     with open_regular(path, whole=True) as stream:
         size_bytes = os.fstat(stream.fileno()).st_size
-        if not 16 <= size_bytes <= MAX_FILE_BYTES:
+        if size_bytes > MAX_FILE_BYTES:
             raise InputError(f"is not an ONNX adapter: it has {size_bytes} bytes", where=path)
         data = stream.read(size_bytes)
+    found = hashlib.sha256(data).hexdigest()
+    # Before what is in it: changed bytes may be any.
+    if sha256 not in (None, found):
+        raise DamagedError("its bytes changed since it was exported", where=path, hint="copy or export it again")
     if len(data) < size_bytes:
         raise DamagedError("was cut while it was read", where=path)
+    if size_bytes < 16:
+        raise InputError(f"is not an ONNX adapter: it has {size_bytes} bytes", where=path)
     if data[4:8] != IDENTIFIER:
         raise InputError("is not an ONNX adapter", where=path, hint="slm-edge export onnx-adapter makes one")
     reader = _Reader(data, path)
@@ -137,7 +146,7 @@ def read_adapter_file(path: str | os.PathLike[str]) -> AdapterFile:
     if len(set(names)) < len(names):
         raise DamagedError("two tensors have the same name", where=path)
     return AdapterFile(
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=found,
         size_bytes=len(data),
         adapter_version=reader.number("i", adapter_at) if adapter_at else 0,
         model_version=reader.number("i", model_at) if model_at else 0,
@@ -205,12 +214,7 @@ class OnnxAdapter:
         faults: list[str] = []
         if sha256 is None:
             sha256 = _beside(path, base, faults)
-        # Before what is in it: changed bytes may be any.
-        if sha256 is not None and sha256 != sha256_file(path):
-            raise DamagedError("its bytes changed since it was exported", where=path, hint="copy or export it again")
-        file = read_adapter_file(path)
-        if sha256 not in (None, file.sha256):
-            raise DamagedError("its bytes changed while it was read", where=path, hint="copy or export it again")
+        file = read_adapter_file(path, sha256)
         if file.adapter_version != ADAPTER_VERSION:
             faults.append(f"its adapter version is {file.adapter_version}; slm-edge writes {ADAPTER_VERSION}")
         if file.model_version != base.version_number:
