@@ -9,13 +9,12 @@ All of them become Lark for llguidance here, without the C library and without l
 import json
 import os
 import re
-import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from ..errors import InputError
-from ..files.text import decode, is_text, loads_json
+from ..files.text import is_text, loads_json, read_text
 
 MAX_GRAMMAR_BYTES: Final = 1 << 20
 # Below these a GBNF grammar costs next to nothing, whatever it says.
@@ -148,17 +147,5 @@ def _check_size(text: str) -> None:
 
 
 def _text(path: str | os.PathLike[str]) -> str:
-    """The text of a regular file; a FIFO or a device could go on for ever."""
-    try:
-        # Opening a FIFO would else wait for a writer.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise InputError("is no regular file", where=path)
-            data = file.read(MAX_GRAMMAR_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
-    except ValueError:
-        raise InputError("is no path", where=path) from None
-    if len(data) > MAX_GRAMMAR_BYTES:
-        raise InputError(f"is too large for a grammar or schema: more than {MAX_GRAMMAR_BYTES} bytes", where=path)
-    return decode(data, path)
+    """The text of a file; raises as `read_text`."""
+    return read_text(path, MAX_GRAMMAR_BYTES)
