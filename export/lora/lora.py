@@ -174,7 +174,7 @@ def _trained_on(folder: PeftFolder) -> dict[str, Any]:
 def _scaling(folder: PeftFolder, reasons: Reasons) -> FileScaling:
     modules = [pair.module for pair in folder.pairs]
     try:
-        return file_scaling(folder.config.scaling, modules)
+        return file_scaling(folder.scaling, modules)
     except ValueError:
         if modules:
             reasons.wrong("its scale is 0 in every module (lora_alpha): the adapter changes nothing")

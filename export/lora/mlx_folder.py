@@ -52,10 +52,10 @@ def read_mlx(
     else:
         reasons.wrong(f"there is no {MLX_WEIGHTS_FILE}")
     rank = max((pair.rank for pair in pairs), default=1)
-    # A whole name as a pattern names one module. The matrices' own ranks count: the config often leaves them out.
-    ranks = {re.escape(pair.module): pair.rank for pair in pairs if pair.rank != rank}
+    # The matrices' own ranks count: the config often leaves them out.
+    ranks = {pair.module: pair.rank for pair in pairs if pair.rank != rank}
     alphas = {name: float(scale) * own for name, own in ranks.items()}
-    scaling = Scaling(rank, float(scale) * rank, rank_pattern=ranks, alpha_pattern=alphas)
+    scaling = Scaling(rank, float(scale) * rank, ranks=ranks, alphas=alphas)
     return PeftConfig(scaling, str(config.get("model") or ""), "", ()), weights, pairs
 
 

@@ -6,14 +6,14 @@ when it is set, because it may change what the adapter computes. Fields as of PE
 """
 
 import json
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from ...edge.errors import InputError
 from ..reasons import Reasons
+from .patterns import pattern_keys
 from .scaling import Scaling
 
 # Beyond any matrix's side, and what an F32 holds with room for products
@@ -82,6 +82,8 @@ class PeftConfig:
     """The parts of an adapter_config.json that an export needs.
 
     Attributes:
+        scaling: without the own values that the patterns give to modules (`scaling_of`).
+        rank_pattern, alpha_pattern: in the config's order: the first match counts.
         base_name: `base_model_name_or_path` as it stands; "" if missing.
         revision: of the base on its hub; "" if missing.
         alora_tokens: invocation tokens of an activated LoRA; empty for a plain one.
@@ -91,6 +93,18 @@ class PeftConfig:
     base_name: str
     revision: str
     alora_tokens: tuple[int, ...]
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def scaling_of(self, modules: Collection[str], reasons: Reasons) -> Scaling:
+        """The scaling with each module's own values; what is wrong with the patterns goes to `reasons`."""
+        own: list[dict[str, Any]] = []
+        for name, values in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
+            keys, faults = pattern_keys(values, modules)
+            for fault in faults:
+                reasons.wrong(f"{name}: {fault}")
+            own.append({module: values[key] for module, key in keys.items()})
+        return replace(self.scaling, ranks=own[0], alphas=own[1])
 
 
 def read_peft_config(path: Path, data: Any, reasons: Reasons) -> PeftConfig:
@@ -103,15 +117,10 @@ def read_peft_config(path: Path, data: Any, reasons: Reasons) -> PeftConfig:
         raise InputError("is not an adapter_config.json: it does not hold a JSON object", where=path)
     _check_kind(data, reasons)
     fields = _Fields(data, reasons)
-    scaling = Scaling(
-        rank=fields.count("r"),
-        alpha=fields.number("lora_alpha"),
-        rslora=bool(data.get("use_rslora")),
+    return PeftConfig(
+        scaling=Scaling(fields.count("r"), fields.number("lora_alpha"), bool(data.get("use_rslora"))),
         rank_pattern=fields.pattern("rank_pattern", fields.as_count),
         alpha_pattern=fields.pattern("alpha_pattern", fields.as_number),
-    )
-    return PeftConfig(
-        scaling=scaling,
         base_name=str(data.get("base_model_name_or_path") or ""),
         revision=str(data.get("revision") or ""),
         alora_tokens=fields.tokens("alora_invocation_tokens"),
@@ -182,15 +191,7 @@ class _Fields:
         if not isinstance(value, dict):
             self.reasons.wrong(f"{name} is {_short(value)}; it must be an object of patterns and numbers")
             return {}
-        found = {}
-        for key, entry in value.items():
-            try:
-                re.compile(rf"(.*\.)?({key})$")
-            except (re.error, OverflowError, RecursionError) as error:
-                self.reasons.wrong(f"{name}: {key!r} is not a regular expression ({error})")
-                continue
-            found[key] = read(f"{name}[{key!r}]", entry)
-        return found
+        return {key: read(f"{name}[{key!r}]", entry) for key, entry in value.items()}
 
     def tokens(self, name: str) -> tuple[int, ...]:
         value = self.data.get(name)

@@ -20,6 +20,7 @@ from ..files.safetensors import READABLE, SafetensorsFile
 from ..reasons import Reasons
 from .mlx_folder import is_mlx, read_mlx
 from .peft_config import LoraPair, PeftConfig, read_peft_config
+from .scaling import Scaling
 from .tensor_names import other_sense, plain_name
 
 SHOWN: Final = 8
@@ -52,6 +53,7 @@ class PeftFolder:
     """An adapter as PEFT saved it, or mlx-lm in its own form.
 
     Attributes:
+        scaling: the rank and the strength of every module.
         weights: the safetensors file; None if there is none to read.
         pairs: in the file's order.
         base_copies: module -> tensor of copies of the base's embedding or head that PEFT adds when it adapts them.
@@ -60,6 +62,7 @@ class PeftFolder:
 
     path: Path
     config: PeftConfig
+    scaling: Scaling
     weights: SafetensorsFile | None
     pairs: tuple[LoraPair, ...]
     base_copies: dict[str, str]
@@ -88,21 +91,25 @@ class PeftFolder:
             )
         raw = read_json(path / CONFIG_FILE)
         if is_mlx(raw):
-            config, weights, pairs = read_mlx(path, raw, reasons)
-            return cls(path, config, weights, pairs, {}, {})
+            config, of_mlx, pairs = read_mlx(path, raw, reasons)
+            return cls(path, config, config.scaling, of_mlx, pairs, {}, {})
         config = read_peft_config(path / CONFIG_FILE, raw, reasons)
         training = read_json(path / "train.json") if (path / "train.json").is_file() else {}
-        weights, pairs = None, ()
+        weights: SafetensorsFile | None = None
+        modules: dict[str, dict[str, str]] = {}
         copies: dict[str, str] = {}
         if (path / WEIGHTS_FILE).is_file():
             weights = SafetensorsFile.open(path / WEIGHTS_FILE)
-            pairs, copies = _sort_tensors(weights, config, reasons)
+            modules, copies = _sort_tensors(weights, reasons)
         elif (path / PICKLE_FILE).is_file():
             reasons.unsupported(f"{PICKLE_FILE} is a pickle, which can run code when it is read")
             reasons.hint = CONVERT_HINT
         else:
             reasons.wrong(f"there is no {WEIGHTS_FILE}")
-        return cls(path, config, weights, pairs, copies, training if isinstance(training, dict) else {})
+        scaling = config.scaling_of(modules, reasons)
+        found = [_pair(module, parts, weights, scaling, reasons) for module, parts in modules.items() if weights]
+        pairs = tuple(pair for pair in found if pair is not None)
+        return cls(path, config, scaling, weights, pairs, copies, training if isinstance(training, dict) else {})
 
     def close(self) -> None:
         """Closes the weights' file."""
@@ -118,10 +125,8 @@ class PeftFolder:
         self.close()
 
 
-def _sort_tensors(
-    weights: SafetensorsFile, config: PeftConfig, reasons: Reasons
-) -> tuple[tuple[LoraPair, ...], dict[str, str]]:
-    """Puts every tensor of the file to its use; what has none becomes a reason of refusal."""
+def _sort_tensors(weights: SafetensorsFile, reasons: Reasons) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """The modules with the tensors of their parts, and the copies of base layers; all else is a reason of refusal."""
     modules: dict[str, dict[str, str]] = {}
     copies: dict[str, str] = {}
     seen: dict[str, str] = {}
@@ -147,14 +152,13 @@ def _sort_tensors(
     for module, name in copies.items():
         if module not in modules:
             reasons.wrong("a copy of a layer that has no adapter", name)
-    pairs = [_pair(module, parts, weights, config, reasons) for module, parts in modules.items()]
     if not modules:
         reasons.wrong("it holds no LoRA matrices")
-    return tuple(pair for pair in pairs if pair is not None), copies
+    return modules, copies
 
 
 def _pair(
-    module: str, parts: dict[str, str], weights: SafetensorsFile, config: PeftConfig, reasons: Reasons
+    module: str, parts: dict[str, str], weights: SafetensorsFile, scaling: Scaling, reasons: Reasons
 ) -> LoraPair | None:
     embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
     labels = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
@@ -173,7 +177,7 @@ def _pair(
             f"{module} has {list(a.shape)} and {list(b.shape)}",
         )
         return None
-    rank, said = a.shape[0], config.scaling.rank_of(module)
+    rank, said = a.shape[0], scaling.rank_of(module)
     if rank != said:
         reasons.wrong("the matrices have another rank than the config says", f"{module} {rank}, config {said}")
     return LoraPair(module, a.name, b.name, embedding, rank)

@@ -5,22 +5,10 @@ llama.cpp:  y += alpha_file / rank * B(A x),  rank = columns of B. What one alph
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-
-
-def pattern_key(patterns: Iterable[str], module: str) -> str | None:
-    """The first pattern that names `module`, by PEFT's rule (`peft.utils.other.get_pattern_key`); None if none does.
-
-    A pattern is a regular expression for the end of the module's name, beginning at a dot or at the start.
-
-    Raises:
-        re.error: a pattern is not a regular expression.
-    """
-    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), None)
 
 
 @dataclass(frozen=True)
@@ -28,28 +16,25 @@ class Scaling:
     """The part of a PEFT LoRA config that says ranks and strengths.
 
     Attributes:
-        rank, alpha: `r` and `lora_alpha`, for modules that no pattern names.
+        rank, alpha: `r` and `lora_alpha`, for modules without own ones.
         rslora: `use_rslora`.
-        rank_pattern, alpha_pattern: own values of modules, in the config's order: the first match counts.
+        ranks, alphas: own values of modules, by name (as in the model, without `base_model.model.`).
     """
 
     rank: int
     alpha: float
     rslora: bool = False
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
 
     def rank_of(self, module: str) -> int:
-        """The rank that PEFT gives to a module (named as in the model, without `base_model.model.`)."""
-        key = pattern_key(self.rank_pattern, module)
-        return self.rank if key is None else self.rank_pattern[key]
+        """The rank that PEFT gives to a module."""
+        return self.ranks.get(module, self.rank)
 
     def scale_of(self, module: str) -> float:
         """PEFT's factor on B(A x) for a module."""
-        key = pattern_key(self.alpha_pattern, module)
-        alpha = self.alpha if key is None else self.alpha_pattern[key]
         rank = self.rank_of(module)
-        return alpha / (math.sqrt(rank) if self.rslora else rank)
+        return self.alphas.get(module, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
 
 
 @dataclass(frozen=True)

@@ -52,11 +52,11 @@ def refused(folder, base, error=SlmEdgeError, **options):
         (Scaling(4, 8), 8, {}),
         (Scaling(4, 8, rslora=True), 16, {}),
         (Scaling(4, -8), 8, {Q0: -1, K0: -1}),
-        (Scaling(4, 8, alpha_pattern={"k_proj": 2}), 8, {K0: 0.25}),
-        (Scaling(4, 0, alpha_pattern={"k_proj": 2}), 2, {Q0: 0}),
-        (Scaling(4, 8, rank_pattern={"k_proj": 16}), 8, {}),
-        (Scaling(4, 8, True, {"k_proj": 16}), 8, {Q0: 2, K0: 4}),
-        (Scaling(4, 8, True, {"k_proj": 16}, {"k_proj": 4}), 16, {}),
+        (Scaling(4, 8, alphas={K0: 2}), 8, {K0: 0.25}),
+        (Scaling(4, 0, alphas={K0: 2}), 2, {Q0: 0}),
+        (Scaling(4, 8, ranks={K0: 16}), 8, {}),
+        (Scaling(4, 8, True, {K0: 16}), 8, {Q0: 2, K0: 4}),
+        (Scaling(4, 8, True, {K0: 16}, {K0: 4}), 16, {}),
     ],
 )
 def test_file_scaling_says_what_peft_says(scaling, alpha, factors):

@@ -16,7 +16,7 @@ from slm_edge.edge.gguf.file import GgufFile
 from slm_edge.export.base.base import Options, export_base
 from slm_edge.export.base.quantize import TYPES
 from slm_edge.export.lora.lora import export_lora
-from slm_edge.export.lora.scaling import pattern_key
+from slm_edge.export.lora.patterns import pattern_keys
 from slm_edge.export.proof.prompts import BUILT_IN, Prompt
 from slm_edge.export.proof.verify import verify
 
@@ -66,7 +66,7 @@ def prove(folder, bases, **config):
     return done
 
 
-def test_pattern_key_is_pefts_own_rule():
+def test_pattern_keys_are_by_pefts_own_rule():
     patterns = [
         "q_proj",
         "layers.0.self_attn.k_proj",
@@ -82,9 +82,11 @@ def test_pattern_key_is_pefts_own_rule():
         "lm_head",
         "q_proj",
     ]
-    for name in names:
-        ours = pattern_key(patterns, name)
-        assert (name if ours is None else ours) == get_pattern_key(patterns, name)
+    # All of them, where a child process tries them; and the names alone.
+    for some in (patterns, [pattern for pattern in patterns if "[" not in pattern]):
+        ours, faults = pattern_keys(some, names)
+        assert not faults
+        assert [ours.get(name, name) for name in names] == [get_pattern_key(some, name) for name in names]
 
 
 # What file_scaling must choose: the alpha of the file, and how many modules have a factor of their own.

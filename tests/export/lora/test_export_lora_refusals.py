@@ -83,6 +83,9 @@ def test_unsupported_configs_are_refused(tmp_path, base, config, words):
         ({"lora_alpha": 0}, "scale is 0"),
         ({"rank_pattern": [1]}, "rank_pattern"),
         ({"alpha_pattern": {"(": 4}}, "not a regular expression"),
+        # Each tries some 2^30 ways through the name of a module.
+        ({"rank_pattern": {r"((\w|\.)+)+!": 4}}, "rank_pattern: its regular expressions take more than 2 s"),
+        ({"alpha_pattern": {r"([a-z_]+|.)*!": 4, "q_proj": 4}}, "alpha_pattern: its regular expressions take"),
         ({"alpha_pattern": {"q_proj": True}}, "alpha_pattern['q_proj']"),
         ({"rank_pattern": {"q_proj": 2}}, "another rank than the config says"),
         ({"alora_invocation_tokens": []}, "alora_invocation_tokens"),
