@@ -15,10 +15,8 @@ _ASSIGNMENTS = (ast.Assign, ast.AnnAssign, ast.AugAssign)
 
 def asserts(tests: str) -> bool:
     """Whether tests are a program in which something is asserted or raised."""
-    try:
-        return any(isinstance(node, ast.Assert | ast.Raise) for node in ast.walk(ast.parse(tests)))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
+    tree = _parsed(tests)
+    return tree is not None and any(isinstance(node, ast.Assert | ast.Raise) for node in ast.walk(tree))
 
 
 def code_of(text: str, names: Iterable[str] = ()) -> str:
@@ -100,22 +98,26 @@ def defined_names(code: str) -> set[str]:
     return names.union(*(_names_set(node) for node in body if isinstance(node, _ASSIGNMENTS)))
 
 
-def _is_program(code: str) -> bool:
+def _parsed(code: str) -> ast.Module | None:
+    """The program; None for what is none, or is nested deeper than Python's parser goes."""
     try:
-        return bool(ast.parse(code).body)
+        return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
+        return None
+
+
+def _is_program(code: str) -> bool:
+    tree = _parsed(code)
+    return tree is not None and bool(tree.body)
 
 
 def _whole_program(code: str) -> tuple[list[str], ast.Module | None]:
     """The most lines from the start that are a program with a statement in it, and what they are."""
     lines = code.splitlines(keepends=True)
     for n in range(len(lines), 0, -1):
-        try:
-            tree = ast.parse("".join(lines[:n]))
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue
-        return (lines, None) if not tree.body else (lines[:n], tree)
+        tree = _parsed("".join(lines[:n]))
+        if tree is not None:
+            return (lines[:n], tree) if tree.body else (lines, None)
     return lines, None
 
 
