@@ -13,6 +13,7 @@ import numpy as np
 from slm_edge.edge.gguf.families import FAMILIES
 
 if TYPE_CHECKING:
+    from slm_edge.edge.pack.card import TaskCard
     from slm_edge.edge.pack.pack import Pack
 
 CHATML = (
@@ -237,6 +238,13 @@ def tiny_adapter(
         base, rank=rank, alpha=alpha, seed=seed, targets=targets, size=size, task=task, fingerprint=fingerprint
     )
     return write_gguf(path, *parts)
+
+
+def tiny_adapters(
+    base: Path, seeds: dict[str, int], card: "TaskCard | None" = None
+) -> dict[str, tuple[Path, "TaskCard | None"]]:
+    """Writes an adapter beside `base` for each name, made from its seed, and gives what `Session.of_files` takes."""
+    return {name: (tiny_adapter(base.with_name(f"{name}.gguf"), base, seed=seed), card) for name, seed in seeds.items()}
 
 
 def write_gguf(

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Two modules of the tiny bases: 64 to 64, and 64 to 32.
+Q0 = "model.layers.0.self_attn.q_proj"
+K0 = "model.layers.0.self_attn.k_proj"
 CONFIG: dict[str, Any] = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",

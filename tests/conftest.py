@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from build_gguf import tiny_base
 from slm_edge.edge.cli.main import main
 from slm_edge.edge.files.cache import base_cache_path
 
@@ -26,6 +27,12 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
     monkeypatch.setenv("SLM_EDGE_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A tiny base with random weights, in a folder of the test file's own."""
+    return tiny_base(tmp_path_factory.mktemp("base") / "tiny.gguf")
 
 
 @pytest.fixture(scope="session")

@@ -4,17 +4,11 @@ import json
 import stat
 
 import pytest
-from build_gguf import tiny_base
 from click.testing import CliRunner
 from slm_edge.benchmarks.proofs import batch_throughput, session_speed, speculation
 from slm_edge.export.onnx.base import export_onnx
 
 CODE = "def add(a, b):\n    return a + b\n"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_base(tmp_path_factory.mktemp("speed") / "base.gguf")
 
 
 def run(command, *arguments):

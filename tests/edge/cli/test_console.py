@@ -79,7 +79,9 @@ def test_json_has_escapes_for_it():
     text.encode("utf-8")
 
 
-def test_a_packs_texts_on_a_terminal(pack, tmp_path):
+def test_a_packs_texts_on_a_terminal(pack, tmp_path, monkeypatch):
+    # The terminal takes the NUL of /save away and keeps the rest, a name in this folder.
+    monkeypatch.chdir(tmp_path)
     texts = {"task": f"t{ESCAPES}", "description": f"d{ESCAPES}", "system": f"s{ESCAPES}", "licence": f"l{ESCAPES}"}
     hostile = changed(pack, tmp_path / "pack", {"name": f"n{ESCAPES}"}, texts)
     for words in (("pack", "show", hostile), ("pack", "verify", hostile), ("router", "show", hostile)):

@@ -23,11 +23,6 @@ HEX = "0123456789abcdef" * 4
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_base(tmp_path_factory.mktemp("base") / "base.gguf")
-
-
-@pytest.fixture(scope="module")
 def untied(tmp_path_factory):
     return tiny_base(tmp_path_factory.mktemp("untied") / "untied.gguf", tied=False)
 

@@ -7,20 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from build_gguf import tiny_base
 from grammar_walks import accepts, byte_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slm_edge.edge.errors import InputError
 from slm_edge.edge.grammar.rules import gbnf_grammar
 from slm_edge.edge.llama.binding import lib
-from slm_edge.edge.llama.vocab import Vocab
-
-
-@pytest.fixture(scope="module")
-def vocab(tmp_path_factory):
-    with Vocab.open(tiny_base(tmp_path_factory.mktemp("gbnf") / "base.gguf")) as opened:
-        yield opened
 
 
 def llama_accepts(text, vocab, ids, data):

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from build_gguf import tiny_adapter, tiny_base, tiny_pack
+from build_gguf import tiny_adapter, tiny_pack
 from grammar_walks import accepts, byte_ids
 from slm_edge.edge.errors import EngineError, InputError
 from slm_edge.edge.grammar.matcher import Grammar
@@ -30,11 +30,6 @@ SCHEMA = {
     "required": ["legs", "tame"],
     "additionalProperties": False,
 }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_base(tmp_path_factory.mktemp("grammar") / "base.gguf")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import gguf
 import numpy as np
 import pytest
-from build_gguf import tiny_adapter, tiny_base, write_gguf
+from build_gguf import tiny_adapter, write_gguf
 from slm_edge.edge.errors import DoesNotFitError, EngineError, InputError
 from slm_edge.edge.gguf.file import GgufFile
 from slm_edge.edge.llama.context import Context
@@ -11,11 +11,6 @@ from slm_edge.edge.llama.model import Model
 from slm_edge.edge.llama.sampling import Sampler, Sampling
 
 EXACT = {"threads": 1, "kv_type": "f32", "flash_attention": "off", "n_ctx_tokens": 256}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_base(tmp_path_factory.mktemp("engine") / "base.gguf")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from build_gguf import tiny_adapter, tiny_base
+from build_gguf import tiny_adapters, tiny_base
 from slm_edge.edge.errors import InputError
 from slm_edge.edge.files.atomic import locked
 from slm_edge.edge.pack.card import TaskCard
@@ -22,16 +22,8 @@ PROMPTS = ("the world", "hello", "and again the rest of it")
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_base(tmp_path_factory.mktemp("base") / "base.gguf")
-
-
-@pytest.fixture(scope="module")
 def adapters(base):
-    card = TaskCard(task="x", system=SYSTEM, max_tokens=6)
-    return {
-        name: (tiny_adapter(base.with_name(f"{name}.gguf"), base, seed=seed), card) for seed, name in enumerate("ab")
-    }
+    return tiny_adapters(base, {"a": 0, "b": 1}, TaskCard(task="x", system=SYSTEM, max_tokens=6))
 
 
 def opened(base, adapters, **options):

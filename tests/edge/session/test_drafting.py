@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from build_gguf import tiny_adapter, tiny_base, tiny_pack
+from build_gguf import tiny_adapter, tiny_adapters, tiny_base, tiny_pack
 from slm_edge.benchmarks.made.random_base import make_base
 from slm_edge.edge.errors import EngineError
 from slm_edge.edge.gguf.base import BaseInfo
@@ -49,17 +49,8 @@ def test_guesses_are_what_followed_the_same_tokens_last():
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_base(tmp_path_factory.mktemp("base") / "base.gguf")
-
-
-@pytest.fixture(scope="module")
 def files(base):
-    card = TaskCard(task="a", system=SYSTEM, max_tokens=60)
-    return {
-        name: (tiny_adapter(base.with_name(f"{name}.gguf"), base, seed=seed), card)
-        for name, seed in (("a", 1), ("b", 2))
-    }
+    return tiny_adapters(base, {"a": 1, "b": 2}, TaskCard(task="a", system=SYSTEM, max_tokens=60))
 
 
 # Random models rarely repeat themselves; kept to three words they do, while each choice hangs on all that was before.

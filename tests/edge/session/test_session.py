@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from build_gguf import adapter_parts, tiny_adapter, tiny_base, write_gguf
+from build_gguf import adapter_parts, tiny_adapter, tiny_adapters, tiny_base, write_gguf
 from gguf import GGUFValueType
 from slm_edge.edge.errors import DamagedError, DoesNotFitError, EngineError, InputError
 from slm_edge.edge.gguf.families import FAMILIES
@@ -15,13 +15,8 @@ LONG = "the world and the rest of it, again and again. " * 8
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_base(tmp_path_factory.mktemp("base") / "base.gguf")
-
-
-@pytest.fixture(scope="module")
 def two(base):
-    return {name: (tiny_adapter(base.with_name(f"{name}.gguf"), base, seed=seed), None) for name, seed in AB.items()}
+    return tiny_adapters(base, AB)
 
 
 AB = {"a": 1, "b": 2}
@@ -57,7 +52,7 @@ def test_swaps_with_equal_prompts(base, two):
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_swaps_on_every_family(tmp_path, architecture):
     base = tiny_base(tmp_path / "base.gguf", architecture=architecture, n_layers=4)
-    two = {name: (tiny_adapter(tmp_path / f"{name}.gguf", base, seed=seed), None) for name, seed in AB.items()}
+    two = tiny_adapters(base, AB)
     names = ("a", "b", "a", None, "b", None)
     turns = [(name, LONG + "question " * (i // 2)) for i, name in enumerate(names)]
     kept = assert_as_fresh(base, two, turns, max_tokens=6)

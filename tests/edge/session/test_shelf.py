@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from build_gguf import adapter_parts, tiny_adapter, tiny_base, write_gguf
+from build_gguf import adapter_parts, tiny_adapters, tiny_base, write_gguf
 from slm_edge.edge.errors import DamagedError, DoesNotFitError, EngineError, InputError
 from slm_edge.edge.gguf.file import GgufFile
 from slm_edge.edge.options import MOST_LOADED
@@ -13,13 +13,8 @@ PROMPT = "the world and the rest of it"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_base(tmp_path_factory.mktemp("base") / "base.gguf")
-
-
-@pytest.fixture(scope="module")
 def files(base):
-    return {name: (tiny_adapter(base.with_name(f"{name}.gguf"), base, seed=i), None) for i, name in enumerate("abcd")}
+    return tiny_adapters(base, {"a": 0, "b": 1, "c": 2, "d": 3})
 
 
 @pytest.fixture(scope="module")

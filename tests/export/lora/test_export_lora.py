@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from build_gguf import tiny_base
-from build_peft import pair, written_adapter
+from build_peft import K0, Q0, pair, written_adapter
 from gguf.quants import dequantize
-from slm_edge.edge.errors import InputError, SlmEdgeError
+from slm_edge.edge.errors import InputError
 from slm_edge.edge.gguf.base import BaseInfo
 from slm_edge.edge.gguf.file import GgufFile, ValueType
 from slm_edge.edge.gguf.types import GgmlType
@@ -21,29 +20,7 @@ from slm_edge.export.files.encode import quantize_q8_0
 from slm_edge.export.lora.lora import export_lora
 from slm_edge.export.lora.scaling import Scaling, file_scaling
 
-Q0 = "model.layers.0.self_attn.q_proj"
-K0 = "model.layers.0.self_attn.k_proj"
 A = f"base_model.model.{Q0}.lora_A.weight"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_base(tmp_path_factory.mktemp("base") / "base.gguf")
-
-
-@pytest.fixture
-def good(tmp_path):
-    return written_adapter(tmp_path / "good", pair(Q0, 64, 64) | pair(K0, 64, 32))
-
-
-def refused(folder, base, error=SlmEdgeError, **options):
-    """The error of an export; nothing may be left behind."""
-    output = folder.parent / "out" / "a.gguf"
-    output.parent.mkdir(exist_ok=True)
-    with pytest.raises(error) as caught:
-        export_lora(folder, base, output, **options)
-    assert list(output.parent.iterdir()) == []
-    return caught.value
 
 
 @pytest.mark.parametrize(

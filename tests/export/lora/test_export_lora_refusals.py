@@ -10,26 +10,14 @@ import sys
 import numpy as np
 import pytest
 from build_gguf import tiny_base
-from build_peft import pair, written_adapter
+from build_peft import K0, Q0, pair, written_adapter
 from slm_edge.edge.errors import DamagedError, InputError, SlmEdgeError, UnsupportedError
 from slm_edge.edge.gguf.base import BaseInfo
 from slm_edge.edge.gguf.file import GgufFile
 from slm_edge.export.lora.lora import export_lora
 
-Q0 = "model.layers.0.self_attn.q_proj"
-K0 = "model.layers.0.self_attn.k_proj"
 V1 = "model.layers.1.self_attn.v_proj"
 EMBED = "model.embed_tokens"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_base(tmp_path_factory.mktemp("base") / "base.gguf")
-
-
-@pytest.fixture
-def good(tmp_path):
-    return written_adapter(tmp_path / "good", pair(Q0, 64, 64) | pair(K0, 64, 32))
 
 
 def refused(folder, base, error=SlmEdgeError, **options):

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from build_gguf import tiny_base
 from build_peft import pair, written_adapter
 from slm_edge.edge.errors import InputError, SlmEdgeError, UnsupportedError
 from slm_edge.edge.gguf.file import GgufFile
@@ -36,11 +35,6 @@ WRAPPED = {
         "module._orig_mod." + n.replace(P, P + P + "language_model.").replace(".weight", ".a.weight")
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_base(tmp_path_factory.mktemp("base") / "base.gguf")
 
 
 @pytest.fixture(scope="module")

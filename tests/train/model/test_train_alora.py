@@ -1,27 +1,24 @@
 """Activated LoRA: the packed pass against PEFT's own aLoRA, row by row; its runs and its export."""
 
-import copy
 import json
 
 import pytest
 import torch
 from build_gguf import tiny_base
+from build_models import two_models
 from build_rows import gsm8k_row, write_jsonl
-from peft import LoraConfig, get_peft_model
 from slm_edge.edge.errors import InputError
 from slm_edge.edge.gguf.adapter import ALORA_TOKENS_KEY
 from slm_edge.edge.gguf.file import GgufFile
 from slm_edge.export.lora.lora import export_lora
 from slm_edge.train.data.examples import Example, shared_prefix_tokens
-from slm_edge.train.model import attention
 from slm_edge.train.model.alora import last_place
-from slm_edge.train.model.lora import add_lora, trainable
-from slm_edge.train.recipe import TARGETS, Recipe
+from slm_edge.train.model.lora import trainable
+from slm_edge.train.recipe import Recipe
 from slm_edge.train.run.batches import pack
 from slm_edge.train.run.job import train
 from slm_edge.train.run.loop import packed_loss
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 INVOCATION = (90, 91, 92)
@@ -45,22 +42,7 @@ def rows():
 
 @pytest.mark.parametrize("prefix", [0, 3])
 def test_loss_and_gradients_are_those_of_pefts_alora(prefix):
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
-    plain = LlamaForCausalLM(config)
-    packed_config = copy.deepcopy(config)
-    packed_config._attn_implementation = attention.register()
-    packed = LlamaForCausalLM(packed_config)
-    packed.load_state_dict(plain.state_dict())
-    ours = add_lora(packed, Recipe(task="math", rank=4, alpha=8.0), "base", INVOCATION)
-    for parameter in trainable(ours).values():
-        torch.nn.init.normal_(parameter, std=0.2)
-    own = LoraConfig(
-        r=4, lora_alpha=8, target_modules=list(TARGETS), task_type="CAUSAL_LM", alora_invocation_tokens=list(INVOCATION)
-    )
-    theirs = get_peft_model(plain, own)
-    theirs.load_state_dict(ours.state_dict())
+    ours, theirs = two_models(invocation=INVOCATION)
     assert prefix <= shared_prefix_tokens(rows())
     loss = packed_loss(ours, pack(rows(), prefix))
     loss.backward()

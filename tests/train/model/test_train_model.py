@@ -1,6 +1,5 @@
 """The model made from a GGUF computes what llama.cpp computes, and the packed pass what plain PEFT computes."""
 
-import copy
 import dataclasses
 
 import numpy as np
@@ -9,7 +8,8 @@ import torch
 import transformers
 from build_gguf import tiny_base
 from build_hf import LLAMA3_SCALING, as_transformers_4, edit_config, tiny_checkpoint
-from peft import LoraConfig, PeftModel, get_peft_model
+from build_models import two_models
+from peft import PeftModel
 from slm_edge.edge.errors import UnsupportedError
 from slm_edge.edge.gguf.families import FAMILIES
 from slm_edge.edge.llama.context import Context
@@ -17,7 +17,6 @@ from slm_edge.edge.llama.model import Model
 from slm_edge.export.base.base import Options, export_base
 from slm_edge.export.base.quantize import TYPES
 from slm_edge.train.data.examples import Example
-from slm_edge.train.model import attention
 from slm_edge.train.model.gguf_model import load_gguf_model
 from slm_edge.train.model.lora import add_lora, trainable
 from slm_edge.train.recipe import Recipe
@@ -25,7 +24,7 @@ from slm_edge.train.run.batches import pack
 from slm_edge.train.run.loop import packed_loss
 from slm_edge.train.run.loss import completion_loss
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -97,26 +96,6 @@ def test_logits_of_the_starter_base_are_llama_cpps_up_to_its_activation_rounding
     kl = (theirs.exp() * (theirs - ours)).sum(-1)
     assert kl.mean() < 5e-3
     assert (ours.argmax(-1) == theirs.argmax(-1)).float().mean() > 0.9
-
-
-def two_models(rslora=False):
-    """The same tiny Llama and adapter: ours (packed attention, fused LoRA) and as transformers and PEFT have it."""
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
-    plain = LlamaForCausalLM(config)
-    packed_config = copy.deepcopy(config)
-    packed_config._attn_implementation = attention.register()
-    packed = LlamaForCausalLM(packed_config)
-    packed.load_state_dict(plain.state_dict())
-    recipe = Recipe(task="math", rank=4, alpha=8.0, rslora=rslora)
-    ours = add_lora(packed, recipe, "base.gguf")
-    for parameter in trainable(ours).values():
-        torch.nn.init.normal_(parameter, std=0.2)
-    targets = list(recipe.targets)
-    theirs = get_peft_model(plain, LoraConfig(r=4, lora_alpha=8, use_rslora=rslora, target_modules=targets))
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
 
 
 def some_examples(prefix=5):

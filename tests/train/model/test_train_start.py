@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 from build_gguf import tiny_base
-from build_rows import gsm8k_row, write_jsonl
+from build_rows import SMALL, gsm8k_row, write_jsonl
 from safetensors.numpy import load_file, save_file
 from slm_edge.edge.errors import InputError
 from slm_edge.train.recipe import Recipe
 from slm_edge.train.run.job import Extras, train
 
-SMALL = {"rank": 4, "batch": 4, "max_tokens": 300, "forward_tokens": 160, "held_out": 4, "lr": 3e-3, "steps": 6}
+SIX_STEPS = {**SMALL, "steps": 6}
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -19,7 +19,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("start")
     base = tiny_base(folder / "tiny.gguf")
     rows = write_jsonl(folder / "rows.jsonl", [gsm8k_row(n) for n in range(40)])
-    record = train(Recipe(task="math", **SMALL), base=base, data=[rows], output=folder / "first", threads=1)
+    record = train(Recipe(task="math", **SIX_STEPS), base=base, data=[rows], output=folder / "first", threads=1)
     return base, rows, folder / "first", record
 
 
@@ -27,7 +27,7 @@ def go_on(made, output, start=None, **fields):
     base, rows, first, _ = made
     extras = Extras(start=start or first)
     return train(
-        Recipe(task="math", **{**SMALL, **fields}), base=base, data=[rows], output=output, extras=extras, threads=1
+        Recipe(task="math", **{**SIX_STEPS, **fields}), base=base, data=[rows], output=output, extras=extras, threads=1
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from build_gguf import tiny_base
-from build_rows import gsm8k_row, write_jsonl
+from build_rows import SMALL, gsm8k_row, write_jsonl
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from slm_edge.edge.errors import InputError
@@ -23,12 +23,6 @@ from slm_edge.train.run.job import Extras, train
 from slm_edge.train.run.loop import others_on_gpu
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SMALL = {"rank": 4, "batch": 4, "max_tokens": 300, "forward_tokens": 160, "held_out": 4, "lr": 3e-3}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_base(tmp_path_factory.mktemp("base") / "tiny.gguf")
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from build_gguf import tiny_base
 from build_hf import as_transformers_4, as_transformers_5, edit_config, tiny_checkpoint
-from build_rows import dolly_row, gsm8k_row, mbpp_row, write_jsonl
+from build_rows import SMALL, dolly_row, gsm8k_row, mbpp_row, write_jsonl
 from click.testing import CliRunner
 from peft import PeftConfig
 from slm_edge.edge.datasets.prompts import dolly_held_out
@@ -24,13 +23,6 @@ from slm_edge.train.data.prepare import NEVER_TRAINED_ON
 from slm_edge.train.recipe import Recipe
 from slm_edge.train.run.job import train
 from slm_edge.train.tools.starter import STARTER, train_starter
-
-SMALL = {"rank": 4, "batch": 4, "max_tokens": 300, "forward_tokens": 160, "held_out": 4, "lr": 3e-3}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_base(tmp_path_factory.mktemp("base") / "tiny.gguf")
 
 
 @pytest.fixture(scope="module")
