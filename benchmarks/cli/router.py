@@ -49,7 +49,7 @@ def evaluate(
     from ...edge.router.in_pack import open_router
     from ...edge.router.router import Router
     from ..router.sets import FOLDER, public_sets, written_sets
-    from ..tasks.task import json_lines
+    from ..tasks.benchmark import json_lines
 
     router = Router.open(file) if file else open_router(Pack.open(pack))
     found: dict[str, Set] = {}

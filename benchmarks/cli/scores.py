@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..scores.answers import Record
     from ..scores.cells import Cell
     from ..scores.runner import Generate
-    from ..tasks.task import Decoding, Task
+    from ..tasks.benchmark import Benchmark, Decoding
 
 DEFAULT_PARALLEL = 16
 
@@ -165,10 +165,10 @@ def scores(
 
 
 def _decoding(
-    tasks: "Sequence[Task]", samples: int | None, temperature: float | None, top_p: float | None
+    tasks: "Sequence[Benchmark]", samples: int | None, temperature: float | None, top_p: float | None
 ) -> "Decoding | None":
     """The user's way of drawing; what is left out is as the first task that takes samples has it."""
-    from ..tasks.task import Decoding
+    from ..tasks.benchmark import Decoding
 
     if samples is None and temperature is None and top_p is None:
         return None
@@ -187,7 +187,7 @@ def _columns(
     engine: str,
     endpoint: str | None,
     models: Sequence[str],
-    tasks: "Sequence[Task]",
+    tasks: "Sequence[Benchmark]",
 ) -> list[Any]:
     from ...edge.errors import InputError, UnsupportedError
     from ..scores.cells import Column, columns_of

@@ -14,8 +14,8 @@ from ...edge.grammar.matcher import Grammar
 from ...edge.grammar.rules import Rules, read_schema
 from ...edge.router.examples import read_examples
 from ..report.samples_file import read_samples
+from ..tasks.benchmark import Item
 from ..tasks.registry import MODULES, task
-from ..tasks.task import Item
 from .damage import TEXTS, damaged_bytes, damaged_value, odd_value
 
 _CONVERSATIONS: Final[tuple[list[Message], ...]] = (

@@ -17,7 +17,7 @@ from ...edge.llama.context import Context
 from ...edge.pack.pack import Pack
 from ...edge.session.session import Session
 from ..stats import Interval, mean
-from ..tasks.task import Item
+from ..tasks.benchmark import Item
 from .log_probs import LogProbs, log_probs_after
 from .perplexity import score_chunk
 

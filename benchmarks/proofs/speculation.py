@@ -38,7 +38,7 @@ from ...edge.pack.pack import Pack
 from ...edge.session.session import Session
 from ...edge.session.speculation import Drafting
 from ..stats import mean, spread
-from ..tasks.task import json_lines
+from ..tasks.benchmark import json_lines
 
 LONGEST_PROMPT_LETTERS: Final = 4000
 EDITS: Final = (

@@ -20,7 +20,7 @@ from ..scores.cells import AUTO, Cell, pack_template
 from ..scores.energy import energy_rows
 from ..scores.runner import with_all_scores
 from ..stats import Interval, Paired, mean, paired_means, paired_shares, problem_value, share
-from ..tasks.task import Metric
+from ..tasks.benchmark import Metric
 
 REPORT_SCHEMA = 1
 Key = tuple[str, str | None]  # task, adapter

@@ -19,8 +19,8 @@ from ..sandbox.sandbox import Limits
 from ..scores.answers import AnswerFile
 from ..scores.cells import Cell
 from ..stats import mean, problem_value, share
+from ..tasks.benchmark import json_lines
 from ..tasks.humaneval import LIMITS, check, samples
-from ..tasks.task import json_lines
 from .report import complete_prefix
 
 KS = (1, 10, 100)

@@ -23,7 +23,7 @@ from ...edge.onnx.folder import TOKENIZER_FILE
 from ...edge.onnx.in_pack import ONNX_FOLDER, base_sha256, onnx_adapters
 from ...edge.pack.manifest import ROUTER_FILE
 from ...edge.pack.pack import Pack, PackedAdapter
-from ..tasks.task import Decoding, Item, Task, items_sha256, sampled
+from ..tasks.benchmark import Benchmark, Decoding, Item, items_sha256, sampled
 from .answers import Identity
 
 IDENTITY_SCHEMA = 1
@@ -61,7 +61,7 @@ class Cell:
         identity: everything that an answer depends on.
     """
 
-    task: Task
+    task: Benchmark
     column: Column
     items: list[Item]
     n: int
@@ -121,7 +121,7 @@ class Wanted:
     seed: int = 0
     part: tuple[int, int] = (1, 1)
 
-    def decoding_of(self, task: Task) -> Decoding:
+    def decoding_of(self, task: Benchmark) -> Decoding:
         return self.decoding if self.decoding is not None and task.takes_samples else task.decoding
 
 
@@ -147,7 +147,7 @@ def _dated_prompt_sha256(pack: Pack | None) -> str | None:
 
 
 def _identity(
-    task: Task,
+    task: Benchmark,
     items_hash: str,
     pack: Pack | None,
     column: Column,
@@ -245,7 +245,7 @@ def _router_facts(pack: Pack) -> dict[str, Any]:
 
 
 def plan(
-    tasks: Sequence[Task], pack: Pack | None, columns: Sequence[Column], data: Path, wanted: Wanted | None = None
+    tasks: Sequence[Benchmark], pack: Pack | None, columns: Sequence[Column], data: Path, wanted: Wanted | None = None
 ) -> list[Cell]:
     """The cells in order of importance: each task under the base and its own adapter, then the others, then "auto".
 

@@ -17,7 +17,7 @@ from ...edge.answer.base import SessionBase
 from ...edge.errors import DoesNotFitError
 from ...edge.llama.binding import lib
 from ...edge.llama.context import Context
-from ..tasks.task import Item
+from ..tasks.benchmark import Item
 
 if TYPE_CHECKING:
     from ...edge.llama.vocab import Vocab

@@ -17,7 +17,7 @@ from typing import Any
 
 from ...devices.machine.energy import includes
 from ...devices.machine.sensors import Sensors, energy_between
-from ..tasks.task import Metric
+from ..tasks.benchmark import Metric
 from .answers import Record
 
 

@@ -13,7 +13,7 @@ from ...edge.answer.base import SessionBase
 from ...edge.answer.stream import Request
 from ...edge.errors import DoesNotFitError
 from ...edge.llama.sampling import Sampling
-from ..tasks.task import Item, sample_seed
+from ..tasks.benchmark import Item, sample_seed
 from .answers import Record
 from .cells import Cell, Column
 from .choices import score_endings

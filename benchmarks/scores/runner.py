@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...edge.console import Advance, note, progress
-from ..tasks.task import Item
+from ..tasks.benchmark import Item
 from .answers import Record, held
 from .cells import Cell
 

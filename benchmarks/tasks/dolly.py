@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...edge.datasets.prompts import dolly_held_out, dolly_messages
-from .task import Item, Metric, Task, json_lines, refuse_rows
+from .benchmark import Benchmark, Item, Metric, json_lines, refuse_rows
 
 _FILES = ("dolly/closed_qa.jsonl", "dolly/summarization.jsonl")
 
@@ -87,7 +87,7 @@ def score(item: Item, text: str) -> dict[str, float]:
     return {"rouge1": rouge1(truth, text), "f1": token_f1(truth, text), "words": float(len(text.split()))}
 
 
-TASK = Task(
+BENCHMARK = Benchmark(
     name="dolly",
     kind="summarize",
     title="dolly held-out",

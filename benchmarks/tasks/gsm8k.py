@@ -15,7 +15,7 @@ from ...edge.datasets.numbers import (
     strict_answer,
 )
 from ...edge.datasets.prompts import gsm8k_messages
-from .task import Item, Metric, Task, json_lines, refuse_rows
+from .benchmark import Benchmark, Item, Metric, json_lines, refuse_rows
 
 
 def load(data: Path) -> list[Item]:
@@ -43,7 +43,7 @@ def score(item: Item, text: str) -> dict[str, float]:
     }
 
 
-TASK = Task(
+BENCHMARK = Benchmark(
     name="gsm8k",
     kind="math",
     title="GSM8K test",

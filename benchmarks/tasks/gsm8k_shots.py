@@ -11,9 +11,9 @@ from pathlib import Path
 from ...edge.datasets.prompts import gsm8k_messages
 from ...edge.errors import InputError
 from ...edge.gguf.chat_template import Message
-from .gsm8k import TASK as ZERO_SHOT
+from .benchmark import Benchmark, Item, json_lines
+from .gsm8k import BENCHMARK as ZERO_SHOT
 from .gsm8k import load as load_zero_shot
-from .task import Item, Task, json_lines
 
 N_SHOTS = 8
 # As lm-evaluation-harness ends its answers: at the next question
@@ -72,7 +72,7 @@ def load_eight_raw(data: Path) -> list[Item]:
 _RULES = "greedy; numbers extracted and compared as in gsm8k."
 _SHOTS = "8-shot chain of thought, the first eight rows of the training set"
 
-RAW: Task = dataclasses.replace(
+RAW: Benchmark = dataclasses.replace(
     ZERO_SHOT,
     name="gsm8k-raw",
     title="GSM8K test, without template",
@@ -80,7 +80,7 @@ RAW: Task = dataclasses.replace(
     stop=STOPS,
     protocol=f'0-shot, no chat template, "Question: ... Answer:", until the next "Question:"; {_RULES}',
 )
-EIGHT: Task = dataclasses.replace(
+EIGHT: Benchmark = dataclasses.replace(
     ZERO_SHOT,
     name="gsm8k-8shot",
     title="GSM8K test, 8-shot",
@@ -88,7 +88,7 @@ EIGHT: Task = dataclasses.replace(
     load=load_eight,
     protocol=f"{_SHOTS} as turns of the conversation, chat template, {_RULES}",
 )
-EIGHT_RAW: Task = dataclasses.replace(
+EIGHT_RAW: Benchmark = dataclasses.replace(
     EIGHT,
     name="gsm8k-8shot-raw",
     title="GSM8K test, 8-shot, without template",

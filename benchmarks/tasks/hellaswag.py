@@ -15,7 +15,7 @@ from typing import Any
 
 from ...edge.errors import InputError
 from ...edge.files.text import is_text
-from .task import Item, Metric, Task, json_lines
+from .benchmark import Benchmark, Item, Metric, json_lines
 
 _FILE = "hellaswag/hellaswag_val.jsonl"
 _BRACKETS = re.compile(r"\[.*?\]")
@@ -78,7 +78,7 @@ def score(item: Item, text: str) -> dict[str, float]:
     }
 
 
-TASK = Task(
+BENCHMARK = Benchmark(
     name="hellaswag",
     kind="general",
     title="HellaSwag",

@@ -12,8 +12,8 @@ from typing import Any
 
 from ...edge.datasets.prompts import user_message
 from ..sandbox.sandbox import Limits, Verdict, run_program
+from .benchmark import Benchmark, Decoding, Item, Metric, json_lines, refuse_rows
 from .code_block import asserts, code_of, defined_names, definitions
-from .task import Decoding, Item, Metric, Task, json_lines, refuse_rows
 
 PROBLEM_KEYS = ("task_id", "prompt", "entry_point", "test")
 # The official 3 s, as CPU time, so that a busy machine changes no score; sleepers end by the clock
@@ -121,7 +121,7 @@ def samples(items: Iterable[Item], texts: Mapping[str, str]) -> list[dict[str, s
     ]
 
 
-TASK = Task(
+BENCHMARK = Benchmark(
     name="humaneval",
     kind="code",
     title="HumanEval",
@@ -141,7 +141,7 @@ TASK = Task(
     runs_code=True,
 )
 RAW = dataclasses.replace(
-    TASK,
+    BENCHMARK,
     name="humaneval-raw",
     title="HumanEval, without template",
     load=load_raw,

@@ -8,8 +8,8 @@ from pathlib import Path
 from ...edge.datasets.prompts import mbpp_messages
 from ..sandbox.child import tested_names
 from ..sandbox.sandbox import run_program
+from .benchmark import Benchmark, Item, Metric, json_lines, refuse_rows
 from .code_block import asserts, code_of, definitions
-from .task import Item, Metric, Task, json_lines, refuse_rows
 
 
 def load(data: Path) -> list[Item]:
@@ -47,7 +47,7 @@ def program_of(item: Item, text: str) -> str:
     return definitions(code_of(text, names), names)
 
 
-TASK = Task(
+BENCHMARK = Benchmark(
     name="mbpp",
     kind="code",
     title="MBPP test",

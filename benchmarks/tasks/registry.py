@@ -3,16 +3,16 @@
 import importlib
 
 from ...edge.errors import InputError
-from .task import Task
+from .benchmark import Benchmark
 
 MODULES = {
-    "gsm8k": "gsm8k:TASK",
-    "mbpp": "mbpp:TASK",
-    "dolly": "dolly:TASK",
-    "svamp": "svamp:TASK",
-    "humaneval": "humaneval:TASK",
+    "gsm8k": "gsm8k:BENCHMARK",
+    "mbpp": "mbpp:BENCHMARK",
+    "dolly": "dolly:BENCHMARK",
+    "svamp": "svamp:BENCHMARK",
+    "humaneval": "humaneval:BENCHMARK",
     "humaneval-raw": "humaneval:RAW",
-    "hellaswag": "hellaswag:TASK",
+    "hellaswag": "hellaswag:BENCHMARK",
     "gsm8k-raw": "gsm8k_shots:RAW",
     "gsm8k-8shot": "gsm8k_shots:EIGHT",
     "gsm8k-8shot-raw": "gsm8k_shots:EIGHT_RAW",
@@ -21,7 +21,7 @@ MODULES = {
 DEFAULT = ("gsm8k", "mbpp", "dolly", "svamp")
 
 
-def task(name: str) -> Task:
+def task(name: str) -> Benchmark:
     """The task called `name`.
 
     Raises:
@@ -31,5 +31,5 @@ def task(name: str) -> Task:
         raise InputError(f"no task {name!r}", hint=f"there are: {', '.join(MODULES)}")
     module, attribute = MODULES[name].split(":")
     made = getattr(importlib.import_module(f".{module}", __package__), attribute)
-    assert isinstance(made, Task) and made.name == name
+    assert isinstance(made, Benchmark) and made.name == name
     return made

@@ -8,7 +8,7 @@ from pathlib import Path
 from ...edge.datasets.numbers import flexible_answer, same_number, strict_answer
 from ...edge.datasets.prompts import gsm8k_messages
 from ...edge.errors import InputError
-from .task import Item, Metric, Task, json_lines
+from .benchmark import Benchmark, Item, Metric, json_lines
 
 
 def question(body: str, asked: str) -> str:
@@ -37,7 +37,7 @@ def score(item: Item, text: str) -> dict[str, float]:
     return {"flexible": same_number(flexible_answer(text), truth), "strict": same_number(strict_answer(text), truth)}
 
 
-TASK = Task(
+BENCHMARK = Benchmark(
     name="svamp",
     kind="math",
     title="SVAMP",

@@ -10,8 +10,8 @@ from build_gguf import task_pack
 from build_rows import gsm8k_row, write_jsonl
 from slm_edge.benchmarks.scores.answers import AnswerFile, Record, joined
 from slm_edge.benchmarks.scores.cells import Cell
+from slm_edge.benchmarks.tasks.benchmark import Decoding, Item, sampled
 from slm_edge.benchmarks.tasks.registry import task
-from slm_edge.benchmarks.tasks.task import Decoding, Item, sampled
 
 
 @pytest.fixture(scope="module")

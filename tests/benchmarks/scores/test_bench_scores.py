@@ -4,9 +4,9 @@ import json
 
 import pytest
 from slm_edge.benchmarks.tasks import dolly, gsm8k, mbpp, svamp
+from slm_edge.benchmarks.tasks.benchmark import items_sha256
 from slm_edge.benchmarks.tasks.code_block import definitions
 from slm_edge.benchmarks.tasks.registry import MODULES, task
-from slm_edge.benchmarks.tasks.task import items_sha256
 from slm_edge.edge.datasets.numbers import flexible_answer, normalise, strict_answer
 from slm_edge.edge.errors import InputError
 

@@ -17,8 +17,8 @@ from slm_edge.benchmarks.scores.generate import session_generator
 from slm_edge.benchmarks.scores.runner import run_cell
 from slm_edge.benchmarks.stats import pass_at_k, problem_value
 from slm_edge.benchmarks.tasks import humaneval
+from slm_edge.benchmarks.tasks.benchmark import Decoding
 from slm_edge.benchmarks.tasks.registry import task
-from slm_edge.benchmarks.tasks.task import Decoding
 from slm_edge.edge.errors import InputError
 from slm_edge.edge.session.session import Session
 

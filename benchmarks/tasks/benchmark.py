@@ -1,6 +1,6 @@
-"""What a benchmark task is. One module per task makes one `TASK`; `registry.py` names the modules.
+"""What a benchmark is. One module per test set makes one `BENCHMARK`; `registry.py` names the modules.
 
-    TASK = Task(name="gsm8k", kind="math", ..., load=load, score=score)
+    BENCHMARK = Benchmark(name="gsm8k", kind="math", ..., load=load, score=score)
 
 A task asks for one greedy answer to each item, for several drawn ones (`decoding`), or for the likelihoods of given
 endings (`way`). Data is read from a folder that the user names; none ships with slm-edge.
@@ -92,7 +92,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Task:
+class Benchmark:
     """A public test set and its rules.
 
     Attributes:
