@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from .edge.public import handed_on
 
 __all__ = [
+    "Engine",
     "Pack",
     "Session",
     "SlmEdgeError",
@@ -22,13 +23,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .edge import Pack, Session, SlmEdgeError, open_session
+    from .edge import Engine, Pack, Session, SlmEdgeError, open_session
 
     __version__: str
 else:
     look_up = handed_on(
         __name__,
         {
+            "Engine": ".edge",
             "Session": ".edge",
             "Pack": ".edge",
             "open_session": ".edge",

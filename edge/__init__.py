@@ -15,9 +15,12 @@ from .public import handed_on
 
 __all__ = [
     "Answer",
+    "BusyError",
+    "ConflictError",
     "DamagedError",
     "Decision",
     "DoesNotFitError",
+    "Engine",
     "EngineError",
     "EngineOptions",
     "InputError",
@@ -26,12 +29,14 @@ __all__ = [
     "NewAdapter",
     "Pack",
     "Pending",
+    "Piece",
     "Router",
     "Session",
     "Settings",
     "SlmEdgeError",
     "Stream",
     "TaskCard",
+    "Ticket",
     "UnsupportedError",
     "build_pack",
     "open_session",
@@ -43,7 +48,16 @@ if TYPE_CHECKING:
     from .answer.settings import Settings
     from .answer.stream import Answer, Stream
     from .engines import open_session
-    from .errors import DamagedError, DoesNotFitError, EngineError, InputError, SlmEdgeError, UnsupportedError
+    from .errors import (
+        BusyError,
+        ConflictError,
+        DamagedError,
+        DoesNotFitError,
+        EngineError,
+        InputError,
+        SlmEdgeError,
+        UnsupportedError,
+    )
     from .gguf.chat_template import Message
     from .memory.plan import MemoryPlan, plan_memory
     from .options import EngineOptions
@@ -51,6 +65,8 @@ if TYPE_CHECKING:
     from .pack.pack import Pack
     from .pack.write import NewAdapter, build_pack
     from .router.router import Decision, Router
+    from .scheduler.engine import Engine
+    from .scheduler.ticket import Piece, Ticket
     from .session.session import Session
 
 else:
@@ -59,6 +75,9 @@ else:
         {
             "open_session": ".engines",
             "Session": ".session.session",
+            "Engine": ".scheduler.engine",
+            "Ticket": ".scheduler.ticket",
+            "Piece": ".scheduler.ticket",
             "Answer": ".answer.stream",
             "Stream": ".answer.stream",
             "Pending": ".answer.batcher",
@@ -79,6 +98,8 @@ else:
             "DoesNotFitError": ".errors",
             "DamagedError": ".errors",
             "EngineError": ".errors",
+            "BusyError": ".errors",
+            "ConflictError": ".errors",
         },
     )
 

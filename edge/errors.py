@@ -5,7 +5,8 @@
     ├── UnsupportedError         exit 3   it is well formed, but cannot be done (and why)
     ├── DoesNotFitError          exit 4   memory, context or disk do not suffice (with the numbers)
     ├── DamagedError             exit 5   bytes are not what their header or hash says
-    └── EngineError              exit 6   llama.cpp failed on something that passed our checks
+    ├── EngineError              exit 6   llama.cpp failed on something that passed our checks
+    └── BusyError                exit 7   an engine takes no more work for now (and how long until it does)
 
 A message says what is wrong, `where` it is wrong and a `hint` what to do. All faults of one file are
 gathered in `problems` and raised once. Exit 130 is Ctrl-C.
@@ -93,6 +94,28 @@ class EngineError(SlmEdgeError):
     """llama.cpp failed on something that passed our checks."""
 
     exit_code = 6
+
+
+class ConflictError(InputError):
+    """What was to be replaced is not what the caller saw last."""
+
+
+class BusyError(SlmEdgeError):
+    """An engine takes no more work for now.
+
+    Attributes:
+        wait_s: after how many seconds a request would begin; None where the engine is ending and takes none any more.
+    """
+
+    exit_code = 7
+
+    def __init__(self, message: str, *, wait_s: float | None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.wait_s = wait_s
+
+    def as_dict(self) -> dict[str, object]:
+        """As of every error, with `wait_s`."""
+        return {**super().as_dict(), "wait_s": self.wait_s}
 
 
 def is_full(error: OSError) -> bool:

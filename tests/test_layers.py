@@ -42,6 +42,7 @@ TOPICS = {
         "session": "answer files gguf llama memory options pack prefix sizes",
         "onnx": "answer extras files gguf llama options pack prefix system",
         "engines": "answer onnx options pack session",
+        "scheduler": "answer engines gguf llama memory names options pack prefix router",
         "cli": "*",
     },
     "export": {

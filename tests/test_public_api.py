@@ -15,11 +15,11 @@ from build_gguf import tiny_pack
 from slm_edge.edge.errors import SlmEdgeError as Error
 
 ROOT = Path(__file__).parent.parent
-ERRORS = "SlmEdgeError InputError UnsupportedError DoesNotFitError DamagedError EngineError"
+ERRORS = "SlmEdgeError InputError UnsupportedError DoesNotFitError DamagedError EngineError BusyError ConflictError"
 PUBLIC = {
-    "slm_edge": "Pack Session SlmEdgeError __version__ open_session",
-    "slm_edge.edge": "Answer Decision EngineOptions MemoryPlan Message NewAdapter Pack Pending Router Session Settings "
-    f"Stream TaskCard build_pack open_session plan_memory {ERRORS}",
+    "slm_edge": "Engine Pack Session SlmEdgeError __version__ open_session",
+    "slm_edge.edge": "Answer Decision Engine EngineOptions MemoryPlan Message NewAdapter Pack Pending Piece Router "
+    f"Session Settings Stream TaskCard Ticket build_pack open_session plan_memory {ERRORS}",
     "slm_edge.export": "export_base export_lora export_onnx export_onnx_adapter verify",
     "slm_edge.train": "Recipe train",
     "slm_edge.devices": "Target Wish find_device judge",

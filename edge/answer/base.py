@@ -150,7 +150,7 @@ class SessionBase(NotCopied, Engine[RowsT]):
     ) -> Self:
         """A session over loose files: name -> (adapter file, its card or None); raises as the class itself."""
         base = cls._opened(base_path)
-        packed = {name: cls._loose(base, name, Path(file), card) for name, (file, card) in adapters.items()}
+        packed = {name: cls.loose(base, name, Path(file), card) for name, (file, card) in adapters.items()}
         if one_answer:
             cls._for_one_answer(options, sum(one.size_bytes for one in packed.values()))
         return cls(base, packed, **options)
@@ -264,7 +264,7 @@ class SessionBase(NotCopied, Engine[RowsT]):
         self._owner.check()
         messages = messages_of(prompt, system, choice.card.system)
         ids = self.prompts.encode(messages, most_tokens=self.longest_tokens)
-        return ids, self._shared_tokens(messages, ids)
+        return ids, self.shared_tokens(messages, ids)
 
     def sections(self, choice: Choice, ids: Sequence[int], n_shared_tokens: int = 0) -> list[Section]:
         """The parts of a prompt with the adapters of each, loaded where they are not; raises as `use`."""
@@ -291,7 +291,7 @@ class SessionBase(NotCopied, Engine[RowsT]):
             settings,
             lambda: self.sections(choice, ids, n_shared_tokens),
             room_tokens=room_tokens or self.n_ctx_tokens,
-            longest=self._longest,
+            longest=self.longest,
         )
         # A missing invocation of an activated LoRA is told now, not when the answer is read.
         self.sections(choice, ids)
@@ -366,7 +366,7 @@ class SessionBase(NotCopied, Engine[RowsT]):
         from .batcher import Batcher
 
         self._owner.check()
-        batcher = Batcher(self._rows(), self.vocab, n_parallel=n_parallel, owner=self._owner)
+        batcher = Batcher(self.row_maker(), self.vocab, n_parallel=n_parallel, owner=self._owner)
         self._batchers.add(batcher)
         return batcher
 

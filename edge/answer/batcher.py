@@ -13,17 +13,16 @@ tokens are nearly tied an answer can differ from `ask`'s.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic
 
 from ..errors import DoesNotFitError, EngineError, InputError, SlmEdgeError
-from ..llama.sampling import Sampler
 from ..llama.vocab import Vocab
 from .choice import Choice
 from .engine import RowsT
+from .growing import Growing
 from .owner import Owner
-from .stream import Answer, Request, StopReason
-from .text_out import TextOut
+from .stream import Answer, Request
 
 # llama.cpp rounds every sequence's part of a context up to this.
 _ROUND_TOKENS = 256
@@ -71,20 +70,7 @@ class _Slot:
 
     pending: Pending
     sequence: int
-    out: TextOut
-    sampler: Sampler
-    started_s: float
-    n_kept_tokens: int = 0
-    prefill_s: float = 0.0
-    first_s: float = 0.0
-    text: list[str] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
-    reason: StopReason | None = None
-
-    @property
-    def position(self) -> int:
-        """Where the last chosen token goes."""
-        return len(self.pending.request.prompt) + len(self.ids) - 1
+    growing: Growing
 
 
 class Batcher(Generic[RowsT]):
@@ -234,12 +220,13 @@ class Batcher(Generic[RowsT]):
         except SlmEdgeError as error:
             pending.error = error
             return
-        slot = _Slot(pending, self._free.pop(0), TextOut(request.stop), sampler, started_s)
+        growing = Growing(request, sampler, started_s)
+        slot = _Slot(pending, self._free.pop(0), growing)
         self._active[slot.sequence] = slot
         assert self.rows is not None
         before_s = time.perf_counter()
-        slot.n_kept_tokens = self.rows.prefill(slot.sequence, request.prompt, sections)
-        slot.prefill_s = time.perf_counter() - before_s
+        growing.n_kept_tokens = self.rows.prefill(slot.sequence, request.prompt, sections)
+        growing.prefill_s = time.perf_counter() - before_s
         self._choose(slot, -1)
 
     def _step(self) -> None:
@@ -248,39 +235,31 @@ class Batcher(Generic[RowsT]):
         rows = [self._active[sequence] for sequence in sorted(self._active)]
         assert self.rows is not None
         self.rows.step(
-            [slot.ids[-1] for slot in rows], [slot.position for slot in rows], [slot.sequence for slot in rows]
+            [slot.growing.ids[-1] for slot in rows],
+            [slot.growing.position for slot in rows],
+            [slot.sequence for slot in rows],
         )
         for row, slot in enumerate(rows):
             self._choose(slot, row)
 
     def _choose(self, slot: _Slot, row: int) -> None:
         """Takes the next token of a slot from the row-th logits; ends it where it is whole."""
-        request = slot.pending.request
         assert self.rows is not None
-        token_id = self.rows.sample(slot.sampler, row)
-        slot.first_s = slot.first_s or time.perf_counter()
-        if self._vocab.is_end(token_id):
-            slot.reason = "end"
-        else:
-            slot.ids.append(token_id)
-            text = slot.out.feed(self._vocab.piece(token_id))
-            slot.text.append(text)
-            if text and slot.pending.on_text is not None:
-                slot.pending.on_text(text)
-            if slot.out.stopped:
-                slot.reason = "stop"
-            elif len(slot.ids) >= request.max_tokens:
-                slot.reason = "max_tokens"
-            elif slot.position >= request.room_tokens:
-                slot.reason = "context"
-        if slot.reason is not None:
-            slot.pending.answer = self._answer(slot, slot.reason)
+        pending, growing = slot.pending, slot.growing
+        text = growing.take(self.rows.sample(growing.sampler, row), self._vocab)
+        if text and pending.on_text is not None:
+            pending.on_text(text)
+        if growing.reason is not None:
+            answer, rest = growing.finish(pending.choice.name)
+            if rest and pending.on_text is not None:
+                pending.on_text(rest)
+            pending.answer = answer
             self._release(slot)
 
     def _release(self, slot: _Slot) -> None:
         if self._active.pop(slot.sequence, None) is None:
             return
-        slot.sampler.close()
+        slot.growing.sampler.close()
         if self.rows is not None:
             self.rows.release(slot.sequence)
         self._free.append(slot.sequence)
@@ -291,26 +270,6 @@ class Batcher(Generic[RowsT]):
         for slot in list(self._active.values()):
             slot.pending.error = slot.pending.error or error
             self._release(slot)
-
-    def _answer(self, slot: _Slot, reason: StopReason) -> Answer:
-        ended_s = time.perf_counter()
-        rest = slot.out.finish()
-        if rest and slot.pending.on_text is not None:
-            slot.pending.on_text(rest)
-        n_steps = len(slot.ids) - (reason != "end")
-        return Answer(
-            text="".join(slot.text) + rest,
-            n_prompt_tokens=len(slot.pending.request.prompt),
-            n_tokens=len(slot.ids),
-            first_token_s=slot.first_s - slot.started_s,
-            decode_tokens_per_s=n_steps / (ended_s - slot.first_s) if n_steps else None,
-            stop_reason="stop" if slot.out.stopped else reason,
-            adapter=slot.pending.choice.name,
-            n_kept_tokens=slot.n_kept_tokens,
-            prefill_s=slot.prefill_s,
-            seed=slot.sampler.seed,
-            token_ids=tuple(slot.ids),
-        )
 
 
 def _room(pending: Pending) -> int:

@@ -3,9 +3,12 @@ computes one answer (`Worker`) or several (`Rows`)."""
 
 import abc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from ..gguf.chat_template import ChatTemplate, Message
 from ..llama.prompt import PromptEncoder
@@ -63,6 +66,9 @@ class Rows(Protocol):
     def sample(self, sampler: Sampler, i: int) -> int:
         """Chooses a token from the logits of the i-th of the last step; -1: from those of the last prompt."""
 
+    def logits(self, i: int) -> npt.NDArray[np.float32]:
+        """What `sample` chooses from, shape (n_vocab,): valid until the next computation."""
+
     def release(self, sequence: int) -> None:
         """Empties a sequence."""
 
@@ -89,6 +95,7 @@ class Engine(abc.ABC, Generic[RowsT]):
         n_ctx_tokens: longest prompt and answer together.
         longest_tokens: the same of a request that is handed to a batcher itself.
         plan: the memory that was planned; None if the engine plans none.
+        held: names of the adapters that answers of a scheduler are being made with: they stay in memory.
     """
 
     engine_name: ClassVar[str]
@@ -100,6 +107,7 @@ class Engine(abc.ABC, Generic[RowsT]):
     n_ctx_tokens: int
     longest_tokens: int
     plan: "MemoryPlan | None"
+    held: Callable[[], Collection[str]] = staticmethod(tuple)
 
     @classmethod
     @abc.abstractmethod
@@ -118,7 +126,7 @@ class Engine(abc.ABC, Generic[RowsT]):
 
     @classmethod
     @abc.abstractmethod
-    def _loose(cls, base: Any, name: str, path: Path, card: TaskCard | None) -> PackedAdapter:
+    def loose(cls, base: Any, name: str, path: Path, card: TaskCard | None) -> PackedAdapter:
         """A loose adapter; InputError if the file is not there."""
 
     @abc.abstractmethod
@@ -134,8 +142,12 @@ class Engine(abc.ABC, Generic[RowsT]):
         """What computes one answer under a choice."""
 
     @abc.abstractmethod
-    def _rows(self) -> Callable[[int, int], RowsT]:
+    def row_maker(self) -> Callable[[int, int], RowsT]:
         """Makes so many sequences of so many tokens each, for `batcher.Batcher`."""
+
+    @abc.abstractmethod
+    def forget(self, name: str) -> None:
+        """Frees an adapter, if it is in memory; none of the answers in the making may need it."""
 
     @property
     @abc.abstractmethod
@@ -149,10 +161,10 @@ class Engine(abc.ABC, Generic[RowsT]):
 
     @property
     @abc.abstractmethod
-    def _longest(self) -> str:
+    def longest(self) -> str:
         """The longest context that can be had, for the user whose prompt does not fit."""
 
-    def _shared_tokens(self, messages: Sequence[Message], ids: Sequence[int]) -> int:
+    def shared_tokens(self, messages: Sequence[Message], ids: Sequence[int]) -> int:
         """How many tokens every prompt with that system message begins with, where the engine keeps those."""
         return 0
 

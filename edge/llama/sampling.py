@@ -121,6 +121,10 @@ class Sampler(NotCopied):
         grammar.accept(token_id)
         return token_id
 
+    def masked(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The logits, (n_vocab,), with minus infinity for what the grammar does not allow next."""
+        return logits if self._grammar is None else self._grammar.mask(logits)
+
     def n_allowed(self, token_ids: Sequence[int]) -> int:
         """How many of these tokens the grammar would take next, one after the other; all without one."""
         return len(token_ids) if self._grammar is None else self._grammar.n_allowed(token_ids)

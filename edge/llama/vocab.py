@@ -43,7 +43,6 @@ class Vocab(NotCopied):
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
         self._spellings: dict[bytes, list[int]] = {}
-        self._buffer = ctypes.create_string_buffer(512)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Vocab":
@@ -257,10 +256,11 @@ class Vocab(NotCopied):
         return known
 
     def _piece(self, token_id: int, *, special: bool) -> bytes:
-        buffer = self._buffer
+        # One for each call: an engine's threads spell tokens at the same time.
+        buffer = ctypes.create_string_buffer(512)
         length = self._llama.llama_token_to_piece(self.handle, token_id, buffer, len(buffer), 0, special)
         if length < 0:
-            buffer = self._buffer = ctypes.create_string_buffer(-length)
+            buffer = ctypes.create_string_buffer(-length)
             length = self._llama.llama_token_to_piece(self.handle, token_id, buffer, len(buffer), 0, special)
         return ctypes.string_at(buffer, length)
 

@@ -6,6 +6,9 @@ run of the graph, in which a row that is free computes nothing of use.
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from ..llama.sampling import Sampler
 from ..prefix.chunks import Section, chunks_of
 from .engine import OnnxEngine
@@ -50,8 +53,11 @@ class OnnxRows:
 
     def sample(self, sampler: Sampler, i: int) -> int:
         """Chooses a token from the logits of the i-th of the last step; -1: from those of the last prompt."""
-        engine = self._engine
-        return sampler.sample_row(engine.row if i < 0 else engine.step_rows[self._sequences[i]])
+        return sampler.sample_row(self.logits(i))
+
+    def logits(self, i: int) -> npt.NDArray[np.float32]:
+        """What `sample` chooses from, shape (n_vocab,): valid until the next computation."""
+        return self._engine.row if i < 0 else self._engine.step_rows[self._sequences[i]]
 
     def release(self, sequence: int) -> None:
         """The row is free; its prompt stays, for others that begin alike."""

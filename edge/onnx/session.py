@@ -102,7 +102,7 @@ class OnnxSession(SessionBase[OnnxRows]):
         return OnnxBase.open(base_path)
 
     @classmethod
-    def _loose(cls, base: Any, name: str, path: Path, card: TaskCard | None) -> PackedAdapter:
+    def loose(cls, base: Any, name: str, path: Path, card: TaskCard | None) -> PackedAdapter:
         found = OnnxAdapter.open(path, base)
         return PackedAdapter(name, path, found.sha256, found.size_bytes, card or TaskCard(task=name))
 
@@ -117,7 +117,7 @@ class OnnxSession(SessionBase[OnnxRows]):
         return {name: adapter.size_bytes for name, adapter in self._loaded.items()}
 
     @property
-    def _longest(self) -> str:
+    def longest(self) -> str:
         return f"this graph can do {self.base.max_length_tokens}"
 
     def _load(self, choice: Choice, swap: Swap | None) -> None:
@@ -162,10 +162,19 @@ class OnnxSession(SessionBase[OnnxRows]):
             self.lane.pairs[state] = _added(loaded, self.base)
         return [Section(len(ids), state)]
 
+    def forget(self, name: str) -> None:
+        """Frees an adapter, if it is in memory, with what is bound of it."""
+        adapter = self._loaded.pop(name, None)
+        if adapter is None:
+            return
+        for state in [state for state in self.lane.pairs if adapter.sha256 in dict(state.adapters)]:
+            del self.lane.pairs[state]
+            self.engine.forget(state)
+
     def _worker(self, choice: Choice, room_tokens: int) -> Worker:
         return self.lane
 
-    def _rows(self) -> Callable[[int, int], OnnxRows]:
+    def row_maker(self) -> Callable[[int, int], OnnxRows]:
         def new_rows(n_sequences: int, n_tokens: int) -> OnnxRows:
             n_tokens = min(n_tokens, self.base.max_length_tokens)
             engine = OnnxEngine(self.base, n_ctx_tokens=n_tokens, n_rows=n_sequences, beside=self.engine)

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from ..llama.context import Context
 from ..llama.model import Adapter
 from ..llama.sampling import Sampler
@@ -36,6 +39,10 @@ class LlamaRows:
     def sample(self, sampler: Sampler, i: int) -> int:
         """Chooses a token from the logits of the i-th of the last step; -1: from those of the last prompt."""
         return sampler.sample(self._context, i)
+
+    def logits(self, i: int) -> npt.NDArray[np.float32]:
+        """What `sample` chooses from, shape (n_vocab,): valid until the next computation."""
+        return self._context.logits_view(i)
 
     def release(self, sequence: int) -> None:
         """Empties a sequence."""

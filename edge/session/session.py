@@ -129,6 +129,7 @@ class Session(SessionBase["LlamaRows"]):
                 budget_bytes=options.get("adapter_budget_bytes"),
                 pinned=options["pinned"],
                 in_use=self._adapters_in_use,
+                held=lambda: self.held(),
             )
             allow_special = options.get("allow_special", False)
             self.prompts = PromptEncoder(self.base.file, self.template, self.vocab, allow_special=allow_special)
@@ -149,7 +150,7 @@ class Session(SessionBase["LlamaRows"]):
         return BaseInfo.open(base_path)
 
     @classmethod
-    def _loose(cls, base: Any, name: str, path: Path, card: TaskCard | None) -> PackedAdapter:
+    def loose(cls, base: Any, name: str, path: Path, card: TaskCard | None) -> PackedAdapter:
         if not path.is_file():
             raise InputError("no such file", where=path)
         if card is None:
@@ -181,7 +182,7 @@ class Session(SessionBase["LlamaRows"]):
         return swap_of(self._shelf.load([name for name, _ in self._choice.scales]))
 
     @property
-    def _longest(self) -> str:
+    def longest(self) -> str:
         return f"this base can do {self.longest_tokens}"
 
     def _load(self, choice: Choice, swap: Swap | None) -> None:
@@ -197,8 +198,12 @@ class Session(SessionBase["LlamaRows"]):
         scaled = [(one, scale) for one, (_, scale) in zip(loaded, choice.scales, strict=True)]
         return sections_of(scaled, ids, n_shared_tokens, self.vocab)
 
-    def _shared_tokens(self, messages: Sequence[Message], ids: Sequence[int]) -> int:
+    def shared_tokens(self, messages: Sequence[Message], ids: Sequence[int]) -> int:
         return self._system.length(messages, ids)
+
+    def forget(self, name: str) -> None:
+        """Frees an adapter, if it is in memory."""
+        self._shelf.forget(name)
 
     @functools.cached_property
     def _drafting(self) -> "Drafting":
@@ -217,7 +222,7 @@ class Session(SessionBase["LlamaRows"]):
             return self._lane
         return self._drafting.worker(self._lane, choice, room_tokens)
 
-    def _rows(self) -> "Callable[[int, int], LlamaRows]":
+    def row_maker(self) -> "Callable[[int, int], LlamaRows]":
         from .parallel import parallel_rows
 
         return parallel_rows(

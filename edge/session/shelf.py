@@ -47,6 +47,7 @@ class Shelf:
         budget_bytes: loaded adapters hold at most this, counted as their files; None: no limit.
         pinned: names that stay once they are loaded.
         in_use: adapters with which answers are being made.
+        held: names of more that must stay.
 
     Raises:
         InputError: a pinned name is not there, or the budget is negative.
@@ -62,16 +63,18 @@ class Shelf:
         budget_bytes: int | None = None,
         pinned: Sequence[str] = (),
         in_use: Callable[[], Collection[Adapter]] = tuple,
+        held: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._model = model
         self._base = base
         self._canary = canary
-        self.adapters = dict(adapters)
+        self.adapters = adapters
         if budget_bytes is not None and budget_bytes < 0:
             raise InputError(f"the budget for adapters is {budget_bytes} bytes; it must not be negative")
         self.budget_bytes = budget_bytes
         self._pinned = frozenset(find_adapter(self.adapters, name).name for name in pinned)
         self._in_use = in_use
+        self._held = held
         # By name, the one used last at the end.
         self._loaded: dict[str, Loaded] = {}
         # By sha256, and the scales at which they were tried.
@@ -107,6 +110,11 @@ class Shelf:
                 self._loaded[packed.name] = self._open(packed)
         return [self._loaded[name] for name in names]
 
+    def forget(self, name: str) -> None:
+        """Frees one, if it is in memory."""
+        if name in self._loaded:
+            self._loaded.pop(name).adapter.close()
+
     def try_scales(self, scales: Sequence[tuple[str, float]]) -> None:
         """Tries loaded adapters at scales that are not their cards'; EngineError where output is no number then."""
         for name, scale in scales:
@@ -118,10 +126,11 @@ class Shelf:
     def _make_room(self, packed: PackedAdapter, names: Sequence[str]) -> None:
         """Frees what was used longest ago until `packed` fits; nothing is freed when it cannot."""
         in_use = {id(adapter) for adapter in self._in_use()}
+        must_stay = {*self._pinned, *names, *self._held()}
         may_go = [
             name
             for name, one in self._loaded.items()
-            if name not in self._pinned and name not in names and id(one.adapter) not in in_use
+            if name not in must_stay and id(one.adapter) not in in_use
         ]
         if self.budget_bytes is not None:
             must_stay_bytes = sum(one.size_bytes for name, one in self._loaded.items() if name not in may_go)

@@ -1,0 +1,126 @@
+"""What callers' threads do with a session's parts that never change: render, tokenize, choose, make samplers.
+
+llama.cpp's tokenizer may be used beside its decoding; all of it stands under one lock, which the engine's thread takes
+only to close.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..answer.base import SessionBase
+from ..answer.settings import Settings, request_of
+from ..errors import EngineError, InputError
+from ..gguf.chat_template import Message, checked_messages, messages_of
+from ..pack.card import TaskCard
+from ..prefix.chunks import Section
+from ..router.router import Decision, Router
+from .adapters import Bound
+from .job import MOST_LOGPROBS, Job
+from .ticket import Ticket
+
+# A prompt: a user message's text, a conversation, or token ids as they are, without template and system message.
+Prompt = str | Sequence[Message] | Sequence[int]
+
+
+class Front:
+    """Made on the engine's thread, used on any.
+
+    Attributes:
+        router: of the pack; None if it has none.
+    """
+
+    def __init__(self, session: SessionBase[Any]) -> None:
+        self._session = session
+        self._lock = threading.Lock()
+        self._closed = False
+        self.router: Router | None = None
+        try:
+            self.router = session.router
+        except InputError:
+            # Told where someone asks for it.
+            self._no_router = "there is no router, which 'auto' needs"
+
+    def choose(self, prompt: Prompt) -> Decision:
+        """What the router chooses; raises InputError where there is none."""
+        if self.router is None:
+            raise InputError(self._no_router, hint="name an adapter, or open a pack with a router")
+        if _is_tokens(prompt):
+            raise InputError("'auto' chooses by a text, and the prompt is token ids", hint="name an adapter")
+        messages = checked_messages(prompt)  # type: ignore[arg-type]
+        with self._lock:
+            return self.router.choose(messages)
+
+    def rendered(self, prompt: Prompt, system: str | None, card: TaskCard) -> tuple[list[int], int]:
+        """Token ids, and how many of them every prompt with that system message begins with."""
+        if _is_tokens(prompt):
+            return self._checked_ids(prompt, system), 0
+        messages = messages_of(prompt, system, card.system)  # type: ignore[arg-type]
+        with self._lock:
+            self._check()
+            ids = self._session.prompts.encode(messages, most_tokens=self._session.longest_tokens)
+            return ids, self._session.shared_tokens(messages, ids)
+
+    def job(
+        self,
+        prompt: Prompt,
+        bound: Bound,
+        decision: Decision | None,
+        number: int,
+        *,
+        system: str | None,
+        key: str,
+        n_top: int | None,
+        settings: Settings,
+        cancel: Callable[[Ticket], object],
+    ) -> Job:
+        """A request, checked as far as it can be without computing; errors as `Engine.submit`."""
+        if n_top is not None and not 0 <= n_top <= MOST_LOGPROBS:
+            raise InputError(f"logprobs is {n_top}; it must be between 0 and {MOST_LOGPROBS}")
+        session, choice = self._session, bound.choice
+        ids, n_shared_tokens = self.rendered(prompt, system, choice.card)
+
+        def sections() -> list[Section]:
+            return session.sections(choice, ids, n_shared_tokens)
+
+        request = request_of(ids, choice, settings, sections, room_tokens=session.n_ctx_tokens, longest=session.longest)
+        with self._lock:
+            self._check()
+            sampler = request.sampler(session.vocab)
+        ticket = Ticket(number, key, bound.name, bound.digest, decision, len(ids), cancel)
+        return Job(ticket, request, bound, sampler, n_top)
+
+    def encode(self, text: str, special: bool) -> list[int]:
+        """Token ids of a text."""
+        with self._lock:
+            self._check()
+            return self._session.vocab.encode(text, special=special)
+
+    def decode(self, ids: Sequence[int], special: bool) -> str:
+        """The text of token ids."""
+        checked = self._checked_ids(ids, None)
+        with self._lock:
+            self._check()
+            return self._session.vocab.decode(checked, special=special)
+
+    def close(self) -> None:
+        """Nothing more is done with the session."""
+        with self._lock:
+            self._closed = True
+
+    def _check(self) -> None:
+        if self._closed:
+            raise EngineError("the engine is closed", hint="open another one")
+
+    def _checked_ids(self, prompt: Any, system: str | None) -> list[int]:
+        if system is not None:
+            raise InputError("a system message is given beside token ids, which are taken as they are")
+        n_vocab = self._session.vocab.n_tokens
+        for i, token_id in enumerate(prompt):
+            if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < n_vocab:
+                raise InputError(f"token {i} is {token_id!r}; ids are whole numbers from 0 to {n_vocab - 1}")
+        return list(prompt)
+
+
+def _is_tokens(prompt: Prompt) -> bool:
+    return not isinstance(prompt, str) and isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], int)

@@ -1,0 +1,259 @@
+"""The thread of an engine, and what other threads hand to it: messages in one inbox, read between two units of work."""
+
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..answer.base import SessionBase
+from ..answer.choice import AdapterName
+from ..answer.settings import Settings
+from ..errors import BusyError, EngineError
+from ..names import check_name
+from ..pack.card import TaskCard
+from .adapters import Adapters, Bound
+from .core import Core
+from .front import Front, Prompt
+from .stats import AdapterFacts, Stats
+from .ticket import Ticket
+
+if TYPE_CHECKING:
+    from ..router.router import Decision
+
+T = TypeVar("T")
+
+
+class Host:
+    """Starts the thread and waits until the session is open; arguments and errors as of `engine.Engine`.
+
+    Attributes:
+        session: what never changes of it may be read from any thread.
+        front: see there.
+    """
+
+    session: SessionBase[Any]
+    front: Front
+    _adapters: Adapters
+    _core: Core
+
+    def __init__(self, open_session: Callable[[], SessionBase[Any]], n_rows: int) -> None:
+        self._open_session = open_session
+        self._n_rows = n_rows
+        self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        # Guards the names of adapters, the number of requests and the state; never held while anything is computed.
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._numbers = itertools.count(1)
+        self._n_unfinished = 0
+        self._state = "opening"
+        self._fault: BaseException | None = None
+        opened: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(opened,), name="slm-edge-engine", daemon=True)
+        self._thread.start()
+        try:
+            opened.result()
+        except BaseException:
+            self.close()
+            raise
+
+    # From any thread
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Adapters that can be asked for now."""
+        with self._lock:
+            return tuple(self._adapters.named)
+
+    def adapter_facts(self) -> tuple[AdapterFacts, ...]:
+        """The adapters as they are now."""
+        with self._lock:
+            loaded = self._core.loaded
+            return tuple(
+                AdapterFacts(name, packed.sha256, packed.size_bytes, packed.card, packed.name in loaded)
+                for name, packed in self._adapters.named.items()
+            )
+
+    def submit(
+        self,
+        prompt: Prompt,
+        adapter: AdapterName,
+        *,
+        system: str | None,
+        key: str,
+        n_top: int | None,
+        settings: Settings,
+    ) -> Ticket:
+        """As `Engine.submit`."""
+        bound, decision = self.bound(prompt, adapter, hold=True)
+        try:
+            job = self.front.job(
+                prompt,
+                bound,
+                decision,
+                next(self._numbers),
+                system=system,
+                key=key,
+                n_top=n_top,
+                settings=settings,
+                cancel=self._cancel,
+            )
+            with self._lock:
+                self._check_open()
+                self._inbox.put(lambda: self._core.add(job))
+        except BaseException:
+            self._inbox.put(lambda: self._let_go(bound))
+            raise
+        return job.ticket
+
+    def bound(self, prompt: Prompt, adapter: AdapterName, *, hold: bool = False) -> "tuple[Bound, Decision | None]":
+        """What is to answer a prompt, and the router's decision; with `hold` kept until the request has ended."""
+        decision = self.front.choose(prompt) if adapter == "auto" else None
+        with self._lock:
+            self._check_open()
+            if decision is not None:
+                # One that was taken away is none of the router's any more.
+                adapter = decision.adapter if decision.adapter in self._adapters.named else None
+            bound = self._adapters.bind(adapter)
+            if hold:
+                self._adapters.hold(bound.choice)
+                self._n_unfinished += 1
+        return bound, decision
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Does something on the engine's thread, between two units of work."""
+        if threading.current_thread() is self._thread:
+            return work()
+        future: Future[T] = Future()
+
+        def message() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - the caller's to see
+                future.set_exception(error)
+
+        with self._lock:
+            if self._state == "closed":
+                self._check_open()
+            self._inbox.put(message)
+        return future.result()
+
+    def drain(self, timeout_s: float | None) -> int:
+        """As `Engine.drain`."""
+        with self._lock:
+            if self._state == "open":
+                self._state = "draining"
+            self._idle.wait_for(lambda: not self._n_unfinished or self._state == "closed", timeout_s)
+            if self._state == "closed":
+                return 0
+        return self.call(self._end_all)
+
+    def close(self) -> None:
+        """As `Engine.close`."""
+        with self._lock:
+            self._state = "closed"
+            self._inbox.put(lambda: None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _check_open(self) -> None:
+        if self._state == "draining":
+            raise BusyError("the engine is ending and takes no more requests", wait_s=None)
+        if self._state != "open":
+            why = f": {self._fault}" if self._fault is not None else ""
+            raise EngineError(f"the engine is closed{why}", hint="open another one")
+
+    def _cancel(self, ticket: Ticket) -> None:
+        self._inbox.put(lambda: self._core.cancel(ticket))
+
+    # On the engine's thread
+
+    def _run(self, opened: Future[None]) -> None:
+        try:
+            with self._open_session() as session:
+                try:
+                    self.session, self.front = session, Front(session)
+                    self._adapters = Adapters(session.adapters)
+                    self._core = Core(session, self._n_rows, lambda job: self._let_go(job.bound))
+                    self._state = "open"
+                    opened.set_result(None)
+                    self._serve()
+                finally:
+                    self._end()
+        except BaseException as error:  # noqa: BLE001 - told to whoever waits, or asks next
+            self._fault = error
+            if not opened.done():
+                opened.set_exception(error)
+
+    def _serve(self) -> None:
+        core = self._core
+        while True:
+            while not core.busy or not self._inbox.empty():
+                self._inbox.get()()
+                if self._state == "closed":
+                    return
+            core.work()
+
+    def _end(self) -> None:
+        """Nobody is left waiting, whatever ended the thread."""
+        with self._lock:
+            self._state = "closed"
+        if hasattr(self, "_core"):
+            while not self._inbox.empty():
+                self._inbox.get()()
+            self._core.close()
+        if hasattr(self, "front"):
+            self.front.close()
+        with self._lock:
+            self._idle.notify_all()
+
+    def _end_all(self) -> int:
+        n_cut = self._core.cancel_all()
+        self._core.flush()
+        return n_cut
+
+    def _let_go(self, bound: Bound) -> None:
+        """A request has ended."""
+        with self._lock:
+            self._n_unfinished -= 1
+            self._forget(self._adapters.let_go(bound.choice))
+            if not self._n_unfinished:
+                self._idle.notify_all()
+
+    def _forget(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.session.forget(name)
+            self._adapters.drop(name)
+
+    def stats(self) -> Stats:
+        """As `Engine.stats`."""
+        return self._core.stats(self._adapters.public_name)
+
+    def load(self, name: str, path: Path, card: TaskCard | None, expect_digest: str | None) -> str:
+        """As `Engine.load`."""
+        session = self.session
+        with self._lock:
+            self._adapters.check_expected(name, expect_digest)
+            known = self._adapters.named.get(name)
+        packed = session.loose(session.base, check_name(name, "an adapter's name"), path, card)
+        if known is not None and (known.sha256, known.card) == (packed.sha256, packed.card):
+            return packed.sha256
+        with self._lock:
+            key = self._adapters.candidate(packed)
+        try:
+            session.choice_of(key)
+        except BaseException:
+            with self._lock:
+                self._forget([key])
+            raise
+        with self._lock:
+            self._forget(self._adapters.adopt(name, key))
+        return packed.sha256
+
+    def unload(self, name: str, expect_digest: str | None) -> None:
+        """As `Engine.unload`."""
+        with self._lock:
+            self._adapters.check_expected(name, expect_digest)
+            self._forget(self._adapters.remove(name))
