@@ -19,7 +19,6 @@ EXTRA_OF_PACKAGE: Final = {
     "safetensors": "export",
     "tokenizers": "export",
     "sentencepiece": "export",
-    "huggingface_hub": "export",
     "rouge_score": "bench",
     "onnx": "onnx",
     "onnxruntime": "onnx",

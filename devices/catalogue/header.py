@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...edge.errors import DamagedError, InputError, SlmEdgeError, UnsupportedError
-from ...edge.files.download import DownloadError, hub_token, opened, request_of
+from ...edge.files.web import DownloadError, access_of, hub_token, opened, request_of
 from ...edge.gguf.file import GgufFile
 
 FIRST_BYTES = 2 << 20
@@ -81,12 +81,9 @@ def _fetched(url: str, path: Path) -> GgufFile:
 
 def _range(url: str, start: int, end: int) -> tuple[bytes, int]:
     """Bytes `start` to `end` (included) of a file, and the whole file's length."""
-    request = request_of(url, {"Range": f"bytes={start}-{end}"})
-    token = hub_token()
-    if token and "/resolve/" in url:
-        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    access = access_of(url)
     try:
-        with opened(request) as answer:
+        with opened(request_of(url, {"Range": f"bytes={start}-{end}"}, access, hub_token(url)), access) as answer:
             if answer.status != 206:
                 raise DownloadError(
                     "the server does not serve ranges of a file", where=url, hint="download it and give its path"

@@ -14,7 +14,7 @@ import click
 from ..console import emit, json_option
 from ..errors import SlmEdgeError
 from ..extras import EXTRA_OF_PACKAGE, extra_hint
-from ..files.cache import base_cache_path, cache_folder
+from ..files.cache import base_cache_path, cache_folder, store_folder
 from ..sizes import human_bytes
 
 # Below this much memory or disk the starter pack's base has no room.
@@ -89,7 +89,8 @@ def doctor(as_json: bool) -> None:
         advice.append("llama.cpp was built without AVX2: pip install --force-reinstall --no-cache-dir llama-cpp-python")
     memory = {"total_bytes": machine_bytes(), "free_bytes": available_bytes(), "limit_bytes": memory_limit_bytes()}
     cache = cache_folder()
-    existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
+    place = store_folder()
+    existing = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
     disk_bytes = shutil.disk_usage(existing).free
     pack = Pack.open(None)
     has_base = pack.carries_base or base_cache_path(pack.base.sha256).is_file()
@@ -99,10 +100,10 @@ def doctor(as_json: bool) -> None:
             f"{human_bytes(room_bytes)} of memory are free; the starter needs {human_bytes(LEAST_FREE_BYTES)}"
         )
     if not os.access(existing, os.W_OK):
-        (advice if has_base else faults).append(f"{existing} cannot be written: set SLM_EDGE_CACHE to another folder")
+        (advice if has_base else faults).append(f"{existing} cannot be written: set SLM_EDGE_HOME to another folder")
     if not has_base:
         if disk_bytes < LEAST_FREE_BYTES:
-            faults.append(f"{human_bytes(disk_bytes)} are free on the disk of {cache}; set SLM_EDGE_CACHE to another")
+            faults.append(f"{human_bytes(disk_bytes)} are free on the disk of {place}; set SLM_EDGE_HOME to another")
         advice.append("the starter's base is not fetched yet: slm-edge pull starter")
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     if load is not None and load > (os.cpu_count() or 1):
@@ -124,6 +125,7 @@ def doctor(as_json: bool) -> None:
         "memory": memory,
         "disk_free_bytes": disk_bytes,
         "cache": {"folder": str(cache), "files": _cached()},
+        "store": _store(),
         "starter_base": has_base,
         "faults": faults,
         "advice": advice,
@@ -131,6 +133,20 @@ def doctor(as_json: bool) -> None:
     emit(data, as_json, _text(data))
     if faults:
         raise click.exceptions.Exit(1)
+
+
+def _store() -> dict[str, Any]:
+    """The store's folder and how large its parts are."""
+    from ..store.store import Store, size_bytes
+
+    store = Store()
+    blobs, downloads = store.folder / "blobs", store.folder / "state" / "downloads"
+    return {
+        "folder": str(store.folder),
+        "n_names": len(store.names()),
+        "blobs_bytes": size_bytes(blobs),
+        "downloads_bytes": size_bytes(downloads),
+    }
 
 
 def _version(package: str) -> str | None:
@@ -150,8 +166,9 @@ def _text(data: dict[str, Any]) -> str:
         "llama.cpp": "does not load",
         "CPU": f"{data['threads']} threads by default",
         "memory": f"{human_bytes(memory['free_bytes'])} free of {human_bytes(memory['total_bytes'])}{limit}",
-        "disk": f"{human_bytes(data['disk_free_bytes'])} free for the cache",
+        "disk": f"{human_bytes(data['disk_free_bytes'])} free for the store",
         "cache": f"{data['cache']['folder']}, {human_bytes(sum(row['size_bytes'] for row in files))}",
+        "store": f"{data['store']['folder']}, {human_bytes(data['store']['blobs_bytes'])}",
         "packages": ", ".join(f"{name} {version or 'missing'}" for name, version in data["packages"].items()),
     }
     if llama is not None:
@@ -189,12 +206,13 @@ def list_files(as_json: bool) -> None:
 
 
 @cache.command()
-@click.option("--bases", is_flag=True, help="Base models too; the next run or pull fetches them again.")
+@click.option("--bases", is_flag=True, help="Base models of earlier versions too; the next run fetches them again.")
 @json_option
 def clean(bases: bool, as_json: bool) -> None:
-    """Delete broken-off downloads and what was measured of this machine; with --bases the base models too.
+    """Delete broken-off downloads and what was measured of this machine; with --bases old base models too.
 
-    Use it while no other slm-edge runs. Locks, which have no size, stay.
+    Use it while no other slm-edge runs. Locks, which have no size, stay. Packs and base models are in the store, see
+    slm-edge list, rm and prune.
 
     \b
     Examples:
@@ -218,13 +236,13 @@ def _may_go(name: str, bases: bool) -> bool:
 
 
 def _cached() -> list[dict[str, Any]]:
-    """The files of the cache, locks left out: path below the folder, size."""
+    """The files of the cache, the store and locks left out: path below the folder, size."""
     folder = cache_folder()
     found = (path for path in sorted(folder.rglob("*")) if path.suffix != ".lock" and not path.is_symlink())
     return [
         {"file": path.relative_to(folder).as_posix(), "size_bytes": path.stat().st_size}
         for path in found
-        if path.is_file() and path.relative_to(folder).parts[0] != "locks"
+        if path.is_file() and path.relative_to(folder).parts[0] not in ("locks", "store")
     ]
 
 

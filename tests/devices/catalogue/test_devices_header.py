@@ -15,7 +15,7 @@ from slm_edge.devices.catalogue import header
 from slm_edge.devices.catalogue.header import open_header
 from slm_edge.devices.catalogue.workload import Workload
 from slm_edge.edge.errors import DamagedError, InputError
-from slm_edge.edge.files.download import DownloadError
+from slm_edge.edge.files.web import DownloadError
 from slm_edge.edge.gguf.file import GgufFile
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import STARTER_BASE, STARTER_BASE_SHA256
 from slm_edge.edge import errors
-from slm_edge.edge.files.cache import base_cache_path
+from slm_edge.edge.files.cache import base_cache_path, old_base_path
 
 ROOT = Path(__file__).parents[3]
 
@@ -85,17 +85,17 @@ def test_doctor_says_what_is_here_and_what_is_to_do(own_cache):
     assert any("slm-edge pull starter" in line for line in data["advice"])
     assert min(data["memory"]["total_bytes"], data["memory"]["free_bytes"], data["disk_free_bytes"]) > 0
     base = base_cache_path(STARTER_BASE_SHA256)
-    base.parent.mkdir()
+    base.parent.mkdir(parents=True)
     base.write_bytes(b"x" * 2048)
     text = slm_edge("doctor").stdout
-    assert "pull starter" not in text and f"{own_cache}, 2.0 KiB" in text
+    assert "pull starter" not in text and f"{own_cache / 'store'}, 2.0 KiB" in text
     broken = slm_edge("doctor", env={**os.environ, "LLAMA_CPP_LIB_PATH": str(own_cache)})
     assert broken.returncode == 1
     assert "FAULT" in broken.stdout and "pip install --force-reinstall" in broken.stdout
 
 
 def test_the_cache_is_listed_and_cleaned(own_cache):
-    kept, other = base_cache_path(STARTER_BASE_SHA256), own_cache / "notes.txt"
+    kept, other = old_base_path(STARTER_BASE_SHA256), own_cache / "notes.txt"
     for path in (
         kept,
         kept.with_suffix(".gguf.part"),

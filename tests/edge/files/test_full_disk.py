@@ -18,6 +18,7 @@ from slm_edge.edge.files.cache import base_cache_path
 from slm_edge.edge.pack.card import TaskCard
 from slm_edge.edge.pack.write import NewAdapter, build_pack
 from slm_edge.edge.session.session import Session
+from slm_edge.edge.store.store import Store
 
 SLM_EDGE = (sys.executable, "-m", "slm_edge.edge")
 SMALL_BYTES = 64 << 10
@@ -115,7 +116,7 @@ def test_pull(small, slm_edge, made, tmp_path, monkeypatch):
         code, _, _, said = small(*command)
         assert code == 4, said
         assert "are needed for base.gguf, 64.0 KiB are free" in said
-        assert "SLM_EDGE_CACHE" in said
+        assert "SLM_EDGE_HOME" in said
         out = base_cache_path(pack.base.sha256)
         with files_of_at_most(SMALL_BYTES):
             code, _, said = slm_edge("pull", tmp_path / "pack")
@@ -123,7 +124,9 @@ def test_pull(small, slm_edge, made, tmp_path, monkeypatch):
             assert "to go on from" in said
             code, _, said = slm_edge("pull", tmp_path / "pack", "--file", base)
             assert code == 4, said
-        assert sorted(path.suffix for path in out.parent.iterdir()) == [".lock", ".part"]
+        assert not [*out.parent.iterdir()]
+        part = Store().part(pack.base.sha256)
+        assert sorted(part.parent.iterdir()) == [part, part.with_name(part.name + ".json")]
         assert slm_edge("pull", tmp_path / "pack")[0] == 0
         assert out.read_bytes() == base.read_bytes()
         assert hub.ranges["base.gguf"] == [None, f"bytes={SMALL_BYTES}-"]

@@ -28,6 +28,7 @@ from slm_edge.edge.pack.write import NewAdapter, build_pack
 from slm_edge.edge.prefix.chunks import Section, chunks_of
 from slm_edge.edge.prefix.disk import PrefixDisk
 from slm_edge.edge.session.session import Session
+from slm_edge.edge.store.store import Store
 
 N_KILLS = int(os.environ.get("SLM_EDGE_KILLS", "4"))
 MODULES = ("edge.pack.pull", "edge.pack.write", "export.lora.lora", "export.base.base", "export.onnx.base")
@@ -52,25 +53,30 @@ def left_in(folder):
     return {path.name for path in folder.iterdir() if path.name.endswith((SUFFIX, ".part"))}
 
 
-def killed_everywhere(killer, seed, out, check, *words, replace=False):
-    """Kills a command again and again; `out` must be whole or missing after each, and in the end nothing is left."""
+def killed_everywhere(killer, seed, out, check, *words, replace=False, folder=None):
+    """Kills a command again and again; `out` must be whole or missing after each, and in the end nothing is left.
+
+    Args:
+        folder: where it writes first.
+    """
+    folder = folder or out.parent
 
     def undo():
         if not replace:
             out.unlink(missing_ok=True)
 
-    out.parent.mkdir(exist_ok=True)
-    for _ in killer.kills(N_KILLS, np.random.default_rng(seed), *words, folder=out.parent, undo=undo):
+    folder.mkdir(parents=True, exist_ok=True)
+    for _ in killer.kills(N_KILLS, np.random.default_rng(seed), *words, folder=folder, undo=undo):
         assert out.exists() or not replace
         if out.exists():
             check(out)
         # Each run removes what the one before it left; a checkpoint's ONNX form has a GGUF beside it meanwhile.
-        left = left_in(out.parent)
+        left = left_in(folder)
         assert len(left) <= 2, left
     undo()
     assert killer.run(*words) == 0, killer.said()
     check(out)
-    assert not left_in(out.parent)
+    assert not left_in(folder) and not left_in(out.parent)
 
 
 def test_pack(killer, made, tmp_path):
@@ -142,7 +148,7 @@ def test_pull(killer, wanted, tmp_path, monkeypatch):
 
     with serving({"org/tiny": folder}, pause_s=0.01) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        killed_everywhere(killer, 6, out, check, "pull", tmp_path / "pack")
+        killed_everywhere(killer, 6, out, check, "pull", tmp_path / "pack", folder=Store().part("x").parent)
 
 
 def test_a_killed_pull_goes_on_where_it_was(killer, wanted, tmp_path, monkeypatch):
@@ -153,7 +159,7 @@ def test_a_killed_pull_goes_on_where_it_was(killer, wanted, tmp_path, monkeypatc
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         with subprocess.Popen(command) as process:
             assert hub.stalled.wait(60)
-            part = out.with_name(out.name + ".part")
+            part = Store().part(out.name)
             while not (part.exists() and part.stat().st_size == size_bytes // 2):
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)

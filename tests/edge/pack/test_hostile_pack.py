@@ -15,7 +15,8 @@ from slm_edge.edge.errors import DamagedError, EngineError, InputError, SlmEdgeE
 from slm_edge.edge.files.aside import SUFFIX
 from slm_edge.edge.files.atomic import atomic_file, atomic_folder
 from slm_edge.edge.files.cache import user_path
-from slm_edge.edge.files.download import DownloadError, download
+from slm_edge.edge.files.download import download
+from slm_edge.edge.files.web import Access, DownloadError
 from slm_edge.edge.pack import write
 from slm_edge.edge.pack.leftovers import find_leftovers
 from slm_edge.edge.pack.manifest import BaseRef
@@ -129,11 +130,17 @@ ADDRESSES = (
 )
 
 
+def got(url, folder, sha256):
+    """Asks with everything allowed that can be."""
+    how = {"part": folder / "x.part", "access": Access(insecure=True, private=True)}
+    download(url, folder / "x", size_bytes=5, sha256=sha256, advance=lambda n=1, **_: None, **how)
+
+
 @pytest.mark.parametrize("url", ADDRESSES)
 def test_addresses(tmp_path, url, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(DownloadError):
-        download(url, tmp_path / "x", size_bytes=5, sha256="ab" * 32, advance=lambda n=1, **_: None)
+        got(url, tmp_path, "ab" * 32)
     reference = BaseRef("x.gguf", "ab" * 32, 5, "cd" * 32, ({"kind": "url", "url": url},))
     with pytest.raises(EngineError):
         pull_base(reference)
@@ -214,7 +221,7 @@ def test_servers(tmp_path, server, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
 
     def fetch(path, sha256="ab" * 32):
-        download(server + path, tmp_path / "x", size_bytes=5, sha256=sha256, advance=lambda n=1, **_: None)
+        got(server + path, tmp_path, sha256)
 
     for number in range(len(TARGETS)):
         with pytest.raises(DownloadError):

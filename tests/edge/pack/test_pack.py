@@ -47,6 +47,7 @@ def test_the_base_may_stay_outside(made, tmp_path, own_cache):
     assert Pack.open(pack.folder, verify=True).base == pack.base
     assert pack.base_path(allow_pull=True) == base_cache_path(pack.base.sha256)
     assert pack.base_path().read_bytes() == (made / "tiny.gguf").read_bytes()
+    base_cache_path(pack.base.sha256).unlink()
     base_cache_path(pack.base.sha256).write_bytes(b"short")
     with pytest.raises(DamagedError, match="has 5 bytes"):
         pack.base_path()

