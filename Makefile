@@ -11,6 +11,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 # The release that the tests were run with; unpinned, pip may draw gigabytes of GPU libraries.
 TORCH  ?= torch==2.13.0
+# Tests run in so many processes, a file in one of them.
+JOBS   ?= 2
 BIN    := $(VENV)/bin
 
 # Only what we load of llama.cpp is built: no multimodal library, no command-line helpers.
@@ -24,7 +26,7 @@ run: setup
 	@$(BIN)/slm-edge demo
 
 test: setup-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # optimum-onnx pins transformers below what the rest may take, so it never shares an environment with it.
 test-optimum: .venv-optimum/.ready
