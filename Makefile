@@ -76,7 +76,7 @@ $(VENV)/.runtime: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: $(VENV)/.runtime
 	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet -e '.[export,onnx,train,nf4,bench,dev]'
+	$(BIN)/pip install --quiet -e '.[export,onnx,train,nf4,bench,serve,dev]'
 	@touch $@
 
 clean:

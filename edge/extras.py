@@ -20,6 +20,10 @@ EXTRA_OF_PACKAGE: Final = {
     "tokenizers": "export",
     "sentencepiece": "export",
     "rouge_score": "bench",
+    "msgspec": "serve",
+    "uvicorn": "serve",
+    "h11": "serve",
+    "prometheus_client": "serve",
     "onnx": "onnx",
     "onnxruntime": "onnx",
 }

@@ -53,6 +53,7 @@ def command_lines(files: Path) -> dict[str, list[str]]:
     lines = {
         "run": ["--pack", pack, "--max-tokens", 2, "你好"],
         "chat": ["--pack", pack, "--max-tokens", 2],
+        "serve": [pack, "--keys", files / MISSING],
         "demo": ["--pack", pack],
         "pull": [pack],
         "cache list": [],

@@ -43,7 +43,9 @@ TOPICS = {
         "session": "answer files gguf llama memory options pack prefix sizes",
         "onnx": "answer extras files gguf llama options pack prefix system",
         "engines": "answer onnx options pack session",
-        "scheduler": "answer engines gguf llama memory names options pack prefix router",
+        "scheduler": "answer engines gguf grammar llama memory names options pack prefix router",
+        "openai": "answer grammar names scheduler",
+        "serve": "answer console files openai scheduler",
         "cli": "*",
     },
     "export": {

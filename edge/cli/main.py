@@ -16,6 +16,7 @@ from .lazy import Entry, LazyGroup
 
 COMMANDS: dict[str, Entry] = {
     "run": Entry("edge.cli.run:run", "Answer a prompt with a task adapter."),
+    "serve": Entry("edge.cli.serve:serve", "Serve a pack to OpenAI clients.", "serve"),
     "chat": Entry("edge.cli.chat:chat", "Talk with the model, changing adapters as you go."),
     "demo": Entry("edge.cli.demo:demo", "See the starter pack's adapters at work."),
     "pull": Entry("edge.cli.pull:pull", "Fetch a pack's base model into the cache."),
@@ -40,7 +41,6 @@ SYNONYMS = {
     "rm": 'a pack is a folder, delete it; type "slm-edge cache clean --bases" to delete fetched models.',
     "show": 'type "slm-edge pack show PACK".',
     "create": 'type "slm-edge pack build -o PACK --base FILE.gguf".',
-    "serve": "there is no server yet; docs/python-api.md shows how to answer requests from Python.",
     "version": 'type "slm-edge --version".',
     "config": "there is no configuration file; options and environment variables are in docs/reference.md.",
     "completion": 'type eval "$(_SLM_EDGE_COMPLETE=bash_source slm-edge)" (zsh_source, fish_source).',

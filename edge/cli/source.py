@@ -22,6 +22,7 @@ from ..pack.pack import Pack
 
 if TYPE_CHECKING:
     from ..answer.base import SessionBase
+    from ..scheduler.engine import Engine
 
 _FAMILIES: Final = (
     "llama|tinyllama|codellama|qwen|qwq|mistral|mixtral|ministral|codestral|gemma|codegemma|phi|smollm|deepseek|granite"
@@ -81,6 +82,23 @@ class Source:
             assert self.base is not None
             files = {one.name: one.file for one in self.loras}
             return open_files(self.base, files, engine, adapter=adapter, one_answer=one_answer, **options)
+
+    def open_engine(
+        self, engine: str, *, parallel: int, max_wait_s: float, **options: Unpack[EngineOptions]
+    ) -> "Engine":
+        """An engine for requests of many; arguments and errors as `scheduler.engine.Engine.open`."""
+        from ..engines import open_files
+        from ..scheduler.engine import Engine
+
+        if self.pack is not None:
+            return Engine.open(
+                self.pack, engine=engine, parallel=parallel, max_wait_s=max_wait_s, allow_pull=True, **options
+            )
+        base, files = self.base, {one.name: one.file for one in self.loras}
+        assert base is not None
+        return Engine.of_session(
+            lambda: open_files(base, files, engine, **options), parallel=parallel, max_wait_s=max_wait_s
+        )
 
 
 def looks_like_model(word: str) -> bool:

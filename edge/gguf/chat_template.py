@@ -6,20 +6,26 @@ the model wants one; its text is therefore encoded without adding another.
 
 import datetime
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypedDict, cast
+from typing import Any, Final, NotRequired, TypedDict, cast
 
 from ..errors import InputError, UnsupportedError
 from .file import GgufFile
 
 
 class Message(TypedDict):
-    """One turn. `role` is "system", "user" or "assistant"."""
+    """One turn. `role` is "system", "user", "assistant", or "tool" for what a tool that was called gave back.
+
+    tool_calls: of an assistant, as {"type": "function", "function": {"name": …, "arguments": {…}}} each.
+    tool_call_id: which call a tool's message answers.
+    """
 
     role: str
     content: str
+    tool_calls: NotRequired[Sequence[Mapping[str, Any]]]
+    tool_call_id: NotRequired[str]
 
 
-ROLES: Final = ("system", "user", "assistant")
+ROLES: Final = ("system", "user", "assistant", "tool")
 _EXAMPLE: Final = 'a conversation is a list such as [{"role": "user", "content": "Hello"}]'
 
 
@@ -137,8 +143,16 @@ class ChatTemplate:
         except InputError as error:
             raise InputError(error.message, where=file.path, hint=OTHER_TEMPLATE) from None
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         """The text of a conversation, ready to be encoded with special tokens parsed and no BOS added.
+
+        Args:
+            tools: what the model may call, as {"type": "function", "function": {…}} each; the template writes them.
 
         Raises:
             UnsupportedError: the template refuses these roles or their order.
@@ -148,10 +162,11 @@ class ChatTemplate:
 
         given = [dict(message) for message in messages]
         try:
-            with limits(sum(len(str(value)) for message in given for value in message.values())):
+            n_letters = sum(len(str(value)) for message in given for value in message.values())
+            with limits(n_letters + len(str(tools or ""))):
                 text = self._template.render(
                     messages=given,
-                    tools=None,
+                    tools=None if tools is None else [dict(tool) for tool in tools],
                     documents=None,
                     add_generation_prompt=add_generation_prompt,
                     **self._tokens,

@@ -55,6 +55,19 @@ def schema_grammar(schema: Mapping[str, Any] | bool) -> Rules:
     return Rules("JSON schema", _of_schema(checked.text), checked.plain, tuple(checked.parts))
 
 
+def framed_grammar(schema: Mapping[str, Any] | bool, frame: str) -> Rules:
+    """Rules for the JSON texts that a schema allows, with other text around them; raises as `schema_grammar`.
+
+    Args:
+        frame: Lark from the rule `start` on, in which the rule `value` stands for such a JSON text.
+    """
+    from .schema import checked_schema
+
+    checked = checked_schema(schema)
+    _check_size(checked.text)
+    return Rules("JSON schema", f"{_ANY_TOKENS}{frame}\nvalue: %json {checked.text}\n", False, tuple(checked.parts))
+
+
 def part_grammar(part: Mapping[str, Any]) -> str:
     """The Lark of one of `Rules.parts`."""
     return _of_schema(json.dumps(part))

@@ -62,27 +62,37 @@ class PromptEncoder:
         self._begin = re.compile("[" + "".join(map(re.escape, sorted(begins))) + "]")
 
     def encode(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, most_tokens: int | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        most_tokens: int | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
         """Token ids of a conversation.
 
         Args:
+            tools: as in `ChatTemplate.render`; special tokens are kept out of their texts too.
             most_tokens: a conversation that must have more is refused before anything is computed.
 
         Raises:
             DoesNotFitError: it is longer than `most_tokens` tokens can be.
             InputError, UnsupportedError: as `ChatTemplate.render`.
         """
-        texts = [text for message in messages for text in _texts_of(message)]
+        # What tools say is marked as a further message would be.
+        given: list[Any] = [*messages, *(tools or ())]
+        n_messages = len(messages)
+        texts = [text for one in given for text in _texts_of(one)]
         self._check_length(texts, most_tokens)
 
-        def render(changed: Sequence[Message]) -> str:
-            return self._template.render(changed, add_generation_prompt=add_generation_prompt)
+        def render(changed: Sequence[Any]) -> str:
+            told = changed[n_messages:] if tools is not None else None
+            return self._template.render(changed[:n_messages], add_generation_prompt, told)
 
-        plain = render(messages)
+        plain = render(given)
         if self._allow_special or not any(map(self._begin.search, texts)):
             return self._vocab.encode(plain)
-        breaks = self._breaks(messages, texts, plain, render)
+        breaks = self._breaks(given, texts, plain, render)
         return self._vocab.encode(plain, breaks=breaks, apart=self._apart_ids)
 
     def _is_marker(self, text: str) -> bool:
@@ -116,7 +126,7 @@ class PromptEncoder:
             )
 
     def _breaks(
-        self, messages: Sequence[Message], texts: Sequence[str], plain: str, render: Callable[[Sequence[Message]], str]
+        self, messages: Sequence[Any], texts: Sequence[str], plain: str, render: Callable[[Sequence[Any]], str]
     ) -> list[int]:
         """Places in the rendered text across which no special token is read."""
         mark = next((one for one in _MARKS if one not in plain and not any(one in text for text in texts)), None)

@@ -25,12 +25,13 @@ from ..answer.stream import Answer
 from ..errors import InputError
 from ..options import LEFT_OUT, EngineOptions, Left, LeftOut
 from ..pack.card import TaskCard
-from .front import Prompt
+from .front import Prompt, Tools
 from .host import Host
 from .stats import EngineFacts, Stats
 from .ticket import Ticket
 
 if TYPE_CHECKING:
+    from ..grammar.rules import Rules
     from ..pack.pack import Pack
 
 DEFAULT_ROWS: Final = 4
@@ -122,6 +123,7 @@ class Engine:
         system: str | None = None,
         key: str = "",
         logprobs: int | None = None,
+        tools: Tools | None = None,
         **settings: Unpack[Settings],
     ) -> Ticket:
         """Hands a request in; its answer is read from the ticket.
@@ -133,6 +135,7 @@ class Engine:
             system: a system message; None: the conversation's own, else the task card's; "" for none.
             key: whose request it is; keys share the engine's time fairly, and nothing that they say.
             logprobs: tell each token's log-probability, and those of so many likeliest ones (0 to 20).
+            tools: what the model may call; its chat template writes them. None is called here.
             settings: see `settings.Settings`; what is left out is as the task card says.
 
         Raises:
@@ -148,6 +151,7 @@ class Engine:
             key=key,
             n_top=logprobs,
             settings=settings,
+            tools=tools,
         )
 
     async def ask(
@@ -185,10 +189,32 @@ class Engine:
         """The text of token ids; raises InputError for one that there is not."""
         return self._host.front.decode(ids, special)
 
+    def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each token, special ones by their texts; raises InputError for one that there is not."""
+        return self._host.front.token_bytes(ids)
+
+    def try_rules(self, rules: "Rules") -> None:
+        """Reads rules and tries them, which takes up to seconds; raises InputError where they cannot be kept.
+
+        `submit` does so too, while others wait for it.
+        """
+        self._host.front.try_rules(rules)
+
+    @property
+    def chat_template(self) -> str:
+        """The base's chat template, jinja2."""
+        return self._host.session.template.source
+
+    def prompt_tokens(
+        self, prompt: Prompt, adapter: AdapterName | LeftOut = LEFT_OUT, *, system: str | None = None
+    ) -> list[int]:
+        """Token ids of a prompt, through the chat template; arguments and errors as `submit`."""
+        bound, _ = self._host.bound(prompt, self._named(adapter))
+        return self._host.front.rendered(prompt, system, bound.choice.card)[0]
+
     def count(self, prompt: Prompt, adapter: AdapterName | LeftOut = LEFT_OUT, *, system: str | None = None) -> int:
         """How many tokens a prompt is, through the chat template; arguments and errors as `submit`."""
-        bound, _ = self._host.bound(prompt, self._named(adapter))
-        return len(self._host.front.rendered(prompt, system, bound.choice.card)[0])
+        return len(self.prompt_tokens(prompt, adapter, system=system))
 
     # Adapters
 

@@ -5,8 +5,8 @@ only to close.
 """
 
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from ..answer.base import SessionBase
 from ..answer.settings import Settings, request_of
@@ -19,8 +19,14 @@ from .adapters import Bound
 from .job import MOST_LOGPROBS, Job
 from .ticket import Ticket
 
+if TYPE_CHECKING:
+    from ..grammar.rules import Rules
+
 # A prompt: a user message's text, a conversation, or token ids as they are, without template and system message.
 Prompt = str | Sequence[Message] | Sequence[int]
+# What the model may call, as {"type": "function", "function": {…}} each
+Tools = Sequence[Mapping[str, Any]]
+_PLAIN_RULES: Final = 'root ::= "a"'
 
 
 class Front:
@@ -51,14 +57,16 @@ class Front:
         with self._lock:
             return self.router.choose(messages)
 
-    def rendered(self, prompt: Prompt, system: str | None, card: TaskCard) -> tuple[list[int], int]:
+    def rendered(
+        self, prompt: Prompt, system: str | None, card: TaskCard, tools: Tools | None = None
+    ) -> tuple[list[int], int]:
         """Token ids, and how many of them every prompt with that system message begins with."""
         if _is_tokens(prompt):
             return self._checked_ids(prompt, system), 0
         messages = messages_of(prompt, system, card.system)  # type: ignore[arg-type]
         with self._lock:
             self._check()
-            ids = self._session.prompts.encode(messages, most_tokens=self._session.longest_tokens)
+            ids = self._session.prompts.encode(messages, most_tokens=self._session.longest_tokens, tools=tools)
             return ids, self._session.shared_tokens(messages, ids)
 
     def job(
@@ -73,12 +81,13 @@ class Front:
         n_top: int | None,
         settings: Settings,
         cancel: Callable[[Ticket], object],
+        tools: Tools | None = None,
     ) -> Job:
         """A request, checked as far as it can be without computing; errors as `Engine.submit`."""
         if n_top is not None and not 0 <= n_top <= MOST_LOGPROBS:
             raise InputError(f"logprobs is {n_top}; it must be between 0 and {MOST_LOGPROBS}")
         session, choice = self._session, bound.choice
-        ids, n_shared_tokens = self.rendered(prompt, system, choice.card)
+        ids, n_shared_tokens = self.rendered(prompt, system, choice.card, tools)
 
         def sections() -> list[Section]:
             return session.sections(choice, ids, n_shared_tokens)
@@ -89,6 +98,23 @@ class Front:
             sampler = request.sampler(session.vocab)
         ticket = Ticket(number, key, bound.name, bound.digest, decision, len(ids), cancel)
         return Job(ticket, request, bound, sampler, n_top)
+
+    def try_rules(self, rules: "Rules") -> None:
+        """Reads rules and tries them where they cannot hold others up; raises as `grammar.matcher.Grammar`."""
+        from ..grammar.matcher import Grammar
+
+        with self._lock:
+            self._check()
+            # Reads the vocabulary; what follows does without.
+            Grammar(_PLAIN_RULES, self._session.vocab)
+        Grammar(rules, self._session.vocab)
+
+    def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each token, special ones by their texts."""
+        checked = self._checked_ids(ids, None)
+        with self._lock:
+            self._check()
+            return [self._session.vocab.piece(one, special=True) for one in checked]
 
     def encode(self, text: str, special: bool) -> list[int]:
         """Token ids of a text."""

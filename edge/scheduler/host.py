@@ -16,7 +16,7 @@ from ..names import check_name
 from ..pack.card import TaskCard
 from .adapters import Adapters, Bound
 from .core import Core
-from .front import Front, Prompt
+from .front import Front, Prompt, Tools
 from .stats import AdapterFacts, Stats
 from .ticket import Ticket
 
@@ -85,6 +85,7 @@ class Host:
         key: str,
         n_top: int | None,
         settings: Settings,
+        tools: Tools | None = None,
     ) -> Ticket:
         """As `Engine.submit`."""
         bound, decision = self.bound(prompt, adapter, hold=True)
@@ -99,6 +100,7 @@ class Host:
                 n_top=n_top,
                 settings=settings,
                 cancel=self._cancel,
+                tools=tools,
             )
             with self._lock:
                 self._check_open()

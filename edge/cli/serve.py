@@ -1,0 +1,218 @@
+"""`slm-edge serve`: one base, many adapters, many clients, over OpenAI's protocol."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..console import emit, json_option, note, waiting
+from ..errors import InputError
+from .options import engine_option, size_bytes_of, special_option, threads_option
+
+if TYPE_CHECKING:
+    from ..options import EngineOptions
+    from ..scheduler.engine import Engine
+    from ..serve.server import Server, Setup
+    from .source import Source
+
+DEFAULT_PORT = 8090
+
+
+@click.command()
+@click.argument("model", metavar="[PACK]", required=False)
+@click.option("--lora", "loras", metavar="FILE", multiple=True, help="LoRA adapter for a GGUF file; repeatable.")
+@click.option("--host", "hosts", multiple=True, help="Address to listen on; repeatable.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), help=f"Port; 0 for any.  [default: {DEFAULT_PORT}]")
+@click.option("--unix", type=click.Path(path_type=Path), help="Unix socket to listen on; alone unless --host is given.")
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path),
+    help="File of keys; needed to listen beyond this machine.  [default: systemd's credential slm-edge-keys, if any]",
+)
+@click.option("--new-key", metavar="NAME", help="Make a key, add its hash to --keys, print it once, and end.")
+@click.option(
+    "--scope",
+    "scopes",
+    metavar="SCOPE",
+    multiple=True,
+    help="What --new-key is for: models:* or models:math,auto, metrics, admin; repeatable.  [default: models:*]",
+)
+@click.option("--insecure-no-auth", is_flag=True, help="Listen beyond this machine without keys.")
+@click.option(
+    "--max-wait",
+    "max_wait_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30,
+    show_default=True,
+    metavar="SECONDS",
+    help="Refuse a request that would wait longer, with the time to come back.",
+)
+@click.option(
+    "--parallel",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    help="Answers computed side by side; each takes memory for its context.",
+)
+@click.option("-c", "--context", "context_tokens", type=click.IntRange(1), help="Longest prompt and answer, in tokens.")
+@threads_option
+@engine_option
+@click.option("--ram", metavar="SIZE", help="Memory limit, e.g. 900M; exits with 4 if nothing fits.")
+@click.option("--adapter-budget", metavar="SIZE", help="Memory limit for loaded adapters, e.g. 40M.")
+@click.option(
+    "--alias", "aliases", metavar="NAME=MODEL", multiple=True, help="Another name, as gpt-4o-mini=auto; repeatable."
+)
+@click.option("--allowed-host", "allowed_hosts", multiple=True, help="Host name that clients use for it; repeatable.")
+@click.option(
+    "--cors-origin",
+    "origins",
+    metavar="URL",
+    multiple=True,
+    help="Web page that may use it from a browser.",
+)
+@click.option(
+    "--drain",
+    "drain_s",
+    type=click.FloatRange(0),
+    default=30,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long answers may take to their end after SIGTERM.",
+)
+@click.option("--strict", is_flag=True, help="Refuse fields that are not known, instead of naming them in a header.")
+@click.option("--json-log", is_flag=True, help="Write a JSON line for each request to stderr, without what was said.")
+@special_option
+@json_option
+def serve(
+    model: str | None,
+    loras: tuple[str, ...],
+    hosts: tuple[str, ...],
+    port: int | None,
+    unix: Path | None,
+    keys: Path | None,
+    new_key: str | None,
+    scopes: tuple[str, ...],
+    insecure_no_auth: bool,
+    max_wait_s: float,
+    parallel: int,
+    context_tokens: int | None,
+    threads: int | None,
+    engine: str,
+    ram: str | None,
+    adapter_budget: str | None,
+    aliases: tuple[str, ...],
+    allowed_hosts: tuple[str, ...],
+    origins: tuple[str, ...],
+    drain_s: float,
+    strict: bool,
+    json_log: bool,
+    allow_special: bool,
+    as_json: bool,
+) -> None:
+    """Serve a pack to OpenAI clients: its base, each adapter and "auto" are models.
+
+    PACK is a pack's folder or a GGUF file; left out: the starter pack. Only this machine reaches the server unless
+    --host says otherwise, which needs --keys. docs/serve.md shows clients, keys, limits and metrics.
+
+    \b
+    Examples:
+      slm-edge serve
+      slm-edge serve my-pack --alias gpt-4o-mini=auto
+      slm-edge serve --keys keys.txt --new-key alice
+      slm-edge serve --keys keys.txt --host 0.0.0.0 --allowed-host pi.local
+    """
+    from ..serve import keys as key_file
+
+    if new_key is not None:
+        if keys is None:
+            raise click.UsageError("--new-key needs --keys FILE, where its hash is kept.")
+        secret = key_file.new_key(keys, new_key, scopes)
+        emit({"name": new_key, "key": secret, "file": str(keys)}, as_json, secret)
+        note(f"{keys} holds its hash; the key itself is not kept anywhere. A running server reads it on SIGHUP.")
+        return
+    if scopes:
+        raise click.UsageError("--scope goes with --new-key.")
+    from ..serve.server import Setup
+    from .source import chosen
+
+    source = chosen(model, None, loras)
+    if any(one.scale is not None for one in source.loras):
+        raise click.UsageError('--lora takes no strength here; requests name it: "adapter": {"style": 0.5}.')
+    setup = Setup(
+        hosts=hosts or (() if unix is not None and port is None else ("127.0.0.1",)),
+        port=DEFAULT_PORT if port is None else port,
+        unix=unix,
+        keys_path=keys or key_file.credential(),
+        allowed_hosts=allowed_hosts,
+        origins=origins,
+        aliases=_aliases(aliases),
+        drain_s=drain_s,
+        strict=strict,
+        json_log=json_log,
+        open_to_all=insecure_no_auth,
+    )
+    options: EngineOptions = {
+        "n_ctx_tokens": context_tokens,
+        "threads": threads,
+        "ram_bytes": size_bytes_of(ram),
+        "adapter_budget_bytes": size_bytes_of(adapter_budget),
+        "allow_special": allow_special,
+        "n_parallel": parallel,
+    }
+    _run(setup, source, engine, max_wait_s, parallel, options, as_json)
+
+
+def _run(
+    setup: "Setup",
+    source: "Source",
+    engine: str,
+    max_wait_s: float,
+    parallel: int,
+    options: "EngineOptions",
+    as_json: bool,
+) -> None:
+    import asyncio
+
+    from ..serve.server import Server
+
+    setup.base_path = source.base if source.pack is None else source.pack.base_path(allow_pull=True)
+
+    def open_engine() -> "Engine":
+        with waiting(lambda: "loading the model"):
+            return source.open_engine(engine, parallel=parallel, max_wait_s=max_wait_s, **options)
+
+    async def run() -> None:
+        await Server(setup, open_engine, lambda server: _show(server, as_json)).run()
+
+    asyncio.run(run())
+
+
+def _show(server: "Server", as_json: bool) -> None:
+    """What the server says of itself once it answers."""
+    data = server.as_dict()
+    rows = [
+        f"memory     {data['memory']}",
+        f"listening  {', '.join(data['addresses'])}",
+        f"models     {', '.join(data['models'])}",
+        f"keys       {', '.join(data['keys']) or 'none are asked for'}",
+        "ready",
+    ]
+    emit(data, as_json, "\n".join(rows))
+    _flush()
+
+
+def _flush() -> None:
+    import sys
+
+    sys.stdout.flush()
+
+
+def _aliases(texts: tuple[str, ...]) -> dict[str, str]:
+    """Name -> model."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, model = text.partition("=")
+        if not (equals and name and model):
+            raise InputError(f"{text!r} is no alias; for example --alias gpt-4o-mini=auto")
+        found[name] = model
+    return found

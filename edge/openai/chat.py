@@ -1,0 +1,188 @@
+"""POST /v1/chat/completions: a conversation answered whole, or as events while the answer is made."""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from ..answer.stream import Answer
+from ..scheduler.ticket import Piece
+from .calls import Argued, Begun, CallReader, Form, Said
+from .calls import Event as CallEvent
+from .checks import decoded
+from .conversation import conversation, settings_of
+from .faults import Fault
+from .fields import ChatRequest
+from .logprobs import Spoken, entries
+from .reading import Reading, now_s
+from .reply import Call
+from .service import FINISH, Asked, Service, numbers_of, usage_of
+from .streaming import Event, stream
+from .structure import rules_of
+from .tools import choice_of
+
+
+async def chat(service: Service, call: Call) -> None:
+    """Answers a chat request.
+
+    Raises:
+        Fault: it cannot be answered, or not now.
+        Gone: whoever asked has hung up.
+    """
+    request, ignored = decoded(call.body, ChatRequest)
+    service.note_ignored(call, ignored, ChatRequest)
+    messages = conversation(request.messages)
+    if request.stream_options is not None and not request.stream:
+        raise Fault(400, "invalid_value", "`stream_options` goes with `stream`", param="stream_options")
+    if request.top_logprobs and not request.logprobs:
+        raise Fault(400, "invalid_value", "`top_logprobs` goes with `logprobs`", param="top_logprobs")
+    tools = choice_of(request, service.engine.chat_template)
+    rules = rules_of(request.response_format)
+    if tools.rules is not None and rules is not None:
+        raise Fault(
+            400, "unsupported_value", "an answer keeps to a schema or calls tools, not both", param="response_format"
+        )
+    most = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+    asked = await service.submit(
+        call,
+        request,
+        [messages],  # type: ignore[list-item]
+        settings_of(request, most, service.n_ctx_tokens),
+        n=request.n or 1,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        rules=tools.rules or rules,
+        rules_place="tools" if tools.rules is not None else "response_format.json_schema.schema",
+        tools=tools.shown,
+    )
+    reply = _Reply(service, request, asked, tools.form)
+    if request.stream:
+        await stream(service, call, asked, reply)
+    else:
+        await reply.whole(call)
+
+
+class _Reply:
+    """One answer to a chat request, with all of its choices; a `streaming.Shape`."""
+
+    ends_with_done = True
+
+    def __init__(self, service: Service, request: ChatRequest, asked: Asked, form: Form | None) -> None:
+        self._service = service
+        self._asked = asked
+        self._with_logprobs = bool(request.logprobs)
+        options = request.stream_options
+        self._with_usage = bool(options is not None and options.include_usage)
+        self._readers = [CallReader(form) for _ in asked.tickets] if form is not None else []
+        self._head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "object": "chat.completion.chunk" if request.stream else "chat.completion",
+            "created": now_s(),
+            "model": asked.model,
+            "system_fingerprint": asked.fingerprint,
+        }
+
+    async def whole(self, call: Call) -> None:
+        """Sends one JSON document, once all is there."""
+        async with Reading(self._asked.tickets, call.receive, self._service.observer) as reading:
+            answers = await reading.answers()
+        choices = [
+            {
+                "index": i,
+                "message": self._message(i, answer),
+                "logprobs": await self._logprobs(self._asked.tickets[i].pieces),
+                "finish_reason": self._reason(i, answer),
+            }
+            for i, answer in enumerate(answers)
+        ]
+        call.headers["x-slm-queue-ms"] = self._asked.queue_ms()
+        call.facts |= numbers_of(answers)
+        more = {"usage": usage_of(answers, len(answers)), "slm_edge": self._asked.facts(answers[0])}
+        await call.answer({**self._head, "choices": choices, **more})
+
+    def _message(self, i: int, answer: Answer) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if self._readers:
+            reader = self._readers[i]
+            events = [*reader.feed(answer.text), *reader.finish()]
+            text = "".join(event.text for event in events if isinstance(event, Said))
+            calls: list[dict[str, Any]] = []
+            for event in events:
+                if isinstance(event, Begun):
+                    calls.append(_call(len(calls), event.name))
+                    del calls[-1]["index"]
+                elif isinstance(event, Argued):
+                    calls[-1]["function"]["arguments"] += event.text
+            message["content"] = text if text or not calls else None
+            if calls:
+                message["tool_calls"] = calls
+        return message
+
+    def _reason(self, i: int, answer: Answer) -> str:
+        whole = FINISH[answer.stop_reason]
+        return "tool_calls" if whole == "stop" and self._readers and self._readers[i].n_calls else whole
+
+    async def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any] | None:
+        if not self._with_logprobs:
+            return None
+        spoken = await self._service.run(lambda: Spoken.of(self._service.engine, pieces))
+        return {"content": entries(pieces, spoken), "refusal": None}
+
+    # As events
+
+    def opening(self) -> list[Event]:
+        """The role of each choice, and who answers."""
+        rows = [self._chunk(i, {"role": "assistant", "content": ""}) for i in range(len(self._asked.tickets))]
+        rows[0]["slm_edge"] = self._asked.facts()
+        return [(None, row) for row in rows]
+
+    async def piece(self, i: int, piece: Piece) -> list[Event]:
+        """What of a step can be shown: text, or parts of calls."""
+        logprobs = await self._logprobs([piece]) if piece.token_id is not None else None
+        if not self._readers:
+            deltas = [{"content": piece.text}] if piece.text or logprobs else []
+        else:
+            deltas = self._deltas(i, self._readers[i].feed(piece.text))
+            if logprobs and not deltas:
+                deltas = [{"content": ""}]
+        # The first one has the token's; what more there is, is of the same token.
+        return [(None, self._chunk(i, delta, logprobs=None if j else logprobs)) for j, delta in enumerate(deltas)]
+
+    def _deltas(self, i: int, events: Sequence[CallEvent]) -> list[dict[str, Any]]:
+        deltas: list[dict[str, Any]] = []
+        for event in events:
+            if isinstance(event, Said):
+                deltas.append({"content": event.text})
+            elif isinstance(event, Begun):
+                deltas.append({"tool_calls": [_call(event.call, event.name)]})
+            else:
+                part = {"index": event.call, "function": {"arguments": event.text}}
+                deltas.append({"tool_calls": [part]})
+        return deltas
+
+    def ended(self, i: int, answer: Answer) -> list[Event]:
+        """What was held back, then an empty delta with the reason."""
+        deltas = self._deltas(i, self._readers[i].finish()) if self._readers else []
+        rows = [self._chunk(i, delta) for delta in deltas]
+        rows.append(self._chunk(i, {}, self._reason(i, answer)))
+        if i == 0:
+            rows[-1]["slm_edge"] = self._asked.facts(answer)
+        return [(None, row) for row in rows]
+
+    def last(self, answers: Sequence[Answer]) -> list[Event]:
+        """The numbers, where they were asked for: some clients look into `choices` of every event."""
+        if not self._with_usage:
+            return []
+        return [(None, {**self._head, "choices": [], "usage": usage_of(answers, len(answers))})]
+
+    def failed(self, fault: Fault) -> list[Event]:
+        """The error, as clients raise it."""
+        return [(None, fault.as_dict())]
+
+    def _chunk(self, i: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> dict[str, Any]:
+        choice = {"index": i, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return {**self._head, "choices": [choice], **({"usage": None} if self._with_usage else {})}
+
+
+def _call(index: int, name: str) -> dict[str, Any]:
+    """A call that begins."""
+    function = {"name": name, "arguments": ""}
+    return {"index": index, "id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}

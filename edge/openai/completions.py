@@ -1,0 +1,176 @@
+"""POST /v1/completions: a text goes on, without chat template and system message; and /tokenize, /detokenize."""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from ..answer.stream import Answer
+from ..errors import SlmEdgeError
+from ..scheduler.ticket import Piece
+from .checks import decoded
+from .conversation import conversation, settings_of
+from .faults import Fault, fault_of
+from .fields import MOST_PROMPTS, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from .logprobs import Spoken, legacy
+from .reading import Reading, now_s
+from .reply import Call
+from .service import FINISH, Asked, Service, numbers_of, usage_of
+from .streaming import Event, stream
+
+
+async def complete(service: Service, call: Call) -> None:
+    """Answers a completion request; raises as `chat.chat`."""
+    request, ignored = decoded(call.body, CompletionRequest)
+    service.note_ignored(call, ignored, CompletionRequest)
+    if request.stream_options is not None and not request.stream:
+        raise Fault(400, "invalid_value", "`stream_options` goes with `stream`", param="stream_options")
+    prompts = _prompts(request.prompt)
+    n = request.n or 1
+
+    def ids_of() -> list[list[int]]:
+        # What a text says stays text: no control tokens are made of it.
+        return [service.engine.tokenize(one) if isinstance(one, str) else one for one in prompts]
+
+    try:
+        ids = await service.run(ids_of)
+    except SlmEdgeError as error:
+        raise fault_of(error, "prompt") from None
+    for one in ids:
+        if not one:
+            raise Fault(400, "invalid_value", "prompt: it is empty", param="prompt")
+    settings = settings_of(request, request.max_tokens, service.n_ctx_tokens)
+    asked = await service.submit(call, request, ids, settings, n=n, logprobs=request.logprobs)
+    reply = _Reply(service, request, asked)
+    if request.stream:
+        await stream(service, call, asked, reply)
+    else:
+        await reply.whole(call)
+
+
+class _Reply:
+    """One answer to a completion request, with all of its choices; a `streaming.Shape`."""
+
+    ends_with_done = True
+
+    def __init__(self, service: Service, request: CompletionRequest, asked: Asked) -> None:
+        self._service = service
+        self._asked = asked
+        self._with_logprobs = request.logprobs is not None
+        self._n = request.n or 1
+        options = request.stream_options
+        self._with_usage = bool(options is not None and options.include_usage)
+        self._head = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": now_s(),
+            "model": asked.model,
+            "system_fingerprint": asked.fingerprint,
+        }
+
+    async def whole(self, call: Call) -> None:
+        """Sends one JSON document, once all is there."""
+        async with Reading(self._asked.tickets, call.receive, self._service.observer) as reading:
+            answers = await reading.answers()
+        choices = [
+            _choice(i, one.text, FINISH[one.stop_reason], await self._logprobs(self._asked.tickets[i].pieces))
+            for i, one in enumerate(answers)
+        ]
+        call.headers["x-slm-queue-ms"] = self._asked.queue_ms()
+        call.facts |= numbers_of(answers)
+        more = {"usage": usage_of(answers, self._n), "slm_edge": self._asked.facts(answers[0])}
+        await call.answer({**self._head, "choices": choices, **more})
+
+    async def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any] | None:
+        if not self._with_logprobs:
+            return None
+        return legacy(pieces, await self._service.run(lambda: Spoken.of(self._service.engine, pieces)))
+
+    def opening(self) -> list[Event]:
+        """Nothing: the first event has text."""
+        return []
+
+    async def piece(self, i: int, piece: Piece) -> list[Event]:
+        """A step's text."""
+        if not piece.text and not (self._with_logprobs and piece.token_id is not None):
+            return []
+        return [self._chunk(_choice(i, piece.text, None, await self._logprobs([piece])))]
+
+    def ended(self, i: int, answer: Answer) -> list[Event]:
+        """The reason of the end."""
+        return [self._chunk(_choice(i, "", FINISH[answer.stop_reason]))]
+
+    def last(self, answers: Sequence[Answer]) -> list[Event]:
+        """The numbers, where they were asked for."""
+        if not self._with_usage:
+            return []
+        return [(None, {**self._head, "choices": [], "usage": usage_of(answers, self._n)})]
+
+    def failed(self, fault: Fault) -> list[Event]:
+        """The error, as clients raise it."""
+        return [(None, fault.as_dict())]
+
+    def _chunk(self, choice: dict[str, Any]) -> Event:
+        return None, {**self._head, "choices": [choice], **({"usage": None} if self._with_usage else {})}
+
+
+def _choice(i: int, text: str, reason: str | None, logprobs: Any = None) -> dict[str, Any]:
+    return {"index": i, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+
+def _prompts(given: str | Sequence[Any]) -> list[Any]:
+    """Texts and lists of token ids, each a prompt of its own."""
+    if isinstance(given, str):
+        return [given]
+    if all(isinstance(one, int) for one in given):
+        return [list(given)]
+    if any(isinstance(one, int) for one in given):
+        raise Fault(400, "invalid_value", "prompt: it mixes token ids with texts or lists", param="prompt")
+    if len(given) > MOST_PROMPTS:
+        raise Fault(400, "invalid_value", f"prompt: {len(given)} prompts; {MOST_PROMPTS} are possible", param="prompt")
+    return list(given)
+
+
+async def tokenize(service: Service, call: Call) -> None:
+    """Token ids of a text, or of a conversation through the chat template."""
+    request, ignored = decoded(call.body, TokenizeRequest)
+    service.note_ignored(call, ignored, TokenizeRequest)
+    text = request.content if request.content is not None else request.prompt
+    if (text is None) == (request.messages is None):
+        raise Fault(400, "invalid_value", "give `content`, or `messages`", param="content")
+    if request.add_special:
+        raise Fault(400, "unsupported_value", "the chat template writes what a prompt begins with", param="add_special")
+    messages = None if request.messages is None else conversation(request.messages)
+
+    def work() -> list[int]:
+        if messages is None:
+            return service.engine.tokenize(text or "", special=bool(request.parse_special))
+        catalogue = service.catalogue()
+        found = catalogue.found(request.model or catalogue.base_name, call.may_ask)
+        adapter = None if found == catalogue.base_name else found
+        return service.engine.prompt_tokens(messages, adapter)  # type: ignore[arg-type]
+
+    def with_pieces(ids: list[int]) -> list[Any]:
+        if not request.with_pieces:
+            return ids
+        return [
+            {"id": one, "piece": piece.decode("utf-8", "replace")}
+            for one, piece in zip(ids, service.engine.token_bytes(ids), strict=True)
+        ]
+
+    try:
+        ids = await service.run(work)
+        tokens = await service.run(lambda: with_pieces(ids))
+    except SlmEdgeError as error:
+        raise fault_of(error, "content" if messages is None else "messages") from None
+    await call.answer({"tokens": tokens, "count": len(ids), "max_model_len": service.n_ctx_tokens})
+
+
+async def detokenize(service: Service, call: Call) -> None:
+    """The text of token ids."""
+    request, ignored = decoded(call.body, DetokenizeRequest)
+    service.note_ignored(call, ignored, DetokenizeRequest)
+    try:
+        text = await service.run(lambda: service.engine.detokenize(request.tokens, special=True))
+    except SlmEdgeError as error:
+        raise fault_of(error, "tokens") from None
+    await call.answer({"content": text, "prompt": text})

@@ -1,0 +1,177 @@
+"""What requests may hold, as types: msgspec decodes into them, and /openapi.json is made from them.
+
+A field that is not here is let through and named in the header `x-slm-ignored`. Fields that would change an answer in
+a way that cannot be kept are here all the same, and `checks.ONLY` says which of their values pass.
+"""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+# Longer lists are no conversation that a device could read.
+MOST_MESSAGES, MOST_PARTS, MOST_STOPS, MOST_TOOLS, MOST_PROMPTS = 1000, 1000, 16, 128, 64
+Text = Annotated[str, Meta(min_length=1)]
+Stop = Annotated[str, Meta(min_length=1, max_length=1000)]
+Name = Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]{1,64}$")]
+Model = Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+class Part(Struct, kw_only=True):
+    """A part of a message; text alone is read."""
+
+    type: str
+    text: str | None = None
+
+
+class CalledFunction(Struct, kw_only=True):
+    name: Name
+    arguments: str
+
+
+class ToolCall(Struct, kw_only=True):
+    id: Text
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
+class ChatMessage(Struct, kw_only=True):
+    role: Literal["developer", "system", "user", "assistant", "tool"]
+    content: str | Annotated[list[Part], Meta(max_length=MOST_PARTS)] | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=MOST_TOOLS)] | None = None
+    tool_call_id: str | None = None
+
+
+class StreamOptions(Struct, kw_only=True):
+    include_usage: bool | None = None
+    # Padding against those who watch the wire; there is none here.
+    include_obfuscation: bool | None = None
+
+
+class SchemaFormat(Struct, kw_only=True):
+    name: Name = "answer"
+    description: str | None = None
+    schema: dict[str, Any] | bool | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct, kw_only=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaFormat | None = None
+
+
+class ToolFunction(Struct, kw_only=True):
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Struct, kw_only=True):
+    type: Literal["function"]
+    function: ToolFunction
+
+
+class NamedFunction(Struct, kw_only=True):
+    name: str
+
+
+class NamedTool(Struct, kw_only=True):
+    function: NamedFunction
+    type: Literal["function"] = "function"
+
+
+class Drawn(Struct, kw_only=True):
+    """How an answer is drawn; null is as left out: as the adapter's task card says."""
+
+    model: Model
+    adapter: str | dict[str, float | str] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=1_000_000)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    repeat_penalty: float | None = None
+    repetition_penalty: float | None = None
+    service_tier: str | None = None
+    # Others' own ways to say what `adapter` and `response_format` say here
+    lora: Any = None
+    grammar: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_grammar: Any = None
+    guided_choice: Any = None
+    structured_outputs: Any = None
+    chat_template: Any = None
+    chat_template_kwargs: Any = None
+
+
+class Streamed(Drawn, kw_only=True):
+    """What /v1/chat/completions and /v1/completions share."""
+
+    max_tokens: Annotated[int, Meta(ge=-1, le=1 << 30)] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=MOST_STOPS)] | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logit_bias: dict[str, float] | None = None
+    best_of: int | None = None
+
+
+class ChatRequest(Streamed, kw_only=True):
+    """Body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MOST_MESSAGES)]
+    max_completion_tokens: Annotated[int, Meta(ge=-1, le=1 << 30)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MOST_TOOLS)] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    store: bool | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    modalities: list[str] | None = None
+    audio: Any = None
+    prediction: Any = None
+    web_search_options: Any = None
+    functions: Any = None
+    function_call: Any = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+
+
+class CompletionRequest(Streamed, kw_only=True):
+    """Body of POST /v1/completions."""
+
+    # A text, several, token ids, or several lists of them
+    prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1, max_length=1 << 17)]
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+
+
+class TokenizeRequest(Struct, kw_only=True):
+    """Body of POST /tokenize: a text, or a conversation through the chat template."""
+
+    content: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Meta(max_length=MOST_MESSAGES)] | None = None
+    model: str | None = None
+    add_special: bool | None = None
+    parse_special: bool | None = None
+    with_pieces: bool | None = None
+
+
+class DetokenizeRequest(Struct, kw_only=True):
+    """Body of POST /detokenize."""
+
+    tokens: Annotated[list[Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]], Meta(max_length=1 << 17)]
+    model: str | None = None

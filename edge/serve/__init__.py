@@ -1,0 +1,1 @@
+"""The server's process: sockets and their limits, keys, who may do what, metrics, start and end."""

@@ -1,0 +1,123 @@
+"""The application: a table of paths, and what each of them answers while the server loads, runs and ends."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+from urllib.parse import unquote
+
+from ..openai.chat import chat
+from ..openai.completions import complete, detokenize, tokenize
+from ..openai.faults import Fault
+from ..openai.reply import Call, Receive, Scope, Send, answer_json
+from ..openai.service import Service
+from .guard import Caller
+
+State = Literal["loading", "ready", "draining"]
+Handler = Callable[[Call], Awaitable[None]]
+
+# An engine that does not answer between two units of work for so long hangs.
+_HUNG_S: Final = 30.0
+_PROBE_S: Final = 1.0
+
+
+@dataclass
+class App:
+    """The application.
+
+    Attributes:
+        state: what of its life the server is in.
+        service: None while the model is loaded.
+        more: further paths: path -> method -> what answers. Nothing here is asked for a body but by POST.
+    """
+
+    state: State = "loading"
+    service: Service | None = None
+    more: dict[str, dict[str, Handler]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._probe: asyncio.Future[Any] | None = None
+        self._probed_s = 0.0
+        self._routes: dict[str, dict[str, Handler]] = {
+            "/health": {"GET": self._ready},
+            "/health/ready": {"GET": self._ready},
+            "/health/live": {"GET": self._live},
+            "/v1/models": {"GET": self._models},
+            "/v1/chat/completions": {"POST": self._with(chat)},
+            "/v1/completions": {"POST": self._with(complete)},
+            "/tokenize": {"POST": self._with(tokenize)},
+            "/detokenize": {"POST": self._with(detokenize)},
+        }
+
+    @property
+    def paths(self) -> dict[str, list[str]]:
+        """Every path with its methods."""
+        table = {path: [*methods] for path, methods in {**self._routes, **self.more}.items()}
+        return {**table, "/v1/models/{model}": ["GET"]}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        caller: Caller = scope["slm_edge"]
+        call = Call(
+            caller.body, caller.key.name, caller.key.may_ask, receive, send, headers=caller.headers, facts=caller.facts
+        )
+        path: str = scope["path"]
+        table = self._routes.get(path) or self.more.get(path)
+        if table is None and path.startswith("/v1/models/"):
+            name = unquote(path.removeprefix("/v1/models/"))
+            table = {"GET": lambda call: self._model(call, name)}
+        if table is None:
+            raise Fault(404, "not_found", f"there is nothing at this path; {_there(self.paths)}")
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        handler = table.get(method)
+        if handler is None:
+            allowed = ", ".join(table)
+            raise Fault(405, "method_not_allowed", f"this path takes {allowed}", headers={"allow": allowed})
+        await handler(call)
+
+    def _with(self, endpoint: Callable[[Service, Call], Awaitable[None]]) -> Handler:
+        async def handler(call: Call) -> None:
+            await endpoint(self.open_service(), call)
+
+        return handler
+
+    def open_service(self) -> Service:
+        """The service; Fault 503 while the server loads or ends."""
+        if self.state == "draining":
+            raise Fault(503, "draining", "the server is ending; it takes no more requests", wait_s=10)
+        if self.service is None or self.state == "loading":
+            raise Fault(503, "loading", "the server is still loading its model", wait_s=2)
+        return self.service
+
+    async def _ready(self, call: Call) -> None:
+        ready = self.state == "ready"
+        await answer_json(call.send, 200 if ready else 503, {"status": "ok" if ready else self.state})
+
+    async def _live(self, call: Call) -> None:
+        """Whether the engine's thread still works; while a model is loaded there is none to ask."""
+        if self.service is not None and self.state == "ready":
+            if self._probe is None or self._probe.done():
+                self._probed_s = time.monotonic()
+                self._probe = asyncio.ensure_future(self.service.run(self.service.engine.stats))
+            await asyncio.wait([self._probe], timeout=_PROBE_S)
+            failed = self._probe.done() and self._probe.exception() is not None
+            if failed or (not self._probe.done() and time.monotonic() - self._probed_s > _HUNG_S):
+                await answer_json(call.send, 503, {"status": "failed" if failed else "hung"})
+                return
+        await answer_json(call.send, 200, {"status": "ok"})
+
+    async def _models(self, call: Call) -> None:
+        service = self.open_service()
+        catalogue = await service.run(service.catalogue)
+        data = [catalogue.entry(name) for name in catalogue.ids(call.may_ask)]
+        await call.answer({"object": "list", "data": data})
+
+    async def _model(self, call: Call, name: str) -> None:
+        service = self.open_service()
+        catalogue = await service.run(service.catalogue)
+        catalogue.found(name, call.may_ask)
+        await call.answer(catalogue.entry(name))
+
+
+def _there(paths: dict[str, list[str]]) -> str:
+    return f"there are: {', '.join(sorted(paths))}"

@@ -1,0 +1,238 @@
+"""The server's life: sockets first, then the model, then requests, and an end that cuts nobody off.
+
+    code = asyncio.run(Server(setup, open_engine).run())
+
+SIGTERM and Ctrl-C drain: what is being answered ends within the grace, what comes meanwhile is refused with 503 while
+the sockets are still open. A second signal ends at once. SIGHUP reads the keys again.
+"""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from ..console import json_text, note
+from ..errors import InputError, SlmEdgeError
+from ..openai.reply import Scope
+from ..openai.service import Service
+from ..scheduler.engine import Engine
+from .app import App
+from .guard import Caller, Guard, Rules
+from .keys import Keys
+from .listen import Listener, all_loopback, remove_socket, tcp_sockets, unix_socket, url_of
+
+# What is left to do once every answer is whole: its last bytes.
+_LAST_BYTES_S: Final = 5.0
+
+
+@dataclass
+class Setup:
+    """How a server is run.
+
+    Attributes:
+        hosts, port: where it listens; no hosts for a Unix socket alone.
+        unix: path of a Unix socket; None for none.
+        keys_path: file of keys; None: everyone who reaches it may use it.
+        allowed_hosts, origins: as in `guard.Rules`.
+        aliases: further names of models.
+        drain_s: how long answers may take once it is to end.
+        strict: fields that are not known are refused.
+        json_log: one JSON line on stderr for each request.
+        base_path: of the base's file.
+        open_to_all: keys are not asked for even where others can reach it.
+    """
+
+    hosts: Sequence[str] = ("127.0.0.1",)
+    port: int = 8090
+    unix: Path | None = None
+    keys_path: Path | None = None
+    allowed_hosts: Sequence[str] = ()
+    origins: Sequence[str] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    drain_s: float = 30.0
+    strict: bool = False
+    json_log: bool = False
+    base_path: Path | None = None
+    open_to_all: bool = False
+
+
+class Server:
+    """One server.
+
+    Args:
+        open_engine: called once, on a thread.
+        ready: called once it answers, with what it says of itself.
+    """
+
+    def __init__(self, setup: Setup, open_engine: Callable[[], Engine], ready: Callable[["Server"], None]) -> None:
+        self.setup = setup
+        self._open_engine = open_engine
+        self._ready = ready
+        self.app = App()
+        self.rules = Rules(
+            None if setup.keys_path is None else Keys.open(setup.keys_path),
+            frozenset(name.lower() for name in setup.allowed_hosts),
+            frozenset(setup.origins),
+        )
+        if "*" in self.rules.origins and self.rules.keys is None:
+            raise InputError(
+                "--cors-origin '*' lets every web page use this server",
+                hint="name the pages that may, or give keys (--keys)",
+            )
+        self.engine: Engine | None = None
+        self.addresses: list[str] = []
+        self._n_signals = 0
+        self._asked_to_end = asyncio.Event()
+        self._asked_to_hurry = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serves until a signal ends it.
+
+        Raises:
+            SlmEdgeError: it cannot listen, or the model cannot be opened.
+        """
+        sockets = self._sockets()
+        self.addresses = [url_of(one) for one in sockets]
+        listener = Listener(Guard(self.app, self.rules, done=self._done), sockets)
+        loop = asyncio.get_running_loop()
+        with self._signals(loop):
+            await listener.start()
+            try:
+                await self._serve(loop, listener)
+            finally:
+                if self.setup.unix is not None:
+                    remove_socket(self.setup.unix)
+
+    async def _serve(self, loop: asyncio.AbstractEventLoop, listener: Listener) -> None:
+        opening: asyncio.Future[Any] = loop.run_in_executor(None, self._open_engine)
+        ending: asyncio.Future[Any] = asyncio.ensure_future(self._asked_to_end.wait())
+        try:
+            await asyncio.wait({opening, ending}, return_when=asyncio.FIRST_COMPLETED)
+            # A model that is being loaded cannot be left half loaded.
+            self.engine = await opening
+            service = self._service(self.engine)
+            self.app.service = service
+            if not self._asked_to_end.is_set():
+                self.app.state = "ready"
+                self._ready(self)
+            await ending
+            await self._drain(loop)
+        finally:
+            ending.cancel()
+            self.app.state = "draining"
+            hurry = self._asked_to_hurry.is_set()
+            await listener.stop(0.1 if hurry else _LAST_BYTES_S)
+            if self.engine is not None:
+                await loop.run_in_executor(None, self.engine.close)
+            if self.app.service is not None:
+                self.app.service.close()
+
+    def _service(self, engine: Engine) -> Service:
+        path = self.setup.base_path
+        facts = path.stat() if path is not None and path.is_file() else None
+        service = Service(
+            engine,
+            dict(self.setup.aliases),
+            self.setup.strict,
+            int(facts.st_mtime) if facts is not None else 0,
+            {"size": facts.st_size} if facts is not None else {},
+        )
+        service.catalogue().check_aliases()
+        return service
+
+    async def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Ends what is being answered, in time or by force."""
+        assert self.engine is not None
+        self.app.state = "draining"
+        draining: asyncio.Future[Any] = loop.run_in_executor(None, self.engine.drain, self.setup.drain_s)
+        hurrying: asyncio.Future[Any] = asyncio.ensure_future(self._asked_to_hurry.wait())
+        await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
+        hurrying.cancel()
+        if draining.done() and (n_cut := draining.result()):
+            note(f"{n_cut} answers were cut: they were not whole after {self.setup.drain_s:g} s")
+
+    def _sockets(self) -> list[socket.socket]:
+        """All that it listens on; InputError where others could reach it without a key."""
+        sockets = [one for host in self.setup.hosts for one in tcp_sockets(host, self.setup.port)]
+        try:
+            if self.rules.keys is None and not self.setup.open_to_all and not all_loopback(sockets):
+                raise InputError(
+                    f"others could use the server at {', '.join(self.setup.hosts)} without a key",
+                    hint="make a key: slm-edge serve --keys keys.txt --new-key NAME; then: slm-edge serve --keys "
+                    "keys.txt --host …. --insecure-no-auth does without",
+                )
+            if self.setup.unix is not None:
+                sockets.append(unix_socket(self.setup.unix))
+        except BaseException:
+            for one in sockets:
+                one.close()
+            raise
+        if not sockets:
+            raise InputError("there is nothing to listen on", hint="--host 127.0.0.1, or --unix PATH")
+        return sockets
+
+    @contextlib.contextmanager
+    def _signals(self, loop: asyncio.AbstractEventLoop) -> Any:
+        def end() -> None:
+            self._n_signals += 1
+            self._asked_to_end.set()
+            if self._n_signals > 1:
+                self._asked_to_hurry.set()
+
+        before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+        for one in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(one, end)
+        loop.add_signal_handler(signal.SIGHUP, self.reread)
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                loop.remove_signal_handler(one)
+                signal.signal(one, handler)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What it says of itself: where it listens, its models, whose keys it knows, its memory."""
+        assert self.app.service is not None and self.engine is not None
+        plan = self.engine.stats().plan
+        return {
+            "addresses": self.addresses,
+            "models": self.app.service.catalogue().ids(lambda model: True),
+            "keys": [] if self.rules.keys is None else self.rules.keys.names,
+            "memory": "not planned" if plan is None else plan.describe(),
+            "plan": None if plan is None else plan.as_dict(),
+        }
+
+    def reread(self) -> None:
+        """Reads the keys again; where they are not valid, those that were stay."""
+        if self.setup.keys_path is None:
+            return
+        try:
+            self.rules.keys = Keys.open(self.setup.keys_path)
+        except SlmEdgeError as error:
+            note(f"the keys stay as they were: {error}")
+        else:
+            note(f"{len(self.rules.keys)} keys were read")
+
+    def _done(self, scope: Scope, caller: Caller) -> None:
+        """One request is answered. What was asked and said is not in the log."""
+        if not self.setup.json_log:
+            return
+        row = {
+            "time": round(time.time(), 3),
+            "request": caller.request_id,
+            "key": caller.key.name,
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": caller.status,
+            "seconds": round(time.monotonic() - caller.began_s, 4),
+            **caller.facts,
+        }
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(json_text(row, indent=None) + "\n")
+            sys.stderr.flush()
