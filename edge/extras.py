@@ -22,6 +22,7 @@ EXTRA_OF_PACKAGE: Final = {
     "rouge_score": "bench",
     "onnx": "onnx",
     "onnxruntime": "onnx",
+    "cryptography": "oms",
 }
 
 
