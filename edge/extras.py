@@ -26,6 +26,7 @@ EXTRA_OF_PACKAGE: Final = {
     "prometheus_client": "serve",
     "onnx": "onnx",
     "onnxruntime": "onnx",
+    "cryptography": "oms",
 }
 
 

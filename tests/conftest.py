@@ -22,8 +22,9 @@ IN_USERS_CACHE = base_cache_path(STARTER_BASE_SHA256)
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    """No test reads or writes the user's cache or history."""
+    """No test reads or writes the user's cache, history or trusted keys."""
     folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("SLM_EDGE_TRUST", str(folder / "trust"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
     monkeypatch.setenv("SLM_EDGE_CACHE", str(folder))
     return folder

@@ -21,6 +21,7 @@ COMMANDS: dict[str, Entry] = {
     "demo": Entry("edge.cli.demo:demo", "See the starter pack's adapters at work."),
     "pull": Entry("edge.cli.pull:pull", "Fetch a pack's base model into the cache."),
     "pack": Entry("edge.cli.pack:pack", "Build, change, show and verify packs."),
+    "key": Entry("edge.cli.trust:key", "Make keys, and say whose packs this machine trusts."),
     "router": Entry("edge.cli.router:router", "Choose the adapter by the prompt: train, measure, teach."),
     "export": Entry("export.cli.group:export", "Turn checkpoints and PEFT adapters into GGUF files.", "export"),
     "train": Entry("train.cli.group:train", "Train a task adapter.", "train"),

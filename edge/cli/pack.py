@@ -7,6 +7,7 @@ import click
 
 from ..console import emit, json_option, note, progress
 from ..sizes import human_bytes
+from .trust import sign
 
 if TYPE_CHECKING:
     from ..pack.card import TaskCard
@@ -27,6 +28,9 @@ def pack() -> None:
       slm-edge pack build -o my-pack --base base.gguf --adapter math=math.gguf --adapter code=code.gguf
       slm-edge run --pack my-pack --adapter math "..."
     """
+
+
+pack.add_command(sign)
 
 
 def _pairs(values: tuple[str, ...], option: str) -> dict[str, Path]:
@@ -255,10 +259,11 @@ def show(folder: Path, as_json: bool) -> None:
 @click.argument("folder", metavar="PACK", default="starter", type=PATH)
 @json_option
 def verify(folder: Path, as_json: bool) -> None:
-    """Check every byte of PACK [default: the starter pack].
+    """Check every byte of PACK [default: the starter pack], and who signed it, without a network.
 
-    Lists what was changed, is missing or is too much. Exits with 0 if all is as it was built, else with 5. Leftovers
-    of a killed `pack add` are no fault: they are named, and the next change removes them.
+    Lists what was changed, is missing or is too much, and says who signed it, when and with which key. Exits with 0 if
+    all is as it was built, with 5 if not or if a signature does not fit, with 2 if the trust policy refuses it.
+    Leftovers of a killed `pack add` are no fault: they are named, and the next change removes them.
 
     \b
     Example:
@@ -266,7 +271,9 @@ def verify(folder: Path, as_json: bool) -> None:
     """
     from ..files.cache import base_cache_path
     from ..pack.leftovers import find_leftovers
+    from ..pack.manifest import raw_manifest
     from ..pack.pack import starter_folder, verify_folder
+    from ..trust.check import judge
 
     where = _folder(folder) or starter_folder()
     total_bytes = sum(path.stat().st_size for path in where.rglob("*") if path.is_file() and not path.is_symlink())
@@ -280,10 +287,19 @@ def verify(folder: Path, as_json: bool) -> None:
     if left:
         note(f"leftovers of a change that was ended, which the next change removes: {', '.join(left)}")
     n_files = len(manifest.files) + 1
+    verdict = judge(where, raw_manifest(where))
+    signed = {key: getattr(verdict, key) for key in ("words", "key_id", "key_name", "time_s", "name", "version")}
     emit(
-        {"pack": str(where), "ok": True, "n_files": n_files, "base_checked": base_checked, "leftovers": left},
+        {
+            "pack": str(where),
+            "ok": True,
+            "n_files": n_files,
+            "base_checked": base_checked,
+            "leftovers": left,
+            "signature": signed,
+        },
         as_json,
-        f"{where}: {n_files} files, all as they were built",
+        f"{where}: {n_files} files, all as they were built; {verdict.words}",
     )
 
 

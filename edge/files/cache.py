@@ -99,3 +99,15 @@ def base_cache_path(sha256: str) -> Path:
 def first_load_path(sha256: str) -> Path:
     """Where it is noted that llama.cpp loaded and used the file with this sha256."""
     return cache_folder() / "first-loads" / f"{sha256}.json"
+
+
+def trust_folder() -> Path:
+    """Where the trusted keys are: `$SLM_EDGE_TRUST`, else `$SLM_EDGE_HOME/trust`, else `~/.config/slm-edge/trust`.
+
+    Not created here. It is apart from packs and from the cache, so that a service may read it and need not write it.
+    """
+    if own := os.environ.get("SLM_EDGE_TRUST"):
+        return user_path(own)
+    if home := os.environ.get("SLM_EDGE_HOME"):
+        return user_path(home) / "trust"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or _home() / ".config") / "slm-edge" / "trust"

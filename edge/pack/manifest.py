@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import DamagedError, InputError, UnsupportedError
-from ..files.text import loads_json
+from ..files.text import loads_json, read_bytes
 from ..names import check_name
+from ..trust.gate import SIGNATURE_FILES, admit
 from .sources import check_source, has_keys
 
 SCHEMA: Final = 1
 PACK_FILE: Final = "pack.json"
 ROUTER_FILE: Final = "router.npz"
 MAX_PACK_FILE_BYTES: Final = 16 << 20
+# What is not in pack.json, since it signs it.
+NOT_LISTED: Final = (PACK_FILE, *SIGNATURE_FILES)
 MAX_SIZE_BYTES: Final = 1 << 50
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 _PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ()+,._@=-]{0,199}")
@@ -87,24 +90,38 @@ def _seal(data: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Reads and checks a pack's pack.json.
+def read_manifest(folder: Path, *, any_signer: bool = False) -> Manifest:
+    """Reads and checks a pack's pack.json; its signature first, over the bytes as they are.
+
+    Args:
+        any_signer: leave the signature alone, for who signs it.
 
     Raises:
-        InputError: there is none, or it is not valid; all faults are named.
+        InputError: there is none, it is not valid (all faults are named), or the trust policy refuses it.
         UnsupportedError: another schema version.
-        DamagedError: it is no JSON, or was changed since it was written.
+        DamagedError: it is no JSON, was changed since it was written, or its signature does not fit.
     """
+    raw = raw_manifest(folder)
+    if not any_signer:
+        admit(folder, raw)
+    return parse_manifest(raw, folder / PACK_FILE)
+
+
+def raw_manifest(folder: Path) -> bytes:
+    """The bytes of a pack's pack.json, unread; InputError where there is none."""
     path = folder / PACK_FILE
     if not path.is_file():
         reason = f"is not a pack: it has no {PACK_FILE}" if folder.exists() else "no such folder"
         raise InputError(reason, where=folder, hint="slm-edge pack build makes one")
+    if path.is_symlink():
+        raise InputError("is a symbolic link", where=path)
+    return read_bytes(path, MAX_PACK_FILE_BYTES)
+
+
+def parse_manifest(raw: bytes, path: Path) -> Manifest:
+    """What the bytes of a pack.json say; errors as `read_manifest`."""
     try:
-        if path.is_symlink() or path.stat().st_size > MAX_PACK_FILE_BYTES:
-            raise InputError("is a symbolic link, or too large", where=path)
-        data = loads_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
+        data = loads_json(raw.decode("utf-8"))
     except ValueError as error:
         raise DamagedError(f"is not valid JSON ({error})", where=path, hint="copy the pack again") from None
     if not isinstance(data, dict) or "schema" not in data:
@@ -155,7 +172,7 @@ def _manifest(data: dict[str, Any], faults: list[str]) -> Manifest | None:
         return None
     files: dict[str, str] = data["files"]
     for name, sha256 in files.items():
-        if not is_safe_path(name) or name == PACK_FILE:
+        if not is_safe_path(name) or name in NOT_LISTED:
             faults.append(f"{name!r} is not a path that a pack may name")
         if not _is_sha256(sha256):
             faults.append(f"{name!r}: its sha256 is not one")

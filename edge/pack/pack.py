@@ -12,6 +12,7 @@ What lies in a pack's folder:
     BASE.gguf           the base, when the pack carries it
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,10 +22,20 @@ from typing import Final
 from ..errors import DamagedError, InputError, SlmEdgeError
 from ..files.atomic import sha256_file
 from ..files.cache import base_cache_path, store_folder
-from ..files.text import loads_json
+from ..files.text import loads_json, read_bytes
 from ..names import did_you_mean
+from ..trust.gate import OMS_FILE, admit, signatures_of
 from .card import TaskCard
-from .manifest import PACK_FILE, BaseRef, Manifest, read_manifest, render
+from .manifest import (
+    NOT_LISTED,
+    PACK_FILE,
+    BaseRef,
+    Manifest,
+    parse_manifest,
+    raw_manifest,
+    read_manifest,
+    render,
+)
 
 ADAPTERS_FOLDER: Final = "adapters"
 
@@ -206,7 +217,8 @@ def _quick_check(folder: Path, manifest: Manifest) -> list[str]:
 def verify_pack(folder: Path, manifest: Manifest, on_bytes: Callable[[int], object] | None = None) -> list[str]:
     """Everything that differs from what pack.json says: changed, missing and additional files, folders and links.
 
-    What a killed change left behind (`leftovers.py`) is no fault.
+    What a killed change left behind (`leftovers.py`) is no fault, unless the pack is signed: a change removes the
+    signature first.
     The base is checked where it is, in the pack or the cache; a base that is in neither is no fault of the pack.
 
     Args:
@@ -219,10 +231,12 @@ def verify_pack(folder: Path, manifest: Manifest, on_bytes: Callable[[int], obje
     present: set[str] = set()
     from .leftovers import find_leftovers, is_leftover
 
-    leftovers = find_leftovers(folder, manifest.files)
+    signed = bool(signatures_of(folder))
+    leftovers = [] if signed else find_leftovers(folder, manifest.files)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if is_leftover(name, manifest.files) or any(leftover.startswith(f"{name}/") for leftover in leftovers):
+        left = not signed and is_leftover(name, manifest.files)
+        if left or any(leftover.startswith(f"{name}/") for leftover in leftovers):
             continue
         if path.is_symlink():
             problems.append(f"{name}: a symbolic link; a pack holds its files itself")
@@ -232,7 +246,7 @@ def verify_pack(folder: Path, manifest: Manifest, on_bytes: Callable[[int], obje
             problems.append(f"{name}: neither a file nor a folder")
         elif not any(file.startswith(f"{name}/") for file in manifest.files):
             problems.append(f"{name}/: a folder that is not in {PACK_FILE}")
-    problems += [f"{name}: not in {PACK_FILE}" for name in sorted(present - set(manifest.files) - {PACK_FILE})]
+    problems += [f"{name}: not in {PACK_FILE}" for name in sorted(present - {*manifest.files, *NOT_LISTED})]
     for name, sha256 in manifest.files.items():
         if name not in present:
             problems.append(f"{name}: missing")
@@ -241,6 +255,8 @@ def verify_pack(folder: Path, manifest: Manifest, on_bytes: Callable[[int], obje
     for row in manifest.adapters:
         if row.file in present and (folder / row.file).stat().st_size != row.size_bytes:
             problems.append(f"{row.file}: {PACK_FILE} gives another size, {row.size_bytes} bytes")
+    if (folder / OMS_FILE).is_file():
+        problems += _unlike_model_sig(folder, manifest, text)
     cached = base_cache_path(manifest.base.sha256)
     carried = manifest.base.file_name in manifest.files
     if not carried and cached.is_file() and sha256_file(cached, on_bytes) != manifest.base.sha256:
@@ -248,18 +264,35 @@ def verify_pack(folder: Path, manifest: Manifest, on_bytes: Callable[[int], obje
     return problems
 
 
-def verify_folder(folder: Path, on_bytes: Callable[[int], object] | None = None) -> Manifest:
-    """Verifies a pack that may be damaged anywhere, pack.json included.
+def _unlike_model_sig(folder: Path, manifest: Manifest, raw: bytes) -> list[str]:
+    """What model.sig says other than pack.json; whether it fits its key, `judge` says."""
+    from ..trust.oms import MOST_BYTES, ModelSignature
+
+    try:
+        signature = ModelSignature.parse(read_bytes(folder / OMS_FILE, MOST_BYTES))
+    except SlmEdgeError as error:
+        return [f"{OMS_FILE}: {error.message}"]
+    return signature.differences({**manifest.files, PACK_FILE: hashlib.sha256(raw).hexdigest()})
+
+
+def verify_folder(
+    folder: Path, on_bytes: Callable[[int], object] | None = None, *, any_signer: bool = False
+) -> Manifest:
+    """Verifies a pack that may be damaged anywhere, pack.json and signatures included.
+
+    Args:
+        any_signer: leave out who signed it.
 
     Raises:
-        InputError: there is no pack.
+        InputError: there is no pack, or the trust policy refuses it.
         UnsupportedError: its schema version is not known.
         DamagedError: anything is not as it was built; `problems` has all of it.
     """
-    if not (folder / PACK_FILE).is_file():
-        read_manifest(folder)
+    raw = raw_manifest(folder)
+    if not any_signer:
+        admit(folder, raw)
     try:
-        manifest = read_manifest(folder)
+        manifest = parse_manifest(raw, folder / PACK_FILE)
     except InputError as error:
         raise DamagedError(
             "the pack is not as it was built",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..console import Advance, progress
+from ..console import Advance, note, progress
 from ..errors import DoesNotFitError, InputError, SlmEdgeError, of_system
 from ..files.atomic import atomic_file, atomic_folder, copy_file, locked, sha256_file, write_json
 from ..files.cache import cache_folder
@@ -23,9 +23,20 @@ from ..gguf.base import BaseInfo
 from ..gguf.chat_template import OTHER_TEMPLATE, ChatTemplate
 from ..names import check_name, did_you_mean
 from ..sizes import human_bytes
+from ..trust.gate import signatures_of
 from .card import TaskCard, own_card
 from .leftovers import remove_pack_leftovers
-from .manifest import PACK_FILE, ROUTER_FILE, AdapterRow, BaseRef, Manifest, is_safe_path, read_manifest, render
+from .manifest import (
+    NOT_LISTED,
+    PACK_FILE,
+    ROUTER_FILE,
+    AdapterRow,
+    BaseRef,
+    Manifest,
+    is_safe_path,
+    read_manifest,
+    render,
+)
 from .pack import ADAPTERS_FOLDER, Pack
 from .sources import check_source
 
@@ -95,9 +106,9 @@ def build_pack(
         faults.append(f"the default adapter {default_adapter!r} is not among the adapters")
     if not is_safe_path(base.name) or not base.name.endswith(".gguf"):
         faults.append(f"the base's file name {base.name!r} is not a plain name that ends in .gguf")
-    own_names = (PACK_FILE, ADAPTERS_FOLDER, ROUTER_FILE, base.name)
-    if base.name in own_names[:3] or any(Path(path).name in own_names for path in include):
-        faults.append(f"{', '.join(own_names[:3])} and {base.name} are the pack's own names")
+    own_names = (*NOT_LISTED, ADAPTERS_FOLDER, ROUTER_FILE, base.name)
+    if base.name in own_names[:-1] or any(Path(path).name in own_names for path in include):
+        faults.append(f"{', '.join(own_names[:-1])} and {base.name} are the pack's own names")
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())) and not (replace and (dest / PACK_FILE).is_file()):
         faults.append(
             "something that is not a pack is already there"
@@ -197,7 +208,7 @@ def add_files(folder: Path, files: Mapping[str, Path], remove: Callable[[str], b
         DoesNotFitError: the disk has no room.
         DamagedError: the pack is damaged.
     """
-    wrong = [name for name in files if not is_safe_path(name) or name == PACK_FILE]
+    wrong = [name for name in files if not is_safe_path(name) or name in NOT_LISTED]
     if wrong:
         raise InputError(
             "files cannot be added", where=folder, problems=[f"{name!r}: no path for a pack" for name in wrong]
@@ -373,5 +384,9 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
         # Nothing is left to choose by, for a moment or for good.
         first = next((row.name for row in manifest.adapters), None)
         manifest = dataclasses.replace(manifest, default_adapter=first)
+    # What was signed is another text than what follows: without its signature the pack is unsigned, not damaged.
+    for path in signatures_of(folder):
+        path.unlink()
+        note(f"the pack changes: its signature {path.name} is removed; slm-edge pack sign signs it again")
     with atomic_file(folder / PACK_FILE) as aside:
         aside.write_bytes(render(manifest.as_dict()).encode())

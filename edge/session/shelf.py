@@ -127,11 +127,7 @@ class Shelf:
         """Frees what was used longest ago until `packed` fits; nothing is freed when it cannot."""
         in_use = {id(adapter) for adapter in self._in_use()}
         must_stay = {*self._pinned, *names, *self._held()}
-        may_go = [
-            name
-            for name, one in self._loaded.items()
-            if name not in must_stay and id(one.adapter) not in in_use
-        ]
+        may_go = [name for name, one in self._loaded.items() if name not in must_stay and id(one.adapter) not in in_use]
         if self.budget_bytes is not None:
             must_stay_bytes = sum(one.size_bytes for name, one in self._loaded.items() if name not in may_go)
             if must_stay_bytes + packed.size_bytes > self.budget_bytes:
