@@ -13,6 +13,8 @@ from ..openai.faults import Fault
 from ..openai.reply import Call, Receive, Scope, Send, answer_json
 from ..openai.service import Service
 from .guard import Caller
+from .page import page_routes
+from .state import show_state
 
 State = Literal["loading", "ready", "draining"]
 Handler = Callable[[Call], Awaitable[None]]
@@ -39,6 +41,7 @@ class App:
     def __post_init__(self) -> None:
         self._probe: asyncio.Future[Any] | None = None
         self._probed_s = 0.0
+        self._began_s = time.monotonic()
         self._routes: dict[str, dict[str, Handler]] = {
             "/health": {"GET": self._ready},
             "/health/ready": {"GET": self._ready},
@@ -48,6 +51,8 @@ class App:
             "/v1/completions": {"POST": self._with(complete)},
             "/tokenize": {"POST": self._with(tokenize)},
             "/detokenize": {"POST": self._with(detokenize)},
+            "/v1/slm/state": {"GET": self._state},
+            **page_routes(),
         }
 
     @property
@@ -105,6 +110,9 @@ class App:
                 await answer_json(call.send, 503, {"status": "failed" if failed else "hung"})
                 return
         await answer_json(call.send, 200, {"status": "ok"})
+
+    async def _state(self, call: Call) -> None:
+        await show_state(self.open_service(), call, self.state, self._began_s)
 
     async def _models(self, call: Call) -> None:
         service = self.open_service()

@@ -19,6 +19,7 @@ from ..errors import SlmEdgeError
 from ..openai.faults import Fault, fault_of
 from ..openai.reply import Event, Gone, Receive, Scope, Send, answer_json
 from .keys import ANYONE, Key, Keys
+from .page import FILES as PAGE_FILES
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -26,8 +27,8 @@ MOST_BODY_BYTES: Final = 1 << 20
 # Of all requests together: bodies that are being read or answered
 MOST_BODIES_BYTES: Final = 16 << 20
 BODY_S: Final = 30.0
-# Read without a key: they say nothing but whether the server is well. A page for people adds its files here.
-OPEN_PATHS: Final = frozenset({"/health", "/health/live", "/health/ready"})
+# Read without a key: they say nothing but whether the server is well, and the page for people nothing at all.
+OPEN_PATHS: Final = frozenset({"/health", "/health/live", "/health/ready", *PAGE_FILES})
 METRICS_PATHS: Final = frozenset({"/metrics"})
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")

@@ -145,7 +145,7 @@ class _OfEngine(Collector):
         info = InfoMetricFamily(f"{_P}build", "What serves.")
         info.add_metric([], self._metrics._facts)
         yield info
-        for name, value in _own_bytes().items():
+        for name, value in own_bytes().items():
             yield GaugeMetricFamily(f"{_P}process_{name}_bytes", "Memory of this process.", value)
         celsius = temperature()
         if celsius is not None:
@@ -202,7 +202,7 @@ def label_of(adapter: str | None) -> str:
     return "base" if adapter is None else "mix" if "+" in adapter or ":" in adapter else adapter
 
 
-def _own_bytes() -> dict[str, int]:
+def own_bytes() -> dict[str, int]:
     """Private memory, in RAM and swapped out: together they show what grows."""
     found = {}
     with contextlib.suppress(OSError, ValueError):
