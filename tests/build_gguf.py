@@ -29,6 +29,8 @@ MERGES = (
     *("a s sistant",),
 )
 DEFAULT: Any = object()
+# Of a family that attends within windows
+WINDOW_TOKENS = 40
 
 
 def byte_letters() -> list[str]:
@@ -94,6 +96,8 @@ def tiny_base(
         keys: further keys or other values, `(value, GGUFValueType)` or `(value, ARRAY, element type)` each.
     """
     rng = np.random.default_rng(seed)
+    windows = FAMILIES[architecture].window_every if architecture in FAMILIES else 0
+    n_layers = max(n_layers, windows)
     skip = set(leave_out)
     head = n_embd // n_heads
     tokens, types, merges = vocabulary()
@@ -129,6 +133,8 @@ def tiny_base(
     if arch in FAMILIES:
         meta |= {f"{arch}.{key}": (0.5, f32) for key in FAMILIES[arch].scalars}
         tied = tied and not FAMILIES[arch].needs_output
+    if windows:
+        meta[f"{arch}.attention.sliding_window"] = (WINDOW_TOKENS, u32)
     if chat_template is not None:
         meta["tokenizer.chat_template"] = (chat_template, text)
     meta |= keys or {}

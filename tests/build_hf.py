@@ -51,6 +51,11 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "olmo2": ("Olmo2", {"pad_token_id": 0}),
     "hunyuan": ("HunYuanDenseV1", {"pad_token_id": 0}),
+    # six layers are the fewest that have both kinds of attention
+    "gemma3": (
+        "Gemma3",
+        {"num_hidden_layers": 6, "sliding_window": 24, "query_pre_attn_scalar": 16, "pad_token_id": 0},
+    ),
     # has no row in the table of families: see test_family_row.py
     "seed_oss": ("SeedOss", {"attention_bias": True, "attention_out_bias": False, "residual_dropout": 0.0}),
 }
@@ -148,7 +153,11 @@ def tiny_checkpoint(
     elif rope_scaling is not None or "rope_theta" in given:
         theta = {"rope_theta": given.pop("rope_theta", 10_000.0)}
         given["rope_parameters"] = (rope_scaling or {"rope_type": "default"}) | theta
-    config = getattr(transformers, f"{kind}Config")(**given)
+        if family == "gemma3":
+            window = {"rope_type": "default", "rope_theta": 10_000.0}
+            given["rope_parameters"] = {"full_attention": given["rope_parameters"], "sliding_attention": window}
+    config_class = "Gemma3TextConfig" if family == "gemma3" else f"{kind}Config"
+    config = getattr(transformers, config_class)(**given)
     torch.manual_seed(seed)
     model = getattr(transformers, f"{kind}ForCausalLM")(config)
     with torch.no_grad():
@@ -183,6 +192,9 @@ def as_transformers_4(folder: Path) -> None:
     config = json.loads(path.read_text())
     if "rope_parameters" in config:
         rope = config.pop("rope_parameters")
+        if "full_attention" in rope:
+            config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+            rope = rope["full_attention"]
         config["rope_theta"] = rope.pop("rope_theta")
         config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
@@ -195,6 +207,9 @@ def as_transformers_5(folder: Path) -> None:
     if "rope_parameters" not in config:
         rope = config.pop("rope_scaling") or {"rope_type": "default"}
         config["rope_parameters"] = rope | {"rope_theta": config.pop("rope_theta")}
+        if "rope_local_base_freq" in config:
+            window = {"rope_type": "default", "rope_theta": config.pop("rope_local_base_freq")}
+            config["rope_parameters"] = {"full_attention": config["rope_parameters"], "sliding_attention": window}
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
     path = Path(folder) / "tokenizer_config.json"
     tokenizer = json.loads(path.read_text())

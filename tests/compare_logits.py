@@ -9,10 +9,22 @@ from slm_edge.edge.llama.context import Context
 from slm_edge.edge.llama.model import Model
 
 
-def hf_logits(folder: Path, ids: list[int]) -> np.ndarray:
-    """(tokens, vocabulary), float32."""
+class GeluTable(torch.nn.Module):
+    """ggml's GELU: a table of F16 between -10 and 10."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        near = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+        return torch.where(x.abs() < 10, near, x.clamp(min=0))
+
+
+def hf_logits(folder: Path, ids: list[int], *, gelu_table: bool = False) -> np.ndarray:
+    """(tokens, vocabulary), float32; with GELU from a table of F16, as ggml has it, or exactly."""
     torch.set_num_threads(1)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).float().eval()
+    if gelu_table:
+        for module in model.modules():
+            if hasattr(module, "act_fn"):
+                module.act_fn = GeluTable()
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0].numpy()
 
@@ -41,7 +53,7 @@ def random_ids(n_vocab: int, count: int = 48, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(3, n_vocab, count).tolist()
 
 
-def largest_difference(folder: Path, path: Path, n_vocab: int, count: int = 48) -> float:
+def largest_difference(folder: Path, path: Path, n_vocab: int, count: int = 48, *, gelu_table: bool = False) -> float:
     """max |Δlogit| over random tokens."""
     ids = random_ids(n_vocab, count)
-    return float(np.abs(hf_logits(folder, ids) - gguf_logits(path, ids)).max())
+    return float(np.abs(hf_logits(folder, ids, gelu_table=gelu_table) - gguf_logits(path, ids)).max())

@@ -58,7 +58,11 @@ def write_tiny_base(path: Path, architecture: str, *, sentencepiece: bool = Fals
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type("model")
     writer.add_name(f"tiny {architecture}")
-    writer.add_block_count(_N_LAYERS)
+    windows = FAMILIES[architecture].window_every
+    n_layers = max(_N_LAYERS, windows)
+    writer.add_block_count(n_layers)
+    if windows:
+        writer.add_sliding_window(16)
     writer.add_context_length(512)
     writer.add_embedding_length(_SIZES["n_embd"])
     writer.add_feed_forward_length(_SIZES["n_ff"])
@@ -78,7 +82,7 @@ def write_tiny_base(path: Path, architecture: str, *, sentencepiece: bool = Fals
 
     tensor("token_embd.weight", _SIZES["n_embd"], n_vocab)
     tensor("output_norm.weight", _SIZES["n_embd"])
-    for layer in range(_N_LAYERS):
+    for layer in range(n_layers):
         for name, dims in FAMILIES[architecture].tensors():
             tensor(f"blk.{layer}.{name}", *(_SIZES[dim] for dim in dims))
     finish(writer)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...edge.errors import InputError
+from ...edge.gguf.families import FAMILIES
 from .catalogue import nearest
 
 MODELS_FILE = Path(__file__).parent.parent / "models.toml"
@@ -47,6 +48,8 @@ class ModelShape:
         gated: the feed-forward part has a gate.
         n_conv_layers: layers with a short convolution in place of attention (LFM2).
         n_ctx_train_tokens: the context it was trained for.
+        window_tokens: of the layers that attend within a window; which these are says the table of families.
+        post_norms: attention and the feed-forward part are normed behind too.
         n_vectors: values in norms and biases, which are F32.
     """
 
@@ -66,6 +69,8 @@ class ModelShape:
     n_ctx_train_tokens: int = 32768
     qkv_bias: bool = False
     qk_norm: bool = False
+    window_tokens: int = 0
+    post_norms: bool = False
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -82,10 +87,16 @@ class ModelShape:
         return 2 * self.n_attention_layers * self.n_kv_heads * self.head_dim
 
     @property
+    def n_windowed_layers(self) -> int:
+        """Layers that keep their last `window_tokens` alone."""
+        family = FAMILIES.get(self.architecture)
+        return sum(map(family.windowed, range(self.n_layers))) if family is not None and self.window_tokens else 0
+
+    @property
     def n_vectors(self) -> int:
         """Values in norms and biases."""
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        per_layer = 2 * self.n_embd
+        per_layer = (4 if self.post_norms else 2) * self.n_embd
         per_layer += (q + 2 * kv) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
         return self.n_layers * per_layer + self.n_embd
 

@@ -66,7 +66,10 @@ def table_of(shape: ModelShape, label: str) -> GgufFile:
         "tokenizer.ggml.tokens": _Length(shape.n_vocab),
         "tokenizer.ggml.merges": _Length(_MERGES.get(shape.n_vocab, shape.n_vocab)),
     }
-    values = {"general.architecture": "any", "any.attention.head_count": shape.n_heads}
+    arch = shape.architecture
+    values: dict[str, Any] = {"general.architecture": arch, f"{arch}.attention.head_count": shape.n_heads}
+    if shape.window_tokens:
+        values[f"{arch}.attention.sliding_window"] = shape.window_tokens
     return cast(GgufFile, _Table(tensors, metadata, values))
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ...edge.errors import UnsupportedError
+from ...edge.gguf.families import FAMILIES
 from ...edge.gguf.file import GgufFile
 from ...edge.gguf.types import GgmlType
 from .quant_mix import LABELS, types_of
@@ -41,6 +42,7 @@ class Workload:
         head_bytes: of the head, streamed once for a prompt and once for each token of an answer.
         file_bytes: all tensors, the embedding included.
         kv_values_per_token: K and V values that each token of context leaves in the cache.
+        kv_values_in_window: those of them that a token leaves once `window_tokens` more have come.
         n_embd, n_layers, n_vocab, n_ctx_train_tokens: as in the configuration; 0 if it is not known.
         lora_shapes: (n_in, n_out) of the seven linear matrices of all layers, for adapters.
         sure: False if bytes come from a file's size or a count of parameters, not from a tensor table.
@@ -52,6 +54,8 @@ class Workload:
     head_bytes: int
     file_bytes: int
     kv_values_per_token: int = 0
+    kv_values_in_window: int = 0
+    window_tokens: int = 0
     n_embd: int = 0
     n_layers: int = 0
     n_vocab: int = 0
@@ -70,6 +74,12 @@ class Workload:
 
     def kv_bytes_per_token(self, kv_type: str = "f16") -> float:
         return self.kv_values_per_token * KV_BYTES_PER_VALUE[kv_type]
+
+    def context_bytes(self, n_tokens: float, kv_type: str = "f16") -> float:
+        """What one token of an answer reads of the cache behind so many."""
+        lost_tokens = max(n_tokens - self.window_tokens, 0.0)
+        n_values = n_tokens * self.kv_values_per_token - lost_tokens * self.kv_values_in_window
+        return n_values * KV_BYTES_PER_VALUE[kv_type]
 
     def lora_weights(self, rank: int) -> int:
         """Values of an adapter of this rank on all linear matrices of the blocks: r x (n_in + n_out) each."""
@@ -95,6 +105,8 @@ class Workload:
             head_bytes=head_bytes,
             file_bytes=file_bytes + 4 * shape.n_vectors,
             kv_values_per_token=shape.n_kv_values_per_token,
+            kv_values_in_window=2 * shape.n_windowed_layers * shape.n_kv_heads * shape.head_dim,
+            window_tokens=shape.window_tokens,
             n_embd=shape.n_embd,
             n_layers=shape.n_layers,
             n_vocab=shape.n_vocab,
@@ -131,13 +143,17 @@ class Workload:
             else:
                 head_bytes += tensor.size_bytes
         n_layers, n_embd = int(file.get(f"{arch}.block_count", 0)), int(file.get(f"{arch}.embedding_length", 0))
+        n_kv, family = _kv_values(file, arch, n_layers), FAMILIES.get(arch)
+        n_windowed = sum(map(family.windowed, range(n_layers))) if family is not None else 0
         return cls(
             name=name or str(file.get("general.name", file.path.stem)),
             weights_by_type=weights,
             block_weights=block_weights,
             head_bytes=head_bytes,
             file_bytes=sum(tensor.size_bytes for tensor in file.tensors.values()),
-            kv_values_per_token=_kv_values(file, arch, n_layers),
+            kv_values_per_token=n_kv,
+            kv_values_in_window=n_kv * n_windowed // max(n_layers, 1),
+            window_tokens=int(file.get(f"{arch}.attention.sliding_window", 0)) if n_windowed else 0,
             n_embd=n_embd,
             n_layers=n_layers,
             n_vocab=int(file.tensors["token_embd.weight"].shape[1]) if "token_embd.weight" in file.tensors else 0,

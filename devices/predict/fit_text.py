@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...edge.sizes import human_bytes
+from ..catalogue.workload import Workload
 from .constants import KV_PART_OF_RATE
 from .fit import Verdict
 from .predict import Predictor, Speed
@@ -157,8 +158,8 @@ def explanation(verdict: Verdict, predictor: Predictor) -> str:
         lines.append(f"  x {predictor.board.decode_scale:.3f}, from {predictor.board.n_rows} rows of this board")
     lines.append("  one token of the answer, ms: " + _parts(decode))
     lines.append(
-        f"    context: {verdict.wish.prompt_tokens} x {work.kv_bytes_per_token(verdict.plan.choices.kv_type):.0f} "
-        f"bytes at {KV_PART_OF_RATE} x the rate unless calibrated"
+        f"    context: {verdict.wish.prompt_tokens} x {work.kv_bytes_per_token(verdict.plan.choices.kv_type):.0f} bytes"
+        f"{_window(work)} at {KV_PART_OF_RATE} x the rate unless calibrated"
     )
     lines.append(f"    layers: {work.n_layers} x {predictor.layer_s * 1e6:.0f} microseconds")
     lines.append(f"  kernels for prompts: {predictor.kernel_of(work) if verdict.plan.choices.repack else 'plain'}")
@@ -170,6 +171,14 @@ def explanation(verdict: Verdict, predictor: Predictor) -> str:
     lines.append("  one token of the prompt, ms: " + _parts(prefill))
     lines.append("  first token = prompt / prefill rate + one token of the answer")
     return "\n".join(lines)
+
+
+def _window(work: Workload) -> str:
+    """What layers with a window spare, in words."""
+    if not work.kv_values_in_window:
+        return ""
+    part = work.kv_values_in_window / work.kv_values_per_token
+    return f", {part:.0%} of them for the last {work.window_tokens} tokens only,"
 
 
 def _parts(speed: Speed) -> str:

@@ -153,7 +153,7 @@ class Predictor:
         if not work.sure:
             half = math.hypot(half, 0.25)
         if depth_tokens and (self.calibration is None or self.calibration.kv_part is None):
-            slope = depth_tokens * work.kv_bytes_per_token() / (KV_PART_OF_RATE * max(work.streamed_bytes, 1))
+            slope = work.context_bytes(depth_tokens) / (KV_PART_OF_RATE * max(work.streamed_bytes, 1))
             # The published slopes lie within a factor of 2.5 of the one taken.
             half = math.hypot(half, 0.9 * slope / (1 + slope))
         return half
@@ -173,7 +173,7 @@ class Predictor:
                 for kind, n in work.weights_by_type.items()
             ),
             "layers": work.n_layers * self.layer_s,
-            "context": depth * work.kv_bytes_per_token(kv_type) / (kv_part * rate),
+            "context": work.context_bytes(depth, kv_type) / (kv_part * rate),
             "adapter": adapter.n_bytes / rate,
         }
         parts = {name: seconds / scale for name, seconds in parts.items()}

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from ..errors import InputError, UnsupportedError
-from .base_keys import check_keys, number_of, typed, unproved_keys
+from .base_keys import check_keys, check_windows, number_of, typed, unproved_keys
 from .families import FAMILIES, Family
 from .file import GgufFile, TensorInfo, ValueType
 from .fingerprint import fingerprint
@@ -134,6 +134,7 @@ def check_base(file: GgufFile) -> BaseInfo:
     sizes = _sizes(file, architecture, faults)
     n_vocab = check_tokenizer(file, faults)
     check_keys(file, architecture, sizes, faults)
+    check_windows(file, family, sizes["n_layers"], faults)
     name = typed(file, "general.name", ValueType.STRING, faults, default=file.path.stem)
     if not faults:
         _check_tensors(file, family, sizes, n_vocab, faults)

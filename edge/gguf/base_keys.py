@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from .families import Family
 from .file import GgufFile, MetaValue, ValueType
 
 # The integer types that llama.cpp's writers have used for counts
@@ -57,6 +58,7 @@ _NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "rope.scaling.yarn_beta_fast": (1e-6, 1e6),
     "rope.scaling.yarn_beta_slow": (1e-6, 1e6),
     "attention.layer_norm_epsilon": (1e-20, 1.0),
+    "rope.freq_base_swa": (1e-3, 1e12),
 }
 _WHOLE: Final[Mapping[str, tuple[int, int]]] = {
     "vocab_size": (1, 1 << 31),
@@ -67,7 +69,19 @@ ROPE_SCALINGS: Final = ("none", "linear", "yarn", "longrope")
 _TEXTS: Final[Mapping[str, tuple[str, ...]]] = {"rope.scaling.type": ROPE_SCALINGS}
 _ANY: Final = frozenset({"tensor_data_layout", "rope.scaling.finetuned"})
 # "rope.dimension_count" and these are compared with the sizes below.
-_KNOWN: Final = {*_SIZES, *_ONLY, *_NUMBERS, *_WHOLE, *_TEXTS, *_ANY, "rope.dimension_count", "embedding_length_out"}
+_WINDOW: Final = "attention.sliding_window"
+_PATTERN: Final = "attention.sliding_window_pattern"
+_KNOWN: Final = {
+    *_SIZES,
+    *_ONLY,
+    *_NUMBERS,
+    *_WHOLE,
+    *_TEXTS,
+    *_ANY,
+    _PATTERN,
+    "rope.dimension_count",
+    "embedding_length_out",
+}
 
 
 def check_keys(file: GgufFile, architecture: str, sizes: Mapping[str, int], faults: list[str]) -> None:
@@ -89,6 +103,22 @@ def check_keys(file: GgufFile, architecture: str, sizes: Mapping[str, int], faul
         faults.append(f"a head of {sizes['head']} values cannot be rotated in pairs")
     if sizes["n_o"] != sizes["n_q"]:
         faults.append(f"{prefix}attention.value_length is not its key_length, which llama.cpp does not compute")
+
+
+def check_windows(file: GgufFile, family: Family, n_layers: int, faults: list[str]) -> None:
+    """Checks which layers attend within a window: another pattern ends the process, or is computed otherwise."""
+    if not family.window_every:
+        return
+    if not number_of(file, f"{family.architecture}.{_WINDOW}", faults):
+        faults.append(f"{family.architecture}.{_WINDOW} is 0 or missing; each layer would attend to all tokens")
+    if n_layers < family.window_every:
+        faults.append(f"{n_layers} layers, of which none attends to all tokens; llama.cpp needs one")
+    entry = file.metadata.get(f"{family.architecture}.{_PATTERN}")
+    if entry is None:
+        return
+    wanted = [family.windowed(layer) for layer in range(n_layers)]
+    if entry.value != family.window_every and not (entry.type is ValueType.ARRAY and [*entry.value] == wanted):
+        faults.append(f"{_PATTERN} is {_shown(entry)}; all layers but each {family.window_every}th is handled")
 
 
 def _check_known(key: str, name: str, entry: MetaValue, sizes: Mapping[str, int], faults: list[str]) -> None:

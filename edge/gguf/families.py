@@ -53,6 +53,8 @@ class HfClass:
         fixed: config field -> the only value that llama.cpp computes; training sets it, export refuses others.
         tied: the head is the embedding where config.json does not say.
         rope_theta: where config.json says none.
+        defaults: config field -> what the class takes where config.json says none.
+        text_config: sizes stand in this part of config.json, and the language model is one of several; "" for the rest.
         ntk_alpha: a rope scaling "dynamic" with an `alpha` means a base stretched once and for all.
     """
 
@@ -62,6 +64,8 @@ class HfClass:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     tied: bool = False
     rope_theta: float = 10_000.0
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    text_config: str = ""
     ntk_alpha: bool = False
 
 
@@ -75,10 +79,15 @@ class Family:
         block: the modules of one block, in the order in which they are written.
         interleaves_qk: llama.cpp rotates neighbouring pairs, transformers two halves: rows of q and k are reordered.
         square_attention: llama.cpp takes n_heads * head size = width only.
-        activation: `hidden_act` of transformers.
+        activation, activation_field: of transformers, and the config field that says it.
         scalars: GGUF key without the architecture -> config field of a number in the computation.
         rope_free_every: each so-many-th layer does not turn positions; 0: all do.
         norm_after_rope: q and k are normed when they have been turned.
+        norm_plus: a GGUF's norms are those of transformers plus this.
+        window_every: each so-many-th layer attends to all tokens, those between to the last `attention.sliding_window`
+            and with a rope base of their own; 0: there are no windows.
+        scaled_embedding: rows of the embedding are multiplied by the root of their length.
+        head_field: the config field of the number by whose root scores are divided; llama.cpp takes the head size.
         needs_output: the file must have a head of its own.
         refused_keys: GGUF keys (without the architecture) of what is not computed here.
         uses: what is done with it beside running: "base" (export of checkpoints), "lora" (export of adapters), "train"
@@ -91,9 +100,14 @@ class Family:
     interleaves_qk: bool = False
     square_attention: bool = False
     activation: str = "silu"
+    activation_field: str = "hidden_act"
     scalars: Mapping[str, str] = field(default_factory=dict)
     rope_free_every: int = 0
     norm_after_rope: bool = False
+    norm_plus: float = 0.0
+    window_every: int = 0
+    scaled_embedding: bool = False
+    head_field: str = ""
     needs_output: bool = False
     refused_keys: tuple[str, ...] = ()
     uses: frozenset[str] = ALL_USES
@@ -106,6 +120,14 @@ class Family:
     def turns(self, layer: int) -> bool:
         """Whether a layer turns positions."""
         return not self.rope_free_every or (layer + 1) % self.rope_free_every != 0
+
+    def windowed(self, layer: int) -> bool:
+        """Whether a layer attends to the tokens of a window alone."""
+        return bool(self.window_every) and (layer + 1) % self.window_every != 0
+
+    def plus(self, gguf_name: str) -> float:
+        """What a tensor of a GGUF is more than that of transformers."""
+        return self.norm_plus if gguf_name.endswith("_norm.weight") else 0.0
 
     def part(self, name: str) -> Part | None:
         """The module of a block with this GGUF name, or None."""
@@ -170,12 +192,30 @@ def find_class(name: str) -> tuple[Family, HfClass] | None:
     return next(((family, hf) for family in FAMILIES.values() for hf in family.classes if hf.name == name), None)
 
 
+def text_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says of the language model, with what its class takes where it says nothing."""
+    names = raw.get("architectures") or [""]
+    found = find_class(str(names[0]))
+    if found is None:
+        return dict(raw)
+    hf = found[1]
+    said = {name: value for name, value in raw.items() if name != hf.text_config}
+    inner = raw.get(hf.text_config) if hf.text_config else {}
+    of_all = {name: raw[name] for name in ("architectures", "bos_token_id", "eos_token_id") if name in raw}
+    return {**hf.defaults, **said, **(inner if isinstance(inner, dict) else {}), **of_all}
+
+
 def known_classes() -> list[str]:
     """Names of the classes whose checkpoints can be exported."""
     return [hf.name for family in FAMILIES.values() if "base" in family.uses for hf in family.classes]
 
 
 OUTSIDE: Final = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+# Parts of multimodal models, other than the language model, by the names of their modules.
+OTHER_SENSES: Final = re.compile(
+    r"(?:^|\.)(visual|vision_tower|vision_model|vision_encoder|multi_modal_projector|mm_projector|audio_tower|"
+    r"audio_model|embed_vision|embed_audio)(?:\.|$)"
+)
 _NORMS: Final = (
     Part("attn_norm", "input_layernorm", ("n_embd",)),
     Part("ffn_norm", "post_attention_layernorm", ("n_embd",)),
@@ -202,6 +242,24 @@ def _mlp(bias: str = "") -> tuple[Part, ...]:
         Part("ffn_down", "mlp.down_proj", ("n_ff", "n_embd"), bias),
     )
 
+
+# Of gemma-3-4b-it's config.json, which names little
+_GEMMA3_DEFAULTS: Final = {
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131_072,
+    "sliding_window": 4096,
+    "query_pre_attn_scalar": 256,
+    "rope_local_base_freq": 10_000.0,
+}
+_GEMMA3_FIXED: Final = {
+    "attention_bias": False,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "use_bidirectional_attention": False,
+}
 
 _ROWS: Final = (
     Family(
@@ -288,6 +346,40 @@ _ROWS: Final = (
             *_mlp(),
         ),
         norm_after_rope=True,
+    ),
+    Family(
+        "gemma3",
+        classes=tuple(
+            HfClass(
+                name,
+                config,
+                fixed=_GEMMA3_FIXED,
+                tied=True,
+                rope_theta=1_000_000.0,
+                defaults=_GEMMA3_DEFAULTS,
+                text_config=part,
+            )
+            for name, config, part in (
+                ("Gemma3ForCausalLM", "Gemma3TextConfig", ""),
+                ("Gemma3ForConditionalGeneration", "Gemma3Config", "text_config"),
+            )
+        ),
+        block=(
+            Part("attn_norm", "input_layernorm", ("n_embd",)),
+            *_attention(),
+            *_HEAD_NORMS,
+            Part("post_attention_norm", "post_attention_layernorm", ("n_embd",)),
+            Part("ffn_norm", "pre_feedforward_layernorm", ("n_embd",)),
+            *_mlp(),
+            Part("post_ffw_norm", "post_feedforward_layernorm", ("n_embd",)),
+        ),
+        activation="gelu_pytorch_tanh",
+        activation_field="hidden_activation",
+        norm_plus=1.0,
+        window_every=6,
+        scaled_embedding=True,
+        head_field="query_pre_attn_scalar",
+        refused_keys=("final_logit_softcapping", "attn_logit_softcapping"),
     ),
 )
 FAMILIES: Final[dict[str, Family]] = {row.architecture: row for row in _ROWS}

@@ -2,7 +2,7 @@
 
 hf_config(file)                        # {"hidden_size": 576, …} for the class `family.classes[0]`
 for name, place in places(file).items():
-    place.in_order(tensor_of(file, name))       # float32, (out, in)
+    place.numbers(tensor_of(file, name))        # float32, (out, in)
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..errors import UnsupportedError
 from .families import ALWAYS, FAMILIES, Family, halves_order
 from .file import GgufFile
-from .rope import ROPE_FACTORS
+from .rope import FULL_LAYERS, ROPE_FACTORS, WINDOW_LAYERS
 
 
 def dtype_word(version: str) -> str:
@@ -69,15 +69,20 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     def key(name: str, default: Any = None) -> Any:
         return file.get(f"{arch}.{name}", default)
 
-    width, heads = int(key("embedding_length")), int(key("attention.head_count"))
+    width, heads, layers = (int(key(name)) for name in ("embedding_length", "attention.head_count", "block_count"))
+    head = int(key("attention.key_length", width // heads))
+    of_family: dict[str, Any] = {family.head_field: head} if family.head_field else {}
+    if family.window_every:
+        kinds = [WINDOW_LAYERS if family.windowed(layer) else FULL_LAYERS for layer in range(layers)]
+        of_family |= {"sliding_window": int(key("attention.sliding_window")), "layer_types": kinds}
     return {
         "vocab_size": file.tensors["token_embd.weight"].shape[1],
         "hidden_size": width,
         "intermediate_size": int(key("feed_forward_length")),
-        "num_hidden_layers": int(key("block_count")),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": int(key("attention.head_count_kv", heads)),
-        "head_dim": int(key("attention.key_length", width // heads)),
+        "head_dim": head,
         "max_position_embeddings": int(key("context_length")),
         "rms_norm_eps": float(key("attention.layer_norm_rms_epsilon")),
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -85,7 +90,9 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         "eos_token_id": file.get("tokenizer.ggml.eos_token_id"),
         # Class defaults are ids of the real vocabulary.
         "pad_token_id": None,
+        family.activation_field: family.activation,
         **_biases(file, family),
+        **of_family,
         **{field: float(key(name, 1.0)) for name, field in family.scalars.items()},
         **family.classes[0].fixed,
     }
@@ -108,15 +115,21 @@ class Place:
         module: the module's name in transformers.
         kind: "weight" or "bias".
         n_heads: of q and k whose rows lie pair by pair and must be put back to halves; 0 elsewhere.
+        plus: what its numbers are more than those of transformers.
     """
 
     module: str
     kind: str
     n_heads: int = 0
+    plus: float = 0.0
 
     def in_order(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Rows (numbers or blocks) in the order that transformers wants."""
         return rows[halves_order(len(rows), self.n_heads)] if self.n_heads else rows
+
+    def numbers(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The file's numbers as transformers has them."""
+        return self.in_order(values) - np.float32(self.plus)
 
 
 def places(file: GgufFile) -> dict[str, Place]:
@@ -138,7 +151,8 @@ def places(file: GgufFile) -> dict[str, Place]:
         if module is None or kind not in ("weight", "bias"):
             unknown.append(name)
             continue
-        found[name] = Place(module, kind, family.n_interleaved_heads(stem, heads, kv_heads) or 0)
+        n_heads = family.n_interleaved_heads(stem, heads, kv_heads) or 0
+        found[name] = Place(module, kind, n_heads, family.plus(name))
     if unknown:
         raise UnsupportedError(
             "tensors that the model of transformers has no place for", where=file.path, problems=unknown

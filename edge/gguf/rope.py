@@ -8,8 +8,9 @@ Understands the field names of transformers 4 (`rope_theta`, `rope_scaling`) and
 two ignores or reinterprets what the other wrote, in silence: a model is loaded with `give_rope` and then checked.
 """
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UnsupportedError
-from .families import find_class
+from .families import FAMILIES, OTHER_SENSES, HfClass, find_class, text_fields
 from .file import GgufFile
 
 DEFAULT_ROPE_THETA: Final = 10_000.0
@@ -28,6 +29,9 @@ NTK_ALPHA: Final = "ntk_alpha"
 # Divisors of the speeds, (head size / 2,): llama.cpp's form of Llama 3's scaling.
 ROPE_FACTORS: Final = "rope_freqs.weight"
 Floats = npt.NDArray[np.float32]
+# transformers' names of two kinds of layers
+FULL_LAYERS: Final = "full_attention"
+WINDOW_LAYERS: Final = "sliding_attention"
 _NEEDED: Final = {
     "linear": ("factor",),
     "yarn": ("factor",),
@@ -46,12 +50,19 @@ class Rope:
         theta: the base of the speeds.
         fields: what config.json says of the kind.
         divisors: of the speeds, (head size / 2,), where a GGUF holds them.
+        window_theta: the base of layers that attend within a window, which nothing stretches; 0: there are none.
     """
 
     kind: str
     theta: float
     fields: Mapping[str, Any] = field(default_factory=dict)
     divisors: Floats | None = None
+    window_theta: float = 0.0
+
+    @property
+    def windowed(self) -> "Rope":
+        """That of layers that attend within a window."""
+        return Rope("default", self.window_theta)
 
     def base(self, head_size: int) -> float:
         """The base of the speeds, `theta` stretched where the kind does so."""
@@ -139,6 +150,9 @@ def read_rope(raw: Mapping[str, Any], problems: list[str], default_theta: float 
     if default_theta is None:
         default_theta = DEFAULT_ROPE_THETA if hf is None else hf.rope_theta
     scaling, parameters = dict(raw.get("rope_scaling") or {}), dict(raw.get("rope_parameters") or {})
+    window_theta = 0.0
+    if found is not None and found[0].window_every:
+        window_theta, parameters = _window_theta(raw, parameters, found[1], problems)
     fields = scaling | parameters
     if any(isinstance(value, dict) for value in fields.values()):
         problems.append("rope_parameters differ from layer to layer")
@@ -154,17 +168,32 @@ def read_rope(raw: Mapping[str, Any], problems: list[str], default_theta: float 
         kind = NTK_ALPHA
     elif kind not in ROPE_KINDS:
         problems.append(f"rope scaling of the kind {kind!r}; supported: {', '.join(ROPE_KINDS)}")
-        return Rope("default", theta)
+        return Rope("default", theta, window_theta=window_theta)
     missing = [name for name in _NEEDED.get(kind, ()) if fields.get(name) is None]
     if missing:
         problems += [f"rope scaling {kind!r} lacks {name}" for name in missing]
-        return Rope("default", theta)
+        return Rope("default", theta, window_theta=window_theta)
     if fields.get("truncate") is False:
         problems.append("yarn without truncation")
     for source in (raw, fields):
         if float(source.get("partial_rotary_factor") or 1) != 1:
             problems.append("only a part of each head is rotated (partial_rotary_factor)")
-    return Rope(kind, theta, fields)
+    return Rope(kind, theta, fields, window_theta=window_theta)
+
+
+def _window_theta(
+    raw: Mapping[str, Any], parameters: dict[str, Any], hf: HfClass, problems: list[str]
+) -> tuple[float, dict[str, Any]]:
+    """The rope base within windows, and the `rope_parameters` of the other layers."""
+    theta = raw.get("rope_local_base_freq")
+    if WINDOW_LAYERS in parameters:
+        # As transformers 5 has them: one set for each kind of layers.
+        window = dict(parameters[WINDOW_LAYERS] or {})
+        if window.get("rope_type", "default") != "default":
+            problems.append(f"a rope scaling of the kind {window['rope_type']!r} within windows")
+        theta = window.get("rope_theta") or theta
+        parameters = dict(parameters.get(FULL_LAYERS) or {})
+    return float(theta or hf.defaults["rope_local_base_freq"]), parameters
 
 
 def gguf_rope(file: GgufFile) -> Rope:
@@ -177,16 +206,19 @@ def gguf_rope(file: GgufFile) -> Rope:
     theta = float(file.get(f"{arch}.rope.freq_base", DEFAULT_ROPE_THETA))
     kind = str(file.get(f"{arch}.rope.scaling.type", "none"))
     divisors = file.array(ROPE_FACTORS) if ROPE_FACTORS in file.tensors else None
+    family, window_theta = FAMILIES.get(str(arch)), 0.0
+    if family is not None and family.window_every:
+        window_theta = float(file.get(f"{arch}.rope.freq_base_swa", DEFAULT_ROPE_THETA))
     if kind == "linear":
         factor = float(file.get(f"{arch}.rope.scaling.factor", 1.0))
-        return Rope("linear", theta, {"factor": factor}, divisors)
+        return Rope("linear", theta, {"factor": factor}, divisors, window_theta)
     if kind not in ("none", ""):
         raise UnsupportedError(
             f"the rope scaling {kind!r} of a GGUF is not computed here",
             where=file.path,
             hint="take the Hugging Face folder of the same model instead",
         )
-    return Rope("default", theta, {}, divisors)
+    return Rope("default", theta, {}, divisors, window_theta)
 
 
 def _is_new(config: Any) -> bool:
@@ -199,10 +231,16 @@ def give_rope(config: Any, rope: Rope) -> None:
     fields = {name: value for name, value in rope.fields.items() if name not in ("type", "rope_theta")}
     scaling = fields | {"rope_type": "dynamic" if rope.kind == NTK_ALPHA else rope.kind}
     if _is_new(config):
-        config.rope_parameters = scaling | {"rope_theta": rope.theta}
-    else:
-        config.rope_theta = rope.theta
-        config.rope_scaling = None if rope.kind == "default" else scaling
+        parameters = scaling | {"rope_theta": rope.theta}
+        if rope.window_theta:
+            window = {"rope_type": "default", "rope_theta": rope.window_theta}
+            parameters = {FULL_LAYERS: parameters, WINDOW_LAYERS: window}
+        config.rope_parameters = parameters
+        return
+    config.rope_theta = rope.theta
+    config.rope_scaling = None if rope.kind == "default" else scaling
+    if rope.window_theta:
+        config.rope_local_base_freq = rope.window_theta
 
 
 def settle_rope(config: Any, raw: Mapping[str, Any], where: Path) -> Rope | None:
@@ -213,8 +251,11 @@ def settle_rope(config: Any, raw: Mapping[str, Any], where: Path) -> Rope | None
     Raises:
         UnsupportedError: neither this reads it, nor the installed transformers, which knows no `rope_parameters`.
     """
+    config = config.get_text_config()
+    raw = text_fields(raw)
     if _is_new(config):
         own = config.rope_parameters or {}
+        own = own.get(FULL_LAYERS, own)
     elif hasattr(config, "rope_theta"):
         own = {"rope_theta": config.rope_theta}
     else:
@@ -240,20 +281,48 @@ def check_rope(model: Any, rope: Rope, where: Path) -> None:
     Raises:
         UnsupportedError: they differ: this transformers reads the file in another way.
     """
-    config = model.config
+    config = model.config.get_text_config()
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    speeds, factor = rope.speeds(head_size, config.max_position_embeddings)
-    for name, module in model.named_modules():
-        if not hasattr(module, "inv_freq"):
-            continue
-        own_factor = float(getattr(module, "attention_scaling", 1.0))
-        theirs = module.inv_freq.detach().cpu().float().numpy()
+    for name, module, kind in _turning(model):
+        of_window = bool(rope.window_theta) and ("local" in name or kind.startswith(WINDOW_LAYERS))
+        speeds, factor = (rope.windowed if of_window else rope).speeds(head_size, config.max_position_embeddings)
+        own_factor = float(getattr(module, f"{kind}attention_scaling", 1.0))
+        theirs = getattr(module, f"{kind}inv_freq").detach().cpu().float().numpy()
         alike = theirs.shape == speeds.shape and np.allclose(theirs, speeds, rtol=_TOLERANCE, atol=0)
         if not (alike and math.isclose(own_factor, factor, rel_tol=_TOLERANCE)):
             raise UnsupportedError(
                 f"the installed transformers does not turn positions as the file says: {name} has the speeds "
-                f"{theirs[:3].tolist()}…, factor {float(getattr(module, 'attention_scaling', 1.0)):g}; the file says "
+                f"{theirs[:3].tolist()}…, factor {own_factor:g}; the file says "
                 f"{speeds[:3].tolist()}…, factor {factor:g}",
                 where=where,
                 hint="another release of transformers may read it rightly",
             )
+
+
+def _turning(model: Any) -> Iterator[tuple[str, Any, str]]:
+    """Modules of a language model that turn positions: name, module, and what stands before their fields' names."""
+    for name, module in model.named_modules():
+        if OTHER_SENSES.search(name):
+            continue
+        for kind in ("", f"{FULL_LAYERS}_", f"{WINDOW_LAYERS}_"):
+            if hasattr(module, f"{kind}inv_freq"):
+                yield name, module, kind
+
+
+def with_buffers(model: Any, config: Any, rope: Rope) -> Any:
+    """The model, with what stands in no file: made again where it was made on torch's "meta" device."""
+    inner = model.model
+    inner.rotary_emb = type(inner.rotary_emb)(config=config)
+    if hasattr(inner, "rotary_emb_local"):
+        local = copy.deepcopy(config)
+        give_rope(local, rope.windowed)
+        inner.rotary_emb_local = type(inner.rotary_emb_local)(config=local)
+    if hasattr(inner.embed_tokens, "embed_scale"):
+        inner.embed_tokens.embed_scale = inner.norm.weight.new_tensor(config.hidden_size**0.5)
+    if rope.divisors is not None:
+        # Llama 3's scaling stands in a tensor of divisors that no config says.
+        for name, module, kind in _turning(model):
+            if "local" not in name and not kind.startswith(WINDOW_LAYERS):
+                speeds = getattr(module, f"{kind}inv_freq")
+                speeds /= speeds.new_tensor(rope.divisors.tolist())
+    return model

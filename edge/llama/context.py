@@ -11,7 +11,7 @@ ends the process on malformed ones. Nothing is locked: a model with its contexts
 
 import ctypes
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,10 @@ import numpy.typing as npt
 from ..errors import DoesNotFitError, EngineError, InputError
 from ..options import FlashAttention, KvType
 from ..system.cpu import default_decode_threads, default_threads
-from .binding import NotCopied, lib, quiet_logs, unheard
+from .binding import NotCopied, lib, unheard
 from .model import Adapter, Model, created
+from .states import Sequences
 from .token_batch import TokenBatch
-
-if TYPE_CHECKING:
-    from .kv_bytes import Blob
 
 Outputs = Literal["last", "all", "none"]
 
@@ -40,7 +38,7 @@ MAX_THREADS: Final = 512
 _ADDRESS_OF_ROW: Final = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
 
 
-class Context(NotCopied):
+class Context(NotCopied, Sequences):
     """A KV cache with its compute buffers over a model: decodes tokens under the adapters that are set.
 
     Args:
@@ -59,6 +57,7 @@ class Context(NotCopied):
     Attributes:
         n_ctx_tokens: the room that there is, at least what was asked.
         n_ctx_seq_tokens: the longest that one sequence can be.
+        memory: what llama.cpp keeps of a sequence.
         threads, threads_batch: as used.
 
     Raises:
@@ -86,6 +85,7 @@ class Context(NotCopied):
         llama = lib()
         self._llama = llama
         self._model = model
+        self.memory = model.memory
         self._watch = model.watch
         self._active: list[tuple[Adapter, float]] = []
         self._kept_rows: npt.NDArray[np.float32] | None = None
@@ -105,11 +105,13 @@ class Context(NotCopied):
         params.flash_attn_type = FLASH_ATTENTION[flash_attention]
         params.kv_unified = kv_unified
         params.no_perf = False
+        # Of layers that attend within a window, the window alone (`states.py`).
+        params.swa_full = False
         self.handle, _ = created(
             "make a context", model.path, lambda: llama.llama_init_from_model(model.handle, params)
         )
         model.contexts[id(self)] = self
-        self._memory = llama.llama_get_memory(self.handle)
+        self._cache = llama.llama_get_memory(self.handle)
         self.n_ctx_tokens: int = llama.llama_n_ctx(self.handle)
         self.n_ctx_seq_tokens: int = llama.llama_n_ctx_seq(self.handle)
         self.n_batch_tokens: int = llama.llama_n_batch(self.handle)
@@ -232,11 +234,6 @@ class Context(NotCopied):
         self._kept_rows = None
         self._run(n)
 
-    def _alive(self) -> None:
-        """llama.cpp ends the process if it is given what was freed."""
-        if not self.handle:
-            raise EngineError("the context was closed", where=self._model.path)
-
     def _run(self, n_tokens: int) -> None:
         self._alive()
         if self._watch is not None:
@@ -287,62 +284,6 @@ class Context(NotCopied):
             return row
         return self.logits_view(i).copy()
 
-    def remove(self, sequence: int, start: int, end: int = -1) -> None:
-        """Forgets positions `start` to `end` (excluded; -1: all after) of a sequence.
-
-        Raises:
-            EngineError: this kind of model cannot forget a part.
-        """
-        self._alive()
-        if not self._llama.llama_memory_seq_rm(self._memory, sequence, start, end):
-            raise EngineError(f"llama.cpp cannot forget positions {start} to {end}", where=self._model.path)
-
-    def length(self, sequence: int) -> int:
-        """The position behind the last one that the KV cache holds of a sequence."""
-        self._alive()
-        return int(self._llama.llama_memory_seq_pos_max(self._memory, sequence)) + 1
-
-    def sequence_bytes(self, sequence: int) -> int:
-        """How many bytes `read_sequence` would give; of several sequences a few more."""
-        self._alive()
-        return int(self._llama.llama_state_seq_get_size(self.handle, sequence))
-
-    def read_sequence(self, sequence: int) -> "Blob":
-        """Keys and values of a sequence as bytes, shape (n_bytes,), for a context over the same base and of any size.
-
-        Raises:
-            EngineError: llama.cpp fails.
-        """
-        from .kv_bytes import of_one_stream
-
-        blob = np.empty(self.sequence_bytes(sequence), np.uint8)
-        with quiet_logs() as log:
-            n_bytes = self._llama.llama_state_seq_get_data(self.handle, _bytes_of(blob), blob.size, sequence)
-        if n_bytes != blob.size:
-            raise EngineError("llama.cpp cannot give out the KV cache", problems=log.errors())
-        return of_one_stream(blob, self._n_streams)
-
-    def write_sequence(self, sequence: int, blob: "Blob") -> bool:
-        """Replaces what the KV cache holds of a sequence; False, with the sequence empty, when llama.cpp refuses it.
-
-        llama.cpp checks that layers, types and row sizes fit, and nothing else: not which model computed them, under
-        which adapters, from which tokens. `prefix/store.py` and `prefix/disk.py` keep those books.
-        """
-        # Bytes of an empty sequence would leave it as it is.
-        self.remove(sequence, 0)
-        return self._put(sequence, blob)
-
-    def _put(self, sequence: int, blob: "Blob") -> bool:
-        """`write_sequence` into an empty sequence."""
-        from .kv_bytes import of_streams
-
-        blob = of_streams(blob, self._n_streams)
-        with quiet_logs():
-            n_bytes = self._llama.llama_state_seq_set_data(self.handle, _bytes_of(blob), blob.size, sequence)
-        if n_bytes != blob.size:
-            self.remove(sequence, 0)
-        return bool(n_bytes == blob.size)
-
     def beside(self, **options: Any) -> "Context":
         """Another context over the same base, computing as this one does; options as of the class."""
         return Context(self._model, **options)
@@ -350,7 +291,7 @@ class Context(NotCopied):
     def clear(self) -> None:
         """Forgets everything in the KV cache."""
         self._alive()
-        self._llama.llama_memory_clear(self._memory, True)
+        self._llama.llama_memory_clear(self._cache, True)
 
     def close(self) -> None:
         """Frees it. Calling it twice does nothing."""
@@ -367,10 +308,6 @@ class Context(NotCopied):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _bytes_of(blob: "Blob") -> Any:
-    return blob.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 def _check_sizes(n_ctx: int, n_batch: int, n_seq: int, n_outputs: int, kv_type: str, flash_attention: str) -> None:

@@ -125,6 +125,7 @@ def _use(path: Path) -> None:
         ids = (ids or [0])[: N_CTX_TOKENS // 2]
         with Context(model, n_ctx_tokens=N_CTX_TOKENS, n_batch_tokens=N_CTX_TOKENS) as context:
             context.decode(ids, 0)
+            context.settle(0)
             state = context.read_sequence(0)
             rows: list[tuple[int, np.ndarray[Any, Any]]] = []
             for restored in (False, True):

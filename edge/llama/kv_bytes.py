@@ -4,39 +4,95 @@ A context whose sequences have their own parts of the cache calls these parts st
 how many cells each one has of the sequence: none, but for the sequence's own. It rejects state saved with another
 number of streams, though nothing else depends on it. So sequences are kept as a context of one stream would write them.
 
-Layout (llama-context.cpp and llama-kv-cache.cpp of 2026-10): magic, sequence, number of streams; then for each stream
-its number of cells and, where that is not 0, the cells. All numbers are uint32.
+Layout (llama-context.cpp and llama-kv-cache.cpp of 2026-10): magic, sequence, then one cache, or two where there are
+windows (that of the other layers first), then states. Of a cache: its number of streams; for each stream its number of
+cells and, where that is not 0, the cells. All these numbers are uint32. States know no streams.
 """
 
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
+if TYPE_CHECKING:
+    from .states import Memory
+
 Blob = npt.NDArray[np.uint8]
 WORD_BYTES: Final = 4
-# Where the number of streams stands, and the first stream behind it.
-_N_STREAMS: Final = slice(2 * WORD_BYTES, 3 * WORD_BYTES)
-_STREAMS: Final = 3 * WORD_BYTES
+_HEAD_BYTES: Final = 2 * WORD_BYTES
+# Of each cell: position, number of sequences, the sequence; and three more in some models
+_CELL_WORDS: Final = 3
+_LONG_CELL_WORDS: Final = 6
 
 
-def of_one_stream(blob: Blob, n_streams: int) -> Blob:
+def of_one_stream(blob: Blob, n_streams: int, memory: "Memory") -> Blob:
     """What a context of `n_streams` has written, as one of a single stream writes it."""
-    if n_streams == 1:
-        return blob
-    counts = blob[_STREAMS : _STREAMS + n_streams * WORD_BYTES].view(np.uint32)
-    n_before = int(np.flatnonzero(counts)[0]) if counts.any() else n_streams - 1
-    n_after = n_streams - 1 - n_before
-    cells = blob[_STREAMS + n_before * WORD_BYTES : blob.size - n_after * WORD_BYTES]
-    return np.concatenate([blob[: _N_STREAMS.start], _word(1), cells])
+
+    def alone(cache: Blob) -> list[Blob]:
+        at = WORD_BYTES
+        found = _word(0)
+        for _ in range(n_streams):
+            end = _stream_end(cache, at, memory)
+            if end > at + WORD_BYTES:
+                found = cache[at:end]
+            at = end
+        return [_word(1), found]
+
+    return blob if n_streams == 1 else _mapped(blob, memory, alone)
 
 
-def of_streams(blob: Blob, n_streams: int) -> Blob:
+def of_streams(blob: Blob, n_streams: int, memory: "Memory") -> Blob:
     """The reverse, the sequence's cells in the first stream: which one they come from does not matter."""
+    empty = np.zeros((n_streams - 1) * WORD_BYTES, np.uint8)
     if n_streams == 1:
         return blob
-    empty = np.zeros((n_streams - 1) * WORD_BYTES, np.uint8)
-    return np.concatenate([blob[: _N_STREAMS.start], _word(n_streams), blob[_STREAMS:], empty])
+    return _mapped(blob, memory, lambda cache: [_word(n_streams), cache[WORD_BYTES:], empty])
+
+
+def _mapped(blob: Blob, memory: "Memory", change: "Callable[[Blob], list[Blob]]") -> Blob:
+    parts = [blob[:_HEAD_BYTES]]
+    at = _HEAD_BYTES
+    for start, end in _caches(blob, memory):
+        parts += change(blob[start:end])
+        at = end
+    return np.concatenate([*parts, blob[at:]])
+
+
+def _caches(blob: Blob, memory: "Memory") -> Iterator[tuple[int, int]]:
+    """Where each cache begins and ends."""
+    at = _HEAD_BYTES
+    for _ in range(2 if memory.window_tokens else 1):
+        start = at
+        at += WORD_BYTES
+        for _ in range(_number(blob, start)):
+            at = _stream_end(blob, at, memory)
+        yield start, at
+
+
+def _stream_end(blob: Blob, at: int, memory: "Memory") -> int:
+    """Where the cells of a stream end whose number of cells stands at `at`."""
+    n_cells = _number(blob, at)
+    at += WORD_BYTES
+    if not n_cells:
+        return at
+    at += n_cells * (_LONG_CELL_WORDS if memory.long_cells else _CELL_WORDS) * WORD_BYTES
+    transposed, n_layers = _number(blob, at), _number(blob, at + WORD_BYTES)
+    at += 2 * WORD_BYTES
+    for _ in range(n_layers):
+        # type, bytes of a row (uint64), rows
+        at += 3 * WORD_BYTES + n_cells * _number(blob, at + WORD_BYTES)
+    for _ in range(n_layers):
+        if transposed:
+            # type, bytes of an element, elements of a row
+            at += 3 * WORD_BYTES + n_cells * _number(blob, at + WORD_BYTES) * _number(blob, at + 2 * WORD_BYTES)
+        else:
+            at += 3 * WORD_BYTES + n_cells * _number(blob, at + WORD_BYTES)
+    return at
+
+
+def _number(blob: Blob, at: int) -> int:
+    return int.from_bytes(blob[at : at + WORD_BYTES].tobytes(), "little")
 
 
 def _word(value: int) -> Blob:

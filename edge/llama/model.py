@@ -14,6 +14,7 @@ from ..errors import EngineError, InputError
 from ..files.watch import FileWatch
 from ..system.bus_error import expect_mapped
 from .binding import NotCopied, lib, quiet_logs
+from .states import Memory
 from .vocab import Vocab
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Model(NotCopied):
     Attributes:
         path: the GGUF file.
         vocab: its tokenizer.
+        memory: what is kept of a sequence.
         n_ctx_train_tokens: context length that it was trained for.
         size_bytes: of the tensors, as stored.
         handle: the `llama_model` pointer, for calls that have no method here.
@@ -67,6 +69,7 @@ class Model(NotCopied):
         self.handle = handle
         self.watch = watch
         self.vocab = Vocab.of(handle)
+        self.memory = Memory.of(handle)
         self.n_ctx_train_tokens: int = llama.llama_model_n_ctx_train(handle)
         self.size_bytes: int = llama.llama_model_size(handle)
         self.contexts: dict[int, Dependent] = {}

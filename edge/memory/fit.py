@@ -16,7 +16,7 @@ from ..options import BATCH_TOKENS, CHUNK_TOKENS, DEFAULT_BUDGET_BYTES, MOST_LOA
 from ..sizes import human_bytes
 from ..system.cpu import default_threads
 from ..system.memory import CAN_LET_GO, available_bytes, machine_bytes, memory_limit_bytes
-from .plan import MemoryPlan, plan_memory
+from .plan import ContextSize, MemoryPlan, plan_memory
 
 DEFAULT_CTX_TOKENS: Final = 2048
 LEAST_CTX_TOKENS: Final = 512
@@ -47,7 +47,8 @@ def layouts(base: BaseInfo, repack: bool | None, both: bool | None, mmap: bool |
     Args:
         repack, both, mmap: as asked for; None leaves it open.
     """
-    can_both = mmap is not False and CAN_LET_GO
+    # A sequence goes from one layout's context to the other's and back, and is cut there.
+    can_both = mmap is not False and CAN_LET_GO and ContextSize.of(base.file).cuttable
     if both and can_both:
         return [(True, True)]
     if repack is not None:
@@ -98,8 +99,9 @@ def plan_session(
     }
     asked_bytes = options.get("prefix_budget_bytes")
     on_disk = options.get("prefix_cache") is not None
-    # Without adapters nothing is swapped; answers at once share their beginnings.
-    budget_bytes = DEFAULT_BUDGET_BYTES if adapter_sizes_bytes or options.get("n_parallel") or on_disk else 0
+    # Without adapters nothing is swapped; answers at once share their beginnings. What cannot be cut is put back.
+    used = adapter_sizes_bytes or options.get("n_parallel") or on_disk or not ContextSize.of(base.file).cuttable
+    budget_bytes = DEFAULT_BUDGET_BYTES if used else 0
     budget_bytes = budget_bytes if asked_bytes is None else asked_bytes
     limit_bytes = limit_of(options)
     if limit_bytes is not None:

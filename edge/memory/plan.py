@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..gguf.base import BaseInfo
+from ..gguf.families import FAMILIES
 from ..gguf.file import GgufFile
 from ..llama.kernels import cpu_features, repacked_tensors
 from ..options import BATCH_TOKENS, KvType
@@ -212,11 +213,21 @@ def plan_memory(
     )
 
 
+def _padded(n_tokens: int) -> int:
+    return -(-n_tokens // KV_PAD_TOKENS) * KV_PAD_TOKENS
+
+
 @dataclass(frozen=True)
 class ContextSize:
-    """What a context over a base takes; lengths of rows, and counts of all blocks together or of the heads of one."""
+    """What a context over a base takes; lengths of rows, and counts of all blocks together or of the heads of one.
+
+    Attributes:
+        n_windowed, window_tokens: of the layers that keep the keys and values of so many tokens, and of one batch.
+    """
 
     n_layers: int
+    n_windowed: int
+    window_tokens: int
     n_matrices: int
     n_heads: int
     n_embd: int
@@ -225,15 +236,26 @@ class ContextSize:
     n_ff: int
     n_vocab: int
 
+    @property
+    def cuttable(self) -> bool:
+        """As `llama.states.Memory.cuttable` of the base when it is loaded."""
+        return not self.n_windowed
+
     @classmethod
     def of(cls, file: GgufFile) -> "ContextSize":
         """From a base's header."""
         shapes = {name: info.shape for name, info in file.tensors.items() if name.startswith(("blk.0.", "token_embd."))}
         n_embd, n_vocab = shapes["token_embd.weight"]
+        arch = str(file.get("general.architecture"))
+        family = FAMILIES.get(arch)
+        n_layers = sum(name.endswith(".attn_k.weight") for name in file.tensors)
+        n_windowed = sum(map(family.windowed, range(n_layers))) if family is not None else 0
         return cls(
-            n_layers=sum(name.endswith(".attn_k.weight") for name in file.tensors),
+            n_layers=n_layers,
+            n_windowed=n_windowed,
+            window_tokens=int(file.get(f"{arch}.attention.sliding_window", 0)) if n_windowed else 0,
             n_matrices=sum(name.startswith("blk.") and len(info.shape) == 2 for name, info in file.tensors.items()),
-            n_heads=int(file.get(f"{file.get('general.architecture')}.attention.head_count")),
+            n_heads=int(file.get(f"{arch}.attention.head_count")),
             n_embd=n_embd,
             n_q=shapes["blk.0.attn_q.weight"][1],
             n_kv=shapes["blk.0.attn_k.weight"][1] + shapes["blk.0.attn_v.weight"][1],
@@ -263,9 +285,10 @@ class ContextSize:
             n_ctx_tokens: of each of the `n_seq` sequences.
             both_layouts: with the second context that `two_layouts.py` has beside, for one sequence.
         """
-        cells = -(-n_ctx_tokens // KV_PAD_TOKENS) * KV_PAD_TOKENS
+        cells = _padded(n_ctx_tokens)
         n_batch = min(n_batch_tokens, cells * n_seq)
-        mask = 2 * cells
+        window_cells = min(cells, _padded(self.window_tokens + n_batch)) if self.n_windowed else 0
+        mask = 2 * (cells + window_cells)
         feed_forward = mask + 4 * (3 * self.n_ff + 4 * self.n_embd)
         scores = 4 * (self.n_heads * cells + cells) + 23 * max(self.n_embd, self.n_q)
         head = n_outputs * 4 * self.n_vocab + n_batch * (mask + 6 * self.n_embd)
@@ -275,7 +298,8 @@ class ContextSize:
         )
         # Activations are quantised for a product: at most 292 bytes for 256 values (Q8_K), here those of ffn_down.
         work = n_batch * self.n_ff * 292 // 256 + n_threads * THREAD_WORK_BYTES
-        kv_bytes = round(self.n_layers * n_seq * cells * self.n_kv * KV_VALUE_BYTES[kv_type])
+        rows = (self.n_layers - self.n_windowed) * cells + self.n_windowed * window_cells
+        kv_bytes = round(n_seq * rows * self.n_kv * KV_VALUE_BYTES[kv_type])
         outputs_bytes = 4 * self.n_vocab * n_outputs
         if not both_layouts:
             return kv_bytes, graph + work, outputs_bytes

@@ -4,7 +4,9 @@
     cache.prefill(context, record, prompt, [Section(len(prompt))])
 
 Snapshots are taken when an adapter swap is about to throw keys and values away, so a session that never swaps pays
-nothing. Shared beginnings (system prefixes) are offered to the disk as soon as they are computed.
+nothing. Shared beginnings (system prefixes) are offered to the disk as soon as they are computed. A memory that cannot
+be cut (`llama/states.py`) keeps nothing of what an answer was added to: there a snapshot is taken where the next prompt
+may go on, before the prompt's last chunk and behind shared beginnings, and it counts as a whole only.
 """
 
 from collections.abc import Sequence
@@ -83,9 +85,12 @@ class PrefixCache:
     ) -> int:
         """As `prefill`; what is read from the disk is put into `loaded`, None: nothing is."""
         wanted = chunks_of(sections)
+        whole = not context.memory.cuttable
         kept = record.reusable(prompt, wanted)
+        if whole and not kept == len(record.tokens) == context.length(sequence):
+            kept = 0
         found = self.store.find(prompt, wanted[:-1], kept)
-        if record.chunks and record.chunks[-1][1] != wanted[-1][1]:
+        if not whole and record.chunks and record.chunks[-1][1] != wanted[-1][1]:
             self._before_loss(context, record, kept, sequence, found[0] if found else None)
         if loaded is not None:
             on_disk = self._on_disk(prompt, sections, wanted, found[1] if found else kept)
@@ -108,11 +113,15 @@ class PrefixCache:
                 chunk = prompt[at:end]
                 outputs: Outputs = "last" if end == len(prompt) else "none"
                 context.decode(chunk, at, sequence=sequence, outputs=outputs)
+                if outputs == "none":
+                    context.settle(sequence)
                 record.add(chunk, section.state)
                 at = end
+                if whole and len(wanted) > 1 and at == wanted[-2][0]:
+                    self._remember(context, record, sequence)
             start = section.end
             if section.shared and kept < at == section.end:
-                self._shared(context, record, sequence, keep)
+                self._shared(context, record, sequence, keep or whole)
         check_numbers(context.logits_view())
         record.n_stable_tokens = wanted[-2][0] if len(wanted) > 1 else 0
         return kept
@@ -200,12 +209,13 @@ def open_prefix_cache(
             raise InputError(f"the {what} is {n_bytes} bytes; it must not be negative")
     if most_bytes is not None:
         budget_bytes = min(budget_bytes, most_bytes)
+    whole = not context.memory.cuttable
     place = options.get("prefix_cache")
     if place is None:
-        return PrefixCache(PrefixStore(budget_bytes))
+        return PrefixCache(PrefixStore(budget_bytes, whole=whole))
     from .disk import PrefixDisk
     from .domain import kv_domain
 
     folder = make_folder(user_path(str(place)))
     domain = kv_domain(base, context, options, folder)
-    return PrefixCache(PrefixStore(budget_bytes), PrefixDisk(folder, domain, cap_bytes, most_bytes))
+    return PrefixCache(PrefixStore(budget_bytes, whole=whole), PrefixDisk(folder, domain, cap_bytes, most_bytes))

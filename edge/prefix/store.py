@@ -42,13 +42,15 @@ class PrefixStore:
 
     Args:
         budget_bytes: they hold at most this; 0 keeps none.
+        whole: a snapshot counts with all of its tokens only, as the memory it is put into cannot be cut.
 
     Attributes:
         n_restored: how often a snapshot spared a computation.
     """
 
-    def __init__(self, budget_bytes: int) -> None:
+    def __init__(self, budget_bytes: int, *, whole: bool = False) -> None:
         self.budget_bytes = budget_bytes
+        self.whole = whole
         self.n_restored = 0
         self._snapshots: list[Snapshot] = []
 
@@ -71,7 +73,7 @@ class PrefixStore:
         prompt = list(prompt)
         for snapshot in self._snapshots:
             n_tokens = same_chunks(snapshot.tokens, snapshot.chunks, prompt, wanted)
-            if n_tokens <= more_than:
+            if n_tokens <= more_than or (self.whole and n_tokens < len(snapshot.tokens)):
                 continue
             if best is None or (n_tokens, -snapshot.size_bytes) > (best[1], -best[0].size_bytes):
                 best = snapshot, n_tokens
@@ -89,7 +91,8 @@ class PrefixStore:
         self._snapshots = [
             known
             for known in self._snapshots
-            if same_chunks(snapshot.tokens, snapshot.chunks, known.tokens, known.chunks) < len(known.tokens)
+            if (self.whole and len(known.tokens) < len(snapshot.tokens))
+            or same_chunks(snapshot.tokens, snapshot.chunks, known.tokens, known.chunks) < len(known.tokens)
         ]
         if self.make_room(snapshot.size_bytes):
             self._snapshots.append(snapshot)

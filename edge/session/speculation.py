@@ -76,6 +76,10 @@ class Drafting:
         mode = self._mode or choice.card.speculate
         if mode == "off" or self._context.n_outputs_max < MOST_AT_ONCE:
             return lane
+        memory = self._context.memory
+        # A state cannot forget a wrong guess. Windows can, but their cells then lie in another order than without it.
+        if memory.has_state or (mode == "exact" and not memory.cuttable):
+            return lane
         if mode == "exact" and not self.exactness.possible(name for name, _ in choice.scales):
             return lane
         return DraftingLane(lane, self, room_tokens, exact=mode == "exact")

@@ -26,7 +26,8 @@ from ...edge.gguf.families import interleave_rows
 from ...edge.gguf.types import GgmlType
 from ..files.encode import Q8_0_BLOCK_VALUES, encode_rows
 from ..files.gguf_writer import Chunk, NewTensor
-from ..files.safetensors import READABLE, SafetensorsFile
+from ..files.safetensors import READABLE, SafetensorsFile, StoredTensor
+from ..files.tensor_names import other_sense, plain_name
 from .config import ModelConfig
 
 INDEX_FILE: Final = "model.safetensors.index.json"
@@ -51,12 +52,19 @@ class Checkpoint:
         self.config = config
         self.faults: list[str] = []
         self._files = files
-        self._where = {name: file for file in files for name in file.tensors}
+        # By the names of a language model that stands alone: the file, and its own name there.
+        self._where: dict[str, tuple[SafetensorsFile, str]] = {}
+        for file in files:
+            for name in file.tensors:
+                if not config.hf.text_config:
+                    self._where[name] = file, name
+                elif other_sense(name) is None:
+                    self._where[plain_name(name)] = file, name
         if config.tied and self._has_own_head():
             note = "config.json says that the head is the embedding, but the checkpoint holds another head: it is kept"
             self.config = config = dataclasses.replace(config, tied=False, notes=(*config.notes, note))
         self._check()
-        stored = {self._where[name].tensors[name].dtype for name, shape in config.expected().items() if len(shape) > 1}
+        stored = {self._entry(name).dtype for name, shape in config.expected().items() if len(shape) > 1}
         exact = {"BF16": GgmlType.BF16, "F16": GgmlType.F16}
         self.float_type = exact.get(stored.pop(), GgmlType.F32) if len(stored) == 1 else GgmlType.F32
 
@@ -85,15 +93,19 @@ class Checkpoint:
                 file.close()
             raise
 
+    def _entry(self, name: str) -> StoredTensor:
+        file, own_name = self._where[name]
+        return file.tensors[own_name]
+
     def _has_own_head(self) -> bool:
         """Whether there is a head whose values are not the embedding's: a fine-tune's, merged or not tied again."""
         names = ("lm_head.weight", "model.embed_tokens.weight")
         if not all(name in self._where for name in names):
             return False
-        head, embedding = (self._where[name].tensors[name] for name in names)
+        head, embedding = (self._entry(name) for name in names)
         if head.shape != embedding.shape or head.dtype not in READABLE or embedding.dtype not in READABLE:
             return True
-        blocks = zip(*(self._where[name].blocks(name) for name in names), strict=True)
+        blocks = zip(*(file.blocks(own) for file, own in (self._where[name] for name in names)), strict=True)
         return any(not np.array_equal(one, other) for one, other in blocks)
 
     def _check(self) -> None:
@@ -103,7 +115,7 @@ class Checkpoint:
             if name not in self._where:
                 problems.append(f"{name} is missing")
                 continue
-            entry = self._where[name].tensors[name]
+            entry = self._entry(name)
             if entry.shape != shape:
                 problems.append(f"{name} has shape {list(entry.shape)}; config.json says {list(shape)}")
             elif entry.dtype not in READABLE:
@@ -140,7 +152,7 @@ class Checkpoint:
     def _tensor(self, name: str, type: GgmlType, gguf_name: str | None = None) -> NewTensor:
         module, _, suffix = name.rpartition(".")
         gguf_name = gguf_name or f"{self.config.family.gguf_name(module)}.{suffix}"
-        entry = self._where[name].tensors[name]
+        entry = self._entry(name)
         if len(entry.shape) == 1:
             type = GgmlType.F32
         elif type is GgmlType.Q8_0 and entry.shape[-1] % Q8_0_BLOCK_VALUES:
@@ -148,9 +160,10 @@ class Checkpoint:
         return NewTensor(gguf_name, entry.shape[::-1], type, lambda: self._stream(name, gguf_name, type))
 
     def _stream(self, name: str, gguf_name: str, type: GgmlType) -> Iterator[Chunk]:
-        file, config = self._where[name], self.config
+        (file, own_name), config = self._where[name], self.config
+        plus = config.family.plus(gguf_name)
         n_heads = config.family.n_interleaved_heads(gguf_name, config.n_heads, config.n_kv_heads)
-        vector = len(file.tensors[name].shape) == 1
+        vector = len(file.tensors[own_name].shape) == 1
         faults: set[str] = set()
 
         def encode(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -159,6 +172,7 @@ class Checkpoint:
                 rows = rows.reshape(-1, 1) if vector else rows
                 rows = interleave_rows(rows, len(rows) // config.head_size)
                 rows = rows.reshape(1, -1) if vector else rows
+            rows = rows.astype(np.float32) + np.float32(plus) if plus else rows
             largest = float(np.abs(rows).max(initial=0))
             if not np.isfinite(largest):
                 faults.add("holds NaN or infinity")
@@ -166,7 +180,7 @@ class Checkpoint:
                 faults.add(f"holds {largest:.3g}, more than {type.name} can")
             return encode_rows(rows, type)
 
-        yield from _in_order(encode, file.blocks(name, 1 if n_heads is None or vector else config.head_size))
+        yield from _in_order(encode, file.blocks(own_name, 1 if n_heads is None or vector else config.head_size))
         self.faults += [f"{name} {fault}" for fault in sorted(faults)]
 
     def raise_faults(self) -> None:

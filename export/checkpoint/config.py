@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ...edge.errors import InputError, UnsupportedError
 from ...edge.files.atomic import read_json
-from ...edge.gguf.families import ALWAYS, OUTSIDE, Family, HfClass, find_class, known_classes
+from ...edge.gguf.families import ALWAYS, OUTSIDE, Family, HfClass, find_class, known_classes, text_fields
 from ...edge.gguf.rope import Rope, read_rope, yarn_attention_factor, yarn_default_factor
 from ..files.gguf_writer import Value, float32, text, uint32
 
@@ -22,7 +22,7 @@ class ModelConfig:
     """The numbers of one checkpoint.
 
     Attributes:
-        raw: the whole config.json.
+        raw: config.json, of several models the language model's part.
         notes: what the user should know, though it is no fault.
     """
 
@@ -62,7 +62,7 @@ class ModelConfig:
                 where=path,
                 hint=f"supported: {', '.join(known_classes())}",
             )
-        return _build(path, *found, raw)
+        return _build(path, *found, text_fields(raw))
 
     def expected(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that the checkpoint must hold: Hugging Face name -> numpy shape."""
@@ -99,6 +99,9 @@ class ModelConfig:
             f"{a}.rope.dimension_count": uint32(self.head_size),
             f"{a}.rope.freq_base": float32(self.rope.base(self.head_size)),
         }
+        if self.family.window_every:
+            keys[f"{a}.attention.sliding_window"] = uint32(int(self.raw["sliding_window"]))
+            keys[f"{a}.rope.freq_base_swa"] = float32(self.rope.window_theta)
         for key, name in self.family.scalars.items():
             keys[f"{a}.{key}"] = float32(self.raw.get(name, 1.0))
         fields = self.rope.fields
@@ -144,7 +147,7 @@ def _build(path: Path, family: Family, hf: HfClass, raw: dict[str, Any]) -> Mode
         problems.append(
             f"{family.architecture} needs heads x head size = width, not {n_heads} x {head_size} for {n_embd}"
         )
-    activation = raw.get("hidden_act", family.activation)
+    activation = raw.get(family.activation_field, family.activation)
     if {"swish": "silu"}.get(activation, activation) != family.activation:
         problems.append(f"the activation {activation!r}; llama.cpp computes {family.activation} for this family")
     if raw.get("quantization_config"):
@@ -165,8 +168,21 @@ def _build(path: Path, family: Family, hf: HfClass, raw: dict[str, Any]) -> Mode
     for name in family.scalars.values():
         if not isinstance(raw.get(name, 1.0), int | float) or not raw.get(name, 1.0) > 0:
             problems.append(f"{name} is {raw[name]!r}, not a number above 0")
-    if "sliding_attention" in (raw.get("layer_types") or []):
+    windowed = ["sliding_attention" if family.windowed(layer) else "full_attention" for layer in range(n_layers)]
+    if family.window_every:
+        number("sliding_window")
+        every = raw.get("sliding_window_pattern", family.window_every)
+        if raw.get("layer_types", windowed) not in (None, windowed) or every != family.window_every:
+            problems.append(f"another pattern of windows than all layers but each {family.window_every}th")
+    elif "sliding_attention" in (raw.get("layer_types") or []):
         problems.append("attention within a window")
+    if family.head_field:
+        # gemma3.cpp takes another one for the 62 layers of the 27B alone.
+        divisor = n_embd / n_heads if n_layers == 62 else head_size
+        if raw[family.head_field] != divisor:
+            problems.append(
+                f"{family.head_field} is {raw[family.head_field]!r}; llama.cpp takes {divisor:g} with such heads"
+            )
     notes = []
     window = raw.get("sliding_window")
     if hf.name == "MistralForCausalLM" and window and window < n_ctx_tokens:

@@ -73,7 +73,7 @@ def verify(
     import torch
 
     from ...edge.console import progress
-    from ..lora.tensor_names import plainly_named
+    from ..files.tensor_names import plainly_named
     from ..proof.prompts import BUILT_IN, read_prompts
     from ..proof.report import as_data, as_text, keep_report
     from ..proof.verify import verify as prove

@@ -17,11 +17,11 @@ from typing import Any, Final
 from ...edge.errors import InputError
 from ...edge.files.atomic import read_json
 from ..files.safetensors import READABLE, SafetensorsFile
+from ..files.tensor_names import other_sense, plain_name
 from ..reasons import Reasons
 from .mlx_folder import is_mlx, read_mlx
 from .peft_config import LoraPair, PeftConfig, read_peft_config
 from .scaling import Scaling
-from .tensor_names import other_sense, plain_name
 
 SHOWN: Final = 8
 CONFIG_FILE: Final = "adapter_config.json"

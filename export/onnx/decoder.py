@@ -90,6 +90,10 @@ def store(info: BaseInfo, weights: Weights, data: DataFile, *, packed: bool, max
     cos, sin = rope_tables(info, max_length_tokens)
     data.add("rope_cos", cos.astype(weights.dtype))
     data.add("rope_sin", sin.astype(weights.dtype))
+    if info.family.window_every:
+        cos, sin = rope_tables(info, max_length_tokens, windowed=True)
+        data.add("rope_window_cos", cos.astype(weights.dtype))
+        data.add("rope_window_sin", sin.astype(weights.dtype))
     embedding = weights.matrix("model.embed_tokens", ["token_embd.weight"], transposed=False)
     norms = {"model.norm": weights.vector("model.norm.weight", ["output_norm.weight"])}
     layers = []
@@ -179,6 +183,9 @@ class _Decoder:
         self.lengths = self._lengths(mask)
         self.shape = g.node("Shape", [ids])
         residual = self._times(self._rows(g.embedding(parts.embedding, ids), info.n_embd), "embedding_scale")
+        if info.family.scaled_embedding:
+            root = g.small("embedding_root", np.array(info.n_embd**0.5, g.dtype))
+            residual = g.node("Mul", [residual, root])
         x = (
             residual
             if self.before_attention is None
@@ -313,7 +320,10 @@ class _Decoder:
         past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
         outputs = ["", f"present.{layer}.key", f"present.{layer}.value"]
         turns = info.family.turns(layer) and not info.family.norm_after_rope
-        tables = [g.stored("rope_cos"), g.stored("rope_sin")] if turns else []
+        windowed = info.family.windowed(layer)
+        kind = "rope_window" if windowed else "rope"
+        tables = [g.stored(f"{kind}_cos"), g.stored(f"{kind}_sin")] if turns else []
+        window_tokens = int(info.file.get(f"{info.architecture}.attention.sliding_window")) if windowed else 0
         scale = self._scalar("attention.scale") if "attention.scale" in info.family.scalars else size**-0.5
         attended = g.node(
             "GroupQueryAttention",
@@ -325,6 +335,7 @@ class _Decoder:
             scale=float(scale),
             do_rotary=int(turns),
             rotary_interleaved=0,
+            local_window_size=window_tokens or -1,
         )
         return self._rows(attended, info.n_heads * size)
 
@@ -335,8 +346,12 @@ class _Decoder:
             gate, up = (self._apply(linears[f"mlp.{part}_proj"], x) for part in ("gate", "up"))
         else:
             gate, up = self._split(packed, self._apply(packed, x))
-        swish = g.node("Mul", [gate, g.node("Sigmoid", [gate])])
-        return self._apply(linears["mlp.down_proj"], g.node("Mul", [swish, up]))
+        if self.info.family.activation == "silu":
+            gate = g.node("Mul", [gate, g.node("Sigmoid", [gate])])
+        else:
+            # GELU by way of tanh, as the other families here have it
+            gate = g.node("FastGelu", [gate], domain=MS)
+        return self._apply(linears["mlp.down_proj"], g.node("Mul", [gate, up]))
 
     def _split(self, linear: Linear, y: str) -> list[str]:
         g = self.graph

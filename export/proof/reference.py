@@ -22,7 +22,7 @@ from ...edge.errors import InputError, SlmEdgeError
 from ...edge.files.atomic import read_table
 from ...edge.gguf.file import GgufFile
 from ...edge.gguf.hf_form import classes_of, dtype_word, hf_config, places, tensor_of, trained_family
-from ...edge.gguf.rope import check_rope, gguf_rope, give_rope, settle_rope
+from ...edge.gguf.rope import check_rope, gguf_rope, give_rope, settle_rope, with_buffers
 from .mlx import MlxModel, is_mlx_folder
 
 
@@ -33,9 +33,15 @@ class Reference:
         tokenizer: of the Hugging Face folder; None if there is none.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, tokenizer: Any, peft_dir: str | os.PathLike[str]) -> None:
+        self._gelus = _round_gelus(model)
+        self._model = _adapted(model, peft_dir)
         self.tokenizer = tokenizer
+
+    @property
+    def rounds(self) -> bool:
+        """Whether `as_ggml` changes anything."""
+        return bool(self._gelus)
 
     @classmethod
     def from_hf(cls, folder: str | os.PathLike[str], peft_dir: str | os.PathLike[str]) -> "Reference":
@@ -76,7 +82,7 @@ class Reference:
                 folder,
                 lambda: tokenizers.from_pretrained(folder, local_files_only=True),
             )
-        return cls(_adapted(model, peft_dir), tokenizer)
+        return cls(model, tokenizer, peft_dir)
 
     @classmethod
     def from_gguf(cls, path: str | os.PathLike[str], peft_dir: str | os.PathLike[str]) -> "Reference":
@@ -101,32 +107,30 @@ class Reference:
             with torch.device("meta"):
                 model: Any = model_class(config)
             state = {
-                f"{place.module}.{place.kind}": torch.from_numpy(np.array(place.in_order(tensor_of(file, name))))
+                f"{place.module}.{place.kind}": torch.from_numpy(np.array(place.numbers(tensor_of(file, name))))
                 for name, place in found.items()
             }
             if config.tie_word_embeddings:
                 state["lm_head.weight"] = state["model.embed_tokens.weight"]
             model.load_state_dict(state, assign=True)
             model.tie_weights()
-            # The speeds are a buffer outside of the state, made on no device above.
-            model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
-            return model
+            return with_buffers(model, config, rope)
 
         model = _try("transformers cannot load it", file.path, load)
-        if rope.divisors is not None:
-            # Llama 3's scaling stands in a tensor of divisors that no config says.
-            model.model.rotary_emb.inv_freq.div_(torch.from_numpy(rope.divisors.copy()))
         check_rope(model, rope, file.path)
-        return cls(_adapted(model, peft_dir), None)
+        return cls(model, None, peft_dir)
 
-    def logits(self, ids: list[int], *, adapter: bool = True) -> npt.NDArray[np.float32]:
+    def logits(self, ids: list[int], *, adapter: bool = True, as_ggml: bool = True) -> npt.NDArray[np.float32]:
         """Logits after each token, (n_tokens, n_vocab).
 
         Args:
             adapter: with the adapter, or the base alone.
+            as_ggml: GELU is rounded as ggml rounds it.
         """
         import torch
 
+        for gelu in self._gelus:
+            gelu.rounded = as_ggml
         tokens = torch.tensor([ids])
         with torch.inference_mode():
             if adapter:
@@ -146,6 +150,33 @@ def _quiet() -> None:
 
     quiet.set_verbosity_error()
     quiet.disable_progress_bar()
+
+
+def _round_gelus(model: Any) -> list[Any]:
+    """Makes a model compute GELU as ggml's CPU backend: from a table of F16, between -10 and 10 (vec.h).
+
+    Else a thousandth of each activation would be another number, and errors of that size would hide in it.
+
+    Returns:
+        The activations; `rounded` switches it.
+    """
+    import torch
+
+    class HalfGelu(torch.nn.Module):
+        rounded = True
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.rounded:
+                return torch.nn.functional.gelu(x, approximate="tanh")
+            table = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+            return torch.where(x <= -10, torch.zeros_like(x), torch.where(x >= 10, x, table))
+
+    found = []
+    for module in model.modules():
+        if type(getattr(module, "act_fn", None)).__name__ in ("GELUTanh", "PytorchGELUTanh"):
+            module.act_fn = HalfGelu()
+            found.append(module.act_fn)
+    return found
 
 
 def _adapted(model: Any, peft_dir: str | os.PathLike[str]) -> Any:

@@ -204,6 +204,10 @@ def _prove(
         ours_alone = _rows(context, ids, 0)
     theirs, theirs_alone = reference.logits(ids), reference.logits(ids, adapter=False)
     effect_squares, error_squares = _effects(theirs, theirs_alone, ours, ours_alone)
+    exact = theirs, theirs_alone
+    if side is not None and reference.rounds:
+        # onnxruntime does not round as ggml does.
+        exact = reference.logits(ids, as_ggml=False), reference.logits(ids, adapter=False, as_ggml=False)
     chosen = theirs[n_prompt - 1 :].argmax(axis=1)
     return PromptResult(
         prompt=prompt,
@@ -216,7 +220,7 @@ def _prove(
         error_squares=error_squares,
         answer=model.vocab.decode(answer),
         greedy_equal=list(chosen) == list(answer),
-        onnx=None if side is None else side.compare(ids, n_prompt, theirs, theirs_alone),
+        onnx=None if side is None else side.compare(ids, n_prompt, *exact),
     )
 
 

@@ -74,19 +74,25 @@ class BlockLinear(FrozenLinear):
 
 
 class BlockEmbedding(nn.Embedding):
-    """An embedding that keeps the blocks of a GGUF tensor and decodes the rows that are asked for."""
+    """An embedding that keeps the blocks of a GGUF tensor and decodes the rows that are asked for.
 
-    def __init__(self, rows: Tensor, kind: GgmlType) -> None:
+    Args:
+        scale: rows are multiplied by it.
+    """
+
+    def __init__(self, rows: Tensor, kind: GgmlType, scale: float = 1.0) -> None:
         nn.Module.__init__(self)
         block_values, block_bytes = kind.block
         self.num_embeddings, self.embedding_dim = len(rows), rows.shape[1] // block_bytes * block_values
         self.padding_idx = None
         self.weight = nn.Parameter(rows, requires_grad=False)
         self.kind = kind
+        self.scale = scale
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids of any shape -> f32 (..., width)."""
-        return dequantize(self.weight[ids.flatten()], self.kind).view(*ids.shape, self.embedding_dim)
+        rows = dequantize(self.weight[ids.flatten()], self.kind).view(*ids.shape, self.embedding_dim)
+        return rows if self.scale == 1 else rows * self.scale
 
 
 def dense_of(layer: nn.Linear) -> Tensor:

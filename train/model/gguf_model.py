@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...edge.errors import UnsupportedError
 from ...edge.gguf.file import GgufFile
 from ...edge.gguf.hf_form import Place, classes_of, hf_config, places, tensor_of, trained_family
-from ...edge.gguf.rope import check_rope, gguf_rope, give_rope
+from ...edge.gguf.rope import check_rope, gguf_rope, give_rope, with_buffers
 from ..recipe import Weights
 from .blocks import DECODERS, dequantize
 from .frozen import BlockEmbedding, BlockLinear
@@ -43,7 +43,7 @@ def numbers_of(gguf: GgufFile, name: str, place: Place, device: str = "cpu") -> 
     """One tensor on `device`, f32, as transformers wants it; a matrix for a GPU is decoded there."""
     if device != "cpu" and _is_matrix(gguf, name) and gguf.tensors[name].type in DECODERS:
         return dequantize(blocks_of(gguf, name, place).to(device), gguf.tensors[name].type)
-    return torch.from_numpy(np.array(place.in_order(tensor_of(gguf, name)), copy=True)).to(device)
+    return torch.from_numpy(np.array(place.numbers(tensor_of(gguf, name)), copy=True)).to(device)
 
 
 def blocks_of(gguf: GgufFile, name: str, place: Place) -> Tensor:
@@ -74,11 +74,8 @@ def load_gguf_model(
     with torch.device("meta"):
         model = model_class(config)
     _fill(model, gguf, weights, device)
-    # the inverse frequencies are a buffer outside the state: made on meta above, so made again for real
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
     rope = gguf_rope(gguf)
-    if rope.divisors is not None:
-        model.model.rotary_emb.inv_freq /= torch.from_numpy(np.array(rope.divisors, copy=True))
+    with_buffers(model, config, rope)
     check_rope(model, rope, gguf.path)
     model.eval()
     return model.to(device)  # type: ignore[no-any-return]
@@ -137,7 +134,8 @@ def _replace(model: nn.Module, gguf: GgufFile, name: str, place: Place, weights:
     before = model.get_submodule(place.module)
     new: nn.Module
     if isinstance(before, nn.Embedding):
-        new = BlockEmbedding(blocks_of(gguf, name, place), gguf.tensors[name].type)
+        scale = before.embedding_dim**0.5 if trained_family(gguf).scaled_embedding else 1.0
+        new = BlockEmbedding(blocks_of(gguf, name, place), gguf.tensors[name].type, scale)
     else:
         assert isinstance(before, nn.Linear)
         bias = None if before.bias is None else before.bias.detach()

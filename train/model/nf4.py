@@ -70,7 +70,8 @@ def to_nf4(model: nn.Module, device: str) -> None:
         if isinstance(module, nn.Linear) and module is not head:
             bias = None if module.bias is None else module.bias.detach().float()
             model.set_submodule(name, Nf4Linear(module.weight.detach().to(device), bias))
-    causal.set_input_embeddings(BlockEmbedding(*float_rows(embedding.weight)))
+    scale = float(getattr(embedding, "embed_scale", 1.0))
+    causal.set_input_embeddings(BlockEmbedding(*float_rows(embedding.weight), scale))
     kept = BlockLinear(*float_rows(head.weight))
     if tied:
         kept.weight = causal.get_input_embeddings().weight

@@ -4,13 +4,15 @@ import os
 import tomllib
 
 import pytest
-from build_gguf import tiny_base
+from build_gguf import WINDOW_TOKENS, tiny_base
 from slm_edge.devices.catalogue.quant_mix import LABELS, quant_label, types_of
 from slm_edge.devices.catalogue.shapes import MODELS_FILE, ModelShape, find_shape, known_shapes, match_shape
+from slm_edge.devices.catalogue.table_view import table_of
 from slm_edge.devices.catalogue.workload import Workload
 from slm_edge.edge.errors import InputError
 from slm_edge.edge.gguf.file import GgufFile
 from slm_edge.edge.llama.binding import lib, quiet_logs
+from slm_edge.edge.memory.plan import plan_memory
 
 # enum llama_ftype of llama.h
 FTYPES = {
@@ -90,6 +92,29 @@ def test_the_mixture_is_the_quantisers(kind, tmp_path):
         assert of_file.kv_values_per_token == of_shape.kv_values_per_token
         out.unlink()
     assert set(LABELS) - set(FTYPES) == {"f32", "bf16", "q2_k_s"}
+
+
+def test_windows_bound_what_a_long_context_takes():
+    """The 270M: 3 layers of 18 keep everything, the others 512 tokens; a file's table says the same as the name."""
+    shape = find_shape("gemma-3-270m")
+    plan = plan_memory(table_of(shape, "q4_k_m"), n_ctx_tokens=32768)
+    # 96 MiB and 11.25 MiB, as llama.cpp's log says of the published file
+    assert plan.kv_bytes == (3 * 32768 + 15 * 768) * 512 * 2 == 107.25 * (1 << 20)
+    work = Workload.of_shape(shape, "q4_k_m")
+    assert work.context_bytes(512) == 512 * 18 * 512 * 2
+    assert work.context_bytes(8192) - work.context_bytes(4096) == 4096 * 3 * 512 * 2
+
+
+def test_a_windowed_file_is_the_work_of_its_shape(tmp_path):
+    path = tiny_base(tmp_path / "base.gguf", architecture="gemma3", n_layers=7)
+    file = GgufFile.open(path)
+    n_vocab = file.tensors["token_embd.weight"].shape[1]
+    sizes = {"n_layers": 7, "n_embd": 64, "n_heads": 4, "n_kv_heads": 2, "n_ff": 128, "n_vocab": n_vocab}
+    shape = ModelShape("tiny", "gemma3", **sizes, qk_norm=True, post_norms=True, window_tokens=WINDOW_TOKENS)
+    assert shape.n_params == sum(info.n_values for info in file.tensors.values())
+    for n_tokens in (10, 1000):
+        works = Workload.of_file(file), Workload.of_shape(shape, "f32")
+        assert len({work.context_bytes(n_tokens) for work in works}) == 1
 
 
 def test_an_untied_embedding_is_not_streamed():

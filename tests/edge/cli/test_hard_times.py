@@ -22,6 +22,10 @@ def test_mixed_swaps_and_requests_stay_right_and_do_not_grow(tmp_path, both_layo
     assert soak(tmp_path, 300, both_layouts=both_layouts) < (24 if both_layouts else 8) << 20
 
 
+def test_windows_stay_right_too(tmp_path):
+    assert soak(tmp_path, 200, architecture="gemma3") < 16 << 20
+
+
 @pytest.fixture
 def made(tmp_path):
     base = tiny_base(tmp_path / "base.gguf")

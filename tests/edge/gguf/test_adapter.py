@@ -39,7 +39,7 @@ def test_good_adapters_pass_and_act_in_llama_cpp(tmp_path, architecture):
     plain = tiny_adapter(tmp_path / "a.gguf", base, rank=8, alpha=16, task="sums")
     every = tiny_adapter(tmp_path / "b.gguf", base, targets=(*ALL, "token_embd", "output"), fingerprint=None)
     info = check_adapter(plain, BaseInfo.open(base))
-    assert (info.rank, info.alpha, info.n_pairs, info.task_name) == (8, 16.0, 14, "sums")
+    assert (info.rank, info.alpha, info.n_pairs, info.task_name) == (8, 16.0, 7 * BaseInfo.open(base).n_layers, "sums")
     assert info.fingerprint == BaseInfo.open(base).fingerprint
     assert check_adapter(every, BaseInfo.open(base)).targets[-1] == "output.weight"
     assert check_adapter(every, BaseInfo.open(base)).fingerprint is None

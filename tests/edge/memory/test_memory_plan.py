@@ -36,6 +36,12 @@ def base_path(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def windowed_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("windows") / "base.gguf"
+    return tiny_base(path, architecture="gemma3", n_embd=256, n_ff=768, n_ctx_train_tokens=8192)
+
+
+@pytest.fixture(scope="module")
 def base(base_path):
     return BaseInfo.open(base_path)
 
@@ -61,6 +67,31 @@ def test_buffers_are_those_that_llama_cpp_reports(base_path, base, n_ctx, n_batc
     assert plan.outputs_bytes / MIB == pytest.approx(said["output"], abs=0.01)
     work_bytes = n_batch * 768 * 292 // 256 + (512 << 10)
     assert (plan.compute_bytes - work_bytes) / MIB == pytest.approx(said["compute"], rel=0.05, abs=0.06)
+
+
+@pytest.mark.parametrize("flash_attention", ["on", "off"])
+@pytest.mark.parametrize(("n_ctx", "n_batch", "n_seq"), [(2048, 128, 1), (8192, 512, 1), (300, 32, 1), (768, 128, 4)])
+def test_so_are_those_of_windows(windowed_path, n_ctx, n_batch, n_seq, flash_attention):
+    sizes = {"n_batch_tokens": n_batch, "n_outputs": n_seq, "n_seq": n_seq, "n_threads": 1}
+    size = ContextSize.of(BaseInfo.open(windowed_path).file)
+    kv_bytes, compute_bytes, _ = size.bytes(n_ctx, **sizes, flash_attention=flash_attention == "on")
+    options = {"n_ctx_tokens": n_ctx * n_seq, "n_batch_tokens": n_batch, "n_seq_max": n_seq, "threads": 1}
+    with Model.load(windowed_path) as model, quiet_logs() as log:
+        Context(model, **options, flash_attention=flash_attention).close()
+    said = re.findall(r"KV buffer size = +([\d.]+)", log.text())
+    assert len(said) == 2
+    assert kv_bytes / MIB == pytest.approx(sum(map(float, said)), abs=0.01)
+    compute = float(re.findall(r"compute buffer size = +([\d.]+)", log.text())[0])
+    work_bytes = n_batch * 768 * 292 // 256 + (512 << 10)
+    assert (compute_bytes - work_bytes) / MIB == pytest.approx(compute, rel=0.05, abs=0.06)
+
+
+def test_windows_make_long_contexts_cheap(windowed_path):
+    """5 of 6 layers keep 40 tokens and one batch: 512 cells, not 8,192."""
+    info = BaseInfo.open(windowed_path)
+    plan = plan_memory(info, n_ctx_tokens=8192)
+    assert plan.kv_bytes == (8192 + 5 * 512) * 2 * 2 * 64 * 2
+    assert not plan_session(info, {"both_layouts": True, "n_ctx_tokens": 512}).choices.both_layouts
 
 
 def test_a_second_context_for_answers_at_once_too(base_path, base):
@@ -95,8 +126,8 @@ def test_features_decide_what_is_repacked(base):
     assert plan_memory(base, features=("AVX2",)).repacked_bytes == 0  # F32 stays as it is everywhere
 
 
-def test_the_plan_is_within_5_percent_of_a_process(base_path, starter_base):
-    for path in (base_path, starter_base):
+def test_the_plan_is_within_5_percent_of_a_process(base_path, windowed_path, starter_base):
+    for path in (base_path, windowed_path, starter_base):
         row = compare(path, {"mmap": True, "repack": True}, threads=1)
         assert row["plan_over_peak"] == pytest.approx(1, abs=0.05), row
 

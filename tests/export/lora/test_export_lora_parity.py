@@ -122,13 +122,13 @@ def test_scaling_is_pefts(tmp_path, llama, name):
 
 
 @pytest.mark.parametrize("name", SCALINGS)
-@pytest.mark.parametrize("family", ["smollm3", "granite", "olmo2", "hunyuan"])
+@pytest.mark.parametrize("family", ["smollm3", "granite", "olmo2", "hunyuan", "gemma3"])
 def test_scaling_is_pefts_on_every_family(tmp_path, newer, family, name):
     prove(tmp_path, newer(family), **SCALINGS[name][0])
 
 
 @pytest.mark.parametrize("target", ALL)
-@pytest.mark.parametrize("family", ["smollm3", "granite", "olmo2", "hunyuan"])
+@pytest.mark.parametrize("family", ["smollm3", "granite", "olmo2", "hunyuan", "gemma3"])
 def test_each_linear_layer_of_every_family(tmp_path, newer, family, target):
     prove(tmp_path, newer(family), r=4, lora_alpha=16, target_modules=[target], size=2.0)
 

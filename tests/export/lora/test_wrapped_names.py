@@ -7,8 +7,8 @@ import pytest
 from build_peft import pair, written_adapter
 from slm_edge.edge.errors import InputError, SlmEdgeError, UnsupportedError
 from slm_edge.edge.gguf.file import GgufFile
+from slm_edge.export.files.tensor_names import plain_name
 from slm_edge.export.lora.lora import export_lora
-from slm_edge.export.lora.tensor_names import plain_name
 
 P = "base_model.model."
 PAIRS = pair("model.layers.0.self_attn.q_proj", 64, 64) | pair("model.layers.1.mlp.down_proj", 128, 64, seed=1)

@@ -40,6 +40,7 @@ IDS = random_ids(250, 40)
         ("granite", {"attention_bias": True, "mlp_bias": True, "tied": False}),
         ("olmo2", {"tied": False}),
         ("hunyuan", {}),
+        ("gemma3", {}),
     ],
     ids=str,
 )

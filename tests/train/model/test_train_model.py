@@ -45,6 +45,7 @@ def llama_cpp_logits(path, ids):
     [
         *(("llama", True, 2), ("llama", False, 4), ("llama", True, 1), ("qwen2", True, 2), ("qwen3", False, 2)),
         *(("smollm3", True, 2), ("granite", True, 2), ("olmo2", False, 2), ("hunyuan-dense", True, 2)),
+        *(("gemma3", True, 1), ("gemma3", False, 2)),
     ],
 )
 def test_logits_equal_llama_cpps(tmp_path, architecture, tied, n_kv_heads):
@@ -56,7 +57,8 @@ def test_logits_equal_llama_cpps(tmp_path, architecture, tied, n_kv_heads):
     with torch.no_grad():
         ours = load_gguf_model(base)(input_ids=torch.tensor([ids])).logits[0].numpy()
     theirs = llama_cpp_logits(base, ids)
-    assert np.abs(ours - theirs).max() <= 2e-3
+    # GELU comes from a table of F16 in ggml.
+    assert np.abs(ours - theirs).max() <= (2e-2 if architecture == "gemma3" else 2e-3)
     assert np.abs(theirs).max() > 1
 
 

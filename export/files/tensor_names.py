@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from ...edge.files.atomic import CHUNK_BYTES
-from ..files.safetensors import SafetensorsFile
+from ...edge.gguf.families import OTHER_SENSES
+from .safetensors import SafetensorsFile
 
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 PREFIX: Final = "base_model.model."
@@ -35,10 +36,6 @@ _LANGUAGE_MODEL: Final = re.compile(
     r"^(?:model\.language_model\.(?=(?:layers|embed_tokens|norm)\.)|language_model\.model\.)"
 )
 _LANGUAGE_HEAD: Final = re.compile(r"^language_model\.(?=lm_head\.)")
-_OTHER_SENSES: Final = re.compile(
-    r"(?:^|\.)(visual|vision_tower|vision_model|vision_encoder|multi_modal_projector|mm_projector|audio_tower|"
-    r"audio_model|embed_vision|embed_audio)\."
-)
 
 
 def plain_name(name: str) -> str:
@@ -52,7 +49,7 @@ def plain_name(name: str) -> str:
 
 def other_sense(name: str) -> str | None:
     """The part of a multimodal model, other than its language model, that a name belongs to."""
-    found = _OTHER_SENSES.search(name)
+    found = OTHER_SENSES.search(name)
     return None if found is None else found[1]
 
 

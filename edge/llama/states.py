@@ -1,0 +1,161 @@
+"""What llama.cpp keeps of a sequence, how it is read, put back and cut.
+
+    context.remove(0, 256)                      # keys and values of every token: cut anywhere
+    context.settle(0)                           # after a chunk: what is kept lies as if it had just been put back
+    blob = context.read_sequence(0)
+
+Three kinds of memory (llama.cpp's source of 2026-10, each tried here):
+
+- Keys and values of every token: a cut leaves what stood before it.
+- Windows: some layers keep their last tokens alone. llama.cpp cuts, answers "yes", and the next token is wrong if the
+  window before the cut is gone; what it gives out holds the last window, so it counts at its own end only.
+- States that each token changes: nothing can be cut.
+
+So of a memory that is not `cuttable` only whole sequences are kept and put back. The cells of a window that has wrapped
+lie in another order than those that were put back, and sums differ in their last bits: `settle` puts them back after
+each chunk, so that what is computed from there on is the same either way.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from ..errors import EngineError
+from .binding import lib, quiet_logs
+
+if TYPE_CHECKING:
+    from .kv_bytes import Blob
+    from .model import Model
+
+# LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY of llama.h: what can't be cut, windows or states, without the rest
+PARTIAL: Final = 1
+# Of one rope type there are three numbers more for each cell (llama_kv_cell_ext).
+MULTI_SECTION_ROPES: Final = (8, 40)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a model makes llama.cpp keep.
+
+    Attributes:
+        window_tokens: of the layers that keep a window; 0: there are none.
+        has_state: there are layers with a state that each token changes.
+        long_cells: cells have three numbers more.
+    """
+
+    window_tokens: int = 0
+    has_state: bool = False
+    long_cells: bool = False
+
+    @classmethod
+    def of(cls, model: Any) -> "Memory":
+        """That of a loaded `llama_model`."""
+        llama = lib()
+        return cls(
+            window_tokens=max(int(llama.llama_model_n_swa(model)), 0),
+            has_state=bool(llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model)),
+            long_cells=int(llama.llama_model_rope_type(model)) in MULTI_SECTION_ROPES,
+        )
+
+    @property
+    def cuttable(self) -> bool:
+        """Whether a sequence can be cut at any token."""
+        return not self.window_tokens and not self.has_state
+
+
+class Sequences:
+    """The part of a `Context` that deals with what is kept of its sequences."""
+
+    handle: Any
+    memory: Memory
+    _llama: Any
+    _model: "Model"
+    _cache: Any
+    _n_streams: int
+
+    def _alive(self) -> None:
+        """llama.cpp ends the process if it is given what was freed."""
+        if not self.handle:
+            raise EngineError("the context was closed", where=self._model.path)
+
+    def remove(self, sequence: int, start: int, end: int = -1) -> None:
+        """Forgets positions `start` to `end` (excluded; -1: all after) of a sequence.
+
+        With windows, a cut is right only behind what the last `decode` began with.
+
+        Raises:
+            EngineError: this kind of model cannot forget a part.
+        """
+        self._alive()
+        if not self._llama.llama_memory_seq_rm(self._cache, sequence, start, end):
+            raise EngineError(f"llama.cpp cannot forget positions {start} to {end}", where=self._model.path)
+
+    def length(self, sequence: int) -> int:
+        """The position behind the last one that the KV cache holds of a sequence."""
+        self._alive()
+        return int(self._llama.llama_memory_seq_pos_max(self._cache, sequence)) + 1
+
+    def sequence_bytes(self, sequence: int) -> int:
+        """How many bytes `read_sequence` would give; of several sequences a few more."""
+        self._alive()
+        return int(self._llama.llama_state_seq_get_size(self.handle, sequence))
+
+    def read_sequence(self, sequence: int) -> "Blob":
+        """Keys and values of a sequence as bytes, shape (n_bytes,), for a context over the same base and of any size.
+
+        Raises:
+            EngineError: llama.cpp fails.
+        """
+        from .kv_bytes import of_one_stream
+
+        blob = np.empty(self.sequence_bytes(sequence), np.uint8)
+        with quiet_logs() as log:
+            n_bytes = self._llama.llama_state_seq_get_data(self.handle, _bytes_of(blob), blob.size, sequence)
+        if n_bytes != blob.size:
+            raise EngineError("llama.cpp cannot give out the KV cache", problems=log.errors())
+        return of_one_stream(blob, self._n_streams, self.memory)
+
+    def write_sequence(self, sequence: int, blob: "Blob") -> bool:
+        """Replaces what the KV cache holds of a sequence; False, with the sequence empty, when llama.cpp refuses it.
+
+        llama.cpp checks that layers, types and row sizes fit, and nothing else: not which model computed them, under
+        which adapters, from which tokens. `prefix/store.py` and `prefix/disk.py` keep those books.
+        """
+        # Bytes of an empty sequence would leave it as it is.
+        self.remove(sequence, 0)
+        return self._put(sequence, blob)
+
+    def _put(self, sequence: int, blob: "Blob") -> bool:
+        """`write_sequence` into an empty sequence."""
+        from .kv_bytes import of_streams
+
+        blob = of_streams(blob, self._n_streams, self.memory)
+        with quiet_logs():
+            n_bytes = self._llama.llama_state_seq_set_data(self.handle, _bytes_of(blob), blob.size, sequence)
+        if n_bytes != blob.size:
+            self.remove(sequence, 0)
+        return bool(n_bytes == blob.size)
+
+    def settle(self, sequence: int) -> None:
+        """Lays the windows of a sequence as they would lie if it had just been put back; see above.
+
+        Raises:
+            EngineError: llama.cpp fails; the sequence is empty then.
+        """
+        if not self.memory.window_tokens or self.length(sequence) <= self.memory.window_tokens:
+            return
+        blob = np.empty(int(self._llama.llama_state_seq_get_size_ext(self.handle, sequence, PARTIAL)), np.uint8)
+        with quiet_logs() as log:
+            n_read = self._llama.llama_state_seq_get_data_ext(
+                self.handle, _bytes_of(blob), blob.size, sequence, PARTIAL
+            )
+            n_put = self._llama.llama_state_seq_set_data_ext(self.handle, _bytes_of(blob), blob.size, sequence, PARTIAL)
+        if not n_read == n_put == blob.size:
+            self.remove(sequence, 0)
+            raise EngineError("llama.cpp does not take back a window that it gave out", problems=log.errors())
+
+
+def _bytes_of(blob: "Blob") -> Any:
+    return blob.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
