@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
-from ...edge.cli.options import data_option, threads_option
+from ...edge.cli.options import PackType, data_option, threads_option
 from ...edge.console import emit, json_option, progress
 
 
 @click.command()
 @click.argument("task_name", metavar="TASK", default="dolly")
-@click.option("--pack", "pack_folder", type=click.Path(path_type=Path), help="Pack to measure.  [default: the starter]")
+@click.option("--pack", "pack_folder", type=PackType(), help="Pack to measure.  [default: the starter]")
 @click.option("--adapter", default="none", show_default=True, metavar="NAME|none")
 @click.option(
     "--against", type=click.Path(path_type=Path), help="Pack of the reference; the KL from it is reported too."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...edge.cli.options import engine_option, threads_option
+from ...edge.cli.options import PackType, engine_option, threads_option
 from ...edge.console import emit, json_option, progress
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("text_file", metavar="TEXT", type=click.Path(path_type=Path))
-@click.option("--pack", "pack_folder", type=click.Path(path_type=Path), help="Pack to measure.  [default: the starter]")
+@click.option("--pack", "pack_folder", type=PackType(), help="Pack to measure.  [default: the starter]")
 @click.option(
     "--adapter", "names", multiple=True, metavar="NAME|none|each", help="May be given again.  [default: none]"
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...edge.cli.options import data_option
+from ...edge.cli.options import PackType, data_option
 from ...edge.console import emit, json_option
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _WORST = 5
 
 
 @click.command()
-@click.option("--pack", type=PATH, help="Pack whose router is measured.  [default: the starter pack]")
+@click.option("--pack", type=PackType(), help="Pack whose router is measured.  [default: the starter pack]")
 @click.option("--router", "file", type=PATH, help="A router's file, in place of a pack's.")
 @data_option("Folder with the public sets, as for bench.")
 @click.option("--sets", type=PATH, multiple=True, help="Files of lines SET | ADAPTER | PROMPT.  [default: ours]")
@@ -131,7 +131,7 @@ def _text(report: dict[str, Any], mistakes: bool) -> str:
 
 
 @click.command()
-@click.option("--pack", type=PATH, help="Pack whose router is timed.  [default: the starter pack]")
+@click.option("--pack", type=PackType(), help="Pack whose router is timed.  [default: the starter pack]")
 @click.option("--router", "file", type=PATH, help="A router's file, in place of a pack's.")
 @click.option("--runs", type=click.IntRange(10), default=300, show_default=True, help="Decisions of each kind.")
 @json_option

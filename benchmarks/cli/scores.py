@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...edge.cli.options import data_option, engine_option, threads_option
+from ...edge.cli.options import PackType, data_option, engine_option, threads_option
 from ...edge.console import emit, json_option, note
 from ..tasks.registry import DEFAULT, MODULES, task
 
@@ -34,7 +34,7 @@ def _part_of(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 
 @click.command()
 @click.argument("tasks", nargs=-1, type=click.Choice(list(MODULES)), metavar="[TASK]...")
-@click.option("--pack", "pack_folder", type=click.Path(path_type=Path), help="Pack to measure.  [default: the starter]")
+@click.option("--pack", "pack_folder", type=PackType(), help="Pack to measure.  [default: the starter]")
 @click.option(
     "--adapter", "names", multiple=True, metavar="NAME|none|each|auto", help="May be given again.  [default: each]"
 )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...edge.cli.options import PackType
 from ...edge.console import emit, json_option, note, progress
 from ...edge.errors import InputError
 
@@ -89,7 +90,7 @@ def show(name: str, as_json: bool) -> None:
     help="A device of `devices list`, with its RAM if one size is meant (pi5 4gb).  [default: this machine]",
 )
 @click.option("--all", "all_devices", is_flag=True, help="Print a table of the whole catalogue.")
-@click.option("--pack", type=click.Path(path_type=Path), help='Folder of a pack; "starter" for the starter pack.')
+@click.option("--pack", type=PackType(), help='Folder of a pack, or a reference; "starter" for the starter pack.')
 @click.option("--model", metavar="NAME|FILE|URL", help="A published model, or a GGUF: only its header is read.")
 @click.option(
     "--quant", metavar="TYPE", help="Quantisation of a published model, unless its name ends in it.  [default: q4_k_m]"

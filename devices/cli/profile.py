@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...edge.cli.options import PackType
 from ...edge.console import emit, json_option, note
 from ...edge.errors import InputError
 
@@ -17,7 +18,7 @@ SCHEMA_FILE = Path(__file__).parent.parent / "profile_schema.json"
 
 
 @click.command()
-@click.option("--pack", type=click.Path(path_type=Path), help="Folder of a pack.  [default: the starter pack]")
+@click.option("--pack", type=PackType(), help="Folder of a pack, or a reference.  [default: the starter pack]")
 @click.option("--base", type=click.Path(path_type=Path), help="A base GGUF alone, in place of a pack.")
 @click.option(
     "--adapter", "adapters", multiple=True, metavar="NAME|none", help="Adapter to measure; repeatable.  [default: all]"
@@ -67,6 +68,8 @@ def profile(ctx: click.Context, /, **given: Any) -> None:
     from ..profile.html import report
     from ..profile.text import failed_assertions, jsonl, metrics, parse_assertion, table
 
+    if given["pack"] is not None and given["base"] is None and given["pack"].is_file():
+        given["pack"], given["base"] = None, given["pack"]
     # What can be known to be wrong is said before minutes are spent.
     wrong = [text for text in given["assertions"] if parse_assertion(text) is None]
     if wrong:

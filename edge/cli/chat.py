@@ -1,7 +1,6 @@
 """`slm-edge chat`: a conversation at the prompt, with adapters that change while it goes on."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -38,7 +37,7 @@ from .options import (
 @special_option
 def chat(
     file: str | None,
-    pack: Path | None,
+    pack: str | None,
     model: str | None,
     loras: tuple[str, ...],
     adapter: str | None,

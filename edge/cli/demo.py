@@ -8,6 +8,7 @@ from ..console import emit, json_option
 from ..datasets.prompts import dolly_messages, gsm8k_messages, mbpp_messages
 from ..gguf.chat_template import Message
 from ..sizes import human_bytes
+from .options import PackType
 
 PASSAGE = (
     "The Bletchley Park museum stands in Buckinghamshire, England. During the Second World War it housed the "
@@ -25,7 +26,7 @@ EXAMPLES: tuple[tuple[str | None, list[Message]], ...] = (
 
 
 @click.command()
-@click.option("--pack", type=click.Path(path_type=Path), help="Use this pack instead of the starter.")
+@click.option("--pack", type=PackType(), help="Use this pack instead of the starter.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; by default one for each physical core.")
 @json_option
 def demo(pack: Path | None, threads: int | None, as_json: bool) -> None:

@@ -9,6 +9,8 @@ import click
 from ..engines import ENGINES
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from ..answer.settings import Settings
     from ..grammar.rules import Rules
     from ..options import EngineOptions
@@ -58,11 +60,48 @@ def _with(options: Sequence[Callable[[Command], Command]], command: Command) -> 
     return command
 
 
+def _pulled_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+    """Names of what was pulled, for Tab; and whatever files there are."""
+    from click.shell_completion import CompletionItem
+
+    from ..store.store import Store
+
+    names = [name for name in ("starter", *Store().names()) if name.startswith(incomplete)]
+    return [*(CompletionItem(name) for name in names), CompletionItem(incomplete, type="file")]
+
+
+class PackType(click.Path):
+    """A pack: its folder, or any reference of `slm-edge pull`; the command gets its path."""
+
+    name = "pack"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if isinstance(value, Path) or Path(value).exists() or (ctx is not None and ctx.resilient_parsing):
+            return Path(value)
+        from ..pack.located import located
+
+        return located(value).path
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+        return _pulled_names(ctx, param, incomplete)
+
+
 def model_options(command: Command) -> Command:
     """Adds `--pack`, `--model` and `--lora`, see `source.chosen`."""
     options = (
-        click.option("--pack", type=click.Path(path_type=Path), help="Folder of a pack.  [default: the starter pack]"),
-        click.option("-m", "--model", metavar="FILE", help="A GGUF file, in place of a pack."),
+        click.option(
+            "--pack",
+            metavar="REF",
+            shell_complete=_pulled_names,
+            help="Folder of a pack, or a reference as in slm-edge pull.  [default: the starter pack]",
+        ),
+        click.option(
+            "-m",
+            "--model",
+            metavar="FILE|REF",
+            shell_complete=_pulled_names,
+            help="A GGUF file, or a place on the hub such as hf.co/OWNER/REPO:Q4_K_M.",
+        ),
         click.option(
             "--lora",
             "loras",

@@ -7,6 +7,7 @@ import click
 
 from ..console import emit, json_option, note, progress
 from ..sizes import human_bytes
+from .options import PackType
 from .trust import sign
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ def remove(folder: Path, name: str, as_json: bool) -> None:
 
 
 @pack.command()
-@click.argument("folder", metavar="PACK", default="starter", type=PATH)
+@click.argument("folder", metavar="PACK", default="starter", type=PackType())
 @json_option
 def show(folder: Path, as_json: bool) -> None:
     """Show what is in PACK [default: the starter pack].
@@ -252,11 +253,11 @@ def show(folder: Path, as_json: bool) -> None:
     """
     from ..pack.pack import Pack
 
-    _emit(Pack.open(_folder(folder)), as_json)
+    _emit(Pack.open(folder), as_json)
 
 
 @pack.command()
-@click.argument("folder", metavar="PACK", default="starter", type=PATH)
+@click.argument("folder", metavar="PACK", default="starter", type=PackType())
 @json_option
 def verify(folder: Path, as_json: bool) -> None:
     """Check every byte of PACK [default: the starter pack], and who signed it, without a network.
@@ -272,10 +273,10 @@ def verify(folder: Path, as_json: bool) -> None:
     from ..files.cache import base_cache_path
     from ..pack.leftovers import find_leftovers
     from ..pack.manifest import raw_manifest
-    from ..pack.pack import starter_folder, verify_folder
+    from ..pack.pack import verify_folder
     from ..trust.check import judge
 
-    where = _folder(folder) or starter_folder()
+    where = folder
     total_bytes = sum(path.stat().st_size for path in where.rglob("*") if path.is_file() and not path.is_symlink())
     with progress("verifying", total_bytes, "bytes") as advance:
         manifest = verify_folder(where, advance)
@@ -312,11 +313,6 @@ def _checked_examples(folder: Path, name: str, file: Path) -> list[str]:
     prompts = read_examples(file)
     with_examples(router_to_teach(Pack.open(folder)), name, prompts)
     return prompts
-
-
-def _folder(folder: Path) -> Path | None:
-    """None, the starter pack, for the word `starter` where no such folder is."""
-    return None if folder == Path("starter") and not folder.exists() else folder
 
 
 def _emit(opened: "Pack", as_json: bool) -> None:

@@ -7,6 +7,7 @@ import click
 from ..console import emit, json_option
 from ..sizes import human_bytes
 from .lazy import Entry, LazyGroup
+from .options import PackType
 
 PATH = click.Path(path_type=Path)
 COMMANDS = {
@@ -29,7 +30,7 @@ def router() -> None:
 
 @router.command()
 @click.argument("prompt")
-@click.option("--pack", type=PATH, help="Folder of a pack.  [default: the starter pack]")
+@click.option("--pack", type=PackType(), help="Folder of a pack.  [default: the starter pack]")
 @click.option("--explain", is_flag=True, help="Say what decided, feature by feature.")
 @json_option
 def choose(prompt: str, pack: Path | None, explain: bool, as_json: bool) -> None:

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 def run(
     words: tuple[str, ...],
     prompt: str | None,
-    pack: Path | None,
+    pack: str | None,
     model: str | None,
     loras: tuple[str, ...],
     adapter: str | None,

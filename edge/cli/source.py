@@ -1,7 +1,8 @@
 """What `run` and `chat` answer with: a pack, or a GGUF file with its LoRA files, however it is named.
 
 chosen("model.gguf", None, ("style.gguf=0.5",))     # a base and an adapter, no pack
-chosen("my-pack", None, ())                         # a folder with a pack.json
+chosen("my-pack", None, ())                         # a folder with a pack.json, or the name of something pulled
+chosen("hf.co/org/tiny-GGUF:Q4_K_M", None, ())      # fetched, unless it is here
 chosen("llama3.2", None, ())                        # InputError: it is no file; what to type
 """
 
@@ -15,6 +16,7 @@ import click
 
 from ..console import waiting
 from ..errors import InputError
+from ..files.cache import store_folder
 from ..names import check_name
 from ..options import EngineOptions
 from ..pack.manifest import PACK_FILE
@@ -23,6 +25,7 @@ from ..pack.pack import Pack
 if TYPE_CHECKING:
     from ..answer.base import SessionBase
     from ..scheduler.engine import Engine
+    from ..store.version import Version
 
 _FAMILIES: Final = (
     "llama|tinyllama|codellama|qwen|qwq|mistral|mixtral|ministral|codestral|gemma|codegemma|phi|smollm|deepseek|granite"
@@ -30,7 +33,8 @@ _FAMILIES: Final = (
 )
 # Words that name a model elsewhere: a family with its size or version, a tag, a place on the hub.
 _MODEL_NAME: Final = re.compile(
-    rf"(?:hf\.co|huggingface\.co|ollama\.com|hf|hub|ollama)[/:]\S+|https?://\S*(?:gguf|hf\.co|huggingface\.co)\S*"
+    r"(?:hf\.co|huggingface\.co|ollama\.com|hf|hub|ollama)[/:]\S+"
+    r"|https?://\S*(?:gguf|hf\.co|huggingface\.co|pack\.json)\S*"
     rf"|(?:[\w.-]+/)?(?:{_FAMILIES})[\d.]*(?:[-_.][\w.-]+)?(?::[\w.-]+)?"
     rf"|(?:[\w.-]+/)?[\w.-]+:(?:latest|[\d.]+[bm](?:[-_][\w.-]+)?)|[\w.-]+/[\w.-]*gguf[\w.-]*(?::[\w.-]+)?",
     re.IGNORECASE,
@@ -53,11 +57,13 @@ class Source:
     Attributes:
         pack: None where a GGUF file is the base.
         base: that file; None with a pack.
+        version: what the store knows of it; None for a file that lies elsewhere.
     """
 
     pack: Pack | None
     base: Path | None = None
     loras: tuple[Lora, ...] = ()
+    version: "Version | None" = None
 
     @property
     def default(self) -> str | None:
@@ -80,8 +86,16 @@ class Source:
                     self.pack, engine, adapter=adapter, allow_pull=True, one_answer=one_answer, **options
                 )
             assert self.base is not None
+            self._note_use()
             files = {one.name: one.file for one in self.loras}
             return open_files(self.base, files, engine, adapter=adapter, one_answer=one_answer, **options)
+
+    def _note_use(self) -> None:
+        """Notes that this process uses a model of the store; of packs `Pack` does that."""
+        if self.version is not None:
+            from ..store.uses import mark_use
+
+            mark_use(self.version.digest, self.version.name)
 
     def open_engine(
         self, engine: str, *, parallel: int, max_wait_s: float, **options: Unpack[EngineOptions]
@@ -96,6 +110,7 @@ class Source:
             )
         base, files = self.base, {one.name: one.file for one in self.loras}
         assert base is not None
+        self._note_use()
         return Engine.of_session(
             lambda: open_files(base, files, engine, **options), parallel=parallel, max_wait_s=max_wait_s
         )
@@ -106,7 +121,16 @@ def looks_like_model(word: str) -> bool:
     if not word or len(word.split()) != 1:
         return False
     is_file = word.lower().endswith(".gguf")
-    return is_file or word == "starter" or _is_pack(word) or _MODEL_NAME.fullmatch(word) is not None
+    known = is_file or word == "starter" or _is_pack(word) or _MODEL_NAME.fullmatch(word) is not None
+    return known or _was_pulled(word)
+
+
+def _was_pulled(word: str) -> bool:
+    if not (store_folder() / "refs").is_dir():
+        return False
+    from ..store.store import Store
+
+    return word in Store().names()
 
 
 def model_and_prompt(words: Sequence[str], prompt: str | None, model: str | None) -> tuple[str | None, str | None]:
@@ -127,44 +151,47 @@ def model_and_prompt(words: Sequence[str], prompt: str | None, model: str | None
     return model, rest[0] if rest else prompt
 
 
-def chosen(model: str | None, pack: Path | None, loras: Sequence[str]) -> Source:
+def chosen(model: str | None, pack: str | None, loras: Sequence[str]) -> Source:
     """What is answered with.
 
     Args:
-        model: a GGUF file, a pack's folder, "starter"; None if none is named.
+        model: a GGUF file, a pack's folder, "starter", a name or place of `hub.reference`; None if none is named.
         pack: `--pack`, which takes the same.
         loras: `--lora` FILE or FILE=SCALE each.
 
     Raises:
-        InputError: a name that is neither; files that are not there.
+        InputError: a name that is nothing; files that are not there.
+        SlmEdgeError: what is to be fetched could not be.
     """
     if model is not None and pack is not None:
         raise click.UsageError(f"there are two models: {model} and --pack {pack}; leave one out.")
-    named = model if model is not None else None if pack is None else str(pack)
-    if named is not None and not _is_pack(named) and (Path(named).is_file() or named.lower().endswith(".gguf")):
-        if not Path(named).is_file():
-            raise InputError(
-                "no such file", where=named, hint='slm-edge run FILE.gguf "Hello" takes a model that you have'
-            )
-        return Source(None, Path(named), _loras(loras))
-    if loras:
+    named = model if model is not None else "starter" if pack is None else pack
+    if Path(named).is_dir():
+        source = Source(Pack.open(named))
+    elif Path(named).is_file():
+        source = Source(None, Path(named), _loras(loras))
+    elif named == "starter":
+        source = Source(Pack.open(None))
+    else:
+        source = _pulled(named, loras)
+    if loras and source.pack is not None:
         raise click.UsageError(
             "--lora goes with a model file: slm-edge run -m FILE.gguf --lora FILE. "
             "Into a pack, an adapter is put by slm-edge pack add."
         )
-    if named is None or (named == "starter" and not Path(named).exists()):
-        return Source(Pack.open(None))
-    if model is not None and not _is_pack(named) and not Path(named).is_dir():
-        raise no_model(named)
-    return Source(Pack.open(named))
+    return source
 
 
-def no_model(name: str) -> InputError:
-    """The error for a name that is no file and no pack."""
-    return InputError(
-        f"{name!r} is no GGUF file and no pack's folder, and models are not fetched by name",
-        hint='download its GGUF file, then: slm-edge run FILE.gguf "Hello". A prompt goes in quotes, or after -p.',
-    )
+def _pulled(named: str, loras: Sequence[str]) -> Source:
+    """What a reference names that is no file or folder: pulled before, or fetched now."""
+    from ..pack.located import located
+
+    found = located(named)
+    if found.path.is_dir():
+        return Source(Pack.open(found.path), version=found.version)
+    if not found.path.is_file():
+        raise InputError("no such file", where=named, hint='slm-edge run FILE.gguf "Hello" takes a model that you have')
+    return Source(None, found.path, _loras(loras), found.version)
 
 
 def _is_pack(name: str) -> bool:

@@ -3,18 +3,19 @@
     found = hub_files("openai/gsm8k", lambda names: [name for name in names if "train" in name], kind="dataset")
     found.files      # paths in huggingface_hub's cache ($HF_HOME), so that nothing is fetched twice
 
-$HF_ENDPOINT, $HF_TOKEN and offline mode work as everywhere. huggingface_hub comes with the extras that use this.
+$HF_ENDPOINT, $HF_TOKEN and offline mode work as everywhere.
 """
 
+import contextlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from ..console import note
-from ..errors import InputError
+from ..errors import EngineError, InputError
 
 Kind = Literal["model", "dataset"]
 _NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -42,6 +43,72 @@ def is_hub_name(source: Path) -> bool:
     return not source.exists() and _NAME.fullmatch(source.as_posix()) is not None
 
 
+class HubAwayError(EngineError):
+    """The hub cannot be reached, or is not to be asked (offline mode)."""
+
+
+@contextlib.contextmanager
+def hub_errors(name: str, kind: Kind = "model", revision: str | None = None) -> Iterator[None]:
+    """Turns what huggingface_hub raises, whichever release and client it is, into our errors.
+
+    Raises:
+        InputError: there is no such repository or revision, or it is gated.
+        HubAwayError: the hub cannot be reached.
+        HubBusyError: it asks to wait.
+        EngineError: it answers with another error.
+    """
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    # huggingface_hub's errors derive from those of the client it uses: requests, httpx or httpx2.
+    unreachable: Any = [kind for kind in HfHubHTTPError.__mro__ if kind.__module__.partition(".")[0] in _CLIENTS][-1]
+    said = _SAID[kind]
+    try:
+        yield
+    except GatedRepoError:
+        page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
+        raise InputError(
+            f"the {said} is gated: its owner wants its terms accepted first",
+            where=name,
+            hint=f"accept them at {page}, then set HF_TOKEN or run: hf auth login",
+        ) from None
+    except RevisionNotFoundError:
+        raise InputError(f"the {said} has no revision {revision!r}", where=name) from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"no such file or folder, and no such {said} on the hub (or it is private)",
+            where=name,
+            hint=f"check the spelling; for a private {said} set HF_TOKEN",
+        ) from None
+    except OfflineModeIsEnabled:
+        raise HubAwayError("offline mode is on (HF_HUB_OFFLINE)", where=name) from None
+    except LocalEntryNotFoundError:
+        raise HubAwayError("the hub cannot be reached", where=name) from None
+    except HfHubHTTPError as error:
+        answer = getattr(error, "response", None)
+        if getattr(answer, "status_code", None) == 429:
+            raise HubBusyError(dict(getattr(answer, "headers", {})), name) from None
+        raise InputError(f"the hub answers: {error}", where=name, hint="try again later") from None
+    except unreachable as error:
+        raise HubAwayError(f"the hub cannot be reached ({type(error).__name__})", where=name) from None
+
+
+class HubBusyError(EngineError):
+    """The hub answers 429; `headers` say how long it wants us to wait."""
+
+    def __init__(self, headers: dict[str, str], name: str) -> None:
+        self.headers = headers
+        super().__init__(
+            "the hub is asked too often", where=name, hint="try again later; with HF_TOKEN one may ask more"
+        )
+
+
 def hub_files(
     name: str, wanted: Callable[[list[str]], list[str]], *, kind: Kind = "model", revision: str | None = None
 ) -> HubFiles:
@@ -59,56 +126,26 @@ def hub_files(
         InputError: there is no such repository or revision, it is gated, or the hub cannot be reached.
     """
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    # huggingface_hub's errors derive from those of the client it uses: requests, httpx or httpx2.
-    unreachable: Any = [kind for kind in HfHubHTTPError.__mro__ if kind.__module__.partition(".")[0] in _CLIENTS][-1]
     if not sys.stderr.isatty():
         disable_progress_bars()
-    said = _SAID[kind]
     try:
-        # Any: each release names other classes of repositories.
-        info: Any = HfApi().repo_info(name, repo_type=kind, revision=revision)
-        files = wanted(sorted(entry.rfilename for entry in info.siblings or []))
-        commit = str(info.sha)
-        note(f"{name} at {commit}: {len(files)} files")
-        paths = [Path(hf_hub_download(name, file, repo_type=kind, revision=commit)) for file in files]
-        # Asked by its branch as well, now that all are there: the cache then knows what the branch is when offline.
-        hf_hub_download(name, files[0], repo_type=kind, revision=revision)
-        folder = paths[0]
-        for _ in Path(files[0]).parts:
-            folder = folder.parent
-        return HubFiles(folder, paths, commit)
-    except GatedRepoError:
-        page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
-        raise InputError(
-            f"the {said} is gated: its owner wants its terms accepted first",
-            where=name,
-            hint=f"accept them at {page}, then set HF_TOKEN or run: hf auth login",
-        ) from None
-    except RevisionNotFoundError:
-        raise InputError(f"the {said} has no revision {revision!r}", where=name) from None
-    except RepositoryNotFoundError:
-        raise InputError(
-            f"no such file or folder, and no such {said} on the hub (or it is private)",
-            where=name,
-            hint=f"check the spelling; for a private {said} set HF_TOKEN",
-        ) from None
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError):
-        pass
-    except HfHubHTTPError as error:
-        raise InputError(f"the hub answers: {error}", where=name, hint="try again later") from None
-    except unreachable:
-        pass
-    return _cached(name, wanted, kind, revision)
+        with hub_errors(name, kind, revision):
+            # Any: each release names other classes of repositories.
+            info: Any = HfApi().repo_info(name, repo_type=kind, revision=revision)
+            files = wanted(sorted(entry.rfilename for entry in info.siblings or []))
+            commit = str(info.sha)
+            note(f"{name} at {commit}: {len(files)} files")
+            paths = [Path(hf_hub_download(name, file, repo_type=kind, revision=commit)) for file in files]
+            # Asked by its branch as well, now that all are there: the cache then knows what the branch is when offline.
+            hf_hub_download(name, files[0], repo_type=kind, revision=revision)
+            folder = paths[0]
+            for _ in Path(files[0]).parts:
+                folder = folder.parent
+            return HubFiles(folder, paths, commit)
+    except HubAwayError:
+        return _cached(name, wanted, kind, revision)
 
 
 def _cached(name: str, wanted: Callable[[list[str]], list[str]], kind: Kind, revision: str | None) -> HubFiles:

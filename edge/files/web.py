@@ -28,6 +28,8 @@ from ..errors import DamagedError, EngineError
 TIMEOUT_S: Final = 60
 # What a killed process loses is what waits in the kernel for it.
 _RECEIVE_BYTES: Final = 512 << 10
+OFFLINE: Final = "offline mode is on (HF_HUB_OFFLINE)"
+_TRUE: Final = ("1", "ON", "YES", "TRUE")
 _LOCAL_NAMES: Final = ("localhost", "ip6-localhost")
 
 
@@ -72,6 +74,11 @@ def is_private(address: str) -> bool:
     return not (mapped or ip).is_global
 
 
+def is_offline() -> bool:
+    """Whether nothing is to be fetched: `$HF_HUB_OFFLINE` or `$TRANSFORMERS_OFFLINE`, as huggingface_hub has it."""
+    return any(os.environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+
+
 def hub_endpoint() -> str:
     """The hub's address; `$HF_ENDPOINT` names another, as for huggingface_hub."""
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
@@ -87,7 +94,7 @@ def hub_token(url: str) -> str | None:
     mine, asked = _split(hub_endpoint()), _split(url)
     if _origin(mine) != _origin(asked) or not (asked.scheme == "https" or _is_this_machine(asked.hostname or "")):
         return None
-    if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in _TRUE:
         return None
     if token := os.environ.get("HF_TOKEN"):
         return token.strip() or None
@@ -120,6 +127,8 @@ def request_of(
     except ValueError as error:
         raise DownloadError(f"is no address ({error})", where=url) from None
     _check(request.full_url, access)
+    if is_offline():
+        raise DownloadError(OFFLINE, where=url)
     if token:
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     return request

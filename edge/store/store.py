@@ -81,7 +81,7 @@ class Store:
         return self.folder / "packs" / encoded(name) / digest
 
     def add(self, version: Version) -> Path:
-        """Puts a version in place, from blobs that are here; returns its folder. One that is there stays as it is.
+        """Puts a version in place, from blobs that are here; returns its folder. One that is there is mended.
 
         Raises:
             InputError: its name, or one of a file, is none that the store takes; a blob is missing.
@@ -97,7 +97,10 @@ class Store:
         folder = self.place(version.name, version.digest)
         make_folder(folder.parent)
         with self._changing(version.name):
-            if not folder.is_dir():
+            if folder.is_dir():
+                for path, sha256 in version.files.items():
+                    blobs.mend(self.blob(sha256), folder / path, sha256)
+            else:
                 with atomic_folder(folder) as aside:
                     for path, sha256 in version.files.items():
                         blobs.place(self.blob(sha256), aside / path)

@@ -86,8 +86,8 @@ def test_sampling_is_the_librarys(made):
     [
         (["llama3.2"], "slm-edge run FILE.gguf"),
         (["qwen2.5:0.5b", "hi"], "slm-edge run FILE.gguf"),
-        (["hf.co/x/y", "hi"], "slm-edge run FILE.gguf"),
-        (["bartowski/Llama-3.2-1B-Instruct-GGUF"], "slm-edge run FILE.gguf"),
+        (["bartowski/Llama-3.2-1B-Instruct-GGUF"], "did you mean hf.co/bartowski/Llama-3.2-1B-Instruct-GGUF?"),
+        (["starte", "hi"], "did you mean starter?"),
         (["-m", "llama3.2", "hi"], "slm-edge run FILE.gguf"),
         (["what", "is this"], "in quotes"),
         (["what", "is", "this"], "in quotes"),

@@ -1,0 +1,1 @@
+"""The hub: how its places are written, what lies in a repository, and what other programs have fetched of it."""
