@@ -240,6 +240,8 @@ class CallReader:
 
     def _argue(self, events: list[Event]) -> bool:
         """Hands on the arguments up to where their JSON ends."""
+        if self._depth == 0:
+            self._held = self._held.lstrip()
         for i, letter in enumerate(self._held):
             if self._in_text:
                 if self._escaped:

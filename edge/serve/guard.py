@@ -189,6 +189,10 @@ class Guard:
         kind = headers.get(b"content-type", [b""])[0].partition(b";")[0].strip().lower()
         if kind != b"application/json":
             raise Fault(415, "unsupported_media_type", "the Content-Type must be application/json")
+        if b"transfer-encoding" in headers and b"content-length" in headers:
+            # A proxy in front may have read it otherwise than it is read here.
+            text = "the body has two lengths"
+            raise Fault(400, "invalid_request", text, headers={"connection": "close"})
         if headers.get(b"content-encoding", [b"identity"])[0].lower() != b"identity":
             raise Fault(415, "unsupported_media_type", "the body must not be compressed")
         length = headers.get(b"content-length", [b"0"])[0]

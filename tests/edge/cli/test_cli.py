@@ -43,7 +43,7 @@ def test_an_unknown_command_is_met_with_the_nearest():
 
 
 OTHERS_WORDS = ["list", "ls", "ps", "rm", "version", "config", "cache", "completion", "models", "create", "stop"]
-OTHERS_WORDS += ["serve", "show", "help"]
+OTHERS_WORDS += ["show", "help"]
 
 
 @pytest.mark.parametrize("word", OTHERS_WORDS)
