@@ -17,6 +17,7 @@ from .options import (
     session_options,
     settings_of,
     special_option,
+    template_options,
 )
 
 
@@ -35,6 +36,7 @@ from .options import (
 @session_options
 @click.option("--pin", "pinned", metavar="NAME", multiple=True, help="Adapter that is never unloaded; repeatable.")
 @grammar_options
+@template_options
 @special_option
 def chat(
     file: str | None,
