@@ -92,6 +92,7 @@ _WORDS: Final = {
     bool: "True or False",
     str: "a text",
     Sequence: "several texts",
+    Mapping: "a table of names and values",
     os.PathLike: "a path",
     types.NoneType: "None",
 }

@@ -179,9 +179,16 @@ def _identity(
         identity["way"] = task.way
     if dated is not None:
         identity["dated_prompt_sha256"] = dated
+    if adapter is not None:
+        identity |= _later_keys(adapter)
     if column.facts is not None:
         identity |= column.facts
     return identity
+
+
+def _later_keys(adapter: PackedAdapter) -> dict[str, Any]:
+    """What a card says of its prompts that the first cards did not: named only where it does."""
+    return {"template": dict(adapter.card.template)} if adapter.card.template else {}
 
 
 def columns_of(pack: Pack, names: Sequence[str], engine: str = "llama") -> list[Column]:
@@ -238,6 +245,7 @@ def _router_facts(pack: Pack) -> dict[str, Any]:
         )
     cards = {
         name: {"sha256": one.sha256, "scale": one.card.scale, "system": one.card.system, "stop": list(one.card.stop)}
+        | _later_keys(one)
         for name, one in pack.adapters.items()
     }
     made_of = json.dumps({"router": router_sha256, "adapters": cards}, sort_keys=True)

@@ -22,24 +22,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from ..errors import DamagedError, InputError
-from ..gguf.chat_template import Message, checked_messages, messages_of
+from ..gguf.chat_template import Message, messages_of
 from ..llama.binding import NotCopied
-from ..options import DEFAULT_PARALLEL, LEFT_OUT, EngineOptions, Left, LeftOut, Swap, check_given
+from ..options import DEFAULT_PARALLEL, LEFT_OUT, EngineOptions, Left, LeftOut, check_given
 from ..pack.card import TaskCard
 from ..pack.pack import Pack, PackedAdapter
 from ..prefix.chunks import Section
 from .choice import AdapterName, Choice, choice_of
-from .engine import Engine, RowsT
+from .choosing import Choosing, router_of
+from .engine import RowsT
 from .owner import Owner
-from .settings import Settings, request_of
+from .settings import Settings, arguments_of, request_of
 from .stream import Answer, Request, Stream
 
 if TYPE_CHECKING:
-    from ..router.router import Decision, Router
+    from ..router.router import Router
     from .batcher import Batcher, Pending
 
 
-class SessionBase(NotCopied, Engine[RowsT]):
+class SessionBase(NotCopied, Choosing[RowsT]):
     """An open base with its adapters. Made by `open`, `of_files` or `engines.open_session`.
 
     Args:
@@ -113,7 +114,7 @@ class SessionBase(NotCopied, Engine[RowsT]):
         # Told before anything is fetched or loaded
         routed = adapter is Left.OUT and pack.default_adapter == "auto"
         if adapter == "auto" or routed:
-            router, default = _router_of(pack, adapters), None
+            router, default = router_of(pack, adapters), None
             largest_bytes = max((packed.size_bytes for packed in adapters.values()), default=0)
         else:
             choice = choice_of(default if adapter is Left.OUT else adapter, None, adapters)
@@ -165,78 +166,6 @@ class SessionBase(NotCopied, Engine[RowsT]):
                 hint="leave it out, or take the engine 'llama' (--engine llama)",
             )
 
-    # Which adapter answers
-
-    @property
-    def adapter(self) -> str | None:
-        """The name of the adapter in use, of several as "code:0.3+math:0.7"; None for the base alone."""
-        return self._choice.name
-
-    @property
-    def choice(self) -> Choice:
-        """What is in use: names, scales and the card."""
-        return self._choice
-
-    def use(self, name: AdapterName, *, scale: float | None = None, swap: Swap | None = None) -> Self:
-        """Chooses the adapter for the prompts to come; an answer that is being read goes on as it began.
-
-        Args:
-            name: None or "none" for the base alone. Several with their scales, such as {"math": 0.7, "code": 0.3} or
-                "math:0.7+code:0.3", are added up (PEFT's weighted sum); the first one's task card says how answers
-                are made.
-            scale: its strength; None for the card's.
-            swap: insists on a way of being taken up in the middle of a conversation: "recompute", or "activated" for
-                an activated LoRA.
-
-        Raises:
-            InputError: there is no such adapter (the hint has those that are), its file is not valid for the base, or
-                a scale is out of range.
-            UnsupportedError: the adapter cannot be taken up as `swap` says, or not be added to others.
-            DamagedError: the file's bytes changed since it was packed.
-            DoesNotFitError: adapters may not take so much memory.
-            EngineError: it does nothing to the base's output, or makes it no number.
-        """
-        self._choice, self._routed = self.choice_of(name, scale=scale, swap=swap), False
-        return self
-
-    def choice_of(self, name: AdapterName, *, scale: float | None = None, swap: Swap | None = None) -> Choice:
-        """What `use` would choose, loaded and tried; arguments and errors as there."""
-        self._owner.check()
-        choice = choice_of(name, scale, self.adapters)
-        self._load(choice, swap)
-        return choice
-
-    @property
-    def router(self) -> "Router":
-        """The pack's router over the adapters that are here, opened when it is first asked for; errors as `choose`."""
-        self._owner.check()
-        if self._router is None:
-            self._router = _router_of(self._pack, self.adapters)
-        return self._router
-
-    def choose(self, prompt: str | Sequence[Message], *, explain: bool = False) -> "Decision":
-        """Which adapter the pack's router would give a prompt to; `use` takes it up.
-
-        In a conversation with answers the adapter in use is kept unless another one is clearly likelier.
-
-        Args:
-            explain: fill the decision's `reasons`.
-
-        Raises:
-            InputError: the session is not of a pack, or the pack has no router that knows one of the adapters.
-            SlmEdgeError: as `router.in_pack.open_router`.
-        """
-        return self.router.choose(checked_messages(prompt), current=self.adapter, explain=explain)
-
-    def _chosen(self, prompt: str | Sequence[Message], adapter: AdapterName | LeftOut) -> Choice:
-        """The choice for one call."""
-        self._owner.check()
-        if adapter is Left.OUT and not self._routed:
-            return self._choice
-        if adapter is Left.OUT or adapter == "auto":
-            adapter = self.choose(prompt).adapter
-        return self.choice_of(adapter)
-
     # Prompts and answers
 
     def prompt_tokens(
@@ -245,6 +174,7 @@ class SessionBase(NotCopied, Engine[RowsT]):
         *,
         adapter: AdapterName | LeftOut = LEFT_OUT,
         system: str | None = None,
+        template_args: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a prompt as the model sees it, through the chat template.
 
@@ -252,19 +182,27 @@ class SessionBase(NotCopied, Engine[RowsT]):
             prompt: a user message's text, or a conversation.
             adapter: whose task card has the system message; left out: the one in use.
             system: a system message; None: the conversation's own, else the task card's; "" for none.
+            template_args: as in `settings.Settings`.
 
         Raises:
-            InputError: the prompt is empty or of another shape, or the template fails on it.
+            InputError: the prompt is empty or of another shape, or the template fails on it or knows no such argument.
             UnsupportedError: the template refuses it.
         """
-        return self.rendered(prompt, system, self._chosen(prompt, adapter))[0]
+        return self.rendered(prompt, system, self._chosen(prompt, adapter), template_args)[0]
 
-    def rendered(self, prompt: str | Sequence[Message], system: str | None, choice: Choice) -> tuple[list[int], int]:
+    def rendered(
+        self,
+        prompt: str | Sequence[Message],
+        system: str | None,
+        choice: Choice,
+        template_args: Mapping[str, Any] | None = None,
+    ) -> tuple[list[int], int]:
         """Token ids as of `prompt_tokens`, and how many of them every prompt with that system message begins with."""
         self._owner.check()
         messages = messages_of(prompt, system, choice.card.system)
-        ids = self.prompts.encode(messages, most_tokens=self.longest_tokens)
-        return ids, self.shared_tokens(messages, ids)
+        arguments = arguments_of(choice.card, template_args)
+        ids = self.prompts.encode(messages, most_tokens=self.longest_tokens, arguments=arguments)
+        return ids, self.shared_tokens(messages, ids, arguments)
 
     def sections(self, choice: Choice, ids: Sequence[int], n_shared_tokens: int = 0) -> list[Section]:
         """The parts of a prompt with the adapters of each, loaded where they are not; raises as `use`."""
@@ -284,7 +222,7 @@ class SessionBase(NotCopied, Engine[RowsT]):
         Args:
             room_tokens: longest prompt and answer together; None: the session's context.
         """
-        ids, n_shared_tokens = self.rendered(prompt, system, choice)
+        ids, n_shared_tokens = self.rendered(prompt, system, choice, settings.get("template_args"))
         request = request_of(
             ids,
             choice,
@@ -391,10 +329,3 @@ class SessionBase(NotCopied, Engine[RowsT]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _router_of(pack: Pack | None, adapters: Mapping[str, PackedAdapter]) -> "Router":
-    # A prompt whose adapter is named must not wait for it.
-    from ..router.in_pack import open_router
-
-    return open_router(pack, adapters)

@@ -3,7 +3,7 @@ computes one answer (`Worker`) or several (`Rows`)."""
 
 import abc
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -164,8 +164,14 @@ class Engine(abc.ABC, Generic[RowsT]):
     def longest(self) -> str:
         """The longest context that can be had, for the user whose prompt does not fit."""
 
-    def shared_tokens(self, messages: Sequence[Message], ids: Sequence[int]) -> int:
-        """How many tokens every prompt with that system message begins with, where the engine keeps those."""
+    def shared_tokens(
+        self, messages: Sequence[Message], ids: Sequence[int], arguments: Mapping[str, Any] | None = None
+    ) -> int:
+        """How many tokens every prompt with that system message begins with, where the engine keeps those.
+
+        Args:
+            arguments: of the template.
+        """
         return 0
 
     @classmethod

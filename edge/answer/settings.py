@@ -1,10 +1,11 @@
 """The optional arguments of an answer, once for all that pass them on."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..errors import DoesNotFitError, InputError
+from ..gguf.chat_template import checked_arguments
 from ..llama.sampling import Sampling
 from ..options import check_given
 from ..pack.card import TaskCard
@@ -24,6 +25,9 @@ class Settings(TypedDict, total=False):
     stop: texts that end the answer, in place of the card's.
     grammar: what the answer keeps to, in place of the card's; "" for none. A text is GBNF; `grammar.rules` has
         `schema_grammar` for a JSON schema, and others.
+    template_args: what the chat template is told beside the messages, on top of the card's: "tools" and "documents" are
+        lists of tables, "date" is the day that it takes for today, "think" False switches thinking off; others are the
+        template's own. One that it never reads is refused.
     """
 
     max_tokens: int | None
@@ -34,6 +38,24 @@ class Settings(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str] | None
     grammar: "Rules | str | None"
+    template_args: Mapping[str, Any] | None
+
+
+def arguments_of(
+    card: TaskCard, template_args: Mapping[str, Any] | None, tools: Sequence[Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """What the chat template is told: the card's arguments, and those of the call in their place.
+
+    Args:
+        tools: the same as "tools" in `template_args`.
+
+    Raises:
+        InputError: they are no JSON values, or too large.
+    """
+    if template_args is None and tools is None and not card.template:
+        return {}
+    called = {} if tools is None else {"tools": list(tools)}
+    return checked_arguments({**card.template, **checked_arguments(template_args or {}), **called})
 
 
 def sampling_of(card: TaskCard, settings: Settings) -> Sampling:

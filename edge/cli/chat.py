@@ -16,6 +16,7 @@ from .options import (
     session_options,
     settings_of,
     special_option,
+    template_options,
 )
 
 
@@ -34,6 +35,7 @@ from .options import (
 @session_options
 @click.option("--pin", "pinned", metavar="NAME", multiple=True, help="Adapter that is never unloaded; repeatable.")
 @grammar_options
+@template_options
 @special_option
 def chat(
     file: str | None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..engines import ENGINES
+from ..errors import InputError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -181,6 +182,60 @@ def grammar_options(command: Command) -> Command:
     return _with(options, command)
 
 
+def template_options(command: Command) -> Command:
+    """Adds `--think`, `--tools`, `--documents`, `--date` and `--template-arg`, see `template_args_of`."""
+    file = click.Path(path_type=Path)
+    options = (
+        click.option(
+            "--think/--no-think", default=None, help="Let the model think before it answers.  [default: its template's]"
+        ),
+        click.option("--tools", type=file, metavar="FILE", help="JSON list of tools, as the chat template takes them."),
+        click.option("--documents", type=file, metavar="FILE", help="JSON list of documents, for templates with them."),
+        click.option("--date", metavar="YYYY-MM-DD", help="The day that the chat template takes for today."),
+        click.option(
+            "--template-arg",
+            "template_args",
+            metavar="NAME=VALUE",
+            multiple=True,
+            help="What the chat template is told besides; VALUE is JSON or a text; repeatable.",
+        ),
+    )
+    return _with(options, command)
+
+
+def template_args_of(given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What these options tell the chat template; None for nothing.
+
+    Raises:
+        InputError: a file or a value that is not of its form.
+    """
+    from ..files.text import loads_json, read_text
+    from ..gguf.chat_template import MOST_ARGUMENT_BYTES, checked_arguments
+
+    told: dict[str, Any] = {}
+    for text in given["template_args"]:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(f"--template-arg takes NAME=VALUE, not {text!r}")
+        if value in ("True", "False", "None"):
+            raise InputError(f"--template-arg {text}: the value is JSON", hint="write true, false or null")
+        try:
+            told[name] = loads_json(value)
+        except (ValueError, RecursionError):
+            told[name] = value
+    for name in ("tools", "documents"):
+        path = given[name]
+        if path is not None:
+            try:
+                told[name] = loads_json(read_text(path, MOST_ARGUMENT_BYTES))
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"is not valid JSON ({error})", where=path) from None
+            if not isinstance(told[name], list):
+                raise InputError(f"is no JSON list of {name}", where=path)
+    told |= {name: given[name] for name in ("date", "think") if given[name] is not None}
+    return checked_arguments(told) if told else None
+
+
 def engine_options_of(given: Mapping[str, Any]) -> "EngineOptions":
     """How a session is opened, by what the options above passed to a command; InputError for a size that is none."""
     return {
@@ -205,6 +260,7 @@ def settings_of(given: Mapping[str, Any]) -> "Settings":
         "min_p": given["min_p"],
         "stop": given["stop"] or None,
         "grammar": grammar_rules(given["schema"], given["grammar"], given["regex"], given["lark"]),
+        "template_args": template_args_of(given),
     }
 
 

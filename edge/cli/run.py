@@ -20,6 +20,7 @@ from .options import (
     session_options,
     settings_of,
     special_option,
+    template_options,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     help="Folder that keeps computed system messages for later runs.",
 )
 @grammar_options
+@template_options
 @special_option
 @click.option("--stats", is_flag=True, help="Print times and peak memory on stderr.")
 @json_option

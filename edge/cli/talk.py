@@ -182,12 +182,16 @@ class Talk:
             self.messages = [*messages, {"role": "assistant", "content": "".join(shown)}]
             self._answered_by = self.session.adapter
 
+    def _tokens(self, messages: Sequence[Message]) -> list[int]:
+        template_args = self.settings.get("template_args")
+        return self.session.prompt_tokens(messages, system=self.system, template_args=template_args)
+
     def _recomputed(self, messages: Sequence[Message], answer: Answer) -> Recompute | None:
         """What the change of adapter since the last answer cost; None without a change or a conversation before."""
         if len(messages) < 2 or answer.adapter == self._answered_by:
             return None
         ends: list[Message] = [{"role": "user", "content": text} for text in ("a", "b")]
-        one, other = (self.session.prompt_tokens([*messages[:-1], end], system=self.system) for end in ends)
+        one, other = (self._tokens([*messages[:-1], end]) for end in ends)
         n_again = max(n_same(one, other) - answer.n_kept_tokens, 0)
         return Recompute(n_again, answer.prefill_s * n_again / max(answer.n_prompt_tokens - answer.n_kept_tokens, 1))
 
@@ -200,7 +204,7 @@ class Talk:
         session = self.session
         room = session.n_ctx_tokens - min(max_tokens_of(session.choice.card, self.settings), session.n_ctx_tokens // 4)
         n_dropped = 0
-        while (n_tokens := len(session.prompt_tokens(messages, system=self.system))) > room:
+        while (n_tokens := len(self._tokens(messages))) > room:
             if len(messages) <= 2:
                 if n_tokens < session.n_ctx_tokens:
                     break
@@ -229,7 +233,7 @@ class Talk:
         remark("[the adapter's own system message]" if not text else "[system message set]")
 
     def _stats(self, _: str) -> None:
-        n_tokens = len(self.session.prompt_tokens(self.messages, system=self.system)) if self.messages else 0
+        n_tokens = len(self._tokens(self.messages)) if self.messages else 0
         answer = self.answer
         if answer is not None:
             rate = f" at {answer.decode_tokens_per_s:.1f} tokens/s" if answer.decode_tokens_per_s else ""

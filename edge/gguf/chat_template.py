@@ -5,7 +5,9 @@ the model wants one; its text is therefore encoded without adding another.
 """
 
 import datetime
+import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final, NotRequired, TypedDict, cast
 
 from ..errors import InputError, UnsupportedError
@@ -17,12 +19,14 @@ class Message(TypedDict):
 
     tool_calls: of an assistant, as {"type": "function", "function": {"name": …, "arguments": {…}}} each.
     tool_call_id: which call a tool's message answers.
+    reasoning_content: what an assistant thought before its content; the template decides whether it is written.
     """
 
     role: str
     content: str
     tool_calls: NotRequired[Sequence[Mapping[str, Any]]]
     tool_call_id: NotRequired[str]
+    reasoning_content: NotRequired[str]
 
 
 ROLES: Final = ("system", "user", "assistant", "tool")
@@ -32,6 +36,10 @@ _EXAMPLE: Final = 'a conversation is a list such as [{"role": "user", "content":
 OTHER_TEMPLATE: Final = "give one when the base is exported: slm-edge export base … --chat-template FILE.jinja"
 # Beyond the largest real one by a factor of five
 MOST_SOURCE_BYTES: Final = 256 << 10
+# Of all template arguments of a prompt together, as JSON
+MOST_ARGUMENT_BYTES: Final = 1 << 20
+# What switches thinking on and off, in the templates that can
+THINKING_SWITCHES: Final = ("enable_thinking", "thinking")
 _SPECIAL_TOKENS: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # GGUF's names of the keys, where they are others
 _GGUF_NAMES: Final = {"unk": "unknown", "sep": "seperator", "pad": "padding"}
@@ -78,6 +86,52 @@ class ChatTemplate:
         except Exception as error:  # noqa: BLE001
             raise InputError(f"the chat template is not valid: {_reason(error)}") from None
 
+    @cached_property
+    def _variables(self) -> frozenset[str]:
+        """What the template reads from outside: names that it never sets, and those that it asks after first."""
+        from .template_budget import limits
+        from .template_limits import names_from_outside
+
+        with limits():
+            return names_from_outside(self._template.environment.parse(self.source))
+
+    @cached_property
+    def argument_names(self) -> frozenset[str]:
+        """What the template can be told beside messages, such as "tools".
+
+        "date" is the day that it takes for today, "think" whatever it calls its switch for thinking.
+        """
+        own = {"messages", "add_generation_prompt", "strftime_now", *(f"{name}_token" for name in _SPECIAL_TOKENS)}
+        dated = {"date"} if {"strftime_now", "date_string"} & self._variables else set()
+        return (self._variables - own) | dated | ({"think"} if self._switch is not None else set())
+
+    @property
+    def _switch(self) -> str | None:
+        return next((name for name in THINKING_SWITCHES if name in self._variables), None)
+
+    def check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Raises InputError for a name that the template never reads: it would change nothing, in silence."""
+        for name in arguments:
+            if name not in self.argument_names:
+                known = ", ".join(sorted(self.argument_names))
+                raise InputError(
+                    f"the model's chat template knows no argument {name!r}",
+                    hint=f"it knows: {known}" if known else "it knows none",
+                )
+
+    def _told(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The variables that the arguments stand for."""
+        told = {"tools": None, "documents": None, **arguments}
+        if arguments.get("date") is not None:
+            midnight = datetime.datetime.combine(_day_of(arguments["date"]), datetime.time(0))
+            told["strftime_now"] = midnight.strftime
+            if "strftime_now" not in self._variables:
+                # Llama 3.1 has a fixed day in place of today's.
+                told.setdefault("date_string", midnight.strftime("%d %b %Y"))
+        if self._switch is not None and "think" in arguments:
+            told.setdefault(self._switch, arguments["think"])
+        return told
+
     def _now(self) -> datetime.datetime:
         self._dated = True
         now = datetime.datetime.now()
@@ -94,8 +148,11 @@ class ChatTemplate:
         self.check()
         return self._dated
 
-    def check(self) -> None:
+    def check(self, arguments: Mapping[str, Any] | None = None) -> None:
         """Renders sample conversations: with a system message, without one, and a longer one.
+
+        Args:
+            arguments: as in `render`.
 
         Raises:
             InputError: the template takes none of them, or does not write what a user says.
@@ -104,7 +161,7 @@ class ChatTemplate:
         for sample in _SAMPLES:
             messages = [cast(Message, {"role": role, "content": content}) for role, content in sample]
             try:
-                text = self.render(messages)
+                text = self.render(messages, arguments=arguments)
             except (InputError, UnsupportedError) as error:
                 faults.append(error.message)
                 continue
@@ -148,11 +205,13 @@ class ChatTemplate:
         messages: Sequence[Message],
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> str:
         """The text of a conversation, ready to be encoded with special tokens parsed and no BOS added.
 
         Args:
             tools: what the model may call, as {"type": "function", "function": {…}} each; the template writes them.
+            arguments: what else the template is told, as {"enable_thinking": False}; see `checked_arguments`.
 
         Raises:
             UnsupportedError: the template refuses these roles or their order.
@@ -161,15 +220,16 @@ class ChatTemplate:
         from .template_budget import check_letters, limits
 
         given = [dict(message) for message in messages]
+        told = self._told(
+            {**(arguments or {}), **({"tools": [dict(one) for one in tools]} if tools is not None else {})}
+        )
         try:
             n_letters = sum(len(str(value)) for message in given for value in message.values())
-            with limits(n_letters + len(str(tools or ""))):
+            with limits(n_letters + sum(len(str(value)) for value in told.values() if value is not None)):
                 text = self._template.render(
+                    **{**told, **self._tokens},
                     messages=given,
-                    tools=None if tools is None else [dict(tool) for tool in tools],
-                    documents=None,
                     add_generation_prompt=add_generation_prompt,
-                    **self._tokens,
                 )
                 check_letters(len(text))
         except UnsupportedError:
@@ -201,17 +261,90 @@ def checked_messages(prompt: str | Sequence[Message]) -> list[Message]:
     given: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(given, Sequence) or isinstance(given, bytes):
         raise InputError(f"the prompt is neither a text nor a conversation: {type(given).__name__}", hint=_EXAMPLE)
-    for i, message in enumerate(given):
-        text = message.get("content") if isinstance(message, Mapping) else None
-        if not isinstance(text, str):
-            raise InputError(f"message {i} of the conversation has no 'content' that is a text", hint=_EXAMPLE)
-        if message.get("role") not in ROLES:
-            raise InputError(
-                f"message {i} of the conversation has the role {message.get('role')!r}",
-                hint=f"possible are {', '.join(ROLES)}",
-            )
-        check_text(text, f"message {i}")
-    return list(given)
+    return [_checked_message(message, i) for i, message in enumerate(given)]
+
+
+def _checked_message(message: Any, i: int) -> Message:
+    """One of `checked_messages`, with the content "" where an assistant only calls tools."""
+    calls = message.get("tool_calls") if isinstance(message, Mapping) else None
+    text = message.get("content") if isinstance(message, Mapping) else None
+    if calls and text is None:
+        text = ""
+    if not isinstance(text, str):
+        raise InputError(f"message {i} of the conversation has no 'content' that is a text", hint=_EXAMPLE)
+    role = message.get("role")
+    if role not in ROLES:
+        raise InputError(
+            f"message {i} of the conversation has the role {role!r}",
+            hint=f"possible are {', '.join(ROLES)}",
+        )
+    check_text(text, f"message {i}")
+    for key in ("tool_call_id", "reasoning_content"):
+        if message.get(key) is not None:
+            check_text(message[key], f"the {key} of message {i}")
+    if not calls:
+        return cast(Message, message)
+    if role != "assistant" or not isinstance(calls, Sequence) or isinstance(calls, str):
+        raise InputError(f"message {i} of the conversation has tool_calls that are no list, or is no assistant's")
+    return cast(Message, {**message, "content": text, "tool_calls": [_checked_call(one, i) for one in calls]})
+
+
+def _checked_call(call: Any, i: int) -> dict[str, Any]:
+    """A call with its arguments as a table, which is how templates take them; OpenAI's clients send their JSON."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    arguments = function.get("arguments", {}) if isinstance(function, Mapping) else None
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            arguments = None
+    if not isinstance(name, str) or not isinstance(arguments, Mapping):
+        raise InputError(
+            f"message {i} of the conversation has a tool call without a function's name and arguments",
+            hint='a call is {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}',
+        )
+    return dict(call) | {"function": {"name": name, "arguments": arguments}}
+
+
+def checked_arguments(arguments: Any, where: str = "the template arguments") -> dict[str, Any]:
+    """Template arguments as plain JSON values: texts, numbers, truth values, lists, tables; a date as YYYY-MM-DD.
+
+    "tools" and "documents" are lists of tables, "date" is the day that the template takes for today, "think" switches
+    thinking on and off.
+
+    Raises:
+        InputError: they are something else, or too large.
+    """
+    if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
+        raise InputError(f"{where} are {type(arguments).__name__}; they are names with values")
+    given = {
+        name: value.isoformat() if isinstance(value, datetime.date) else value for name, value in arguments.items()
+    }
+    try:
+        text = json.dumps(given, allow_nan=False, ensure_ascii=False)
+        n_bytes = len(text.encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{where} are no JSON values ({_in_a_line(error)})") from None
+    if n_bytes > MOST_ARGUMENT_BYTES:
+        raise InputError(f"{where} have {n_bytes} bytes; {MOST_ARGUMENT_BYTES} are taken")
+    plain: dict[str, Any] = json.loads(text)
+    for name in ("tools", "documents"):
+        rows = plain.get(name)
+        if rows is not None and not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+            raise InputError(f"{name} in {where} is no list of tables")
+    if plain.get("date") is not None:
+        _day_of(plain["date"])
+    return plain
+
+
+def _day_of(text: object) -> datetime.date:
+    if isinstance(text, datetime.date):
+        return text
+    try:
+        return datetime.date.fromisoformat(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise InputError(f"{text!r} is no date", hint="for example 2026-11-30") from None
 
 
 def check_text(text: object, what: str) -> None:

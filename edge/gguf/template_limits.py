@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final, cast
 
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import TemplateRuntimeError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -44,6 +44,8 @@ _COMPARES: Final = frozenset(
     "in eq equalto == ne != lt lessthan < le <= gt greaterthan > ge >=".split()  # noqa: SIM905
 )
 _CODECS: Final = frozenset("utf-8 utf8 ascii latin-1 strict replace ignore".split())  # noqa: SIM905
+# Given by those who render templates, whatever else a template does with these names
+_STANDARD: Final = ("tools", "documents", "enable_thinking", "thinking", "date_string")
 _WEIGHED, _STEPPED = " weighed", " stepped"
 
 
@@ -114,6 +116,19 @@ def _weighing(node: nodes.Expr) -> nodes.Expr:
 def n_data_letters(node: nodes.Node) -> int:
     """Letters of the text that stands in a part of a template as it is printed."""
     return sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+
+
+def names_from_outside(tree: nodes.Template) -> frozenset[str]:
+    """Variables that a template does not make itself, and `strftime_now` where it is called."""
+    names = list(tree.find_all(nodes.Name))
+    made = {name.name for name in names if name.ctx == "store"}
+    asked = [node.node for node in tree.find_all(nodes.Test) if node.name in ("defined", "undefined")]
+    asked += [node.node for node in tree.find_all(nodes.Filter) if node.name in ("default", "d") and node.node]
+    told = {node.name for node in asked if isinstance(node, nodes.Name)}
+    told |= set(_STANDARD)
+    read = {name for name in meta.find_undeclared_variables(tree) if name in told or name not in made}
+    # Globals are no variables in jinja2's eyes.
+    return frozenset(read | ({"strftime_now"} & {name.name for name in names}))
 
 
 class _Generation(Extension):

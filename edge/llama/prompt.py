@@ -68,26 +68,27 @@ class PromptEncoder:
         add_generation_prompt: bool = True,
         most_tokens: int | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a conversation.
 
         Args:
-            tools: as in `ChatTemplate.render`; special tokens are kept out of their texts too.
+            tools, arguments: as in `ChatTemplate.render`; special tokens are kept out of their texts too.
             most_tokens: a conversation that must have more is refused before anything is computed.
 
         Raises:
             DoesNotFitError: it is longer than `most_tokens` tokens can be.
-            InputError, UnsupportedError: as `ChatTemplate.render`.
+            InputError, UnsupportedError: as `ChatTemplate.render`, and for an argument that the template never reads.
         """
-        # What tools say is marked as a further message would be.
-        given: list[Any] = [*messages, *(tools or ())]
-        n_messages = len(messages)
+        told = {**(arguments or {}), **({} if tools is None else {"tools": list(tools)})}
+        self._template.check_arguments(told)
+        # What the arguments say is marked as a further message would be.
+        given: list[Any] = [*messages, told]
         texts = [text for one in given for text in _texts_of(one)]
         self._check_length(texts, most_tokens)
 
         def render(changed: Sequence[Any]) -> str:
-            told = changed[n_messages:] if tools is not None else None
-            return self._template.render(changed[:n_messages], add_generation_prompt, told)
+            return self._template.render(changed[:-1], add_generation_prompt, arguments=changed[-1])
 
         plain = render(given)
         if self._allow_special or not any(map(self._begin.search, texts)):

@@ -11,6 +11,8 @@ A TOML card, every key optional but `task`:
     stop = ["\\n\\nQuestion:"]
     licence = "Apache-2.0"
     data = "GSM8K train (MIT)"
+    [template]
+    enable_thinking = false
     [scores.gsm8k]
     exact_match = 0.07
 """
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from ..grammar.rules import Rules
 
 MAX_CARD_BYTES: Final = 1 << 20
+# Keys that the first versions did not have
+_LATER: Final = ("template",)
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class TaskCard:
         speculate: "exact" guesses tokens from the prompt where that cannot change a bit of the answer, "fast" also
             where near ties may fall the other way, "off" never. For tasks that copy: summaries, edits.
         pinned: once loaded it stays, however many others are used and whatever the budget for adapters.
+        template: what the base's chat template is told at every prompt, as {"enable_thinking": false}.
         scores: what was measured with it, as the benchmark wrote it.
         licence, data: under which terms the adapter stands, and what it was trained on.
     """
@@ -75,6 +80,7 @@ class TaskCard:
     scale: float = 1.0
     speculate: Speculate = "off"
     pinned: bool = False
+    template: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
     licence: str = ""
     data: str = ""
@@ -106,7 +112,8 @@ class TaskCard:
         }
         card = object.__new__(cls)
         for entry in dataclasses.fields(cls):
-            default = {} if entry.name == "scores" else "" if entry.name == "task" else entry.default
+            made = entry.default_factory is not dataclasses.MISSING
+            default = {} if made else "" if entry.name == "task" else entry.default
             object.__setattr__(card, entry.name, values.get(entry.name, default))
         faults += [fault for fault in _faults(card) if "task" in data or not fault.startswith("task ")]
         if faults:
@@ -145,10 +152,12 @@ class TaskCard:
 
     def as_dict(self) -> dict[str, Any]:
         """The card for JSON; `TaskCard.of` takes it back."""
-        return {
+        values = {
             entry.name: list(self.stop) if entry.name == "stop" else getattr(self, entry.name)
             for entry in dataclasses.fields(self)
         }
+        # Left out where there is nothing, so that earlier versions read such a card.
+        return {name: value for name, value in values.items() if name not in _LATER or value}
 
 
 def _is_number(value: object) -> bool:
@@ -211,6 +220,13 @@ def _faults(card: TaskCard) -> list[str]:
         faults.append(f"seed is {card.seed!r}; a whole number from 0 to {(1 << 32) - 2}")
     if not isinstance(card.stop, tuple) or not all(_is_text(text) and text for text in card.stop):
         faults.append(f"stop is {card.stop!r}, not a list of texts")
+    if card.template != {}:
+        from ..gguf.chat_template import checked_arguments
+
+        try:
+            checked_arguments(card.template, "the values of template")
+        except InputError as error:
+            faults.append(error.message)
     if not _is_table(card.scores):
         faults.append("scores is not a table of JSON values")
     return [fault for fault in faults if fault is not None]

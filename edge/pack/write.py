@@ -118,9 +118,9 @@ def build_pack(
     if faults:
         raise InputError("the pack cannot be built", where=dest, problems=faults)
     info = BaseInfo.open(base)
-    _check_template(info)
     checked = _check_all(adapters, info)
     cards = [adapter.final_card(adapter_info) for adapter, adapter_info in checked]
+    _check_template(info, cards)
     extras = _included([Path(path) for path in include])
     if not copy_base and not sources:
         sources = ({"kind": "path", "path": str(base.absolute())},)
@@ -152,10 +152,15 @@ def build_pack(
     return Pack.open(dest)
 
 
-def _check_template(info: BaseInfo) -> None:
+def _check_template(info: BaseInfo, cards: Sequence[TaskCard]) -> None:
     """Raises InputError where no conversation could be had with a base: better here than on the device."""
     try:
-        ChatTemplate.of(info.file).check()
+        template = ChatTemplate.of(info.file)
+        template.check()
+        for card in cards:
+            if card.template:
+                template.check_arguments(card.template)
+                template.check(card.template)
     except InputError as error:
         raise InputError(error.message, where=info.file.path, hint=error.hint or OTHER_TEMPLATE) from None
 
@@ -175,6 +180,8 @@ def add_adapter(folder: Path, new: NewAdapter, make_default: bool = False) -> Pa
         info = BaseInfo.open(pack.base_path())
         adapter_info = check_adapter(new.file, info)
         card = new.final_card(adapter_info)
+        if card.template:
+            _check_template(info, [card])
         _check_room(folder, adapter_info.size_bytes)
         files = dict(pack.manifest.files)
         row = _row(new.name, {adapter_path(new.name): ""}, adapter_info.size_bytes)

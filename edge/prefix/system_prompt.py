@@ -4,8 +4,9 @@ It is where the chat template puts the first user's text, found by rendering two
 prompt is cut there, so that what stands before is kept, whatever the question that follows.
 """
 
-from collections.abc import Sequence
-from typing import Final
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from ..errors import SlmEdgeError
 from ..gguf.chat_template import Message
@@ -27,23 +28,31 @@ class SystemPrefix:
 
     def __init__(self, prompts: PromptEncoder) -> None:
         self._prompts = prompts
-        self._known: dict[str | None, list[int]] = {}
+        self._known: dict[tuple[str | None, str], list[int]] = {}
 
-    def length(self, messages: Sequence[Message], token_ids: Sequence[int]) -> int:
-        """Tokens of the system part of a rendered conversation; 0 if it is short or does not stand by itself."""
+    def length(
+        self, messages: Sequence[Message], token_ids: Sequence[int], arguments: Mapping[str, Any] | None = None
+    ) -> int:
+        """Tokens of the system part of a rendered conversation; 0 if it is short or does not stand by itself.
+
+        Args:
+            arguments: of the template, as it was rendered with: tools stand in the system part too.
+        """
         system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
-        prefix = self._known.get(system)
+        key = system, json.dumps(arguments, sort_keys=True) if arguments else ""
+        prefix = self._known.get(key)
         if prefix is None:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
-            prefix = self._known[system] = self._found(system)
+            prefix = self._known[key] = self._found(system, arguments)
         n_tokens = len(prefix)
         return n_tokens if MIN_TOKENS <= n_tokens < len(token_ids) and token_ids[:n_tokens] == prefix else 0
 
-    def _found(self, system: str | None) -> list[int]:
+    def _found(self, system: str | None, arguments: Mapping[str, Any] | None) -> list[int]:
         first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        asked: list[list[Message]] = [[*first, {"role": "user", "content": probe}] for probe in _PROBES]
         try:
-            rows = [self._prompts.encode([*first, {"role": "user", "content": probe}]) for probe in _PROBES]
+            rows = [self._prompts.encode(one, arguments=arguments) for one in asked]
         except SlmEdgeError:
             return []
         return rows[0][: n_same(*rows)]

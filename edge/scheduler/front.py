@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ..answer.base import SessionBase
-from ..answer.settings import Settings, request_of
+from ..answer.settings import Settings, arguments_of, request_of
 from ..errors import EngineError, InputError
 from ..gguf.chat_template import Message, checked_messages, messages_of
 from ..pack.card import TaskCard
@@ -58,16 +58,25 @@ class Front:
             return self.router.choose(messages)
 
     def rendered(
-        self, prompt: Prompt, system: str | None, card: TaskCard, tools: Tools | None = None
+        self,
+        prompt: Prompt,
+        system: str | None,
+        card: TaskCard,
+        tools: Tools | None = None,
+        template_args: Mapping[str, Any] | None = None,
     ) -> tuple[list[int], int]:
         """Token ids, and how many of them every prompt with that system message begins with."""
         if _is_tokens(prompt):
+            if template_args:
+                raise InputError("template_args are given beside token ids, which are taken as they are")
             return self._checked_ids(prompt, system), 0
         messages = messages_of(prompt, system, card.system)  # type: ignore[arg-type]
+        arguments = arguments_of(card, template_args, tools)
         with self._lock:
             self._check()
-            ids = self._session.prompts.encode(messages, most_tokens=self._session.longest_tokens, tools=tools)
-            return ids, self._session.shared_tokens(messages, ids)
+            most = self._session.longest_tokens
+            ids = self._session.prompts.encode(messages, most_tokens=most, arguments=arguments)
+            return ids, self._session.shared_tokens(messages, ids, arguments)
 
     def job(
         self,
@@ -87,7 +96,7 @@ class Front:
         if n_top is not None and not 0 <= n_top <= MOST_LOGPROBS:
             raise InputError(f"logprobs is {n_top}; it must be between 0 and {MOST_LOGPROBS}")
         session, choice = self._session, bound.choice
-        ids, n_shared_tokens = self.rendered(prompt, system, choice.card, tools)
+        ids, n_shared_tokens = self.rendered(prompt, system, choice.card, tools, settings.get("template_args"))
 
         def sections() -> list[Section]:
             return session.sections(choice, ids, n_shared_tokens)

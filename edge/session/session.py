@@ -198,8 +198,10 @@ class Session(SessionBase["LlamaRows"]):
         scaled = [(one, scale) for one, (_, scale) in zip(loaded, choice.scales, strict=True)]
         return sections_of(scaled, ids, n_shared_tokens, self.vocab)
 
-    def shared_tokens(self, messages: Sequence[Message], ids: Sequence[int]) -> int:
-        return self._system.length(messages, ids)
+    def shared_tokens(
+        self, messages: Sequence[Message], ids: Sequence[int], arguments: Mapping[str, Any] | None = None
+    ) -> int:
+        return self._system.length(messages, ids, arguments)
 
     def forget(self, name: str) -> None:
         """Frees an adapter, if it is in memory."""
