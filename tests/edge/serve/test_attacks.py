@@ -13,6 +13,7 @@ from build_gguf import tiny_pack
 from build_server import serving
 from slm_edge.edge.serve.app import App
 from slm_edge.edge.serve.keys import new_key
+from slm_edge.edge.serve.page import FILES as PAGE
 
 CHAT = {"model": "base", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
 JSON = {"content-type": "application/json"}
@@ -57,7 +58,7 @@ def locked(pack, secrets):
 PATHS = [(method, path) for path, methods in App().paths.items() for method in methods]
 PATHS += [("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/nowhere")]
 WAYS = ["//v1/models", "/v1//models", "/V1/models", "/v1/models/", "/health/../v1/models", "/health/%2e%2e/v1/models"]
-OPEN = {"/health", "/health/live", "/health/ready"}
+OPEN = {"/health", "/health/live", "/health/ready", *PAGE}
 
 
 @pytest.mark.parametrize(
@@ -256,7 +257,7 @@ def test_a_compressed_body_is_refused(server):
         b"GET / HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         b"GET  / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n",
+        b"GET /nowhere HTTP/9.9\r\nHost: localhost\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"SSH-2.0-OpenSSH_9.2\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",

@@ -124,7 +124,7 @@ def test_a_model_that_cannot_be_opened_ends_it(slm_edge, tmp_path):
         (["--alias", "x=nobody"], "no model here"),
         (["--alias", "math=code"], "is the name of a model"),
         (["--max-wait", "0"], "0"),
-        (["nonsense"], "no GGUF file and no pack"),
+        (["nonsense"], "is no GGUF file, no pack"),
     ],
 )
 def test_wrong_words(slm_edge, pack, words, said):
