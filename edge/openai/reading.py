@@ -96,6 +96,9 @@ class Reading:
         except Exception as error:  # noqa: BLE001 - handed on to whoever reads
             self._observer.ended(ticket, error)
             self._items.put_nowait((i, error))
+        except asyncio.CancelledError as error:
+            self._observer.ended(ticket, error)
+            raise
 
     async def _watch(self) -> None:
         """Nothing comes in any more once the body is read, but that the connection ends."""
