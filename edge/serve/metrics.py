@@ -47,7 +47,7 @@ class Metrics:
 
     def __init__(self, facts: Mapping[str, str]) -> None:
         # When a series began says nothing that is asked here, and doubles the text.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.stats: Stats | None = None
         self._facts = {name: str(value) for name, value in facts.items()}
