@@ -15,6 +15,44 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+# As Qwen2.5's template writes tools, calls and results, shortened
+QWEN = """{%- if tools %}<|im_start|>system
+{{ messages[0].content if messages[0].role == 'system' else '' }}
+# Tools
+<tools>{% for tool in tools %}
+{{ tool | tojson }}{% endfor %}
+</tools>
+<tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call><|im_end|>
+{% endif %}
+{%- for message in messages %}
+{%- if message.role == 'assistant' and message.tool_calls %}<|im_start|>assistant
+{% for call in message.tool_calls %}<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}<|im_end|>
+{% elif message.role == 'tool' %}<|im_start|>user
+<tool_response>
+{{ message.content }}
+</tool_response><|im_end|>
+{% else %}<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+PARAMETERS = {
+    "type": "object",
+    "properties": {"n": {"$ref": "#/$defs/small"}, "unit": {"enum": ["a", "b"]}},
+    "required": ["n", "unit"],
+    "additionalProperties": False,
+    "$defs": {"small": {"type": "integer", "minimum": 0, "maximum": 9}},
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "count", "description": "Counts.", "parameters": PARAMETERS}},
+    {"type": "function", "function": {"name": "now"}},
+]
+
 
 @dataclass
 class Reply:

@@ -9,15 +9,13 @@ from ..scheduler.ticket import Piece
 from .calls import Argued, Begun, CallReader, Form, Said
 from .calls import Event as CallEvent
 from .checks import decoded
-from .conversation import conversation, settings_of
+from .conversation import conversation, rules_of, settings_of
 from .faults import Fault
 from .fields import ChatRequest
 from .logprobs import Spoken, entries
-from .reading import Reading, now_s
 from .reply import Call
 from .service import FINISH, Asked, Service, numbers_of, usage_of
-from .streaming import Event, stream
-from .structure import rules_of
+from .streaming import Event, Reading, now_s, stream
 from .tools import choice_of
 
 

@@ -12,10 +12,9 @@ from .conversation import conversation, settings_of
 from .faults import Fault, fault_of
 from .fields import MOST_PROMPTS, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from .logprobs import Spoken, legacy
-from .reading import Reading, now_s
 from .reply import Call
 from .service import FINISH, Asked, Service, numbers_of, usage_of
-from .streaming import Event, stream
+from .streaming import Event, Reading, now_s, stream
 
 
 async def complete(service: Service, call: Call) -> None:

@@ -1,14 +1,19 @@
-"""A request's messages as the engine takes them, and its settings."""
+"""A request's messages as the engine takes them, its settings, and the rules that its answer keeps to."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..answer.settings import Settings
-from .faults import Fault
-from .fields import ChatMessage, Drawn, Part, Streamed
+from ..errors import SlmEdgeError
+from .faults import Fault, fault_of
+from .fields import ChatMessage, Drawn, Part, ResponseFormat, Streamed
+
+if TYPE_CHECKING:
+    from ..grammar.rules import Rules
 
 # Seeds of the engine are below; others are folded into them, always in the same way.
 N_SEEDS: Final = (1 << 32) - 1
+_SCHEMA: Final = "response_format.json_schema.schema"
 
 
 def conversation(messages: Sequence[ChatMessage], where: str = "messages") -> list[dict[str, Any]]:
@@ -95,3 +100,23 @@ def settings_of(request: Drawn, max_tokens: int | None, n_ctx_tokens: int) -> Se
         "stop": stop or None,
     }
     return settings
+
+
+def rules_of(wanted: ResponseFormat | None) -> "Rules | None":
+    """The rules; None where the task card's hold.
+
+    Raises:
+        Fault: 400; the schema is missing, is not valid, or says what no grammar is made of.
+    """
+    if wanted is None or wanted.type == "text":
+        return None
+    from ..grammar.rules import schema_grammar
+
+    if wanted.type == "json_object":
+        return schema_grammar({"type": "object"})
+    if wanted.json_schema is None or wanted.json_schema.schema is None:
+        raise Fault(400, "missing_required_parameter", f"{_SCHEMA}: it is missing", param=_SCHEMA)
+    try:
+        return schema_grammar(wanted.json_schema.schema)
+    except SlmEdgeError as error:
+        raise fault_of(error, f"{_SCHEMA}{error.where or ''}") from None

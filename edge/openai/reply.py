@@ -87,9 +87,15 @@ class EventStream:
 
 
 async def answer_json(send: Send, status: int, data: Any, headers: dict[str, str] | None = None) -> None:
-    """Sends one JSON document; bytes are one already."""
-    body = data if isinstance(data, bytes) else msgspec.json.encode(data)
-    pairs = [("content-type", "application/json"), ("content-length", str(len(body))), *(headers or {}).items()]
+    """Sends one JSON document."""
+    await answer_bytes(send, msgspec.json.encode(data), "application/json", status, headers)
+
+
+async def answer_bytes(
+    send: Send, body: bytes, kind: str, status: int = 200, headers: dict[str, str] | None = None
+) -> None:
+    """Sends what is there whole; `kind` is its content type."""
+    pairs = [("content-type", kind), ("content-length", str(len(body))), *(headers or {}).items()]
     await send(_start(status, pairs))
     await send({"type": "http.response.body", "body": body})
 

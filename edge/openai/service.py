@@ -134,8 +134,8 @@ class Service:
         if self.strict:
             refuse_unknown(ignored, kind)
         if ignored:
-            shown = ", ".join(name.encode("ascii", "replace").decode() for name in ignored[:20])
-            call.headers["x-slm-ignored"] = "".join(letter if letter.isprintable() else "?" for letter in shown)[:1000]
+            shown = ", ".join(msgspec.json.encode(name).decode().strip('"') or '""' for name in ignored[:20])
+            call.headers["x-slm-ignored"] = _header(shown[:1000])
 
     async def submit(
         self,
@@ -221,6 +221,11 @@ def usage_of(answers: Sequence[Answer], n: int = 1) -> dict[str, Any]:
         "total_tokens": n_prompt + n_answer,
         "prompt_tokens_details": {"cached_tokens": sum(answer.n_kept_tokens for answer in answers[::n])},
     }
+
+
+def _header(text: str) -> str:
+    """The text as a header may have it: ASCII that can be seen, no white space around."""
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in text).strip()
 
 
 def numbers_of(answers: Sequence[Answer]) -> dict[str, Any]:

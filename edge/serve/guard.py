@@ -102,7 +102,6 @@ class Guard:
         async def sent(event: Event) -> None:
             nonlocal started
             if event["type"] == "http.response.start":
-                started = True
                 caller.status = event["status"]
                 more = {"x-request-id": request_id, **caller.headers}
                 event["headers"] = [
@@ -112,6 +111,7 @@ class Guard:
                     *origin,
                 ]
             await send(event)
+            started = True
 
         held_bytes = 0
         try:
@@ -123,10 +123,10 @@ class Guard:
                 if scope["method"] in ("POST", "PUT", "PATCH"):
                     held_bytes = await self._read(headers, receive, caller)
                 await self._app(scope, receive, sent)
-            except Fault as fault:
+            except (Fault, SlmEdgeError) as error:
+                fault = error if isinstance(error, Fault) else fault_of(error)
+                caller.facts["code"] = fault.code
                 await answer_fault(sent, fault, started)
-            except SlmEdgeError as error:
-                await answer_fault(sent, fault_of(error), started)
             except Gone:
                 pass
             except Exception as error:  # noqa: BLE001

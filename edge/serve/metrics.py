@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import psutil
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -39,6 +46,8 @@ class Metrics:
     """Counts; an `openai.service.Observer`."""
 
     def __init__(self, facts: Mapping[str, str]) -> None:
+        # When a series began says nothing that is asked here, and doubles the text.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.stats: Stats | None = None
         self._facts = {name: str(value) for name, value in facts.items()}
@@ -70,7 +79,7 @@ class Metrics:
         self._confidence = Histogram(
             f"{_P}router_confidence",
             "How sure the router was.",
-            buckets=[0.1 * i for i in range(1, 11)],
+            buckets=[i / 10 for i in range(1, 11)],
             **registry,
         )
         self.connections = Gauge(f"{_P}connections", "Connections that are open.", **registry)

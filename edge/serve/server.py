@@ -14,21 +14,25 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 from ..console import json_text, note
 from ..errors import InputError, SlmEdgeError
-from ..openai.reply import Scope
+from ..openai.openapi import document
+from ..openai.reply import Call, Scope, answer_bytes
 from ..openai.service import Service
 from ..scheduler.engine import Engine
 from .app import App
 from .guard import Caller, Guard, Rules
 from .keys import Keys
 from .listen import Listener, all_loopback, remove_socket, tcp_sockets, unix_socket, url_of
+from .metrics import CONTENT_TYPE, Metrics
 
 # What is left to do once every answer is whole: its last bytes.
 _LAST_BYTES_S: Final = 5.0
+_STATS_S: Final = 5.0
 
 
 @dataclass
@@ -74,7 +78,8 @@ class Server:
         self.setup = setup
         self._open_engine = open_engine
         self._ready = ready
-        self.app = App()
+        self.app = App(more={"/openapi.json": {"GET": self._document}, "/metrics": {"GET": self._metrics}})
+        self.metrics = Metrics({"version": metadata.version("slm-edge")})
         self.rules = Rules(
             None if setup.keys_path is None else Keys.open(setup.keys_path),
             frozenset(name.lower() for name in setup.allowed_hosts),
@@ -87,6 +92,7 @@ class Server:
             )
         self.engine: Engine | None = None
         self.addresses: list[str] = []
+        self._listener: Listener | None = None
         self._n_signals = 0
         self._asked_to_end = asyncio.Event()
         self._asked_to_hurry = asyncio.Event()
@@ -99,7 +105,7 @@ class Server:
         """
         sockets = self._sockets()
         self.addresses = [url_of(one) for one in sockets]
-        listener = Listener(Guard(self.app, self.rules, done=self._done), sockets)
+        listener = self._listener = Listener(Guard(self.app, self.rules, done=self._done), sockets)
         loop = asyncio.get_running_loop()
         with self._signals(loop):
             await listener.start()
@@ -142,6 +148,7 @@ class Server:
             self.setup.strict,
             int(facts.st_mtime) if facts is not None else 0,
             {"size": facts.st_size} if facts is not None else {},
+            self.metrics,
         )
         service.catalogue().check_aliases()
         return service
@@ -219,8 +226,28 @@ class Server:
         else:
             note(f"{len(self.rules.keys)} keys were read")
 
+    async def _document(self, call: Call) -> None:
+        paths = self.app.paths
+        await call.answer(document(paths, metadata.version("slm-edge"), with_keys=self.rules.keys is not None))
+
+    async def _metrics(self, call: Call) -> None:
+        service, stats = self.app.service, None
+        if service is not None and self.app.state != "loading":
+            with contextlib.suppress(TimeoutError, SlmEdgeError):
+                # An engine that hangs must not take the numbers along.
+                async with asyncio.timeout(_STATS_S):
+                    stats = await service.run(service.engine.stats)
+        self.metrics.connections.set(self._n_connections())
+        await answer_bytes(call.send, self.metrics.text(stats), CONTENT_TYPE)
+
+    def _n_connections(self) -> int:
+        return 0 if self._listener is None else self._listener.n_connections
+
     def _done(self, scope: Scope, caller: Caller) -> None:
         """One request is answered. What was asked and said is not in the log."""
+        path = scope["path"]
+        known = path if path in self.app.paths else "/v1/models/{model}" if path.startswith("/v1/models/") else "other"
+        self.metrics.answered(known, caller.status, caller.facts.get("code"))
         if not self.setup.json_log:
             return
         row = {
@@ -228,7 +255,7 @@ class Server:
             "request": caller.request_id,
             "key": caller.key.name,
             "method": scope["method"],
-            "path": scope["path"],
+            "path": path,
             "status": caller.status,
             "seconds": round(time.monotonic() - caller.began_s, 4),
             **caller.facts,

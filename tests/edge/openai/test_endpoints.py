@@ -215,6 +215,8 @@ def test_refusals_have_one_shape(server, body, status, param):
 def test_ignored_fields_are_named(server):
     reply = chat(server, keep_alive="5m", messages=[{**USER[0], "name": "Ann"}])
     assert reply.headers["x-slm-ignored"] == "messages[0].name, keep_alive"
+    odd = chat(server, **{"": 1, " ": 1, "a\r\nx: y": 1, "ö": 1})
+    assert odd.status == 200 and "x" not in odd.headers and odd.headers["x-slm-ignored"].startswith('"",')
 
 
 def test_request_ids_are_echoed_or_made(server):

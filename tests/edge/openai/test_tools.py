@@ -5,7 +5,7 @@ import json
 import jsonschema
 import pytest
 from build_gguf import CHATML, tiny_base, tiny_pack
-from build_server import serving
+from build_server import PARAMETERS, QWEN, TOOLS, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slm_edge.edge.grammar.matcher import Grammar
@@ -14,43 +14,6 @@ from slm_edge.edge.openai.calls import HERMES, LLAMA, Argued, Begun, CallReader,
 from slm_edge.edge.openai.faults import Fault
 from slm_edge.edge.openai.fields import Tool, ToolFunction
 
-# As Qwen2.5's template writes tools, calls and results, shortened
-QWEN = """{%- if tools %}<|im_start|>system
-{{ messages[0].content if messages[0].role == 'system' else '' }}
-# Tools
-<tools>{% for tool in tools %}
-{{ tool | tojson }}{% endfor %}
-</tools>
-<tool_call>
-{"name": <function-name>, "arguments": <args-json-object>}
-</tool_call><|im_end|>
-{% endif %}
-{%- for message in messages %}
-{%- if message.role == 'assistant' and message.tool_calls %}<|im_start|>assistant
-{% for call in message.tool_calls %}<tool_call>
-{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
-</tool_call>{% endfor %}<|im_end|>
-{% elif message.role == 'tool' %}<|im_start|>user
-<tool_response>
-{{ message.content }}
-</tool_response><|im_end|>
-{% else %}<|im_start|>{{ message.role }}
-{{ message.content }}<|im_end|>
-{% endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
-PARAMETERS = {
-    "type": "object",
-    "properties": {"n": {"$ref": "#/$defs/small"}, "unit": {"enum": ["a", "b"]}},
-    "required": ["n", "unit"],
-    "additionalProperties": False,
-    "$defs": {"small": {"type": "integer", "minimum": 0, "maximum": 9}},
-}
-TOOLS = [
-    {"type": "function", "function": {"name": "count", "description": "Counts.", "parameters": PARAMETERS}},
-    {"type": "function", "function": {"name": "now"}},
-]
 TYPED = [
     Tool(type="function", function=ToolFunction(name="count", parameters=PARAMETERS)),
     Tool(type="function", function=ToolFunction(name="now")),
