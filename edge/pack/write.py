@@ -17,7 +17,7 @@ from typing import Any
 from ..console import Advance, note, progress
 from ..errors import DoesNotFitError, InputError, SlmEdgeError, of_system
 from ..files.atomic import atomic_file, atomic_folder, copy_file, locked, sha256_file, write_json
-from ..files.cache import cache_folder
+from ..files.cache import cache_folder, store_folder
 from ..gguf.adapter import AdapterInfo, check_adapter
 from ..gguf.base import BaseInfo
 from ..gguf.chat_template import OTHER_TEMPLATE, ChatTemplate
@@ -291,6 +291,10 @@ def adapter_path(name: str) -> str:
 @contextlib.contextmanager
 def _changing(folder: Path) -> Iterator[None]:
     """One change at a time; the lock lies in the cache, because a pack holds nothing that it does not name."""
+    if store_folder().resolve() in folder.resolve().parents:
+        raise InputError(
+            "is kept in the store as it was pulled", where=folder, hint=f"change a copy: cp -rL {folder} COPY"
+        )
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     with locked(cache_folder() / "locks" / f"pack-{name}.lock"):
         if (folder / PACK_FILE).is_file():
