@@ -117,15 +117,63 @@ def remark(text: str) -> None:
                 paper.flush()
 
 
+class Aside:
+    """Shows what a model thinks before it answers: on stderr, grey where the terminal has colours.
+
+    Attributes:
+        begun: something was shown.
+    """
+
+    def __init__(self) -> None:
+        self.begun = False
+        self._ended = True
+
+    def __call__(self, text: str) -> None:
+        """Shows a further piece."""
+        text = text if self.begun else text.lstrip()
+        if text:
+            self.begun, self._ended = True, False
+            grey = paints(sys.stderr)
+            self._paint("\x1b[2m" if grey else "")
+            click.echo(harmless(text), err=True, nl=False)
+            self._paint("\x1b[0m" if grey else "")
+
+    def end(self) -> None:
+        """An empty line, where something was shown."""
+        if not self._ended:
+            self._ended = True
+            click.echo("\n", err=True)
+
+    def before(self, pieces: Iterable[str]) -> Iterator[str]:
+        """The pieces of the answer, ending what was shown before the first."""
+        try:
+            for piece in pieces:
+                self.end()
+                yield piece
+        finally:
+            self.end()
+
+    @staticmethod
+    def _paint(code: str) -> None:
+        if code:
+            with contextlib.suppress(OSError):
+                drawn_on(sys.stderr).write(code)
+
+
 @contextlib.contextmanager
 def waiting(words: Callable[[], str], after_s: float = 4, every_s: float = 20) -> Iterator[None]:
-    """Says on stderr what is being waited for, once the block takes long, and again at times until it ends."""
+    """Says on stderr what is being waited for, once the block takes long, and again at times until it ends.
+
+    Args:
+        words: what; "" where there is nothing to say at the moment.
+    """
     ended, began_s = threading.Event(), time.monotonic()
 
     def tell() -> None:
         wait_s = after_s
         while not ended.wait(wait_s):
-            note(f"{words()} … ({time.monotonic() - began_s:.0f} s)")
+            if text := words():
+                note(f"{text} … ({time.monotonic() - began_s:.0f} s)")
             wait_s = every_s
 
     thread = threading.Thread(target=tell, daemon=True)
@@ -137,10 +185,10 @@ def waiting(words: Callable[[], str], after_s: float = 4, every_s: float = 20) -
         thread.join()
 
 
-def awaited(pieces: Iterable[str], words: str) -> Iterator[str]:
-    """The pieces; `waiting` says the words while the first one is not there."""
+def awaited(pieces: Iterable[str], words: str, aside: Aside | None = None) -> Iterator[str]:
+    """The pieces; `waiting` says the words while the first one is not there, and nothing was shown aside."""
     rest = iter(pieces)
-    with waiting(lambda: words):
+    with waiting(lambda: "" if aside is not None and aside.begun else words):
         first = next(rest, None)
     if first is not None:
         yield first

@@ -34,6 +34,7 @@ class Record:
         run: 0 for the first run of this cell, 1 for the one that resumed it, ...
         at_s: seconds of that run's clock when the answer was there.
         energy_j: joules of that run when the answer was there, by sensor; None without sensors.
+        thinking: what the model thought before the text, which alone is scored; None for nothing.
         by: what gave the answer where the cell doesn't say: the adapter that the router chose, the endpoint's model.
     """
 
@@ -47,6 +48,7 @@ class Record:
     at_s: float
     by: str | None = None
     energy_j: dict[str, float] | None = None
+    thinking: str | None = None
 
     def as_row(self) -> dict[str, Any]:
         """As it stands in the file: what is not known is left out."""

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ...edge.answer.choice import BASE_CARD
+from ...edge.answer.thinking import form_of
 from ...edge.errors import InputError, SlmEdgeError
 from ...edge.files.cache import base_cache_path
 from ...edge.gguf.chat_template import ChatTemplate
@@ -137,9 +139,8 @@ def pack_template(pack: Pack) -> ChatTemplate | None:
     return None
 
 
-def _dated_prompt_sha256(pack: Pack | None) -> str | None:
+def _dated_prompt_sha256(template: ChatTemplate | None) -> str | None:
     """Of a prompt as the model sees it today, where tomorrow's is another one; None where they are equal."""
-    template = pack_template(pack) if pack is not None else None
     if template is None or not template.is_dated:
         return None
     template.fix_date(datetime.date.today())
@@ -188,7 +189,15 @@ def _identity(
 
 def _later_keys(adapter: PackedAdapter) -> dict[str, Any]:
     """What a card says of its prompts that the first cards did not: named only where it does."""
-    return {"template": dict(adapter.card.template)} if adapter.card.template else {}
+    card = adapter.card
+    template = {"template": dict(card.template)} if card.template else {}
+    return template | ({"thinking": list(card.thinking)} if card.thinking is not None else {})
+
+
+def _form(template: ChatTemplate | None, column: Column) -> tuple[str, str] | None:
+    """How thoughts are taken out of a column's answers; None where there are none to take out."""
+    card = column.adapter.card if column.adapter is not None else BASE_CARD
+    return form_of(template, card) if template is not None else None
 
 
 def columns_of(pack: Pack, names: Sequence[str], engine: str = "llama") -> list[Column]:
@@ -267,7 +276,8 @@ def plan(
     if wanted.decoding is not None and not any(task.takes_samples for task in tasks):
         names = ", ".join(task.name for task in tasks)
         raise InputError(f"samples are asked for, but one answer to each item is scored by {names}")
-    dated = _dated_prompt_sha256(pack)
+    template = pack_template(pack) if pack is not None else None
+    dated = _dated_prompt_sha256(template)
     problems: list[str] = []
     cells: list[Cell] = []
     for task in tasks:
@@ -284,8 +294,11 @@ def plan(
         cap = wanted.max_tokens or task.max_tokens
         for column in columns:
             # Plain text is asked without the template
-            seen = dated if any(item.raw is None for item in items) else None
-            identity = _identity(task, items_hash, pack, column, cap, decoding, wanted.seed, seen)
+            asked = any(item.raw is None for item in items)
+            identity = _identity(task, items_hash, pack, column, cap, decoding, wanted.seed, dated if asked else None)
+            form = _form(template, column) if asked else None
+            if form is not None:
+                identity = {**identity, "thinking": list(form)}
             cell = Cell(task, column, items, len(items), cap, identity, decoding, wanted.seed)
             is_other = column.adapter is not None and not cell.is_own
             limit = wanted.limit_others if is_other and wanted.limit_others is not None else wanted.limit

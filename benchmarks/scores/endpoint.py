@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ...edge.answer.thinking import split
 from ...edge.errors import EngineError, InputError
 from ...edge.files.text import loads_json
 from ..tasks.benchmark import Item, sample_seed
@@ -37,13 +38,17 @@ _REASONS: Final = {"stop": "end", "length": "max_tokens"}
 
 @dataclass(frozen=True)
 class ServerAnswer:
-    """One answer; `by` is the model, and its fingerprint if there is one, as the server names them."""
+    """One answer; `by` is the model, and its fingerprint if there is one, as the server names them.
+
+    What the model thought stands apart, whether the server gives it so or as a part of the text.
+    """
 
     text: str
     n_prompt_tokens: int
     n_tokens: int
     stop_reason: str
     by: str
+    thinking: str = ""
 
 
 class Endpoint:
@@ -122,6 +127,11 @@ class Endpoint:
             text = choice["message"]["content"] if item.raw is None else choice["text"]
             if not isinstance(text, str | None):
                 raise TypeError("its text is none")
+            thinking = ""
+            if item.raw is None:
+                message = choice["message"]
+                given = message.get("reasoning_content") or message.get("reasoning")
+                thinking, text = (given, text) if isinstance(given, str) else split(text or "")
             usage = found.get("usage") or {}
             by = " ".join(str(part) for part in (found.get("model"), found.get("system_fingerprint")) if part)
             return ServerAnswer(
@@ -130,6 +140,7 @@ class Endpoint:
                 int(usage.get("completion_tokens", 0)),
                 _REASONS.get(choice.get("finish_reason"), str(choice.get("finish_reason"))),
                 by or "unnamed",
+                thinking,
             )
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise EngineError(f"the server's answer is not one of the OpenAI API ({error!r})", where=self.url) from None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...edge.answer.base import SessionBase
 from ...edge.answer.stream import Request
+from ...edge.answer.thinking import thinking_of
 from ...edge.errors import DoesNotFitError
 from ...edge.llama.sampling import Sampling
 from ..tasks.benchmark import Item, sample_seed
@@ -147,7 +148,9 @@ def _sampling(cell: Cell, item: Item) -> Sampling:
 def _request(session: AnySession, cell: Cell, item: Item, choice: "Choice") -> Request:
     if item.raw is None:
         ids, n_shared_tokens = session.rendered(item.messages, None, choice)
+        thinking = thinking_of(session.template, choice.card, session.vocab, ids)
     else:
+        thinking = None
         ids, n_shared_tokens = session.vocab.encode(item.raw, special=False, add_bos=True), 0
     room = session.longest_tokens
     if len(ids) >= room:
@@ -160,4 +163,5 @@ def _request(session: AnySession, cell: Cell, item: Item, choice: "Choice") -> R
         stop=choice.card.stop if cell.stop is None else cell.stop,
         max_tokens=cell.max_tokens,
         room_tokens=room,
+        thinking=thinking,
     )

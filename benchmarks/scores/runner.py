@@ -22,7 +22,11 @@ _NOTE_EVERY_S = 60.0
 
 
 class Generated(Protocol):
-    """What a generator must tell of an answer: `edge.stream.Answer` does. `by`, where it has it, is kept too."""
+    """What a generator must tell of an answer: `edge.answer.stream.Answer` does.
+
+    `by` and `thinking`, where it has them, are kept too; only `text` is scored, which is empty where the answer was cut
+    while the model was still thinking.
+    """
 
     @property
     def text(self) -> str: ...
@@ -136,6 +140,7 @@ def run_cell(cell: Cell, folder: Path, generate: Generate, joules: Callable[[], 
                     at_s=round(at_s, 6),
                     by=getattr(answer, "by", None),
                     energy_j={name: round(value, 3) for name, value in energy_j.items()} or None,
+                    thinking=getattr(answer, "thinking", None) or None,
                 )
                 answers.add(record)
                 tally.add(record)

@@ -34,6 +34,7 @@ from .engine import RowsT
 from .owner import Owner
 from .settings import Settings, arguments_of, request_of
 from .stream import Answer, Request, Stream
+from .thinking import thinking_of
 
 if TYPE_CHECKING:
     from ..router.router import Router
@@ -230,6 +231,7 @@ class SessionBase(NotCopied, Choosing[RowsT]):
             lambda: self.sections(choice, ids, n_shared_tokens),
             room_tokens=room_tokens or self.n_ctx_tokens,
             longest=self.longest,
+            thinking=thinking_of(self.template, choice.card, self.vocab, ids),
         )
         # A missing invocation of an activated LoRA is told now, not when the answer is read.
         self.sections(choice, ids)
@@ -241,6 +243,7 @@ class SessionBase(NotCopied, Choosing[RowsT]):
         *,
         adapter: AdapterName | LeftOut = LEFT_OUT,
         system: str | None = None,
+        on_thinking: Callable[[str], object] | None = None,
         **settings: Unpack[Settings],
     ) -> Stream:
         """Begins an answer, which is computed while it is read.
@@ -248,6 +251,7 @@ class SessionBase(NotCopied, Choosing[RowsT]):
         Args:
             prompt, system: as in `prompt_tokens`.
             adapter: for this answer alone, as in `use`; "auto": as `choose` says. Left out: the one in use.
+            on_thinking: told of each piece of what the model thinks before it answers, which is no part of the text.
             settings: see `settings.Settings`; what is left out is as the task card says.
 
         Raises:
@@ -259,7 +263,8 @@ class SessionBase(NotCopied, Choosing[RowsT]):
         started_s = time.perf_counter()
         choice = self._chosen(prompt, adapter)
         request = self.request(prompt, choice, system, settings)
-        return Stream(self._worker(choice, request.room_tokens), self.vocab, request, started_s, self._owner)
+        worker = self._worker(choice, request.room_tokens)
+        return Stream(worker, self.vocab, request, started_s, self._owner, on_thinking)
 
     def ask(
         self,
@@ -282,18 +287,20 @@ class SessionBase(NotCopied, Choosing[RowsT]):
         adapter: AdapterName | LeftOut = LEFT_OUT,
         system: str | None = None,
         on_text: Callable[[str], object] | None = None,
+        on_thinking: Callable[[str], object] | None = None,
         **settings: Unpack[Settings],
     ) -> "Pending":
         """Submits a request, to be answered together with others by `Pending.result` (see `batcher.py`).
 
         Args:
-            on_text: told of each piece of text as it is final.
+            on_text, on_thinking: told of each piece of text as it is final, and of what the model thinks before it.
             prompt, adapter, system, settings: as in `stream`; errors too.
         """
         choice = self._chosen(prompt, adapter)
         if self._batcher is None:
             self._batcher = self.new_batcher(self._n_parallel)
-        return self._batcher.submit(self.request(prompt, choice, system, settings), choice, on_text)
+        request = self.request(prompt, choice, system, settings)
+        return self._batcher.submit(request, choice, on_text, on_thinking)
 
     def new_batcher(self, n_parallel: int) -> "Batcher[RowsT]":
         """A batcher with rows of its own beside the session's; close it when it is done with.

@@ -32,11 +32,17 @@ class Pending:
     """A submitted request. Its answer is made by `result`, of this or of any other request."""
 
     def __init__(
-        self, batcher: "Batcher[Any]", request: Request, choice: Choice, on_text: Callable[[str], object] | None
+        self,
+        batcher: "Batcher[Any]",
+        request: Request,
+        choice: Choice,
+        on_text: Callable[[str], object] | None,
+        on_thinking: Callable[[str], object] | None = None,
     ) -> None:
         self.request = request
         self.choice = choice
         self.on_text = on_text
+        self.on_thinking = on_thinking
         self.answer: Answer | None = None
         self.error: BaseException | None = None
         self._batcher = batcher
@@ -106,14 +112,23 @@ class Batcher(Generic[RowsT]):
         """Whether answers are being made."""
         return bool(self._active)
 
-    def submit(self, request: Request, choice: Choice, on_text: Callable[[str], object] | None = None) -> Pending:
+    def submit(
+        self,
+        request: Request,
+        choice: Choice,
+        on_text: Callable[[str], object] | None = None,
+        on_thinking: Callable[[str], object] | None = None,
+    ) -> Pending:
         """Hands a request in; nothing is computed yet.
+
+        Args:
+            on_text, on_thinking: told of each piece of the answer, and of what the model thinks before it.
 
         Raises:
             EngineError: in another thread than the session's, or once that is closed; so do the other methods.
         """
         self._owner.check()
-        pending = Pending(self, request, choice, on_text)
+        pending = Pending(self, request, choice, on_text, on_thinking)
         self._waiting.append(pending)
         return pending
 
@@ -247,10 +262,14 @@ class Batcher(Generic[RowsT]):
         assert self.rows is not None
         pending, growing = slot.pending, slot.growing
         text = growing.take(self.rows.sample(growing.sampler, row), self._vocab)
+        if growing.thought and pending.on_thinking is not None:
+            pending.on_thinking(growing.thought)
         if text and pending.on_text is not None:
             pending.on_text(text)
         if growing.reason is not None:
             answer, rest = growing.finish(pending.choice.name)
+            if growing.thought and pending.on_thinking is not None:
+                pending.on_thinking(growing.thought)
             if rest and pending.on_text is not None:
                 pending.on_text(rest)
             pending.answer = answer

@@ -30,7 +30,12 @@ class Growing:
     reason: StopReason | None = None
 
     def __post_init__(self) -> None:
-        self._out = TextOut(self.request.stop)
+        self._out = TextOut(self.request.stop, self.request.thinking)
+
+    @property
+    def thought(self) -> str:
+        """What the last token, or the end, added to the model's thoughts."""
+        return self._out.thought
 
     @property
     def position(self) -> int:
@@ -44,7 +49,7 @@ class Growing:
             self.reason = "end"
             return ""
         self.ids.append(token_id)
-        text = self._out.feed(vocab.piece(token_id))
+        text = self._out.take(token_id, vocab)
         self.text.append(text)
         if self._out.stopped:
             self.reason = "stop"
@@ -72,5 +77,6 @@ class Growing:
             prefill_s=self.prefill_s,
             seed=self.sampler.seed,
             token_ids=tuple(self.ids),
+            thinking=self._out.thinking,
         )
         return answer, rest

@@ -12,6 +12,7 @@ from ..pack.card import TaskCard
 from ..prefix.chunks import Section
 from .choice import Choice
 from .stream import Request
+from .thinking import Thinking
 
 if TYPE_CHECKING:
     from ..grammar.rules import Rules
@@ -114,6 +115,7 @@ def request_of(
     *,
     room_tokens: int,
     longest: str,
+    thinking: Thinking | None = None,
 ) -> Request:
     """Everything that decides the answer to a rendered prompt, checked.
 
@@ -121,6 +123,7 @@ def request_of(
         sections: the parts of the prompt with their adapters.
         room_tokens: longest prompt and answer together.
         longest: what could be had at most, for the user whose prompt does not fit, such as "this base can do 8192".
+        thinking: how thoughts are told from the answer; rules for the answer leave no room for them.
 
     Raises:
         InputError: a setting that there is not, of another type or out of range.
@@ -133,6 +136,7 @@ def request_of(
             f"the prompt has {len(ids)} tokens and up to {max_tokens} are to follow; the context holds {room_tokens}",
             hint=f"shorten it, or take a larger context: {longest}",
         )
+    grammar = grammar_of(choice.card, settings)
     return Request(
         prompt=ids,
         adapter=choice.name,
@@ -141,5 +145,6 @@ def request_of(
         stop=stop_of(choice.card, settings),
         max_tokens=max_tokens,
         room_tokens=room_tokens,
-        grammar=grammar_of(choice.card, settings),
+        grammar=grammar,
+        thinking=thinking if grammar is None else None,
     )

@@ -18,6 +18,7 @@ from ..prefix.chunks import Section
 from .engine import Worker
 from .owner import Owner
 from .text_out import TextOut
+from .thinking import Thinking
 
 if TYPE_CHECKING:
     from ..grammar.rules import Rules
@@ -30,7 +31,7 @@ class Answer:
     """A finished answer.
 
     Attributes:
-        text: without the stop text that ended it.
+        text: without the stop text that ended it, and without what the model thought before.
         n_prompt_tokens: of the rendered prompt.
         n_tokens: generated, the end token not counted.
         first_token_s: from the call to the first token, the prompt's computation included.
@@ -42,6 +43,7 @@ class Answer:
         seed: of the sampling; None when greedy.
         token_ids: what was generated.
         n_drafted_tokens, n_accepted_tokens: guessed and computed along with others, and how many of them were right.
+        thinking: what the model thought before it answered; "" for nothing. Its tokens are counted in `n_tokens`.
     """
 
     text: str
@@ -57,11 +59,13 @@ class Answer:
     token_ids: tuple[int, ...] = ()
     n_drafted_tokens: int = 0
     n_accepted_tokens: int = 0
+    thinking: str = ""
 
     def cut(self) -> str | None:
         """For people, why the answer is not whole; None if the model or a stop text ended it."""
         if self.stop_reason == "max_tokens":
-            return f"the answer is cut at {self.n_tokens} tokens; -n sets another length"
+            where = ", while the model was still thinking" if self.thinking and not self.text else ""
+            return f"the answer is cut at {self.n_tokens} tokens{where}; -n sets another length"
         if self.stop_reason == "context":
             return "the context is full; the answer ends here"
         return None
@@ -75,6 +79,7 @@ class Request:
         sections: the parts of the prompt with their adapters, which are loaded by this call.
         room_tokens: length of the context.
         grammar: what the answer keeps to.
+        thinking: how thoughts are told from the answer; None: it has none.
     """
 
     prompt: Sequence[int]
@@ -85,6 +90,7 @@ class Request:
     max_tokens: int
     room_tokens: int
     grammar: "Rules | None" = None
+    thinking: Thinking | None = None
 
     def sampler(self, vocab: Vocab) -> Sampler:
         """A new sampler; errors as `grammar.matcher.Grammar`."""
@@ -101,12 +107,20 @@ class Stream(Iterator[str]):
     Args:
         started_s: when it was asked for, by `time.perf_counter`.
         owner: of the session; None: the thread that makes this. In another one reading raises EngineError.
+        on_thinking: told of each piece of what the model thinks before it answers.
     """
 
     def __init__(
-        self, lane: Worker, vocab: Vocab, request: Request, started_s: float, owner: Owner | None = None
+        self,
+        lane: Worker,
+        vocab: Vocab,
+        request: Request,
+        started_s: float,
+        owner: Owner | None = None,
+        on_thinking: Callable[[str], object] | None = None,
     ) -> None:
         self._owner = owner or Owner()
+        self._on_thinking = on_thinking
         self._lane = lane
         self._vocab = vocab
         self._request = request
@@ -152,7 +166,7 @@ class Stream(Iterator[str]):
 
     def _answering(self, turn: int) -> Generator[str, None, None]:
         lane, vocab, request = self._lane, self._vocab, self._request
-        out = TextOut(request.stop)
+        out = TextOut(request.stop, request.thinking)
         ids: list[int] = []
         shown: list[str] = []
         reason: StopReason
@@ -170,7 +184,9 @@ class Stream(Iterator[str]):
                     reason = "end"
                     break
                 ids.append(token_id)
-                text = out.feed(vocab.piece(token_id))
+                text = out.take(token_id, vocab)
+                if out.thought and self._on_thinking is not None:
+                    self._on_thinking(out.thought)
                 if text:
                     shown.append(text)
                     before_s = time.perf_counter()
@@ -196,6 +212,8 @@ class Stream(Iterator[str]):
             ended_s = time.perf_counter()
             seed = sampler.seed
         rest = out.finish()
+        if out.thought and self._on_thinking is not None:
+            self._on_thinking(out.thought)
         if out.stopped and reason != "stop":
             reason = "stop"
         self._answer = Answer(
@@ -212,6 +230,7 @@ class Stream(Iterator[str]):
             token_ids=tuple(ids),
             n_drafted_tokens=lane.n_drafted_tokens,
             n_accepted_tokens=lane.n_accepted_tokens,
+            thinking=out.thinking,
         )
         if rest:
             yield rest

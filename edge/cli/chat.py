@@ -55,7 +55,9 @@ def chat(
     When the context is full, the oldest questions are dropped with their answers, and a note says so. Ctrl-C stops an
     answer and keeps what there is of it. Text of several lines stands between triple quotes, or is pasted at a
     terminal, where Alt-Enter begins a new line; in a pipe, each line else is a turn. An adapter is loaded when it is
-    first used and stays loaded; with --adapter-budget the least recently used is unloaded, unless it is pinned.
+    first used and stays loaded; with --adapter-budget the least recently used is unloaded, unless it is pinned. What
+    the model thinks before it answers goes to stderr, grey at a terminal, and is no part of the next prompt unless its
+    chat template puts it there.
 
     \b
     Examples:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console import awaited, emit, json_option, note, show, waiting
+from ..console import Aside, awaited, emit, json_option, note, show, waiting
 from ..errors import InputError
 from ..sizes import human_bytes
 from .options import (
@@ -73,7 +73,8 @@ def run(
 
     Without --adapter the pack's default adapter answers ("slm-edge pack show" names it), with "none" the base
     alone, with "auto" the one that the pack's router chooses for the prompt, or the base if none fits. The
-    starter pack's base model is fetched on first use (98 MB) and kept in the cache.
+    starter pack's base model is fetched on first use (98 MB) and kept in the cache. What a model thinks before it
+    answers goes to stderr, grey at a terminal; with --json it stands in a field of its own.
 
     \b
     Examples:
@@ -100,13 +101,14 @@ def run(
             session.use(decision.adapter)
             if explain and not as_json:
                 note(decision.text())
-        stream = session.stream(text, system=system, **settings)
+        aside = Aside()
+        stream = session.stream(text, system=system, on_thinking=None if as_json else aside, **settings)
         if as_json:
             with waiting(lambda: "answering"):
                 for _ in stream:
                     pass
         else:
-            show(awaited(stream, "reading the prompt"))
+            show(aside.before(awaited(stream, "reading the prompt", aside)))
         # While the base is mapped: its mappings show what is mapped twice.
         numbers = _numbers(stream.answer, session.load_s)
     if decision is not None:

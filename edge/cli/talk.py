@@ -16,7 +16,7 @@ from typing import Any, Final
 from ..answer.base import SessionBase
 from ..answer.settings import Settings, max_tokens_of, sampling_of
 from ..answer.stream import Answer
-from ..console import awaited, remark, show
+from ..console import Aside, awaited, remark, show
 from ..errors import DoesNotFitError, InputError, SlmEdgeError, of_system
 from ..files.atomic import read_table, write_json
 from ..files.cache import user_path
@@ -164,10 +164,16 @@ class Talk:
                 self.session.use(decision.adapter)
                 remark(f"[adapter {decision.adapter or 'none'}]")
         messages = self._fitting(messages)
-        stream = self.session.stream(messages, system=self.system, **self.settings)
+        aside, thoughts = Aside(), list[str]()
+
+        def think(text: str) -> None:
+            thoughts.append(text)
+            aside(text)
+
+        stream = self.session.stream(messages, system=self.system, on_thinking=think, **self.settings)
         shown: list[str] = []
         try:
-            show(awaited(stream, "reading the conversation"), shown.append)
+            show(aside.before(awaited(stream, "reading the conversation", aside)), shown.append)
         except KeyboardInterrupt:
             stream.close()
             remark("[stopped]")
@@ -179,7 +185,11 @@ class Talk:
             if (cut := stream.answer.cut()) is not None:
                 remark(f"[{cut}]")
         if shown:
-            self.messages = [*messages, {"role": "assistant", "content": "".join(shown)}]
+            said: Message = {"role": "assistant", "content": "".join(shown)}
+            if thoughts:
+                # No part of what was said; the template decides whether the model sees it again.
+                said["reasoning_content"] = "".join(thoughts).strip()
+            self.messages = [*messages, said]
             self._answered_by = self.session.adapter
 
     def _tokens(self, messages: Sequence[Message]) -> list[int]:

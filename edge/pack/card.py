@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from ..grammar.rules import Rules
 
 MAX_CARD_BYTES: Final = 1 << 20
-# Keys that the first versions did not have
-_LATER: Final = ("template",)
+# Keys that the first versions did not have, and what they are where nothing is said
+_LATER: Final[dict[str, Any]] = {"template": {}, "thinking": None}
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class TaskCard:
             where near ties may fall the other way, "off" never. For tasks that copy: summaries, edits.
         pinned: once loaded it stays, however many others are used and whatever the budget for adapters.
         template: what the base's chat template is told at every prompt, as {"enable_thinking": false}.
+        thinking: the texts that open and close what the model thinks before it answers; () for none, whatever the chat
+            template says; None: as the template says.
         scores: what was measured with it, as the benchmark wrote it.
         licence, data: under which terms the adapter stands, and what it was trained on.
     """
@@ -81,6 +83,7 @@ class TaskCard:
     speculate: Speculate = "off"
     pinned: bool = False
     template: Mapping[str, Any] = field(default_factory=dict)
+    thinking: tuple[str, ...] | None = None
     scores: Mapping[str, Any] = field(default_factory=dict)
     licence: str = ""
     data: str = ""
@@ -108,7 +111,8 @@ class TaskCard:
         if "task" not in data:
             faults.append("the key 'task' is missing")
         values = {
-            key: tuple(value) if key == "stop" and isinstance(value, list) else value for key, value in data.items()
+            key: tuple(value) if key in ("stop", "thinking") and isinstance(value, list) else value
+            for key, value in data.items()
         }
         card = object.__new__(cls)
         for entry in dataclasses.fields(cls):
@@ -153,11 +157,11 @@ class TaskCard:
     def as_dict(self) -> dict[str, Any]:
         """The card for JSON; `TaskCard.of` takes it back."""
         values = {
-            entry.name: list(self.stop) if entry.name == "stop" else getattr(self, entry.name)
+            entry.name: list(value) if isinstance(value := getattr(self, entry.name), tuple) else value
             for entry in dataclasses.fields(self)
         }
         # Left out where there is nothing, so that earlier versions read such a card.
-        return {name: value for name, value in values.items() if name not in _LATER or value}
+        return {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}
 
 
 def _is_number(value: object) -> bool:
@@ -227,6 +231,10 @@ def _faults(card: TaskCard) -> list[str]:
             checked_arguments(card.template, "the values of template")
         except InputError as error:
             faults.append(error.message)
+    if card.thinking is not None:
+        marks = card.thinking if isinstance(card.thinking, tuple) else ("",)
+        if len(marks) not in (0, 2) or not all(_is_text(mark) and mark.strip() for mark in marks):
+            faults.append(f"thinking is {card.thinking!r}; the two texts that open and close it, or [] for none")
     if not _is_table(card.scores):
         faults.append("scores is not a table of JSON values")
     return [fault for fault in faults if fault is not None]

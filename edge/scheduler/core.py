@@ -176,14 +176,14 @@ class Core:
         text = job.growing.take(token_id, self._session.vocab)
         ended = job.growing.reason is not None
         if job.growing.reason != "end":
-            job.ticket.add(piece_of(text, token_id, logits, job.n_top))
+            job.ticket.add(piece_of(text, token_id, logits, job.n_top, job.growing.thought))
             self._tokens["answer"][_name(job)] += 1
         self._fresh.add(job.ticket)
         if not ended:
             return
         answer, rest = job.growing.finish(job.bound.name)
-        if rest:
-            job.ticket.add(Piece(rest, None))
+        if rest or job.growing.thought:
+            job.ticket.add(Piece(rest, None, thinking=job.growing.thought))
         self._n_ended["answered"] += 1
         job.ticket.end(answer)
         self._end(job)

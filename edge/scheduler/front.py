@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..answer.base import SessionBase
 from ..answer.settings import Settings, arguments_of, request_of
+from ..answer.thinking import thinking_of
 from ..errors import EngineError, InputError
 from ..gguf.chat_template import Message, checked_messages, messages_of
 from ..pack.card import TaskCard
@@ -101,7 +102,19 @@ class Front:
         def sections() -> list[Section]:
             return session.sections(choice, ids, n_shared_tokens)
 
-        request = request_of(ids, choice, settings, sections, room_tokens=session.n_ctx_tokens, longest=session.longest)
+        with self._lock:
+            self._check()
+            # Token ids are a text of any kind, which goes on.
+            thinking = None if _is_tokens(prompt) else thinking_of(session.template, choice.card, session.vocab, ids)
+        request = request_of(
+            ids,
+            choice,
+            settings,
+            sections,
+            room_tokens=session.n_ctx_tokens,
+            longest=session.longest,
+            thinking=thinking,
+        )
         with self._lock:
             self._check()
             sampler = request.sampler(session.vocab)

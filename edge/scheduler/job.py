@@ -41,14 +41,16 @@ class Job:
         return self.ticket.key, self.bound.choice.scales
 
 
-def piece_of(text: str, token_id: int, logits: npt.NDArray[np.float32] | None, n_top: int | None) -> Piece:
+def piece_of(
+    text: str, token_id: int, logits: npt.NDArray[np.float32] | None, n_top: int | None, thinking: str = ""
+) -> Piece:
     """A token with its text, and with probabilities where logits are given, shape (n_vocab,)."""
     if logits is None or n_top is None:
-        return Piece(text, token_id)
+        return Piece(text, token_id, thinking=thinking)
     most = float(logits.max())
     log_sum = most + float(np.log(np.exp(logits - most).sum(dtype=np.float64)))
     ids = np.argpartition(-logits, n_top)[:n_top] if n_top else np.arange(0)
     ids = ids[np.argsort(-logits[ids], kind="stable")]
     # What rules do not allow is none of the likeliest.
     top = tuple((int(i), float(logits[i]) - log_sum) for i in ids if logits[i] > -np.inf)
-    return Piece(text, token_id, float(logits[token_id]) - log_sum, top)
+    return Piece(text, token_id, float(logits[token_id]) - log_sum, top, thinking)

@@ -34,12 +34,14 @@ class Piece:
         token_id: None at the end of an answer, for text that was held back until then.
         logprob: of the token, by the model's output before temperature; None unless asked for.
         top: the likeliest tokens with theirs, as many as were asked for.
+        thinking: what it added to the model's thoughts, which are no part of the text.
     """
 
     text: str
     token_id: int | None
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    thinking: str = ""
 
 
 class Ticket:
