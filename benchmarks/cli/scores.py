@@ -13,6 +13,7 @@ from ...edge.console import emit, json_option, note
 from ..tasks.registry import DEFAULT, MODULES, task
 
 if TYPE_CHECKING:
+    from ...edge.options import EngineOptions
     from ...edge.pack.pack import Pack
     from ..scores.answers import Record
     from ..scores.cells import Cell
@@ -262,6 +263,7 @@ def _measure_pack(
 ) -> None:
     from ...devices.machine.sensors import Sensors
     from ...edge.engines import open_session
+    from ...edge.system.cpu import default_decode_threads, default_threads
     from ..scores.answers import AnswerFile
     from ..scores.energy import Joules
     from ..scores.generate import session_generator
@@ -272,7 +274,11 @@ def _measure_pack(
         identity = identities.get((task_name, adapter))
         return {} if identity is None else AnswerFile(out / "answers", identity).records
 
-    opened = open_session(pack, engine, allow_pull=True, threads=threads)
+    setup: EngineOptions = {"threads": threads}
+    if threads is None and engine == "llama":
+        # Numbers that stay as they are: scores must not depend on who else uses the machine.
+        setup = {"threads": default_decode_threads(), "threads_batch": default_threads()}
+    opened = open_session(pack, engine, allow_pull=True, **setup)
     with opened as session, Joules(Sensors()) as joules:
         # A run that goes on past midnight asks the same prompts
         session.template.fix_date(day)

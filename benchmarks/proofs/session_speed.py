@@ -137,10 +137,10 @@ class Ours:
         """What the model waits for: microseconds of a prompt, and of a token, that are not spent in `llama_decode`."""
         context = self.session.context
         contexts = [context, *filter(None, [getattr(context, "prompts", None)])]
-        library = context._llama
+        library = context.pace.llama
         timed = _Timed(library)
         for one in contexts:
-            one._llama = timed
+            one.pace.llama = timed
         try:
             prompt_s = self.prefill_s()
             inside_s = sum(ended_s - began_s for began_s, ended_s in timed.times_s)
@@ -148,7 +148,7 @@ class Ours:
             list(self.stream(self.ids(1), N_DECODE + 1))
         finally:
             for one in contexts:
-                one._llama = library
+                one.pace.llama = library
         # The first decode is that of the prompt.
         gaps_s = [after[0] - before[1] for before, after in itertools.pairwise(timed.times_s[1:])]
         return {"prompt": 1e6 * (prompt_s - inside_s), "token": 1e6 * statistics.median(gaps_s)}

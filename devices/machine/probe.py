@@ -22,6 +22,7 @@ from ...edge.errors import InputError
 from ...edge.files.atomic import make_folder, read_table, write_json
 from ...edge.files.cache import cache_folder
 from ...edge.system.cpu import default_threads
+from ...edge.system.load import OthersCores, is_busy
 from ..catalogue.catalogue import GIB, Device, Fact, core_classes
 from ..predict.predict import Calibration, Predictor
 from .probe_kernels import N_DECODE, N_PROMPT, PROBED_TYPES, KernelRates, kernel_rates
@@ -50,30 +51,9 @@ class Probe:
 def busy_reason(others_cores: float) -> str | None:
     """What to tell when other processes keep so many cores busy that a probe would show theirs; None: they do not."""
     threads = default_threads()
-    if others_cores <= 0.15 + 0.05 * threads:
+    if not is_busy(others_cores, threads):
         return None
     return f"other processes keep {others_cores:.1f} cores busy, and {threads} are probed"
-
-
-class OthersCores:
-    """Cores that other processes keep busy, from its making to each call."""
-
-    def __init__(self) -> None:
-        self._start = self._now()
-
-    @staticmethod
-    def _now() -> tuple[float, float]:
-        """Seconds: that other processes computed, and of the clock."""
-        import psutil
-
-        times = psutil.cpu_times()
-        # Guests' time is counted in user's as well; stolen time is others' too.
-        names = ("user", "nice", "system", "irq", "softirq", "steal")
-        return sum(getattr(times, name, 0.0) for name in names) - time.process_time(), time.perf_counter()
-
-    def __call__(self) -> float:
-        others_s, now_s = self._now()
-        return max(others_s - self._start[0], 0.0) / max(now_s - self._start[1], 1e-3)
 
 
 def others_cores(seconds: float = 0.5) -> float:

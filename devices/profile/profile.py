@@ -6,12 +6,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from ...edge.console import progress
+from ...edge.console import Advance, progress
 from ...edge.engines import open_session
 from ...edge.files.atomic import sha256_file
 from ...edge.options import EngineOptions
 from ...edge.pack.pack import Pack, PackedAdapter, find_adapter
 from ...edge.session.session import Session
+from ...edge.system.load import OthersCores, busy_words
 from ..catalogue.workload import Workload
 from ..machine.energy import Meter
 from ..machine.record import machine_record
@@ -57,7 +58,7 @@ def run_profile(request: Request, sensors: Sensors | None = None) -> dict[str, A
     names = _names(request, {} if pack is None else pack.adapters)
     sensors = sensors or Sensors()
     before, energy_before = sensors.read(), sensors.energy_counters()
-    machine = machine_record(sensors)
+    machine, others = machine_record(sensors), OthersCores()
     notes = _notes(request, machine)
     plan = Plan.quick() if request.quick else Plan()
     if request.repeats:
@@ -74,12 +75,18 @@ def run_profile(request: Request, sensors: Sensors | None = None) -> dict[str, A
     else:
         session = open_session(pack, adapter=None, allow_pull=True, **options)
     base_path = session.base.file.path
+    threads = set()
+
+    def tell_and_look(advance: Advance) -> None:
+        advance(1)
+        threads.add(session.threads_now)
+
     with session, sampled(sensors) as samples:
         plan = plan.within(session.n_ctx_tokens)
         choices = session.plan.choices
         n_steps = (len(names) + 1) * (len(plan.prompt_tokens) + len(plan.depths))
         with progress("profiling", n_steps, "tests") as advance:
-            cases = [measure_case(session, name, plan, lambda: advance(1)) for name in (None, *names)]
+            cases = [measure_case(session, name, plan, lambda: tell_and_look(advance)) for name in (None, *names)]
         swaps = measure_swaps(session, names, plan.repeats) if names else []
         sustained = None
         if request.sustain_s:
@@ -89,6 +96,10 @@ def run_profile(request: Request, sensors: Sensors | None = None) -> dict[str, A
                 rows = sustain(session, last, request.sustain_s, lambda seconds: advance(seconds))
                 energy = meter.rows(rows[-1]["at_s"], sum(int(row["n_tokens"]) for row in rows)) if rows else []
             sustained = {"seconds": request.sustain_s, "adapter": last, "rows": rows, "energy": energy or None}
+        busy = busy_words(others(), session.threads)
+        if busy is not None:
+            used = ", ".join(map(str, sorted(threads)))
+            notes.insert(0, f"{busy}, so rates are low and scattered; {used} of {session.threads} threads computed")
         memory = {**memory_now(), "planned": session.plan.as_dict()}
         work = Workload.of_file(session.base.file, session.base.name)
         setup = {
@@ -145,9 +156,6 @@ def _names(request: Request, adapters: dict[str, PackedAdapter]) -> list[str]:
 
 def _notes(request: Request, machine: dict[str, Any]) -> list[str]:
     notes = []
-    load = machine["load_average"]
-    if load and load[0] > 0.5:
-        notes.append(f"the machine was busy when the profile began (load {load[0]:.2f}): rates are low and scattered")
     if request.emulated:
         notes.append(f"threads and memory of {request.emulated}; speed is not emulated")
     if machine["throttled"]:

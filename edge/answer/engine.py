@@ -152,7 +152,12 @@ class Engine(abc.ABC, Generic[RowsT]):
     @property
     @abc.abstractmethod
     def threads(self) -> int:
-        """CPU threads for single tokens."""
+        """CPU threads for single tokens, at most."""
+
+    @property
+    def threads_now(self) -> int:
+        """CPU threads for the next single token: fewer beside busy processes, unless a number was given."""
+        return self.threads
 
     @property
     @abc.abstractmethod

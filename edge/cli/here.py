@@ -107,7 +107,9 @@ def doctor(as_json: bool) -> None:
         advice.append("the starter's base is not fetched yet: slm-edge pull starter")
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     if load is not None and load > (os.cpu_count() or 1):
-        advice.append(f"the machine is busy (load {load:.1f}): answers are slower than they could be, try --threads 1")
+        advice.append(
+            f"the machine is busy (load {load:.1f}): answers are slower than they could be, so fewer threads compute"
+        )
     missing: dict[str, list[str]] = {}
     for package, extra in EXTRA_OF_PACKAGE.items():
         if importlib.util.find_spec(package) is None:

@@ -122,7 +122,10 @@ def context_option(what: str) -> Callable[[Command], Command]:
 
 def threads_option(command: Command) -> Command:
     """Adds `--threads`, passed as a number or None."""
-    help = "CPU threads.  [default: one for each fast physical core; for single tokens fewer on a Raspberry Pi 5]"
+    help = (
+        "CPU threads.  [default: one for each fast physical core, fewer while other processes want the CPUs; for "
+        "single tokens fewer on a Raspberry Pi 5]"
+    )
     return click.option("-t", "--threads", type=click.IntRange(1, 512), help=help)(command)
 
 

@@ -10,6 +10,7 @@ import click
 from ..console import Aside, awaited, emit, json_option, note, show, waiting
 from ..errors import InputError
 from ..sizes import human_bytes
+from ..system.load import OthersCores, busy_words
 from .options import (
     answer_options,
     context_option,
@@ -95,6 +96,7 @@ def run(
     options = engine_options_of(given)
     options["prefix_cache"] = prefix_cache
     settings = settings_of(given)
+    others = OthersCores()
     with source.open(engine, name, one_answer=True, **options) as session:
         decision = session.choose(text, explain=explain) if name == "auto" else None
         if decision is not None:
@@ -111,6 +113,8 @@ def run(
             show(aside.before(awaited(stream, "reading the prompt", aside)))
         # While the base is mapped: its mappings show what is mapped twice.
         numbers = _numbers(stream.answer, session.load_s)
+        numbers |= {"threads": session.threads_now, "others_cores": others()}
+        busy = busy_words(numbers["others_cores"], session.threads)
     if decision is not None:
         numbers["router"] = decision.as_dict()
     if as_json:
@@ -119,6 +123,8 @@ def run(
         note(f"[{cut}]")
     if stats:
         note(_stats_line(numbers))
+        if busy is not None:
+            note(f"{busy}; {numbers['threads']} of {session.threads} threads at the end")
 
 
 def _prompt(argument: str | None) -> str:

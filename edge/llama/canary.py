@@ -16,7 +16,7 @@ class Canary:
     The context lives only while it is needed: what an adapter of a small model costs to try is a few milliseconds.
     """
 
-    def __init__(self, model: Model, threads: int) -> None:
+    def __init__(self, model: Model, threads: int | None) -> None:
         self._model = model
         self._threads = threads
         self._base_logits: npt.NDArray[np.float32] | None = None

@@ -18,11 +18,10 @@ import numpy.typing as npt
 
 from ..errors import DoesNotFitError, EngineError, InputError
 from ..options import FlashAttention, KvType
-from ..system.cpu import default_decode_threads, default_threads
 from .binding import NotCopied, lib, unheard
+from .decode import Threads, TokenBatch
 from .model import Adapter, Model, created
 from .states import Sequences
-from .token_batch import TokenBatch
 
 Outputs = Literal["last", "all", "none"]
 
@@ -32,8 +31,6 @@ FLASH_ATTENTION: Final[dict[str, int]] = {"auto": -1, "off": 0, "on": 1}
 # llama_decode's answer when the KV cache has no room; it has then changed nothing
 NO_KV_SLOT: Final = 1
 MAX_SEQUENCES: Final = 256
-# GGML_MAX_N_THREADS of ggml.h
-MAX_THREADS: Final = 512
 # llama_get_logits_ith as an address: a view of it is made once for each row, which costs as much as choosing a token
 _ADDRESS_OF_ROW: Final = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
 
@@ -48,8 +45,7 @@ class Context(NotCopied, Sequences):
         n_seq_max: sequences kept apart.
         n_outputs_max: logit rows that one batch may give; None: one for each sequence. Rows are paid for in memory
             (4 bytes x vocabulary each), so ask for `n_batch_tokens` only where `outputs="all"` is used.
-        threads: for one token at a time; None: `cpu.default_decode_threads`.
-        threads_batch: for prompts and batches; None: as `threads` where that is given, else the fast physical cores.
+        threads, threads_batch: for one token at a time, and for prompts and batches; see `decode.Threads`.
         kv_type: element type of the KV cache.
         flash_attention: "q8_0" needs it on; results differ in the last bits between on and off.
         kv_unified: all sequences share the whole room; else each has an equal part of it and attends to it alone.
@@ -58,7 +54,8 @@ class Context(NotCopied, Sequences):
         n_ctx_tokens: the room that there is, at least what was asked.
         n_ctx_seq_tokens: the longest that one sequence can be.
         memory: what llama.cpp keeps of a sequence.
-        threads, threads_batch: as used.
+        threads, threads_batch: the most that are used.
+        pace: how many are used now.
 
     Raises:
         InputError: an argument out of its range.
@@ -81,8 +78,8 @@ class Context(NotCopied, Sequences):
     ) -> None:
         n_outputs_max = n_seq_max if n_outputs_max is None else n_outputs_max
         _check_sizes(n_ctx_tokens, n_batch_tokens, n_seq_max, n_outputs_max, kv_type, flash_attention)
-        _check_threads(threads, threads_batch)
         llama = lib()
+        self.pace = Threads(llama, threads, threads_batch)
         self._llama = llama
         self._model = model
         self.memory = model.memory
@@ -92,8 +89,7 @@ class Context(NotCopied, Sequences):
         self._n_streams = 1 if kv_unified else n_seq_max
         self._logits_address = _ADDRESS_OF_ROW(ctypes.cast(llama.llama_get_logits_ith, ctypes.c_void_p).value or 0)
         self._views: dict[int, npt.NDArray[np.float32]] = {}
-        self.threads_batch = threads_batch or threads or default_threads()
-        self.threads = threads or default_decode_threads()
+        self.threads, self.threads_batch = self.pace.one, self.pace.many
         params = llama.llama_context_default_params()
         params.n_ctx = n_ctx_tokens
         params.n_batch = params.n_ubatch = n_batch_tokens
@@ -156,12 +152,21 @@ class Context(NotCopied, Sequences):
         if len(left) != len(self._active):
             self.set_adapters(left)
 
-    def decode(self, token_ids: Sequence[int], position: int, *, sequence: int = 0, outputs: Outputs = "last") -> None:
+    def decode(
+        self,
+        token_ids: Sequence[int],
+        position: int,
+        *,
+        sequence: int = 0,
+        outputs: Outputs = "last",
+        steady: bool = False,
+    ) -> None:
         """Computes tokens at `position`, `position + 1`, … of one sequence, in batches of `n_batch_tokens`.
 
         Args:
             token_ids: at least one.
             outputs: which tokens give logits. "all" needs a context made with `n_outputs_max=n_batch_tokens`.
+            steady: the bits must not depend on how busy the machine is, see `decode.Threads`.
 
         Raises:
             InputError: no tokens, or "all" in a context that has no room for so many rows.
@@ -188,7 +193,7 @@ class Context(NotCopied, Sequences):
             batch.outputs[:n] = outputs == "all"
             if outputs == "last" and start + n == n_tokens:
                 batch.outputs[n - 1] = True
-            self._run(n)
+            self._run(n, steady)
             if outputs == "all" and n_tokens > size:
                 rows.append(np.stack([self.logits_view(i) for i in range(n)]))
         if rows:
@@ -208,7 +213,7 @@ class Context(NotCopied, Sequences):
             self._alive()
         if self._watch is not None:
             self._watch.check()
-        code = self._llama.llama_decode(self.handle, one.struct)
+        code = self.pace.decode(self.handle, one.struct)
         problems = unheard()
         if code:
             self._fail(code, 1, problems)
@@ -234,13 +239,13 @@ class Context(NotCopied, Sequences):
         self._kept_rows = None
         self._run(n)
 
-    def _run(self, n_tokens: int) -> None:
+    def _run(self, n_tokens: int, steady: bool = False) -> None:
         self._alive()
         if self._watch is not None:
             self._watch.check()
         batch = self._batch.struct
         batch.n_tokens = n_tokens
-        code = self._llama.llama_decode(self.handle, batch)
+        code = self.pace.decode(self.handle, batch, steady)
         problems = unheard()
         if code:
             self._fail(code, n_tokens, problems)
@@ -329,9 +334,3 @@ def _check_sizes(n_ctx: int, n_batch: int, n_seq: int, n_outputs: int, kv_type: 
         problems.append("a q8_0 KV cache needs flash attention")
     if problems:
         raise InputError("the context cannot be made like this", problems=problems)
-
-
-def _check_threads(*counts: int | None) -> None:
-    for threads in counts:
-        if threads is not None and not 1 <= threads <= MAX_THREADS:
-            raise InputError(f"{threads} threads are asked for; 1 to {MAX_THREADS} are allowed")

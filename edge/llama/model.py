@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from ..errors import EngineError, InputError
 from ..files.watch import FileWatch
 from ..system.bus_error import expect_mapped
+from ..system.load import room
 from .binding import NotCopied, lib, quiet_logs
 from .states import Memory
 from .vocab import Vocab
@@ -99,6 +100,8 @@ class Model(NotCopied):
         path = Path(path)
         if not path.is_file():
             raise InputError("no such file", where=path)
+        # From here on it is known whether the machine is busy.
+        room()
         llama = lib()
         params = llama.llama_model_default_params()
         params.n_gpu_layers = 0

@@ -96,11 +96,19 @@ class TwoLayouts(Context):
         # Whether the last output is there.
         self._there = False
 
-    def decode(self, token_ids: Sequence[int], position: int, *, sequence: int = 0, outputs: Outputs = "last") -> None:
+    def decode(
+        self,
+        token_ids: Sequence[int],
+        position: int,
+        *,
+        sequence: int = 0,
+        outputs: Outputs = "last",
+        steady: bool = False,
+    ) -> None:
         """As `Context.decode`, over the layout that is faster for so many tokens."""
         if len(token_ids) < LEAST_TOKENS or outputs == "all" or len(self._active) > MOST_ADAPTERS:
             self._take_over()
-            super().decode(token_ids, position, sequence=sequence, outputs=outputs)
+            super().decode(token_ids, position, sequence=sequence, outputs=outputs, steady=steady)
             return
         self._alive()
         self._kept_rows = None

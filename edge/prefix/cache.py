@@ -112,7 +112,7 @@ class PrefixCache:
                     context.set_adapters(section.adapters)
                 chunk = prompt[at:end]
                 outputs: Outputs = "last" if end == len(prompt) else "none"
-                context.decode(chunk, at, sequence=sequence, outputs=outputs)
+                context.decode(chunk, at, sequence=sequence, outputs=outputs, steady=True)
                 if outputs == "none":
                     context.settle(sequence)
                 record.add(chunk, section.state)

@@ -33,7 +33,7 @@ def kv_domain(base: BaseInfo, context: Context, options: EngineOptions, folder: 
         "fingerprint": base.fingerprint,
         "llama_cpp": importlib.metadata.version("llama-cpp-python"),
         "cpu": lib().llama_print_system_info().decode(errors="replace"),
-        "threads": [context.threads, context.threads_batch],
+        "threads": [context.threads, context.threads_batch, context.pace.adapts],
         "batch_tokens": context.n_batch_tokens,
         "chunk_tokens": [CHUNK_TOKENS, BATCH_TOKENS],
         "repack": options.get("repack", True),

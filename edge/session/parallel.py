@@ -56,8 +56,8 @@ def parallel_rows(
             n_ctx_tokens=n_sequences * n_tokens,
             n_batch_tokens=n_batch_tokens,
             n_seq_max=n_sequences,
-            threads=own.threads,
-            threads_batch=own.threads_batch,
+            threads=own.pace.given[0],
+            threads_batch=own.pace.given[1],
             kv_type=chosen.kv_type,
             flash_attention=flash_attention,
         )

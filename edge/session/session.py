@@ -124,7 +124,7 @@ class Session(SessionBase["LlamaRows"]):
             self._shelf = Shelf(
                 self.model,
                 self.base,
-                Canary(self.model, self.context.threads),
+                Canary(self.model, options.get("threads")),
                 self.adapters,
                 budget_bytes=options.get("adapter_budget_bytes"),
                 pinned=options["pinned"],
@@ -167,8 +167,13 @@ class Session(SessionBase["LlamaRows"]):
 
     @property
     def threads(self) -> int:
-        """CPU threads for single tokens."""
+        """CPU threads for single tokens, at most."""
         return self.context.threads
+
+    @property
+    def threads_now(self) -> int:
+        """As `engine.Engine.threads_now`."""
+        return self.context.pace.now
 
     @property
     def loaded_adapters(self) -> dict[str, int]:

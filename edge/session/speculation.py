@@ -215,13 +215,16 @@ class DraftingLane:
                 continue
             if len(guess) >= size - 1 and n_same >= n_least and at + size <= self._room_tokens:
                 # Rows of one batch on both sides of the border would be proved by one side's kernels alone.
-                across = self._context.threads > 1 and at < SPLIT_TOKENS < at + size
+                across = self._context.pace.now > 1 and at < SPLIT_TOKENS < at + size
                 return [] if across else guess[: size - 1]
         return []
 
     def _kernels(self) -> Kernels:
-        split = self._context.threads > 1 and self.n_tokens >= SPLIT_TOKENS
-        return self._lane.record.chunks[-1][1], split
+        return self._lane.record.chunks[-1][1], self._is_split(self.n_tokens)
+
+    def _is_split(self, at: int) -> bool:
+        """Whether attention of a single token at that position is split among threads."""
+        return self._context.pace.now > 1 and at >= SPLIT_TOKENS
 
     def _begin_proof(self, batch: Sequence[int], kernels: Kernels) -> None:
         """Computes a batch and forgets it; the tokens are then computed one by one, as long as they are right."""
@@ -236,7 +239,8 @@ class DraftingLane:
         if not self._proof:
             return
         expected, row = self._proof.pop(0)
-        if expected != token_id:
+        # With another number of threads the row comes from other kernels than those that the proof is about.
+        if expected != token_id or self._is_split(self.n_tokens - 1) != self._proved_kernels[1]:
             self._proof = []
             return
         equal = np.array_equal(row.view(np.uint32), self._context.logits_view().view(np.uint32))

@@ -48,7 +48,8 @@ def _cpu_list(text: str) -> set[int]:
     return cpus
 
 
-def _allowed_cpus() -> set[int]:
+def allowed_cpus() -> set[int]:
+    """The CPUs that this process may run on."""
     affinity = getattr(os, "sched_getaffinity", None)
     return set(affinity(0)) if affinity else set(range(os.cpu_count() or 1))
 
@@ -114,7 +115,7 @@ def _quota_files(cgroup: Path, own: Path) -> list[Path]:
 
 def usable_cpus() -> int:
     """CPUs that this process may keep busy at once, hyperthreads too, at least 1: affinity and quota count."""
-    return max(1, math.floor(min(len(_allowed_cpus()), cpu_quota())))
+    return max(1, math.floor(min(len(allowed_cpus()), cpu_quota())))
 
 
 def default_threads(cpus: set[int] | None = None, system: Path = SYSTEM, quota: float | None = None) -> int:
@@ -125,7 +126,7 @@ def default_threads(cpus: set[int] | None = None, system: Path = SYSTEM, quota: 
         system: where the kernel describes the machine, as /sys.
         quota: CPUs that may be busy at once; None: the control group's.
     """
-    cpus = _allowed_cpus() if cpus is None else cpus
+    cpus = allowed_cpus() if cpus is None else cpus
     cores = fast_cores(cpus, system)
     if cores is None:
         import psutil
