@@ -3,10 +3,12 @@
 import contextlib
 import importlib
 import importlib.util
+import os
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NoReturn, SupportsIndex, TypeVar
 
@@ -136,9 +138,18 @@ def lib() -> Any:
             # The callback object must outlive the library's use of it.
             _callback = llama_cpp.llama_log_callback(_listen)
             llama_cpp.llama_log_set(_callback, None)
+            _load_variants(llama_cpp)
             llama_cpp.llama_backend_init()
             _lib = llama_cpp
     return _lib
+
+
+def _load_variants(llama_cpp: Any) -> None:
+    """Has llama.cpp load the best of several CPU libraries, where its wheel was built with more than one."""
+    given = os.environ.get("LLAMA_CPP_LIB_PATH")
+    place = Path(given) if given else Path(llama_cpp.__file__).parent / "lib"
+    if any(place.glob("libggml-cpu-*")):
+        llama_cpp._lib.ggml_backend_load_all_from_path(os.fsencode(place))
 
 
 def unheard() -> list[str]:
