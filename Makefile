@@ -5,7 +5,9 @@
 # make check   linters, types, layers
 # make starter train, export and pack the starter adapters again:  make starter DATA=folder-with-the-data-sets
 # make router  train the starter's router again and put it into edge/starter:  make router DATA=folder
-# make clean   remove the virtual environment
+# make wheelhouse  a folder to install from without a network or a compiler:  make wheelhouse [ARCH=aarch64] [OUT=folder]
+# make clean   remove the virtual environments
+# make uninstall  clean, and remove what was built and fetched by itself; packs and models that you pulled stay
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -19,7 +21,7 @@ BIN    := $(VENV)/bin
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/.ci/llama-lean.cmake
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test test-optimum test-oldest check starter router clean setup setup-dev
+.PHONY: run test test-optimum test-oldest check starter router wheelhouse clean uninstall setup setup-dev
 .DELETE_ON_ERROR:
 
 run: setup
@@ -62,6 +64,10 @@ starter: setup-dev
 router: setup-dev
 	OMP_NUM_THREADS=1 $(BIN)/slm-edge router train --pack edge/starter $(if $(DATA),--data "$(DATA)")
 
+OUT ?= wheelhouse
+wheelhouse:
+	PYTHON="$(PYTHON)" bash .ci/wheelhouse "$(OUT)" $(ARCH)
+
 setup: $(VENV)/.runtime
 setup-dev: $(VENV)/.dev
 
@@ -81,3 +87,8 @@ $(VENV)/.dev: $(VENV)/.runtime
 
 clean:
 	rm -rf $(VENV) .venv-optimum .venv-oldest
+
+uninstall:
+	@test ! -x $(BIN)/slm-edge || $(BIN)/slm-edge cache clean --bases
+	@test ! -x $(BIN)/slm-edge || echo "packs and models stay: slm-edge list, or delete $$($(BIN)/python -c 'from slm_edge.edge.files.cache import store_folder; print(store_folder())')"
+	rm -rf $(VENV) .venv-optimum .venv-oldest build wheelhouse *.egg-info

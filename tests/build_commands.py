@@ -54,6 +54,7 @@ def command_lines(files: Path) -> dict[str, list[str]]:
         "run": ["--pack", pack, "--max-tokens", 2, "你好"],
         "chat": ["--pack", pack, "--max-tokens", 2],
         "serve": [pack, "--keys", files / MISSING],
+        "service": ["--print", pack],
         "demo": ["--pack", pack],
         "pull": [pack],
         "cache list": [],

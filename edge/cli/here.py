@@ -1,4 +1,4 @@
-"""What is on this machine: `slm-edge doctor`, `slm-edge cache`, `slm-edge --version`."""
+"""What is on this machine: `slm-edge doctor`, `slm-edge cache`, `slm-edge service`, `slm-edge --version`."""
 
 import importlib.util
 import os
@@ -7,15 +7,18 @@ import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..console import emit, json_option
-from ..errors import SlmEdgeError
+from ..errors import InputError, SlmEdgeError
 from ..extras import EXTRA_OF_PACKAGE, extra_hint
 from ..files.cache import base_cache_path, cache_folder, store_folder
 from ..sizes import human_bytes
+
+if TYPE_CHECKING:
+    from ..serve.unit import Service
 
 # Below this much memory or disk the starter pack's base has no room.
 LEAST_FREE_BYTES = 300 << 20
@@ -254,3 +257,70 @@ def _model(row: dict[str, Any]) -> str:
 
     base = Pack.open(None).base
     return f"  ({base.file_name})" if Path(row["file"]).stem == base.sha256 else ""
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[install|uninstall] [PACK] [SERVE OPTIONS]")
+@click.option("--print", "as_text", is_flag=True, help="Print the unit, and change nothing.")
+@click.option("--user", is_flag=True, help="A service of this user, in place of the system's.")
+@click.option("--name", default="slm-edge", show_default=True, metavar="NAME", help="Of the unit, for several servers.")
+@click.option("--no-start", is_flag=True, help="Enable it for the next boot, and don't start it now.")
+@click.option(
+    "--root",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    help="Install into the system below this folder, such as a mounted SD card.",
+)
+@json_option
+def service(
+    words: tuple[str, ...], as_text: bool, user: bool, name: str, no_start: bool, root: Path | None, as_json: bool
+) -> None:
+    """Install "slm-edge serve" as a systemd service that starts at boot, or remove it.
+
+    What follows is as for "slm-edge serve"; paths are made absolute. The service may read files and write to its cache
+    alone. A file of --keys is handed over by systemd.
+
+    \b
+    Examples:
+      slm-edge service --print my-pack
+      sudo /opt/slm/bin/slm-edge service install /srv/my-pack --keys /etc/slm-edge.keys --host 0.0.0.0
+      slm-edge service install --user my-pack
+      sudo /opt/slm/bin/slm-edge service uninstall
+    """
+    from ..names import check_name
+    from ..serve.unit import install, uninstall, unit_text
+
+    check_name(name, "the name of the service")
+    action = words[0] if words and words[0] in ("install", "uninstall") else None
+    if action is None and not as_text:
+        raise click.UsageError("Say install, uninstall or --print.")
+    found = _service(words[0 if action is None else 1 :], user, name, root or Path("/"))
+    text = unit_text(found)
+    if as_text:
+        emit({"path": str(found.path), "unit": text}, as_json, text)
+        return
+    done = uninstall(found) if action == "uninstall" else install(found, start=not no_start)
+    emit({"path": str(found.path), "done": done}, as_json, "\n".join(done))
+
+
+def _service(words: tuple[str, ...], user: bool, name: str, root: Path) -> "Service":
+    """The service for the words of `slm-edge serve`, which are checked as that command does."""
+    from ..serve.unit import Service, service_command
+    from .serve import serve
+
+    given = serve.make_context("slm-edge serve", [*words]).params
+    keys, unix, model = given["keys"], given["unix"], given["model"]
+    # The system's service runs as a user that may not read it.
+    handed = keys.absolute() if keys is not None and not user else None
+    files = [Path(one.split("=")[0]) for one in given["loras"]] + [one for one in (keys, unix) if one is not None]
+    if model is not None and Path(model).exists():
+        files.append(Path(model))
+    elif model is not None and not user:
+        raise InputError("no such file or folder", where=model, hint="a service of the system needs a pack by its path")
+    found: list[str] = []
+    for word in words:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        found.append(f"{option}{equals}{Path(value).absolute()}" if value and Path(value) in files else word)
+    if handed is not None:
+        at = next(i for i, word in enumerate(found) if word.split("=")[0] == "--keys")
+        del found[at : at + (1 if "=" in found[at] else 2)]
+    return Service(name, service_command(found), user, given["drain_s"], handed, root)

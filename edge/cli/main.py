@@ -17,6 +17,7 @@ from .lazy import Entry, LazyGroup
 COMMANDS: dict[str, Entry] = {
     "run": Entry("edge.cli.run:run", "Answer a prompt with a task adapter."),
     "serve": Entry("edge.cli.serve:serve", "Serve a pack to OpenAI clients.", "serve"),
+    "service": Entry("edge.cli.here:service", "Install the server as a systemd service.", "serve"),
     "chat": Entry("edge.cli.chat:chat", "Talk with the model, changing adapters as you go."),
     "demo": Entry("edge.cli.demo:demo", "See the starter pack's adapters at work."),
     "pull": Entry("edge.cli.pull:pull", "Fetch a pack's base model into the cache."),

@@ -99,7 +99,11 @@ class App:
         await answer_json(call.send, 200 if ready else 503, {"status": "ok" if ready else self.state})
 
     async def _live(self, call: Call) -> None:
-        """Whether the engine's thread still works; while a model is loaded there is none to ask."""
+        fault = await self.fault()
+        await answer_json(call.send, 503 if fault else 200, {"status": fault or "ok"})
+
+    async def fault(self) -> str | None:
+        """What is wrong with the engine's thread, "failed" or "hung"; while a model is loaded there is none to ask."""
         if self.service is not None and self.state == "ready":
             if self._probe is None or self._probe.done():
                 self._probed_s = time.monotonic()
@@ -107,9 +111,8 @@ class App:
             await asyncio.wait([self._probe], timeout=_PROBE_S)
             failed = self._probe.done() and self._probe.exception() is not None
             if failed or (not self._probe.done() and time.monotonic() - self._probed_s > _HUNG_S):
-                await answer_json(call.send, 503, {"status": "failed" if failed else "hung"})
-                return
-        await answer_json(call.send, 200, {"status": "ok"})
+                return "failed" if failed else "hung"
+        return None
 
     async def _state(self, call: Call) -> None:
         await show_state(self.open_service(), call, self.state, self._began_s)

@@ -29,6 +29,7 @@ from .guard import Caller, Guard, Rules
 from .keys import Keys
 from .listen import Listener, all_loopback, remove_socket, tcp_sockets, unix_socket, url_of
 from .metrics import CONTENT_TYPE, Metrics
+from .supervise import tell, watched
 
 # What is left to do once every answer is whole: its last bytes.
 _LAST_BYTES_S: Final = 5.0
@@ -110,7 +111,8 @@ class Server:
         with self._signals(loop):
             await listener.start()
             try:
-                await self._serve(loop, listener)
+                async with watched(self.app.fault):
+                    await self._serve(loop, listener)
             finally:
                 if self.setup.unix is not None:
                     remove_socket(self.setup.unix)
@@ -127,6 +129,7 @@ class Server:
             if not self._asked_to_end.is_set():
                 self.app.state = "ready"
                 self._ready(self)
+                tell("READY=1")
             await ending
             await self._drain(loop)
         finally:
@@ -157,6 +160,7 @@ class Server:
         """Ends what is being answered, in time or by force."""
         assert self.engine is not None
         self.app.state = "draining"
+        tell("STOPPING=1")
         draining: asyncio.Future[Any] = loop.run_in_executor(None, self.engine.drain, self.setup.drain_s)
         hurrying: asyncio.Future[Any] = asyncio.ensure_future(self._asked_to_hurry.wait())
         await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)

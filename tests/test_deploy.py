@@ -1,0 +1,85 @@
+"""What deploy/ and .github/ say, against the commands, options and files that there are."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from slm_edge.edge.cli.serve import DEFAULT_PORT, serve
+
+ROOT = Path(__file__).resolve().parents[1]
+DEPLOY = ROOT / "deploy"
+
+
+def containers():
+    """Name -> the words behind the image's entry point, and how long it may take to end."""
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["slm-edge"]
+    yield "compose", compose["command"], int(compose["stop_grace_period"].removesuffix("s"))
+    pods = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    spec = next(one for one in pods if one["kind"] == "Deployment")["spec"]["template"]["spec"]
+    yield "kubernetes", spec["containers"][0]["args"], spec["terminationGracePeriodSeconds"]
+    image = (DEPLOY / "Containerfile").read_text()
+    yield "image", re.findall(r'"([^"]*)"', image.split("\nCMD ")[1]), 45
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "end_s"), containers(), ids=lambda value: value if str(value) == value else ""
+)
+def test_containers_call_serve_as_it_is(name, words, end_s):
+    assert words[0] == "serve"
+    given = serve.make_context("serve", words[1:]).params
+    # Others reach it, with a key, and no answer is cut.
+    assert given["hosts"] == ("0.0.0.0",) and given["keys"] is not None and given["port"] in (None, DEFAULT_PORT)
+    assert given["drain_s"] < end_s
+
+
+def test_ports_users_and_folders_agree():
+    image = (DEPLOY / "Containerfile").read_text()
+    assert f"EXPOSE {DEFAULT_PORT}" in image and f"127.0.0.1:{DEFAULT_PORT}/health/live" in image
+    (user,) = re.findall(r"USER (\d+):\1", image)
+    pods = [one for one in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()) if one["kind"] == "Deployment"]
+    spec = pods[0]["spec"]["template"]["spec"]
+    assert str(spec["securityContext"]["runAsUser"]) == user
+    assert spec["containers"][0]["volumeMounts"][0]["mountPath"] in image
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["slm-edge"]
+    assert compose["volumes"][0].partition(":")[2] in image
+    # Only this machine reaches it until somebody decides otherwise.
+    assert compose["ports"] == [f"127.0.0.1:{DEFAULT_PORT}:{DEFAULT_PORT}"]
+
+
+def test_kubernetes_takes_its_manifest():
+    validate = pytest.importorskip("kubernetes_validate")
+    for one in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()):
+        validate.validate(one, "1.31", strict=True)
+
+
+def test_the_action_and_the_job_agree():
+    action = yaml.safe_load((ROOT / ".github/actions/export/action.yml").read_text())
+    run = action["runs"]["steps"][-1]
+    assert {value for value in run["env"].values() if "inputs." in value} == {
+        f"${{{{ inputs.{name} }}}}" for name in ("hf", "peft", "out")
+    }
+    job = (ROOT / ".ci/export-job").read_text()
+    assert "BIN" in run["run"] and "${BIN:-" in job
+    assert set(re.findall(r"inputs\.([\w-]+)", (ROOT / ".github/actions/export/action.yml").read_text())) == {
+        *action["inputs"]
+    }
+    uses = [
+        step["uses"]
+        for path in (ROOT / ".github/workflows").glob("*.yml")
+        for work in yaml.safe_load(path.read_text())["jobs"].values()
+        for step in work["steps"]
+        if step.get("uses", "").startswith("./")
+    ]
+    assert uses == ["./.github/actions/export"]
+
+
+def test_scripts_that_are_called_are_there():
+    texts = [path.read_text() for path in [*(ROOT / ".github").rglob("*.yml"), *DEPLOY.iterdir(), ROOT / "Makefile"]]
+    called = {found for text in texts for found in re.findall(r"\.ci/[\w.-]+", text)}
+    assert called and all((ROOT / name).is_file() for name in called)
+    tag = next(line for line in texts if "github.ref_name" in line)
+    pattern = re.search(r"grep -qx (.+) pyproject.toml", tag)[1]
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert shlex.split(pattern)[0].replace("${TAG#v}", version) in (ROOT / "pyproject.toml").read_text()
