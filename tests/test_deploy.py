@@ -23,10 +23,8 @@ def containers():
     yield "image", re.findall(r'"([^"]*)"', image.split("\nCMD ")[1]), 45
 
 
-@pytest.mark.parametrize(
-    ("name", "words", "end_s"), containers(), ids=lambda value: value if str(value) == value else ""
-)
-def test_containers_call_serve_as_it_is(name, words, end_s):
+@pytest.mark.parametrize(("words", "end_s"), [pytest.param(*row, id=name) for name, *row in containers()])
+def test_containers_call_serve_as_it_is(words, end_s):
     assert words[0] == "serve"
     given = serve.make_context("serve", words[1:]).params
     # Others reach it, with a key, and no answer is cut.
