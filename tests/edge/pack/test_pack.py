@@ -41,7 +41,7 @@ def test_the_base_may_stay_outside(made, tmp_path, own_cache):
     pack = build_pack(tmp_path / "pack", base=made / "tiny.gguf", adapters=new(made, "math"), copy_base=False)
     assert not (pack.folder / "tiny.gguf").exists()
     assert pack.base.sources == ({"kind": "path", "path": str(made / "tiny.gguf")},)
-    with pytest.raises(InputError, match="neither in the pack nor in the cache") as caught:
+    with pytest.raises(InputError, match="neither in the pack nor in the store") as caught:
         pack.base_path()
     assert f"slm-edge pull {pack.folder}" in caught.value.hint
     assert Pack.open(pack.folder, verify=True).base == pack.base
