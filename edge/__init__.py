@@ -37,6 +37,7 @@ __all__ = [
     "Stream",
     "TaskCard",
     "Ticket",
+    "UnreachableError",
     "UnsupportedError",
     "build_pack",
     "open_session",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         EngineError,
         InputError,
         SlmEdgeError,
+        UnreachableError,
         UnsupportedError,
     )
     from .gguf.chat_template import Message
@@ -98,6 +100,7 @@ else:
             "DoesNotFitError": ".errors",
             "DamagedError": ".errors",
             "EngineError": ".errors",
+            "UnreachableError": ".errors",
             "BusyError": ".errors",
             "ConflictError": ".errors",
         },

@@ -6,6 +6,7 @@
     ├── DoesNotFitError          exit 4   memory, context or disk do not suffice (with the numbers)
     ├── DamagedError             exit 5   bytes are not what their header or hash says
     ├── EngineError              exit 6   llama.cpp failed on something that passed our checks
+    │   └── UnreachableError     exit 8   what is to be fetched cannot be reached, or the server does not give it
     └── BusyError                exit 7   an engine takes no more work for now (and how long until it does)
 
 A message says what is wrong, `where` it is wrong and a `hint` what to do. All faults of one file are
@@ -94,6 +95,12 @@ class EngineError(SlmEdgeError):
     """llama.cpp failed on something that passed our checks."""
 
     exit_code = 6
+
+
+class UnreachableError(EngineError):
+    """What is to be fetched cannot be reached, or whoever has it does not give it."""
+
+    exit_code = 8
 
 
 class ConflictError(InputError):

@@ -15,7 +15,10 @@ from build_gguf import tiny_pack
 from slm_edge.edge.errors import SlmEdgeError as Error
 
 ROOT = Path(__file__).parent.parent
-ERRORS = "SlmEdgeError InputError UnsupportedError DoesNotFitError DamagedError EngineError BusyError ConflictError"
+ERRORS = (
+    "SlmEdgeError InputError UnsupportedError DoesNotFitError DamagedError EngineError BusyError ConflictError "
+    "UnreachableError"
+)
 PUBLIC = {
     "slm_edge": "Engine Pack Session SlmEdgeError __version__ open_session",
     "slm_edge.edge": "Answer Decision Engine EngineOptions MemoryPlan Message NewAdapter Pack Pending Piece Router "

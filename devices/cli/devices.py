@@ -83,6 +83,7 @@ def show(name: str, as_json: bool) -> None:
 
 
 @devices.command()
+@click.argument("named", metavar="[MODEL]", required=False)
 @click.option(
     "--device",
     "device_name",
@@ -109,11 +110,11 @@ def show(name: str, as_json: bool) -> None:
 def fit(ctx: click.Context, /, **given: Any) -> None:
     """Say whether a model fits a device and how fast it will run. Exits with 1 if it does not fit.
 
-    Of a device that is sold with several sizes of RAM, the smallest that fits is taken.
+    MODEL is as --model. Of a device that is sold with several sizes of RAM, the smallest that fits is taken.
 
     \b
     Examples:
-      slm-edge devices fit --device "pi5 8gb" --model "llama 3.2 3b q4_k_m"
+      slm-edge devices fit "llama 3.2 3b q4_k_m" --device "pi5 8gb"
       slm-edge devices fit --device raspberry-pi-5-4gb --model llama-3.2-1b --quant q4_0 --adapter-rank 16
       slm-edge devices fit --all --pack starter
       slm-edge devices fit --device this --model https://hub/model.gguf --explain
@@ -153,9 +154,9 @@ def _target_and_wish(given: dict[str, Any]) -> "tuple[Target, Wish]":
     from ..catalogue.shapes import find_shape
     from ..predict.fit import Target, Wish
 
-    model, pack = given["model"], given["pack"]
-    if bool(model) == bool(pack):
-        raise click.UsageError("Give either --model or --pack.")
+    model, pack = given["model"] or given["named"], given["pack"]
+    if bool(model) == bool(pack) or (given["model"] and given["named"]):
+        raise click.UsageError("Give either a model or --pack.")
     adapters_bytes = n_adapters = 0
     if pack:
         target, sizes = _pack_target(pack)

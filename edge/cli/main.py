@@ -72,6 +72,7 @@ def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.option(
+    "-v",
     "--version",
     is_flag=True,
     expose_value=False,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from ..console import note
-from ..errors import EngineError, InputError
+from ..errors import InputError, UnreachableError
 
 Kind = Literal["model", "dataset"]
 _NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -43,7 +43,7 @@ def is_hub_name(source: Path) -> bool:
     return not source.exists() and _NAME.fullmatch(source.as_posix()) is not None
 
 
-class HubAwayError(EngineError):
+class HubAwayError(UnreachableError):
     """The hub cannot be reached, or is not to be asked (offline mode)."""
 
 
@@ -55,7 +55,7 @@ def hub_errors(name: str, kind: Kind = "model", revision: str | None = None) -> 
         InputError: there is no such repository or revision, or it is gated.
         HubAwayError: the hub cannot be reached.
         HubBusyError: it asks to wait.
-        EngineError: it answers with another error.
+        UnreachableError: it answers with another error.
     """
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -99,7 +99,7 @@ def hub_errors(name: str, kind: Kind = "model", revision: str | None = None) -> 
         raise HubAwayError(f"the hub cannot be reached ({type(error).__name__})", where=name) from None
 
 
-class HubBusyError(EngineError):
+class HubBusyError(UnreachableError):
     """The hub answers 429; `headers` say how long it wants us to wait."""
 
     def __init__(self, headers: dict[str, str], name: str) -> None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-from ..errors import DamagedError, EngineError
+from ..errors import DamagedError, UnreachableError
 
 TIMEOUT_S: Final = 60
 # What a killed process loses is what waits in the kernel for it.
@@ -34,7 +34,7 @@ _TRUE: Final = ("1", "ON", "YES", "TRUE")
 _LOCAL_NAMES: Final = ("localhost", "ip6-localhost")
 
 
-class DownloadError(EngineError):
+class DownloadError(UnreachableError):
     """A source could not be read; another may do."""
 
 

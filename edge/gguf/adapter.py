@@ -23,6 +23,7 @@ from .file import GgufFile, TensorInfo, ValueType
 # As llama.cpp's converter writes it
 BASE_MODEL_KEY: Final = "general.base_model.0.name"
 FINGERPRINT_KEY: Final = "slm_edge.base.fingerprint"  # STRING, hex: BaseInfo.fingerprint of the base
+ANOTHER_BASE: Final = "it was made for another base"
 ALIKE_SHOWN: Final = 1
 BASE_NAME_KEY: Final = "slm_edge.base.name"  # STRING
 RANK_KEY: Final = "slm_edge.lora.rank"  # UINT32, the highest rank in the file
@@ -124,11 +125,16 @@ def _grouped(faults: list[str]) -> list[str]:
     for fault in faults:
         kind = re.sub(r"^(?:blk\.\d+\.)?[\w.]+: (?=the base has no such tensor)", "", fault)
         kinds.setdefault(re.sub(r"\bblk\.\d+\.", "blk.*.", kind), []).append(fault)
-    return [
+    lines = [
         line
         for alike in kinds.values()
         for line in (alike if len(alike) <= ALIKE_SHOWN else [f"{alike[0]} ({len(alike) - 1} more like this)"])
     ]
+    first = [line for line in lines if line.startswith(ANOTHER_BASE)]
+    if not first or len(lines) <= len(first) + 2:
+        return lines
+    rest = [line for line in lines if line not in first]
+    return [*first, rest[0], f"{len(rest) - 1} more faults that follow from it"]
 
 
 def _text(file: GgufFile, key: str, faults: list[str], needed: bool = False) -> str | None:
@@ -160,7 +166,7 @@ def _check_provenance(file: GgufFile, base: BaseInfo, faults: list[str]) -> None
         elif key == FINGERPRINT_KEY and value not in (None, base.fingerprint):
             made_for = f" ({base_name})" if base_name else ""
             faults.append(
-                f"it was made for another base: its fingerprint is {value}{made_for}, "
+                f"{ANOTHER_BASE}: its fingerprint is {value}{made_for}, "
                 f"that of {base.file.path.name} is {base.fingerprint} ({base.name})"
             )
     rank = file.metadata.get(RANK_KEY)

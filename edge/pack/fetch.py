@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from ..console import Advance, note, progress
-from ..errors import DamagedError, EngineError, InputError, SlmEdgeError
+from ..errors import DamagedError, InputError, SlmEdgeError, UnreachableError
 from ..files.aside import folder_beside, require_room
 from ..files.atomic import make_folder, sha256_file
 from ..files.text import loads_json
@@ -105,7 +105,7 @@ def fetch(reference: Reference, *, name: str | None = None, insecure: bool = Fal
         DownloadError: it cannot be reached.
         DamagedError: what came is not what was announced.
         DoesNotFitError: the disk is full.
-        EngineError: its base could not be had.
+        UnreachableError: its base could not be had.
     """
     store = Store()
     with store.filling():
@@ -200,7 +200,7 @@ def _check_pack(manifest: Manifest, place: _Place) -> None:
     sources = [refused(source, place.origin) for source in base.sources]
     if base.file_name in manifest.files or store.blob(base.sha256).is_file() or None in sources:
         return
-    raise EngineError(
+    raise UnreachableError(
         f"the pack's base {base.file_name} cannot be had",
         where=place.url(PACK_FILE),
         problems=[f"{source['kind']}: {reason}" for source, reason in zip(base.sources, sources, strict=True) if reason]

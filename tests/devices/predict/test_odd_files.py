@@ -1,5 +1,7 @@
 """Files that `devices fit` and `pack add` meet as others made them."""
 
+import re
+
 import gguf
 import pytest
 from build_gguf import tiny_adapter, tiny_base
@@ -30,6 +32,12 @@ def test_an_adapter_of_another_model_is_refused_in_few_lines(tmp_path):
     adapter = tiny_adapter(tmp_path / "a.gguf", large)
     with pytest.raises(InputError) as caught:
         check_adapter(adapter, BaseInfo.open(small))
-    assert len(caught.value.problems) < 30
+    first, second, rest = caught.value.problems
+    assert "made for another base" in first and "made for the architecture" in second
+    assert re.fullmatch(r"\d+ more faults that follow from it", rest)
+    # Without a fingerprint it is not known that one thing is behind all faults.
+    unnamed = tiny_adapter(tmp_path / "b.gguf", large, fingerprint=None)
+    with pytest.raises(InputError) as caught:
+        check_adapter(unnamed, BaseInfo.open(small))
+    assert 3 < len(caught.value.problems) < 30
     assert "more like this" in str(caught.value)
-    assert any("made for the architecture" in problem for problem in caught.value.problems)

@@ -186,7 +186,7 @@ def test_offline_everything_that_was_pulled_works(hub, monkeypatch):
     # huggingface_hub looks at this when it is imported.
     command = [sys.executable, "-m", "slm_edge.edge", "pull", "hf:org/tiny-GGUF"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 6
+    assert done.returncode == 8
     assert "offline mode is on" in done.stderr
 
 

