@@ -39,9 +39,10 @@ class Host:
     _adapters: Adapters
     _core: Core
 
-    def __init__(self, open_session: Callable[[], SessionBase[Any]], n_rows: int) -> None:
+    def __init__(self, open_session: Callable[[], SessionBase[Any]], n_rows: int, *, fast: bool) -> None:
         self._open_session = open_session
         self._n_rows = n_rows
+        self._fast = fast
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         # Guards the names of adapters, the number of requests and the state; never held while anything is computed.
         self._lock = threading.Lock()
@@ -178,7 +179,7 @@ class Host:
                 try:
                     self.session, self.front = session, Front(session)
                     self._adapters = Adapters(session.adapters)
-                    self._core = Core(session, self._n_rows, lambda job: self._let_go(job.bound))
+                    self._core = Core(session, self._n_rows, lambda job: self._let_go(job.bound), fast=self._fast)
                     self._state = "open"
                     opened.set_result(None)
                     self._serve()
