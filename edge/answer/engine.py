@@ -66,6 +66,10 @@ class Aside(Protocol):
 class Rows(Protocol):
     """Where answers are computed side by side: `session.rows.LlamaRows`, or `onnx.rows.OnnxRows`."""
 
+    @property
+    def beginnings_bytes(self) -> int:
+        """Kept beginnings of prompts in memory, beside the rows."""
+
     def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
         """Computes a prompt in an empty sequence; how many of its tokens were kept from before."""
 

@@ -50,6 +50,11 @@ class OnnxRows:
         self._lanes: dict[int, OnnxLane] = {}
         self._states: dict[int, AdapterState] = {}
 
+    @property
+    def beginnings_bytes(self) -> int:
+        """There are none but in the rows."""
+        return 0
+
     def kept(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section], fast: bool) -> int:
         """How many tokens of a prompt a row holds that need not be computed."""
         lane = self._lanes.get(sequence)

@@ -58,7 +58,12 @@ class PrefixStore:
     @property
     def used_bytes(self) -> int:
         """What the snapshots hold, and what was set aside."""
-        return sum(snapshot.size_bytes for snapshot in self._snapshots) + self._aside_bytes
+        return self.snapshots_bytes + self._aside_bytes
+
+    @property
+    def snapshots_bytes(self) -> int:
+        """What the snapshots hold."""
+        return sum(snapshot.size_bytes for snapshot in self._snapshots)
 
     def set_aside(self, n_bytes: int) -> bool:
         """Leaves so much of the budget to something else, in all; False, and nothing changes, if it has not so much."""

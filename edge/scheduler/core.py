@@ -135,6 +135,7 @@ class Core:
             n_parked=self._places.n_parked,
             parked_bytes=self._places.aside_bytes,
             loaded_bytes={adapter_name(name): n for name, n in self._session.loaded_adapters.items()},
+            prefix_bytes=self._rows.beginnings_bytes,
             n_prefix_hits=self._n_hits,
             plan=self._session.plan,
         )

@@ -64,6 +64,7 @@ class Stats:
         n_parked: answers that were laid aside for others, since the start.
         parked_bytes: what those that are aside now hold.
         loaded_bytes: adapters in memory.
+        prefix_bytes: kept beginnings of prompts in memory.
         n_prefix_hits: requests that had a part of their prompt found computed.
         plan: of the memory; None if the engine plans none.
     """
@@ -82,5 +83,6 @@ class Stats:
     n_parked: int
     parked_bytes: int
     loaded_bytes: Mapping[str, int]
+    prefix_bytes: int
     n_prefix_hits: int
     plan: "MemoryPlan | None"

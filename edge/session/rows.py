@@ -53,6 +53,11 @@ class LlamaRows:
         """Those with which the last prompt was computed."""
         return self._context.adapters
 
+    @property
+    def beginnings_bytes(self) -> int:
+        """Kept beginnings of prompts in memory, beside the rows."""
+        return self._cache.store.snapshots_bytes
+
     def kept(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section], fast: bool) -> int:
         """How many tokens of a prompt a sequence holds that need not be computed."""
         record = self._records.get(sequence)
