@@ -75,7 +75,7 @@ class Engine:
         self.max_wait_s = max_wait_s
         if reuse not in get_args(Reuse):
             raise InputError(f"reuse is {reuse!r}; it must be one of {', '.join(get_args(Reuse))}")
-        self._host = Host(open_session, parallel, fast=reuse == "fast")
+        self._host = Host(open_session, parallel, max_wait_s=max_wait_s, fast=reuse == "fast")
         self.default_adapter = self._host.session.adapter if isinstance(default_adapter, Left) else default_adapter
 
     @classmethod

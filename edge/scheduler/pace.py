@@ -27,9 +27,9 @@ class Pace:
 
     def step_s(self, n_rows: int) -> float:
         """Seconds of a step of so many rows; where it was not measured yet, of the nearest number."""
-        if not self._steps:
-            return 0.0
-        return self._steps[min(self._steps, key=lambda known: abs(known - n_rows))]
+        # A copy: other threads ask too.
+        known = dict(self._steps)
+        return known[min(known, key=lambda one: abs(one - n_rows))] if known else 0.0
 
     def chunk_s(self, n_tokens: int = BATCH_TOKENS) -> float:
         """Seconds of so many tokens of a prompt."""
