@@ -157,7 +157,7 @@ def serve(
         "ram_bytes": size_bytes_of(ram),
         "adapter_budget_bytes": size_bytes_of(adapter_budget),
         "allow_special": allow_special,
-        "n_parallel": parallel,
+        "n_rows": parallel,
     }
     _run(setup, source, engine, max_wait_s, parallel, options, as_json)
 

@@ -55,7 +55,9 @@ class OnnxSession(SessionBase[OnnxRows]):
 
     engine_name = "onnx"
     # The other ones mean something to llama.cpp alone; given here they would do nothing.
-    engine_options: ClassVar[frozenset[str]] = frozenset({"n_ctx_tokens", "n_parallel", "threads", "allow_special"})
+    engine_options: ClassVar[frozenset[str]] = frozenset(
+        {"n_ctx_tokens", "n_parallel", "n_rows", "threads", "allow_special"}
+    )
     base: OnnxBase
     plan = None
 

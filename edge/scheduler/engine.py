@@ -102,7 +102,7 @@ class Engine:
 
         opened = pack if isinstance(pack, Pack) else Pack.open(pack)
         default = opened.default_adapter
-        options["n_parallel"] = parallel
+        options["n_rows"] = parallel
         return cls(
             lambda: open_session(opened, engine, allow_pull=allow_pull, **options),
             parallel=parallel,

@@ -39,11 +39,13 @@ class LlamaRows:
 
     Args:
         cache: restores and keeps the beginnings of prompts.
+        owned: close it with this.
     """
 
-    def __init__(self, context: Context, cache: PrefixCache) -> None:
+    def __init__(self, context: Context, cache: PrefixCache, owned: bool = True) -> None:
         self._context = context
         self._cache = cache
+        self._owned = owned
         self._records: dict[int, KvRecord] = {}
         # Of the tokens to come
         self._adapters: dict[int, tuple[tuple[Adapter, float], ...]] = {}
@@ -156,5 +158,6 @@ class LlamaRows:
         self._cache.flush()
 
     def close(self) -> None:
-        """Frees the context."""
-        self._context.close()
+        """Frees the context, if it is this one's."""
+        if self._owned:
+            self._context.close()
