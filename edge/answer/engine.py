@@ -112,8 +112,11 @@ class Rows(Protocol):
     def aside_bytes(self, sequence: int) -> int:
         """What `lay_aside` would hold."""
 
-    def make_room(self, n_bytes: int) -> bool:
-        """Whether so much may be laid aside in all; kept beginnings of prompts give way."""
+    def has_room(self, n_bytes: int) -> bool:
+        """Whether so much may be laid aside in all."""
+
+    def hold(self, n_bytes: int) -> None:
+        """So much is laid aside in all, or will be next; kept beginnings of prompts give way to it."""
 
     def release(self, sequence: int) -> None:
         """Empties a sequence, or leaves what it holds to others that begin alike."""

@@ -147,9 +147,12 @@ class OnnxRows:
         """What `lay_aside` would hold."""
         return self._engine.token_bytes * self._lanes[sequence].n_tokens
 
-    def make_room(self, n_bytes: int) -> bool:
+    def has_room(self, n_bytes: int) -> bool:
         """Whether so much may be laid aside in all."""
         return n_bytes <= DEFAULT_BUDGET_BYTES
+
+    def hold(self, n_bytes: int) -> None:
+        """Nothing else is kept that could give way."""
 
     def release(self, sequence: int) -> None:
         """The row is free; what it holds stays, for others that begin alike."""

@@ -65,13 +65,10 @@ class PrefixStore:
         """What the snapshots hold."""
         return sum(snapshot.size_bytes for snapshot in self._snapshots)
 
-    def set_aside(self, n_bytes: int) -> bool:
-        """Leaves so much of the budget to something else, in all; False, and nothing changes, if it has not so much."""
-        if n_bytes > self.budget_bytes:
-            return False
+    def set_aside(self, n_bytes: int) -> None:
+        """Leaves so much of the budget to something else, in all."""
         self._aside_bytes = n_bytes
         self.give_way(0)
-        return True
 
     def __len__(self) -> int:
         return len(self._snapshots)

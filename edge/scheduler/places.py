@@ -65,7 +65,7 @@ class Places(Generic[RowsT]):
         if aside is not None:
             job.aside = None
             self.aside_bytes -= aside.size_bytes
-            self._rows.make_room(self.aside_bytes)
+            self._rows.hold(self.aside_bytes)
             self._rows.put_back(row, aside)
         self._jobs[row], job.row = job, row
         self._touch(row)
@@ -76,7 +76,7 @@ class Places(Generic[RowsT]):
         """A request needs its row, or what was laid aside of it, no more; `clean`: nobody may use what is in it."""
         if job.aside is not None:
             self.aside_bytes -= job.aside.size_bytes
-            self._rows.make_room(self.aside_bytes)
+            self._rows.hold(self.aside_bytes)
             job.aside = None
         row, job.row = job.row, None
         if row is None:
@@ -109,12 +109,13 @@ class Places(Generic[RowsT]):
             return None
         job = most.running[-1]
         assert job.row is not None
-        return job if self._rows.make_room(self.aside_bytes + self._rows.aside_bytes(job.row)) else None
+        return job if self._rows.has_room(self.aside_bytes + self._rows.aside_bytes(job.row)) else None
 
     def _lay_aside(self, job: Job) -> None:
         flow = self._turns.flow(job)
         assert job.row is not None
         job.filling = None
+        self._rows.hold(self.aside_bytes + self._rows.aside_bytes(job.row))
         job.aside = self._rows.lay_aside(job.row)
         self.aside_bytes += job.aside.size_bytes
         self.n_parked += 1

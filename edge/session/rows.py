@@ -142,9 +142,13 @@ class LlamaRows:
         """What `lay_aside` would hold."""
         return self._context.sequence_bytes(sequence)
 
-    def make_room(self, n_bytes: int) -> bool:
-        """Whether so much may be laid aside in all; kept beginnings give way to it."""
-        return self._cache.store.set_aside(n_bytes)
+    def has_room(self, n_bytes: int) -> bool:
+        """Whether so much may be laid aside in all."""
+        return n_bytes <= self._cache.store.budget_bytes
+
+    def hold(self, n_bytes: int) -> None:
+        """So much is laid aside in all, or will be next; kept beginnings give way to it."""
+        self._cache.store.set_aside(n_bytes)
 
     def release(self, sequence: int) -> None:
         """Empties a sequence."""
