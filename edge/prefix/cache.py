@@ -116,11 +116,7 @@ class PrefixCache:
         """As `fill`; what is read from the disk is put into `loaded`, None: nothing is."""
         wanted = chunks_of(sections)
         whole = not context.memory.cuttable
-        kept = record.reusable(prompt, wanted)
-        if fast:
-            kept = max(kept, record.common(prompt, sections))
-        if whole and not kept == len(record.tokens) == context.length(sequence):
-            kept = 0
+        kept = self.kept(context, record, prompt, sections, sequence=sequence, fast=fast)
         found = self.store.find(prompt, wanted[:-1], kept)
         if not whole and record.chunks and record.chunks[-1][1] != wanted[-1][1]:
             self._before_loss(context, record, kept, sequence, found[0] if found else None)
@@ -160,6 +156,24 @@ class PrefixCache:
                     record.n_stable_tokens = max((end for end, _ in record.chunks if end <= before), default=0)
                 yield at
             start = section.end
+
+    def kept(
+        self,
+        context: Context,
+        record: KvRecord,
+        prompt: Sequence[int],
+        sections: Sequence[Section],
+        *,
+        sequence: int = 0,
+        fast: bool = False,
+    ) -> int:
+        """How many leading tokens of a prompt a sequence holds that need not be computed; arguments as of `fill`."""
+        kept = record.reusable(prompt, chunks_of(sections))
+        if fast:
+            kept = max(kept, record.common(prompt, sections))
+        if not context.memory.cuttable and not kept == len(record.tokens) == context.length(sequence):
+            return 0
+        return kept
 
     def shrink(self, most_bytes: int) -> None:
         """Lowers the budget to `most_bytes` and evicts at once."""

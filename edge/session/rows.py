@@ -14,7 +14,7 @@ from ..llama.context import Context
 from ..llama.model import Adapter
 from ..llama.sampling import Sampler
 from ..prefix.cache import PrefixCache
-from ..prefix.chunks import KvRecord, Section, chunks_of
+from ..prefix.chunks import KvRecord, Section
 
 if TYPE_CHECKING:
     from ..llama.kv_bytes import Blob
@@ -65,8 +65,7 @@ class LlamaRows:
         record = self._records.get(sequence)
         if record is None:
             return 0
-        exact = record.reusable(prompt, chunks_of(sections))
-        return max(exact, record.common(prompt, sections)) if fast else exact
+        return self._cache.kept(self._context, record, prompt, sections, sequence=sequence, fast=fast)
 
     def fill(
         self,
