@@ -211,3 +211,33 @@ def test_an_adapter_in_use_is_never_evicted_and_who_needs_another_waits(files, a
         assert set(session.loaded_adapters) == {"b"}
         assert one.ticket.result().token_ids == alone(PROMPTS[0], "a", max_tokens=40)
         assert two.ticket.result().token_ids == alone(PROMPTS[1], "b", max_tokens=10)
+
+
+def test_a_base_with_windows_keeps_whole_sequences_and_answers_alike(tmp_path):
+    """What such a memory holds cannot be cut: a row serves who goes on from all of it, and nobody else."""
+    base = tiny_base(tmp_path / "base.gguf", architecture="gemma3", n_ctx_train_tokens=4096)
+    files = {name: (tiny_adapter(tmp_path / f"{name}.gguf", base, seed=i), None) for i, name in enumerate("ab", 1)}
+    text = LONG * 2
+    with (
+        Session.of_files(base, files, threads=1, n_rows=2) as session,
+        Session.of_files(base, files, threads=1) as other,
+    ):
+        direct = Direct(session, 2)
+        answer = direct.answer(text, "a", max_tokens=40)
+        again, turn = direct.answer(text, "a", max_tokens=40), talk(text, answer.text, "and then?")
+        next_turn = direct.answer(turn, "a", max_tokens=40)
+        jobs = [direct.submit(text + str(i), "ab"[i % 2], max_tokens=30) for i in range(5)]
+        for _ in range(9):
+            direct.core.work()
+        direct.core.cancel(jobs[0].ticket)
+        direct.run()
+        assert direct.core.stats(str).n_parked > 0
+        expected = [other.ask(prompt, adapter="a", max_tokens=40).token_ids for prompt in (text, text, turn)]
+        assert [one.token_ids for one in (answer, again, next_turn)] == expected
+        for i, job in enumerate(jobs):
+            if not error_of(job):
+                assert (
+                    job.ticket.result().token_ids
+                    == other.ask(text + str(i), adapter="ab"[i % 2], max_tokens=30).token_ids
+                )
+        assert error_of(jobs[0])
