@@ -27,6 +27,7 @@ from ..options import LEFT_OUT, EngineOptions, Left, LeftOut
 from ..pack.card import TaskCard
 from .front import Prompt, Tools
 from .host import Host
+from .pace import Pace
 from .stats import EngineFacts, Stats
 from .ticket import Ticket
 
@@ -286,6 +287,10 @@ class Engine:
     def stats(self) -> Stats:
         """What was done and is to do, taken between two units of work."""
         return self._host.call(self._host.stats)
+
+    def pace(self) -> Pace:
+        """How fast it computes, as measured so far; may be read at any time."""
+        return self._host.pace
 
     def drain(self, timeout_s: float | None = None) -> int:
         """Takes no more requests and waits for those that there are; what is not done in time is cancelled.

@@ -20,6 +20,7 @@ from .admission import Expected
 from .core import Core
 from .front import Front, Prompt, Tools
 from .job import Job
+from .pace import Pace
 from .stats import AdapterFacts, Stats
 from .ticket import Ticket
 
@@ -78,6 +79,11 @@ class Host:
         """Adapters that can be asked for now."""
         with self._lock:
             return tuple(self._adapters.named)
+
+    @property
+    def pace(self) -> Pace:
+        """As measured so far."""
+        return self._core.pace
 
     def adapter_facts(self) -> tuple[AdapterFacts, ...]:
         """The adapters as they are now."""
