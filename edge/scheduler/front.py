@@ -20,6 +20,7 @@ from ..prefix.chunks import Section
 from ..router.router import Decision, Router
 from .adapters import Bound
 from .job import MOST_LOGPROBS, Job
+from .sticky import Conversations
 from .ticket import Ticket
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Front:
         self._session = session
         self._lock = threading.Lock()
         self._closed = False
+        self._conversations = Conversations()
         self.router: Router | None = None
         try:
             self.router = session.router
@@ -59,15 +61,27 @@ class Front:
             # Told where someone asks for it.
             self._no_router = "there is no router, which 'auto' needs"
 
-    def choose(self, prompt: Prompt) -> Decision:
-        """What the router chooses; raises InputError where there is none."""
+    def choose(self, prompt: Prompt, key: str) -> Decision:
+        """What the router chooses, in a conversation with what answered so far; raises InputError where there is none.
+
+        Args:
+            key: whose conversation it is.
+        """
         if self.router is None:
             raise InputError(self._no_router, hint="name an adapter, or open a pack with a router")
         if _is_tokens(prompt):
             raise InputError("'auto' chooses by a text, and the prompt is token ids", hint="name an adapter")
         messages = checked_messages(prompt)  # type: ignore[arg-type]
+        current = self._conversations.adapter(key, messages)
         with self._lock:
-            return self.router.choose(messages)
+            return self.router.choose(messages, current=current)
+
+    def ended(self, job: Job) -> None:
+        """A request has ended."""
+        answer = job.ticket.answer
+        if job.talk is not None and answer is not None:
+            talk: list[Message] = [*job.talk, {"role": "assistant", "content": answer.text}]
+            self._conversations.note(job.ticket.key, talk, job.bound.name)
 
     def rendered(
         self,
@@ -143,7 +157,8 @@ class Front:
             cancel(ticket)
 
         ticket = Ticket(number, key, bound.name, bound.digest, decision, len(rendered.ids), stop)
-        return Job(ticket, request, bound, sampler, flag, n_top)
+        talk = checked_messages(prompt) if decision is not None else None  # type: ignore[arg-type]
+        return Job(ticket, request, bound, sampler, flag, n_top, talk=talk)
 
     def try_rules(self, rules: "Rules") -> None:
         """Reads rules and tries them where they cannot hold others up; raises as `grammar.matcher.Grammar`."""

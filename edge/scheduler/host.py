@@ -1,5 +1,6 @@
 """The thread of an engine, and what other threads hand to it: messages in one inbox, read between two units of work."""
 
+import atexit
 import itertools
 import queue
 import threading
@@ -64,6 +65,8 @@ class Host:
         self._state = "opening"
         self._fault: BaseException | None = None
         opened: Future[None] = Future()
+        # llama.cpp must not compute while the interpreter takes itself apart.
+        atexit.register(self.close)
         self._thread = threading.Thread(target=self._run, args=(opened,), name="slm-edge-engine", daemon=True)
         self._thread.start()
         try:
@@ -106,7 +109,7 @@ class Host:
         tools: Tools | None = None,
     ) -> Ticket:
         """As `Engine.submit`."""
-        bound, decision = self.bound(prompt, adapter, hold=True)
+        bound, decision = self.bound(prompt, adapter, key, hold=True)
         sampler: Sampler | None = None
         try:
             job = self.front.job(
@@ -134,9 +137,11 @@ class Host:
             raise
         return job.ticket
 
-    def bound(self, prompt: Prompt, adapter: AdapterName, *, hold: bool = False) -> "tuple[Bound, Decision | None]":
+    def bound(
+        self, prompt: Prompt, adapter: AdapterName, key: str = "", *, hold: bool = False
+    ) -> "tuple[Bound, Decision | None]":
         """What is to answer a prompt, and the router's decision; with `hold` kept until the request has ended."""
-        decision = self.front.choose(prompt) if adapter == "auto" else None
+        decision = self.front.choose(prompt, key) if adapter == "auto" else None
         with self._lock:
             self._check_open()
             if decision is not None:
@@ -181,6 +186,7 @@ class Host:
         with self._lock:
             self._state = "closed"
             self._inbox.put(lambda: None)
+        atexit.unregister(self.close)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -257,6 +263,7 @@ class Host:
         with self._lock:
             del self._open_jobs[job.ticket]
             self._expected.learn(job)
+        self.front.ended(job)
         self._let_go(job.bound)
 
     def _let_go(self, bound: Bound) -> None:

@@ -1,7 +1,7 @@
 """A request on its way through an engine, from the queue to its last token."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ..answer.engine import Aside
 from ..answer.growing import Growing
 from ..answer.stream import Request
+from ..gguf.chat_template import Message
 from ..llama.abort import AbortFlag
 from ..llama.sampling import Sampler
 from ..options import BATCH_TOKENS, CHUNK_TOKENS
@@ -35,6 +36,7 @@ class Job:
         filling: computes its prompt; None before and after that.
         n_filled: how much of the prompt is there.
         aside: what it had computed, while it waits for a row again.
+        talk: the conversation, where the router chose the adapter.
     """
 
     ticket: Ticket
@@ -48,6 +50,7 @@ class Job:
     filling: Iterator[int] | None = None
     n_filled: int = 0
     aside: Aside | None = None
+    talk: Sequence[Message] | None = None
     arrived_s: float = field(default_factory=time.perf_counter)
 
     @property
