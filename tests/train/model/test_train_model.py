@@ -109,8 +109,9 @@ def some_examples(prefix=5):
 
 @pytest.mark.parametrize("prefix", [0, 3, 5])
 @pytest.mark.parametrize("n_rows", [1, 4])
-def test_rows_side_by_side_as_a_gpu_attends_have_the_same_loss_and_gradients(prefix, n_rows):
-    model, _ = two_models()
+@pytest.mark.parametrize("window_tokens", [0, 4])
+def test_rows_side_by_side_as_a_gpu_attends_have_the_same_loss_and_gradients(prefix, n_rows, window_tokens):
+    model, _ = two_models(window_tokens=window_tokens)
     batch = pack(some_examples()[:n_rows], prefix)
     parameters = list(trainable(model).values())
     one_by_one = packed_loss(model, batch)
@@ -123,8 +124,9 @@ def test_rows_side_by_side_as_a_gpu_attends_have_the_same_loss_and_gradients(pre
 
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("prefix", [0, 3, 5])
-def test_a_packed_pass_has_the_loss_and_gradients_of_each_row_alone(prefix, rslora):
-    ours, theirs = two_models(rslora)
+@pytest.mark.parametrize("window_tokens", [0, 4, 7])
+def test_a_packed_pass_has_the_loss_and_gradients_of_each_row_alone(prefix, rslora, window_tokens):
+    ours, theirs = two_models(rslora, window_tokens=window_tokens)
     examples = some_examples()
     loss = packed_loss(ours, pack(examples, prefix))
     loss.backward()
