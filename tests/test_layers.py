@@ -47,7 +47,7 @@ TOPICS = {
         "engines": "answer onnx options pack session",
         "scheduler": "answer engines gguf grammar llama memory names options pack prefix router",
         "openai": "answer grammar names scheduler",
-        "serve": "answer console files openai scheduler",
+        "serve": "answer console files openai pack scheduler sizes",
         "cli": "*",
     },
     "export": {
