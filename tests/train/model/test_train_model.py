@@ -104,7 +104,10 @@ def some_examples(prefix=5):
     generator = torch.Generator().manual_seed(1)
     sizes = ((7, 8), (12, 9), (3, 6), (12, 14))
     rows = [(torch.randint(0, 97, (n,), generator=generator).tolist(), n_prompt) for n, n_prompt in sizes]
-    return [Example((*range(prefix), *ids), n_prompt) for ids, n_prompt in rows]
+    examples = [Example((*range(prefix), *ids), n_prompt) for ids, n_prompt in rows]
+    # A conversation: what stands between two answers is not learned.
+    examples[1] = dataclasses.replace(examples[1], gaps=((11, 14),))
+    return examples
 
 
 @pytest.mark.parametrize("prefix", [0, 3, 5])
@@ -135,6 +138,8 @@ def test_a_packed_pass_has_the_loss_and_gradients_of_each_row_alone(prefix, rslo
         ids = torch.tensor([example.ids])
         labels = ids.clone()
         labels[:, : example.n_prompt] = -100
+        for start, end in example.gaps:
+            labels[:, start:end] = -100
         logits = theirs(input_ids=ids).logits[0, :-1]
         expected = expected + F.cross_entropy(logits, labels[0, 1:], ignore_index=-100, reduction="sum")
     expected.backward()
