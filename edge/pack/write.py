@@ -17,7 +17,7 @@ from typing import Any
 from ..console import Advance, note, progress
 from ..errors import DoesNotFitError, InputError, SlmEdgeError, of_system
 from ..files.atomic import atomic_file, atomic_folder, copy_file, locked, sha256_file, write_json
-from ..files.cache import cache_folder
+from ..files.cache import cache_folder, store_folder
 from ..gguf.adapter import AdapterInfo, check_adapter
 from ..gguf.base import BaseInfo
 from ..gguf.chat_template import OTHER_TEMPLATE, ChatTemplate
@@ -146,7 +146,7 @@ def build_pack(
             files[row.card] = sha256_file(folder / row.card)
             rows.append(row)
         ref = BaseRef(base.name, base_sha256, size_bytes, info.fingerprint, tuple(sources))
-        manifest = Manifest(name or dest.absolute().name, default_adapter, ref, tuple(rows), _sorted(files))
+        manifest = Manifest(name or dest.absolute().name, default_adapter, ref, tuple(rows), files)
         _write_manifest(folder, manifest)
         Pack.open(folder)
     return Pack.open(dest)
@@ -195,7 +195,7 @@ def add_adapter(folder: Path, new: NewAdapter, make_default: bool = False) -> Pa
             default = new.name if make_default or not pack.adapters else pack.default_adapter
             row = dataclasses.replace(row, sha256=files[row.file])
             rows = (*pack.manifest.adapters, row)
-            changed = dataclasses.replace(pack.manifest, default_adapter=default, adapters=rows, files=_sorted(files))
+            changed = dataclasses.replace(pack.manifest, default_adapter=default, adapters=rows, files=files)
             _write_manifest(folder, changed)
         except BaseException:
             _tidy(folder)
@@ -228,14 +228,14 @@ def add_files(folder: Path, files: Mapping[str, Path], remove: Callable[[str], b
         kept = {name: sha256 for name, sha256 in pack.manifest.files.items() if name not in (*gone, *files)}
         if len(kept) < len(pack.manifest.files):
             # The pack forgets first what will be replaced: whatever happens between, it opens.
-            _write_manifest(folder, dataclasses.replace(pack.manifest, files=_sorted(kept)))
+            _write_manifest(folder, dataclasses.replace(pack.manifest, files=kept))
         try:
             with progress("adding", size_bytes, "bytes") as advance:
                 for name, path in files.items():
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     with atomic_file(folder / name) as aside:
                         kept[name] = _copy(path, aside, advance)
-            _write_manifest(folder, dataclasses.replace(pack.manifest, files=_sorted(kept)))
+            _write_manifest(folder, dataclasses.replace(pack.manifest, files=kept))
         except BaseException:
             _tidy(folder)
             raise
@@ -291,6 +291,10 @@ def adapter_path(name: str) -> str:
 @contextlib.contextmanager
 def _changing(folder: Path) -> Iterator[None]:
     """One change at a time; the lock lies in the cache, because a pack holds nothing that it does not name."""
+    if store_folder().resolve() in folder.resolve().parents:
+        raise InputError(
+            "is kept in the store as it was pulled", where=folder, hint=f"change a copy: cp -rL {folder} COPY"
+        )
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     with locked(cache_folder() / "locks" / f"pack-{name}.lock"):
         if (folder / PACK_FILE).is_file():
@@ -382,11 +386,8 @@ def _row(name: str, files: Mapping[str, str], size_bytes: int) -> AdapterRow:
     return AdapterRow(name, file, files[file], size_bytes, f"{ADAPTERS_FOLDER}/{name}.json")
 
 
-def _sorted(files: Mapping[str, str]) -> dict[str, str]:
-    return dict(sorted(files.items()))
-
-
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    manifest = dataclasses.replace(manifest, files=dict(sorted(manifest.files.items())))
     if manifest.default_adapter == "auto" and ROUTER_FILE not in manifest.files:
         # Nothing is left to choose by, for a moment or for good.
         first = next((row.name for row in manifest.adapters), None)
