@@ -32,7 +32,11 @@ SCHEMA_FILE = Path(__file__).parent.parent / "profile_schema.json"
     "--repeats", type=click.IntRange(2, 100), help="Repeats of each measurement.  [default: 5, 3 with --quick]"
 )
 @click.option("--sustain", metavar="TIME", help="Afterwards decode without a pause for this long, e.g. 90s or 5m.")
-@click.option("--emulate", metavar="DEVICE", help="Limit threads and memory to a device's; speed is not emulated.")
+@click.option(
+    "--emulate",
+    metavar="DEVICE",
+    help="Limit threads and memory to a device's, of several sizes the smallest (or pi5 8gb); speed is not emulated.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the profile here, as JSON.")
 @click.option("--html", "html_file", type=click.Path(path_type=Path), help="Write a report with charts, one file.")
 @click.option("--jsonl", "jsonl_file", type=click.Path(path_type=Path), help="Write llama-bench's JSONL.")
@@ -124,9 +128,10 @@ def _emulated(name: str | None) -> "Device | None":
         return None
     import resource
 
-    from ..catalogue.catalogue import find_device
+    from ..catalogue.catalogue import find_sizes
 
-    device = find_device(name)
+    # Of several sizes of RAM the smallest: what fits there fits them all.
+    device = find_sizes(name)[0]
     resource.setrlimit(resource.RLIMIT_DATA, (device.usable_bytes, device.usable_bytes))
     note(
         f"emulating {device.name}: {device.n_cores} threads and {device.usable_bytes >> 20} MiB of memory. "

@@ -112,13 +112,20 @@ def table(profile: Mapping[str, Any]) -> str:
         f"  memory  peak RSS {shown('peak_rss_bytes')} (planned {human_bytes(memory['planned']['total_bytes'])}), "
         f"PSS {shown('pss_bytes')}, USS {shown('uss_bytes')}, {memory['major_faults']} major faults"
     )
+    missing = []
     for label, key in (("temperature", "temperature_c"), ("power", "power_w"), ("throttling", "throttled")):
         before, after = (profile["sensors"][when].get(key) for when in ("before", "after"))
-        lines.append(
-            f"  {label:12s}" + ("not available" if before is None else f"{_reading(before)} -> {_reading(after)}")
-        )
+        if before is None:
+            missing.append(label)
+        else:
+            lines.append(f"  {label:12s}{_reading(before)} -> {_reading(after)}")
     energy = profile["sensors"]["energy_j"]
-    lines.append("  energy      " + (_reading(energy) + " J over the whole profile" if energy else "not available"))
+    if energy:
+        lines.append(f"  energy      {_reading(energy)} J over the whole profile")
+    else:
+        missing.append("energy")
+    if missing:
+        lines.append(f"  not read here: {', '.join(missing)}")
     if profile.get("sustained"):
         rates = [row["tokens_per_s"] for row in profile["sustained"]["rows"]]
         lines.append(

@@ -1,11 +1,14 @@
 """`slm-edge profile` on a tiny pack: document and schema, files written, assertions, comparisons, calibration."""
 
 import copy
+import html
 import html.parser
 import json
 import os
+import re
 import subprocess
 import sys
+from decimal import Decimal
 
 import jsonschema
 import pytest
@@ -17,6 +20,7 @@ from slm_edge.devices.cli.profile import load_schema, parse_seconds
 from slm_edge.devices.machine.sensors import Sensors
 from slm_edge.devices.predict.predict import AdapterCost, Calibration, Predictor
 from slm_edge.devices.predict.unit_factors import calibrate, load_calibration, save_calibration, work_dict, work_of
+from slm_edge.devices.profile import charts
 from slm_edge.devices.profile import html as profile_html
 from slm_edge.devices.profile.compare import check_comparable, compare
 from slm_edge.devices.profile.profile import Request, run_profile
@@ -128,6 +132,50 @@ def test_the_report_is_one_file_of_charts(profile, pack):
     checker = Checker()
     checker.feed(profile_html.report(hostile))
     assert "script" not in checker.tags and "img" not in checker.tags
+
+
+@pytest.mark.parametrize("most", [0.0, 0.013, 1, 2.49, 4, 9.99, 10, 99, 102, 256, 307, 486, 1024, 48_600])
+def test_axes_have_round_steps(most):
+    steps = [Decimal(str(value)) for value in charts.steps_to(most)]
+    assert 3 <= len(steps) <= 7
+    assert steps == [steps[1] * i for i in range(len(steps))]
+    assert steps[-1] >= Decimal(str(most)) and (most == 0 or steps[-2] < Decimal(str(most)))
+    counted = charts.steps_to(most, whole=True)
+    assert all(value == int(value) for value in counted) and counted[-1] >= most and 2 <= len(counted) <= 7
+    # 1, 2, 2.5 or 5 times a power of ten
+    assert steps[1].normalize().as_tuple().digits in ((1,), (2,), (2, 5), (5,))
+
+
+def test_charts_have_figures_and_words(profile):
+    text = profile_html.report(profile)
+    shown = set(re.findall(r"<text[^>]*>([^<]+)</text>", text))
+    for case in profile["cases"]:
+        for row in [*case["prefill"], *case["decode"]]:
+            assert charts.figure(row["tokens_per_s"]["median"]) in shown
+    for key in ("decode", "prefill", "between", "memory"):
+        assert profile_html.GOOD[key].split(":")[0] in html.unescape(text)
+    # Two points at one place do not hide each other's figure.
+    drawn = charts.lines([("a", [(0, 10.0), (8, 5)]), ("b", [(0, 10.1), (8, 5)])], "x")
+    heights = re.findall(r"y=([\d.]+) text-anchor=start", drawn)
+    assert len(heights) == 2 and abs(float(heights[0]) - float(heights[1])) >= charts.FIGURE_HEIGHT
+    crowd = charts.lines([(name, [(5, 10 + i / 50), (8, 1)]) for i, name in enumerate("abc")], "x")
+    places = re.findall(r"class=figure x=([\d.]+) y=([\d.]+)", crowd)[:3]
+    assert len(set(places)) == 3
+    many = charts.lines([("a", [(i, i) for i in range(100)])], "x")
+    assert many.count("<circle") == 0 and "style='fill" not in many
+
+
+def test_what_is_not_read_is_said_once(profile):
+    quiet = copy.deepcopy(profile)
+    for when in ("before", "after"):
+        quiet["sensors"][when] = dict.fromkeys(quiet["sensors"][when])
+    quiet["sensors"] |= {"energy_j": None, "samples": []}
+    quiet["machine"]["firmware"] = None
+    text = profile_html.report(quiet)
+    assert "not read here: temperature, power, throttling, energy" in text
+    assert "firmware" not in text and "°C" not in text
+    quiet["sensors"]["samples"] = [{"at_s": i, "temperature_c": {"cpu": 40.0 + i}} for i in range(3)]
+    assert profile_html.GOOD["temperature"] in profile_html.report(quiet)
 
 
 def test_assertions(profile, pack):
@@ -252,6 +300,9 @@ def test_emulation_limits_and_says_what_it_does_not(pack):
     result = slm_edge("profile", "--pack", str(pack), *OPTIONS, "--emulate", "raspberry-pi-4b-1gb", "--adapter", "none")
     assert result.returncode == 0, result.stderr
     assert "Speed is NOT emulated" in result.stderr
+    # A name without a size of RAM is the smallest that is sold.
+    result = slm_edge("profile", "--pack", str(pack), *OPTIONS, "--emulate", "pi4", "--adapter", "none")
+    assert "emulating Raspberry Pi 4B, 1GB" in result.stderr
     result = slm_edge("profile", "--pack", str(pack), "--emulate", "raspberry-pi-9")
     assert result.returncode == 2
 
