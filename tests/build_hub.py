@@ -8,6 +8,7 @@ with serving({"org/tiny": folder}, large="xet") as hub:     # large files lie on
     hub.script["/tiny.gguf"] = [(429, {"Retry-After": "0"}), (200, {})]
 """
 
+import base64
 import hashlib
 import http.server
 import json
@@ -35,6 +36,7 @@ class Hub(http.server.ThreadingHTTPServer):
         pause_s: between two pieces of 64 KiB.
         large: "lfs" or "xet": large files are answered by a redirect to another host, `cdn`; None: by themselves.
         token: what private repositories (all of them, then) ask for.
+        made: folder for repositories that are made.
 
     Attributes:
         fetched: (HTTP method, file name) of every request for a file.
@@ -48,7 +50,9 @@ class Hub(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, repositories, *, gated="", stall="", cuts=0, pause_s=0.0, large=None, token=None, hub=None):
+    def __init__(
+        self, repositories, *, gated="", stall="", cuts=0, pause_s=0.0, large=None, token=None, hub=None, made=None
+    ):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories = {name: Path(folder) for name, folder in repositories.items()}
         self.gated, self.stall, self.cuts, self.pause_s = gated, stall, cuts, pause_s
@@ -58,6 +62,7 @@ class Hub(http.server.ThreadingHTTPServer):
         self.fetched, self.tokens, self.asked = [], [], []
         self.ranges, self.script = defaultdict(list), defaultdict(list)
         self.sent_bytes = defaultdict(int)
+        self.put, self.made = {}, made
         self.cdn = Hub({}, hub=self) if large and hub is None else None
 
     @property
@@ -134,6 +139,74 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                         self.file(file)
                     return
         self.answer(404, b"{}", X_Error_Code="RepoNotFound")
+
+    # What is pushed: a repository is made, large files are put first, one commit names all.
+
+    def do_POST(self):
+        hub = self.server.state
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        hub.asked.append((hub.url.partition("//")[2], self.path, self.headers.get("Authorization"), None))
+        if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+            self.answer_json({"error": "Unauthorized"}, 401)
+        elif self.path == "/api/repos/create":
+            said = json.loads(body)
+            name = f"{said['organization']}/{said['name']}" if said.get("organization") else said["name"]
+            exists = name in hub.repositories
+            if not exists:
+                hub.repositories[name] = hub.made / name
+                (hub.made / name).mkdir(parents=True)
+            self.answer_json({"url": f"{hub.url}/{name}", "id": name}, 409 if exists else 200)
+        elif self.path == "/api/validate-yaml":
+            self.answer_json({"errors": [], "warnings": []})
+        elif "/preupload/" in self.path:
+            rows = [
+                {
+                    "path": row["path"],
+                    "uploadMode": "lfs" if row["path"].endswith(LARGE) else "regular",
+                    "shouldIgnore": False,
+                }
+                for row in json.loads(body)["files"]
+            ]
+            self.answer_json({"files": rows})
+        elif self.path.endswith("/info/lfs/objects/batch"):
+            objects = [
+                {"oid": row["oid"], "size": row["size"], "actions": {"upload": {"href": f"{hub.url}/put/{row['oid']}"}}}
+                for row in json.loads(body)["objects"]
+            ]
+            self.answer_json({"transfer": "basic", "objects": objects})
+        elif "/commit/" in self.path:
+            name = "/".join(self.path.split("/")[3:5])
+            self.commit(hub.repositories[name], body)
+            self.answer_json({"commitUrl": f"{hub.url}/{name}/commit/{SHA}", "commitOid": SHA})
+        else:
+            self.answer_json({}, 404)
+
+    def do_PUT(self):
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        assert self.path == f"/put/{hashlib.sha256(data).hexdigest()}"
+        self.server.state.put[self.path.rpartition("/")[2]] = data
+        self.answer_json({})
+
+    def commit(self, folder, body):
+        for line in body.splitlines():
+            row = json.loads(line)
+            said = row["value"]
+            if row["key"] == "file":
+                data = base64.b64decode(said["content"])
+            elif row["key"] == "lfsFile":
+                data = self.server.state.put[said["oid"]]
+            elif row["key"] == "deletedFile":
+                (folder / said["path"]).unlink()
+                continue
+            else:
+                continue
+            (folder / said["path"]).parent.mkdir(parents=True, exist_ok=True)
+            (folder / said["path"]).write_bytes(data)
+
+    def answer_json(self, data, status=200):
+        body = json.dumps(data).encode()
+        self.head(status, len(body), Content_Type="application/json")
+        self.wfile.write(body)
 
     def listing(self, name, folder):
         """What api/models/NAME[/revision/REV] says; sizes and sums where they are asked for."""

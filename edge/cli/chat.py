@@ -13,6 +13,7 @@ from .options import (
     engine_options_of,
     grammar_options,
     model_options,
+    pulled_names,
     session_options,
     settings_of,
     special_option,
@@ -21,7 +22,7 @@ from .options import (
 
 
 @click.command()
-@click.argument("file", required=False, metavar="[MODEL]")
+@click.argument("file", required=False, metavar="[MODEL]", shell_complete=pulled_names)
 @model_options
 @click.option(
     "--adapter",
@@ -50,7 +51,8 @@ def chat(
 ) -> None:
     """Talk with the model; it remembers the conversation. /help lists the commands, Ctrl-D ends.
 
-    MODEL is a GGUF file or a pack's folder; without it, --pack or --model it is the starter pack.
+    MODEL is a GGUF file, a pack's folder, or a reference as "pull" takes it; without it, --pack or --model it is the
+    starter pack.
 
     When the context is full, the oldest questions are dropped with their answers, and a note says so. Ctrl-C stops an
     answer and keeps what there is of it. Text of several lines stands between triple quotes, or is pasted at a

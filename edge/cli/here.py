@@ -19,7 +19,7 @@ from ..sizes import human_bytes
 
 # Below this much memory or disk the starter pack's base has no room.
 LEAST_FREE_BYTES = 300 << 20
-PACKAGES = ("llama-cpp-python", "numpy", "onnxruntime", "torch", "transformers", "peft")
+PACKAGES = ("llama-cpp-python", "numpy", "huggingface-hub", "onnxruntime", "torch", "transformers", "peft")
 
 
 def engine() -> dict[str, Any]:
@@ -75,6 +75,7 @@ def doctor(as_json: bool) -> None:
       slm-edge doctor
       slm-edge doctor --json
     """
+    from ..files.web import hub_endpoint, hub_state
     from ..pack.pack import Pack
     from ..system.cpu import default_threads
     from ..system.memory import available_bytes, machine_bytes, memory_limit_bytes
@@ -126,6 +127,7 @@ def doctor(as_json: bool) -> None:
         "disk_free_bytes": disk_bytes,
         "cache": {"folder": str(cache), "files": _cached()},
         "store": _store(),
+        "hub": {"endpoint": hub_endpoint(), "state": hub_state(), "caches": _other_caches()},
         "starter_base": has_base,
         "faults": faults,
         "advice": advice,
@@ -149,6 +151,13 @@ def _store() -> dict[str, Any]:
     }
 
 
+def _other_caches() -> list[str]:
+    """Folders of other programs from which files are taken by their sha256."""
+    from ..hub.elsewhere import hub_caches, ollama_folders
+
+    return [str(folder) for folder in (*hub_caches(), *ollama_folders())]
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -169,6 +178,7 @@ def _text(data: dict[str, Any]) -> str:
         "disk": f"{human_bytes(data['disk_free_bytes'])} free for the store",
         "cache": f"{data['cache']['folder']}, {human_bytes(sum(row['size_bytes'] for row in files))}",
         "store": f"{data['store']['folder']}, {human_bytes(data['store']['blobs_bytes'])}",
+        "hub": f"{data['hub']['endpoint']}, {data['hub']['state']}",
         "packages": ", ".join(f"{name} {version or 'missing'}" for name, version in data["packages"].items()),
     }
     if llama is not None:

@@ -61,7 +61,7 @@ def _with(options: Sequence[Callable[[Command], Command]], command: Command) -> 
     return command
 
 
-def _pulled_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+def pulled_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
     """Names of what was pulled, for Tab; and whatever files there are."""
     from click.shell_completion import CompletionItem
 
@@ -69,6 +69,12 @@ def _pulled_names(ctx: click.Context, param: click.Parameter, incomplete: str) -
 
     names = [name for name in ("starter", *Store().names()) if name.startswith(incomplete)]
     return [*(CompletionItem(name) for name in names), CompletionItem(incomplete, type="file")]
+
+
+def _no_hub_option(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """llama.cpp's option: what to type here."""
+    if value is not None:
+        raise click.UsageError(f'type slm-edge run hf.co/{value} "Hello"; -m takes hf.co/{value} too.')
 
 
 class PackType(click.Path):
@@ -84,7 +90,7 @@ class PackType(click.Path):
         return located(value).path
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
-        return _pulled_names(ctx, param, incomplete)
+        return pulled_names(ctx, param, incomplete)
 
 
 def model_options(command: Command) -> Command:
@@ -93,16 +99,17 @@ def model_options(command: Command) -> Command:
         click.option(
             "--pack",
             metavar="REF",
-            shell_complete=_pulled_names,
-            help="Folder of a pack, or a reference as in slm-edge pull.  [default: the starter pack]",
+            shell_complete=pulled_names,
+            help="Folder of a pack, or a reference as of pull.  [default: the starter pack]",
         ),
         click.option(
             "-m",
             "--model",
             metavar="FILE|REF",
-            shell_complete=_pulled_names,
+            shell_complete=pulled_names,
             help="A GGUF file, or a place on the hub such as hf.co/OWNER/REPO:Q4_K_M.",
         ),
+        click.option("-hf", "--hf-repo", hidden=True, expose_value=False, callback=_no_hub_option, help="As -m hf:…"),
         click.option(
             "--lora",
             "loras",

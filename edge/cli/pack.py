@@ -316,6 +316,12 @@ def _checked_examples(folder: Path, name: str, file: Path) -> list[str]:
 
 
 def _emit(opened: "Pack", as_json: bool) -> None:
+    data, text = described(opened)
+    emit(data, as_json, text)
+
+
+def described(opened: "Pack") -> tuple[dict[str, Any], str]:
+    """What is in a pack, for `--json` and as text."""
     from ..onnx.in_pack import has_onnx, onnx_adapters
 
     base = opened.base
@@ -354,7 +360,7 @@ def _emit(opened: "Pack", as_json: bool) -> None:
     lines.append(f"* default: {said.get(opened.default_adapter, opened.default_adapter)}")
     if has_onnx(opened):
         lines.append(f"ONNX form: base, {', '.join(onnx_adapters(opened)) or 'no adapter'}")
-    emit(data, as_json, "\n".join(lines))
+    return data, "\n".join(lines)
 
 
 def _short(text: str, width: int) -> str:

@@ -17,6 +17,7 @@ from .options import (
     engine_options_of,
     grammar_options,
     model_options,
+    pulled_names,
     session_options,
     settings_of,
     special_option,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("words", nargs=-1, metavar="[MODEL] [PROMPT]")
+@click.argument("words", nargs=-1, metavar="[MODEL] [PROMPT]", shell_complete=pulled_names)
 @click.option("-p", "--prompt", metavar="TEXT", help="The prompt, in place of the argument.")
 @model_options
 @click.option(
@@ -69,7 +70,8 @@ def run(
 ) -> None:
     """Answer PROMPT with a task adapter. PROMPT is read from standard input when it is - or left out.
 
-    MODEL is a GGUF file or a pack's folder; without it, --pack or --model the starter pack answers.
+    MODEL is a GGUF file, a pack's folder, or a reference as "pull" takes it, which is fetched if it is not here;
+    without it, --pack or --model the starter pack answers.
 
     Without --adapter the pack's default adapter answers ("slm-edge pack show" names it), with "none" the base
     alone, with "auto" the one that the pack's router chooses for the prompt, or the base if none fits. The
@@ -82,6 +84,7 @@ def run(
       slm-edge run --adapter math:0.7+code:0.3 "How many primes are below 20?"
       slm-edge run --adapter auto --explain "What is 12% of 250?"
       slm-edge run model.gguf --lora style.gguf=0.5 "Hello"
+      slm-edge run hf.co/Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M "Hello"
     """
     from .source import chosen, model_and_prompt
 

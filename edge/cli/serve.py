@@ -7,7 +7,7 @@ import click
 
 from ..console import emit, json_option, note, waiting
 from ..errors import InputError
-from .options import engine_option, size_bytes_of, special_option, threads_option
+from .options import engine_option, pulled_names, size_bytes_of, special_option, threads_option
 
 if TYPE_CHECKING:
     from ..options import EngineOptions
@@ -19,7 +19,7 @@ DEFAULT_PORT = 8090
 
 
 @click.command()
-@click.argument("model", metavar="[PACK]", required=False)
+@click.argument("model", metavar="[PACK]", required=False, shell_complete=pulled_names)
 @click.option("--lora", "loras", metavar="FILE", multiple=True, help="LoRA adapter for a GGUF file; repeatable.")
 @click.option("--host", "hosts", multiple=True, help="Address to listen on; repeatable.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help=f"Port; 0 for any.  [default: {DEFAULT_PORT}]")

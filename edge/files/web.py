@@ -14,6 +14,7 @@ import ipaddress
 import os
 import re
 import socket
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -135,8 +136,11 @@ def request_of(
 
 
 @contextlib.contextmanager
-def opened(request: urllib.request.Request, access: Access) -> Iterator[Any]:
+def opened(request: urllib.request.Request, access: Access, timeout_s: float = TIMEOUT_S) -> Iterator[Any]:
     """The server's answer to a request.
+
+    Args:
+        timeout_s: for the connection, and for each piece that is read.
 
     Raises:
         DownloadError: the address, or where it leads, is none or may not be asked; or the server refuses for good.
@@ -144,7 +148,7 @@ def opened(request: urllib.request.Request, access: Access) -> Iterator[Any]:
     """
     url = request.full_url
     try:
-        with _opener(access).open(request, timeout=TIMEOUT_S) as answer:
+        with _opener(access).open(request, timeout=timeout_s) as answer:
             yield answer
     except urllib.error.HTTPError as error:
         if error.code < 500 and error.code not in (408, 416, 429):
@@ -185,6 +189,33 @@ def read_small(url: str, access: Access, most_bytes: int, token: str | None = No
         except (OSError, http.client.HTTPException) as error:
             problem = getattr(error, "reason", error)
     raise DownloadError(f"cannot be read: {problem}", where=url)
+
+
+def hub_state(timeout_s: float = 3) -> str:
+    """Whether the hub answers: "reachable", or why not; waits no longer than this."""
+    if is_offline():
+        return OFFLINE
+    said = [f"no answer within {timeout_s:g} s"]
+
+    def ask() -> None:
+        url = f"{hub_endpoint()}/"
+        try:
+            access = access_of(url, insecure=True)
+            with opened(request_of(url, {}, access), access, timeout_s):
+                said[0] = "reachable"
+        except urllib.error.HTTPError as error:
+            said[0] = f"it answers {error.code}"
+        except DownloadError as error:
+            # Whatever it answers, it is there.
+            said[0] = "reachable" if error.message.startswith("the server answers") else error.message
+        except (OSError, http.client.HTTPException) as error:
+            said[0] = f"not reachable ({getattr(error, 'reason', error)})"
+
+    # Looking up a name has no time limit of its own.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(timeout_s)
+    return said[0]
 
 
 def wait_s(error: urllib.error.HTTPError, else_s: float, most_s: float = 120) -> float:

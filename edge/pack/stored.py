@@ -13,11 +13,13 @@ from typing import Any, Final, Literal
 from ..console import note
 from ..errors import InputError, SlmEdgeError
 from ..files.cache import old_base_path
+from ..hub.reference import parse
 from ..names import nearest
 from ..store.prune import PART_DAYS, Unneeded, prune, unneeded
 from ..store.store import Store, size_bytes
 from ..store.uses import Use, uses_of
 from ..store.version import Version
+from .located import pulled
 from .manifest import read_manifest
 from .pack import Pack, starter_folder
 
@@ -147,6 +149,8 @@ def find_row(store: Store, name: str) -> Row:
     """
     rows = stored(store)
     found = [row for row in rows if name in (row.name, row.origin)]
+    if not found and (asked := parse(name)).is_elsewhere and (one := pulled(asked)) and one.version is not None:
+        found = [row for row in rows if row.name == one.version.name]
     if not found and len(name) >= 6:
         found = [row for row in rows if row.digest.startswith(name.removeprefix("sha256:"))]
     if not found:

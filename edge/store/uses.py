@@ -59,6 +59,8 @@ def mark_use(key: str, who: str, file_name: str = "", store: Store | None = None
         return
     import fcntl
 
+    for gone in [path for path in _held if not path.exists()]:
+        os.close(_held.pop(gone))
     # Not while things are removed: then what is looked for next is here or gone for good.
     with contextlib.suppress(OSError, SlmEdgeError), store.filling():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -89,6 +89,7 @@ def test_doctor_says_what_is_here_and_what_is_to_do(own_cache):
     base.write_bytes(b"x" * 2048)
     text = slm_edge("doctor").stdout
     assert "pull starter" not in text and f"{own_cache / 'store'}, 2.0 KiB" in text
+    assert "hub        http" in text
     broken = slm_edge("doctor", env={**os.environ, "LLAMA_CPP_LIB_PATH": str(own_cache)})
     assert broken.returncode == 1
     assert "FAULT" in broken.stdout and "pip install --force-reinstall" in broken.stdout

@@ -136,7 +136,7 @@ print(json.dumps([results, left]))
 """
 # What writes into a folder that it is given, and fails for no other reason before.
 WRITERS = (
-    *("pack add", "pack build", "router examples", "router put", "export base", "export lora", "export merge"),
+    *("push", "pack add", "pack build", "router examples", "router put", "export base", "export lora", "export merge"),
     "bench perplexity",
 )
 
