@@ -94,7 +94,7 @@ def run(
     options = engine_options_of(given)
     options["prefix_cache"] = prefix_cache
     settings = settings_of(given)
-    with source.open(engine, name, one_answer=True, **options) as session:
+    with source.watched(), source.open(engine, name, one_answer=True, **options) as session:
         decision = session.choose(text, explain=explain) if name == "auto" else None
         if decision is not None:
             session.use(decision.adapter)

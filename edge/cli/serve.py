@@ -184,7 +184,8 @@ def _run(
     async def run() -> None:
         await Server(setup, open_engine, lambda server: _show(server, as_json)).run()
 
-    asyncio.run(run())
+    with source.watched():
+        asyncio.run(run())
 
 
 def _show(server: "Server", as_json: bool) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 MAX_CARD_BYTES: Final = 1 << 20
 # Keys that the first versions did not have
-_LATER: Final = ("template",)
+_LATER: Final = ("template", "golden")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class TaskCard:
             where near ties may fall the other way, "off" never. For tasks that copy: summaries, edits.
         pinned: once loaded it stays, however many others are used and whatever the budget for adapters.
         template: what the base's chat template is told at every prompt, as {"enable_thinking": false}.
+        golden: prompts with what the answer `contains` or `equals`: an update is taken only where they hold.
         scores: what was measured with it, as the benchmark wrote it.
         licence, data: under which terms the adapter stands, and what it was trained on.
     """
@@ -81,6 +82,7 @@ class TaskCard:
     speculate: Speculate = "off"
     pinned: bool = False
     template: Mapping[str, Any] = field(default_factory=dict)
+    golden: tuple[Mapping[str, str], ...] = ()
     scores: Mapping[str, Any] = field(default_factory=dict)
     licence: str = ""
     data: str = ""
@@ -108,7 +110,8 @@ class TaskCard:
         if "task" not in data:
             faults.append("the key 'task' is missing")
         values = {
-            key: tuple(value) if key == "stop" and isinstance(value, list) else value for key, value in data.items()
+            key: tuple(value) if key in ("stop", "golden") and isinstance(value, list) else value
+            for key, value in data.items()
         }
         card = object.__new__(cls)
         for entry in dataclasses.fields(cls):
@@ -152,12 +155,10 @@ class TaskCard:
 
     def as_dict(self) -> dict[str, Any]:
         """The card for JSON; `TaskCard.of` takes it back."""
-        values = {
-            entry.name: list(self.stop) if entry.name == "stop" else getattr(self, entry.name)
-            for entry in dataclasses.fields(self)
-        }
+        data = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         # Left out where there is nothing, so that earlier versions read such a card.
-        return {name: value for name, value in values.items() if name not in _LATER or value}
+        kept = {name: value for name, value in data.items() if name not in _LATER or value}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
 
 
 def _is_number(value: object) -> bool:
@@ -185,6 +186,12 @@ def _is_table(value: object) -> bool:
     except (TypeError, ValueError, RecursionError):
         return False
     return isinstance(value, dict)
+
+
+def _is_golden(value: object) -> bool:
+    if not isinstance(value, dict) or not value.keys() <= {"prompt", "contains", "equals"} or "prompt" not in value:
+        return False
+    return all(_is_text(text) and text for text in value.values())
 
 
 def _faults(card: TaskCard) -> list[str]:
@@ -227,6 +234,8 @@ def _faults(card: TaskCard) -> list[str]:
             checked_arguments(card.template, "the values of template")
         except InputError as error:
             faults.append(error.message)
+    if not isinstance(card.golden, tuple) or not all(map(_is_golden, card.golden)):
+        faults.append("golden is not a list of tables with a prompt and what the answer contains or equals")
     if not _is_table(card.scores):
         faults.append("scores is not a table of JSON values")
     return [fault for fault in faults if fault is not None]
