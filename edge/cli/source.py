@@ -81,6 +81,14 @@ class Source:
 
         return watched(self.pack)
 
+    def followed_by(self, engine: "Engine") -> AbstractContextManager[object]:
+        """While a server runs: an update of the pack's adapters comes into use in it."""
+        if self.pack is None or store_folder() not in self.pack.folder.absolute().parents:
+            return nullcontext()
+        from ..update.follow import Follower
+
+        return Follower(engine, self.pack)
+
     def open(
         self, engine: str, adapter: str | None, *, one_answer: bool = False, **options: Unpack[EngineOptions]
     ) -> "SessionBase[Any]":

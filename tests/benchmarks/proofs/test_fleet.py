@@ -1,4 +1,4 @@
-"""The fleet of `benchmarks.proofs.fleet` in short: what is good reaches all, what is bad none for long, whatever dies."""
+"""The fleet of `benchmarks.proofs.fleet` in short: what is good reaches all, what is bad none for long."""
 
 import json
 import subprocess
