@@ -25,6 +25,8 @@ from ..names import check_name
 from ..pack.manifest import MAX_PACK_FILE_BYTES, PACK_FILE, Manifest, parse_manifest
 from ..pack.pack import Pack
 from ..pack.pull import pull_base
+from ..pack.stored import unneeded_now
+from ..store.prune import Unneeded, prune
 from ..store.store import Store
 from ..store.version import Origin, Ref, Version, encoded, is_inside
 from ..trust.check import Verdict, judge_bytes
@@ -171,8 +173,23 @@ def _take(
     # What was withdrawn is nothing to go back to.
     before = (store.ref(name) or Ref(name)).current if not why else None
     store.switch(name, lambda ref: replace(ref.moved_to(digest), previous=before, trial=digest))
+    _tidy(store, name)
     words = f"{had or 'nothing'} -> {release.version}, {verdict.words}" + (f"; {why}" if why else "")
     return Outcome(name, "updated", words, release.version, release.version, fetched_bytes)
+
+
+def _tidy(store: Store, name: str) -> None:
+    """Removes what is older than the version before this one, unless a process uses it."""
+
+    def plan() -> Unneeded:
+        found = unneeded_now(store)
+        gone = tuple(row for row in found.versions if row[0] == name)
+        theirs = {sha256 for row in gone if (version := store.version(*row)) is not None for sha256 in version.blobs}
+        return Unneeded(gone, tuple(sha256 for sha256 in found.blobs if sha256 in theirs), (), 0)
+
+    # What cannot be removed now goes with the next update, or with `slm-edge prune`.
+    with contextlib.suppress(SlmEdgeError, OSError):
+        prune(store, plan, wait=False)
 
 
 def _fetch(store: Store, name: str, place: Place, release: Release) -> tuple[Version, Verdict, int]:

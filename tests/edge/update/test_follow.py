@@ -5,6 +5,7 @@ import time
 import pytest
 from build_channel import NAME, Maker
 from build_gguf import tiny_base
+from build_server import serving
 from slm_edge.edge.engines import open_session
 from slm_edge.edge.errors import SlmEdgeError
 from slm_edge.edge.pack.pack import Pack
@@ -95,3 +96,26 @@ def test_an_adapter_that_the_engine_refuses_is_taken_back(maker):
         assert Store().ref(NAME).current == maker.digests["1.0"]
         assert not follower.look()
         assert engine.submit("hello", max_tokens=2).result().n_tokens == 2
+
+
+def test_a_server_process(maker):
+    maker.release("1.0", rehearsed=True)
+    update(NAME, str(maker.site))
+    with serving(current().folder) as server:
+
+        def digest():
+            reply = server.chat(model="a", max_tokens=2)
+            assert reply.status == 200
+            return reply.headers["x-slm-adapter-digest"]
+
+        old = digest()
+        assert current().adapters["a"].sha256 in old
+        maker.release("1.1", rehearsed=True, seed=2)
+        update(NAME)
+        deadline_s = time.monotonic() + 60
+        while (now := digest()) == old:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.2)
+        assert current().adapters["a"].sha256 in now
+        code, said = server.end()
+        assert code == 0 and "the server has its new version" in said

@@ -152,6 +152,19 @@ def test_back_by_hand(maker):
     assert update(NAME, again=True).version == "1.1"
 
 
+def test_versions_before_the_one_before_go(maker):
+    for number in ("1.0", "1.1", "1.2"):
+        maker.release(number, rehearsed=True, seed=len(maker.digests) + 1)
+        update(NAME, str(maker.site))
+    store = Store()
+    assert {found.digest for found in store.versions(NAME)} == {maker.digests["1.1"], maker.digests["1.2"]}
+    gone = json.loads((maker.folder / "pack-1.0" / "pack.json").read_text())
+    assert not store.blob(maker.digests["1.0"]).exists() and not store.blob(gone["adapters"][0]["sha256"]).exists()
+    assert store.blob(gone["base"]["sha256"]).exists()
+    rollback(NAME)
+    verify_folder(current())
+
+
 def test_a_pinned_pack_stays(maker):
     maker.release("1.0", rehearsed=True)
     update(NAME, str(maker.site))
