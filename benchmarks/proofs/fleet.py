@@ -3,10 +3,10 @@
     python -m slm_edge.benchmarks.proofs.fleet --devices 20 --kills 200
 
 A good release goes to 25, 50 and 100 % of the devices. One whose golden prompts fail goes to half of them, is used by
-none, and is withdrawn. One that kills the process that uses it goes to all, and each goes back by itself. The last good
-one reaches all. Between the phases, updates and uses are killed by SIGKILL at random moments, and after each kill the
-device must have one whole version, every byte of it checked. Devices that go back must do it within 60 s of arriving
-there, on an idle machine. Prints one JSON document; exits with 1 where a promise is broken.
+none, and is withdrawn. One that kills the process that uses it goes to all, and each goes back by itself after three
+such uses. The last good one reaches all. In each phase updates and uses are killed by SIGKILL at random moments, and
+after each kill the device must have one whole version, every byte of it checked. Prints one JSON document; exits with 1
+where a promise is broken. `longest_back_s` is as long as this machine needs to run all devices so often.
 """
 
 import functools
@@ -51,7 +51,6 @@ PROMPT: Final = "hello"
 SHAPE: Final = ModelShape("tiny", "llama", 2, 64, 2, 2, 128, 512, n_ctx_train_tokens=256, tied=False)
 AT_ONCE: Final = 3
 MOST_ROUNDS: Final = 12
-BACK_WITHIN_S: Final = 60
 SERVER: Final = """
 import functools, http.server, sys
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -312,7 +311,6 @@ def simulate(folder: Path, n_devices: int, n_kills: int, seed: int) -> dict[str,
             maker.release("1.3", 100, task=DEADLY)
             deadly = next(digest for digest, version in maker.versions.items() if version == "1.3")
             phase("1.3, which dies in use, to all", lambda device: device.seen == "1.1" and refused_by(device, deadly))
-            slow = [device.back_s for device in devices if device.back_s > BACK_WITHIN_S]
             maker.set("1.3", withdrawn=True)
             maker.release("1.4", 100)
             phase("1.4 to all", lambda device: device.seen == "1.4", 1 / 3)
@@ -324,7 +322,6 @@ def simulate(folder: Path, n_devices: int, n_kills: int, seed: int) -> dict[str,
         "n_killed": fleet.n_killed,
         "n_back_by_themselves": sum("1.3" in device.left for device in devices),
         "longest_back_s": round(max(device.back_s for device in devices), 1),
-        "n_back_later_than_60_s": len(slow),
         "phases": phases,
         "broken": broken,
     }

@@ -10,7 +10,7 @@ A release is pinned by the sha256 of its pack.json, so the one signature covers 
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -125,7 +125,12 @@ class Channel:
         return replace(self, sequence=self.sequence + 1, releases=tuple(rows))
 
     def choice(
-        self, digest: str | None, version: str | None, machine: str, runtime: str, refused: Collection[str] = ()
+        self,
+        digest: str | None,
+        version: str | None,
+        machine: str,
+        runtime: str,
+        refused: Mapping[str, str] | None = None,
     ) -> tuple[Release | None, str]:
         """The release to go to, None to stay, and why.
 
@@ -133,8 +138,9 @@ class Channel:
             digest, version: what the machine has; None for nothing, or where the version is not known.
             machine: this machine's secret id.
             runtime: the version of slm-edge here.
-            refused: digests that failed on this machine.
+            refused: digests that are left out on this machine, and why.
         """
+        refused = refused or {}
         mine = next((row for row in self.releases if row.pack == digest), None)
         allowed = [row for row in self.releases if not row.withdrawn and row.is_for(machine)]
         able = [row for row in allowed if version_parts(row.min_runtime) <= version_parts(runtime)]
@@ -151,10 +157,10 @@ class Channel:
         return None, f"it is the newest for this machine{_of_those(allowed, able, refused)}"
 
 
-def _of_those(allowed: list[Release], able: list[Release], refused: Collection[str]) -> str:
+def _of_those(allowed: list[Release], able: list[Release], refused: Mapping[str, str]) -> str:
     """What else there is, and why it is not taken."""
     words = [f"{row.version} needs slm-edge {row.min_runtime}" for row in allowed if row not in able]
-    words += [f"{row.version} failed here before" for row in able if row.pack in refused]
+    words += [f"{row.version} is left out here: {refused[row.pack][:120]}" for row in able if row.pack in refused]
     return f" ({'; '.join(words)})" if words else ""
 
 

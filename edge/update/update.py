@@ -95,7 +95,7 @@ def update(name: str, address: str | None = None, *, check_only: bool = False, a
         if ref.pinned:
             return Outcome(name, "held", "it is pinned")
         place = place_of(address)
-        channel, verdict = read_channel(place, name)
+        channel = read_channel(place, name)
         refused = {} if again else read_state(store, name).refused
         had = _version_of(store, ref)
         release, why = channel.choice(ref.current, had, machine_id(), metadata.version("slm-edge"), refused)
@@ -104,7 +104,7 @@ def update(name: str, address: str | None = None, *, check_only: bool = False, a
             return Outcome(name, state, why, had, release.version if release else None)
         store.switch(name, lambda ref: replace(ref, channel=place.address))
         if release is not None:
-            return _take(store, name, place, release, verdict, had, why)
+            return _take(store, name, place, release, had, why)
         gone = {row.pack for row in channel.releases if row.withdrawn}
         if ref.current in gone and ref.previous is not None and ref.previous not in gone:
             back = _version_of(store, take_back(store, name, str(ref.current), "it was withdrawn"))
@@ -112,7 +112,7 @@ def update(name: str, address: str | None = None, *, check_only: bool = False, a
         return Outcome(name, "current", why, had)
 
 
-def read_channel(place: Place, name: str) -> tuple[Channel, Verdict]:
+def read_channel(place: Place, name: str) -> Channel:
     """A channel, once its signature, its age and its number held; errors as `update`."""
     data = place.small(CHANNEL_FILE, MOST_BYTES)
     signature = place.small(f"{CHANNEL_FILE}.minisig", MOST_SIGNATURE_BYTES)
@@ -136,12 +136,10 @@ def read_channel(place: Place, name: str) -> tuple[Channel, Verdict]:
     seen.check_version(key_id, noted, sequence, digest)
     seen.check_expiry(channel.expires_s, place.address)
     record(lambda seen: seen.take(key_id, noted, sequence, signed.time_s, [digest]))
-    return channel, verdict
+    return channel
 
 
-def _take(
-    store: Store, name: str, place: Place, release: Release, verdict: Verdict, had: str | None, why: str
-) -> Outcome:
+def _take(store: Store, name: str, place: Place, release: Release, had: str | None, why: str) -> Outcome:
     with store.filling():
         version, signed, fetched_bytes = _fetch(store, name, place, release)
         folder = store.add(version)
@@ -174,7 +172,7 @@ def _take(
     before = (store.ref(name) or Ref(name)).current if not why else None
     store.switch(name, lambda ref: replace(ref.moved_to(digest), previous=before, trial=digest))
     _tidy(store, name)
-    words = f"{had or 'nothing'} -> {release.version}, {verdict.words}" + (f"; {why}" if why else "")
+    words = f"{had or 'nothing'} -> {release.version}, {signed.words}" + (f"; {why}" if why else "")
     return Outcome(name, "updated", words, release.version, release.version, fetched_bytes)
 
 
