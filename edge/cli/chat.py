@@ -79,7 +79,7 @@ def chat(
         raise click.UsageError(f"there are two models: {file} and -m {model}; leave one out.")
     source = chosen(file if model is None else model, pack, loras)
     name = source.default if adapter is None else adapter
-    with source.open(engine, name, **options) as session:
+    with source.watched(), source.open(engine, name, **options) as session:
         talk = Talk(session, system=system, settings=settings)
         talk.use("none" if name is None else name)
         if sys.stdin.isatty():

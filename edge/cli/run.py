@@ -100,7 +100,7 @@ def run(
     options["prefix_cache"] = prefix_cache
     settings = settings_of(given)
     others = OthersCores()
-    with source.open(engine, name, one_answer=True, **options) as session:
+    with source.watched(), source.open(engine, name, one_answer=True, **options) as session:
         decision = session.choose(text, explain=explain) if name == "auto" else None
         if decision is not None:
             session.use(decision.adapter)

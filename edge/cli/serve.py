@@ -184,14 +184,20 @@ def _run(
     setup.served = source.base if source.pack is None else source.pack.folder
     setup.base_path = source.base if source.pack is None else source.pack.base_path(allow_pull=True)
 
+    following = contextlib.ExitStack()
+
     def open_engine() -> "Engine":
         with waiting(lambda: "loading the model"):
-            return source.open_engine(engine, parallel=parallel, max_wait_s=max_wait_s, **options)
+            made = source.open_engine(engine, parallel=parallel, max_wait_s=max_wait_s, **options)
+        if engine == "llama":
+            following.enter_context(source.followed_by(made))
+        return made
 
     async def run() -> None:
         await Server(setup, open_engine, lambda server: _show(server, as_json)).run()
 
-    asyncio.run(run())
+    with source.watched(), following:
+        asyncio.run(run())
 
 
 def _show(server: "Server", as_json: bool) -> None:

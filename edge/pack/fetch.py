@@ -158,7 +158,9 @@ def _fetch_pack(
         from ..trust.seen import record
 
         key_id, named, number, time_s = verdict.key_id, verdict.name, verdict.version, verdict.time_s
-        record(lambda seen: seen.take(key_id, named, number, digest, time_s))
+        ref = store.ref(called)
+        kept = [one for one in (ref.previous if ref is not None else None, digest) if one is not None]
+        record(lambda seen: seen.take(key_id, named, number, time_s, kept))
     note(f"{called}: {verdict.words}")
     return fetched
 
