@@ -90,6 +90,7 @@ TOPICS = {
         "likelihood": "scores stats tasks",
         "report": "sandbox scores stats tasks",
         "fuzz": "made report tasks",
+        "delivery": "made",
         "proofs": "likelihood made stats tasks",
         "experiments": "proofs report scores stats",
         "cli": "*",

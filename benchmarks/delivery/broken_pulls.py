@@ -1,6 +1,6 @@
 """Pulls that are cut: connections that break, processes that are killed, disks that are full. What is here afterwards?
 
-    python -m slm_edge.benchmarks.proofs.broken_pulls --cuts 200
+    python -m slm_edge.benchmarks.delivery.broken_pulls --cuts 200
 
 A server on this machine speaks the hub's protocol; its large file lies on another host, as on the real one. One pull
 after the other is cut at random places: by an RST, by kill -9, by a disk that takes no more (RLIMIT_FSIZE), by 429.

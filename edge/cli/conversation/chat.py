@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from ..console import remark
-from .options import (
+from ...console import remark
+from ..options import (
     answer_options,
     context_option,
     engine_option,
@@ -71,7 +71,7 @@ def chat(
     options = engine_options_of(given)
     if pinned:
         options["pinned"] = pinned
-    from .source import chosen
+    from ..source import chosen
     from .talk import Talk
     from .typed import hidden_typing, typed
 

@@ -1,4 +1,4 @@
-"""The fleet of `benchmarks.proofs.fleet` in short: what is good reaches all, what is bad none for long."""
+"""The fleet of `benchmarks.delivery.fleet` in short: what is good reaches all, what is bad none for long."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 
 def test_a_small_fleet():
-    command = [sys.executable, "-m", "slm_edge.benchmarks.proofs.fleet", "--devices", "3", "--kills", "6"]
+    command = [sys.executable, "-m", "slm_edge.benchmarks.delivery.fleet", "--devices", "3", "--kills", "6"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     told = json.loads(done.stdout)

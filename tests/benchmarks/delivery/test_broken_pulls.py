@@ -1,6 +1,6 @@
-"""The short form of `benchmarks/proofs/broken_pulls.py`: one cut of each kind, and two pulls at once."""
+"""The short form of `benchmarks/delivery/broken_pulls.py`: one cut of each kind, and two pulls at once."""
 
-from slm_edge.benchmarks.proofs.broken_pulls import KINDS, MOST_TWICE_BYTES, measure
+from slm_edge.benchmarks.delivery.broken_pulls import KINDS, MOST_TWICE_BYTES, measure
 
 
 def test_cut_pulls_leave_no_half_file_and_fetch_little_twice(tmp_path):
