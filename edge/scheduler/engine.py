@@ -271,7 +271,7 @@ class Engine:
             ConflictError: the name stands for something else.
             InputError, DamagedError, DoesNotFitError, EngineError: as `Session.use`.
         """
-        return self._host.call(lambda: self._host.load(name, Path(path), card, expect_digest))
+        return self._host.load(name, Path(path), card, expect_digest)
 
     def unload(self, name: str, *, expect_digest: str | None = None) -> None:
         """Takes a name away; answers in the making are made to their end.
@@ -287,6 +287,11 @@ class Engine:
     def stats(self) -> Stats:
         """What was done and is to do, taken between two units of work."""
         return self._host.call(self._host.stats)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the engine's thread last ended a unit of work, while it has any; for a watchdog."""
+        return self._host.silent_s
 
     def pace(self) -> Pace:
         """How fast it computes, as measured so far; may be read at any time."""
