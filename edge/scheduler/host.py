@@ -25,7 +25,7 @@ from .front import Front, Prompt, Tools
 from .job import Job
 from .pace import Pace
 from .stats import AdapterFacts, Stats
-from .ticket import Ticket
+from .ticket import Ticket, wake
 
 if TYPE_CHECKING:
     from ..router.router import Decision
@@ -238,6 +238,10 @@ class Host:
                     self._state = "open"
                     opened.set_result(None)
                     self._serve()
+                except BaseException as error:
+                    # Before anyone who waits is told
+                    self._fault = error
+                    raise
                 finally:
                     self._end()
         except BaseException as error:  # noqa: BLE001 - told to whoever waits, or asks next
@@ -260,14 +264,20 @@ class Host:
         """Nobody is left waiting, whatever ended the thread."""
         with self._lock:
             self._state = "closed"
-        if hasattr(self, "_core"):
-            while not self._inbox.empty():
-                self._inbox.get()()
-            self._core.close()
-        if hasattr(self, "front"):
-            self.front.close()
-        with self._lock:
-            self._idle.notify_all()
+        try:
+            if hasattr(self, "_core"):
+                while not self._inbox.empty():
+                    self._inbox.get()()
+                self._core.close()
+            if hasattr(self, "front"):
+                self.front.close()
+        finally:
+            left = list(self._open_jobs)
+            for ticket in left:
+                ticket.end(None, EngineError("the engine failed before the answer was whole"))
+            wake(left)
+            with self._lock:
+                self._idle.notify_all()
 
     def _end_all(self) -> int:
         n_cut = self._core.cancel_all()

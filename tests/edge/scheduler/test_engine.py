@@ -233,6 +233,40 @@ def test_closing_ends_every_wait(files):
     engine.close()
 
 
+def test_when_the_engine_itself_fails_nobody_is_left_waiting(files):
+    """As a fault of our own would: the thread ends in the middle of a step."""
+    session = None
+
+    def opened():
+        nonlocal session
+        session = Session.of_files(*files, threads=1)
+        make = session.row_maker()
+
+        def rows(*sizes):
+            made = make(*sizes)
+            step, n_steps = made.step, iter(range(5))
+
+            def failing(*arguments):
+                if next(n_steps, None) is None:
+                    raise ZeroDivisionError("a fault of ours")
+                step(*arguments)
+
+            made.step = failing
+            return made
+
+        session.row_maker = lambda: rows
+        return session
+
+    with Engine.of_session(opened, parallel=2) as engine:
+        tickets = [engine.submit(prompt, "a", max_tokens=100) for prompt in PROMPTS[:5]]
+        for ticket in tickets:
+            with pytest.raises(EngineError, match="before the answer was whole"):
+                ticket.result()
+        assert engine.drain() == 0
+        with pytest.raises(EngineError, match="closed: a fault of ours"):
+            engine.submit("the world")
+
+
 def test_what_opening_raises_is_told_to_who_opens(tmp_path):
     with pytest.raises(SlmEdgeError):
         Engine.of_session(lambda: Session.of_files(tmp_path / "nothing.gguf", {}))
