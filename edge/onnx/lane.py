@@ -20,11 +20,12 @@ Pairs = dict[tuple[tuple[str, float], ...], Mapping[str, Array]]
 
 
 class OnnxLane:
-    """Computes prompts and tokens, keeping of the cache what is the same bit for bit, and nothing else.
+    """Computes prompts and tokens, keeping of the cache what is the same bit for bit.
 
     Args:
         pairs: see below, where several lanes have them in common.
         row: the engine's sequence.
+        fast: `begin` keeps more, whatever pieces it was computed in.
 
     Attributes:
         record: what is in the KV cache.
@@ -36,9 +37,10 @@ class OnnxLane:
     n_drafted_tokens = 0
     n_accepted_tokens = 0
 
-    def __init__(self, engine: OnnxEngine, pairs: Pairs | None = None, row: int = 0) -> None:
+    def __init__(self, engine: OnnxEngine, pairs: Pairs | None = None, row: int = 0, fast: bool = False) -> None:
         self.engine = engine
         self._row = row
+        self._fast = fast
         self.record = KvRecord()
         self.turn = 0
         self.pairs: Pairs = {} if pairs is None else pairs
@@ -51,7 +53,7 @@ class OnnxLane:
     def begin(self, prompt: Sequence[int], sections: Sequence[Section]) -> int:
         """Computes a prompt; returns how many of its tokens were kept from before."""
         self.turn += 1
-        filling = self.fill(prompt, sections)
+        filling = self.fill(prompt, sections, self._fast)
         kept = next(filling)
         for _ in filling:
             pass

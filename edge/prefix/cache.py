@@ -46,6 +46,7 @@ class PrefixCache:
         *,
         sequence: int = 0,
         keep: bool = False,
+        fast: bool = False,
     ) -> int:
         """Computes a prompt in a sequence of a context; the last output is that of its last token.
 
@@ -54,6 +55,7 @@ class PrefixCache:
                 never claims too much when an exception, Ctrl-C included, comes in between.
             sections: the last ends with the prompt.
             keep: take shared beginnings into memory at once; else at the next swap.
+            fast: keep of the sequence whatever was computed of these tokens under these adapters, in whatever pieces.
 
         Returns:
             How many tokens of the prompt were not computed.
@@ -61,7 +63,7 @@ class PrefixCache:
         Raises:
             EngineError: llama.cpp cannot compute it, or the output is no number.
         """
-        filling = self.fill(context, record, prompt, sections, sequence=sequence, keep=keep)
+        filling = self.fill(context, record, prompt, sections, sequence=sequence, keep=keep, fast=fast)
         kept = at = next(filling)
         for n_tokens in filling:
             if n_tokens <= at:
@@ -82,9 +84,6 @@ class PrefixCache:
         fast: bool = False,
     ) -> Iterator[int]:
         """As `prefill`, chunk by chunk; between two of them the context may compute for other sequences.
-
-        Args:
-            fast: keep of the sequence whatever was computed of these tokens under these adapters, in whatever pieces.
 
         Yields:
             How many tokens of the prompt the sequence holds: first what was kept, then after each chunk.

@@ -15,7 +15,10 @@ from ..prefix.chunks import KvRecord, Section
 
 
 class Lane:
-    """Computes prompts and tokens, keeping of the cache what is the same bit for bit, and nothing else.
+    """Computes prompts and tokens, keeping of the cache what is the same bit for bit.
+
+    Args:
+        fast: keep more, whatever pieces it was computed in.
 
     Attributes:
         context: decodes sequence 0 for this lane alone.
@@ -28,12 +31,13 @@ class Lane:
     n_drafted_tokens = 0
     n_accepted_tokens = 0
 
-    def __init__(self, context: Context, cache: PrefixCache) -> None:
+    def __init__(self, context: Context, cache: PrefixCache, fast: bool = False) -> None:
         self.context = context
         self.record = KvRecord()
         self.turn = 0
         self.busy = False
         self._cache = cache
+        self._fast = fast
 
     @property
     def n_tokens(self) -> int:
@@ -55,7 +59,7 @@ class Lane:
         """
         self.turn += 1
         self.busy = True
-        return self._cache.prefill(self.context, self.record, prompt, sections)
+        return self._cache.prefill(self.context, self.record, prompt, sections, fast=self._fast)
 
     def step(self, token_id: int) -> None:
         """Computes one more token."""

@@ -34,6 +34,12 @@ from ..options import (
 @context_option("Longest conversation")
 @engine_option
 @session_options
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Keep of the conversation only what is bit for bit what computing it anew gives; else the last answer is not "
+    "computed again either, and near ties may differ.",
+)
 @click.option("--pin", "pinned", metavar="NAME", multiple=True, help="Adapter that is never unloaded; repeatable.")
 @grammar_options
 @template_options
@@ -46,6 +52,7 @@ def chat(
     adapter: str | None,
     system: str | None,
     engine: str,
+    exact: bool,
     pinned: tuple[str, ...],
     **given: Any,
 ) -> None:
@@ -69,6 +76,7 @@ def chat(
     """
     settings = settings_of(given)
     options = engine_options_of(given)
+    options["reuse"] = "exact" if exact else "fast"
     if pinned:
         options["pinned"] = pinned
     from ..source import chosen
