@@ -2,13 +2,22 @@
 
 import dataclasses
 import datetime
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...edge.cli.options import PackType, data_option, engine_option, threads_option
+from ...edge.cli.options import (
+    PackType,
+    data_option,
+    engine_option,
+    named_values,
+    template_arg_option,
+    think_option,
+    threads_option,
+)
 from ...edge.console import emit, json_option, note
 from ..tasks.registry import DEFAULT, MODULES, task
 
@@ -60,6 +69,8 @@ def _part_of(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 )
 @threads_option
 @click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: each task's own]")
+@think_option
+@template_arg_option
 @click.option("--part", metavar="K/N", callback=_part_of, help="Measure the K-th of N parts; see join-answers.")
 @click.option("--allow-unsafe", is_flag=True, help="Run the model's code even where this system cannot confine it.")
 @click.option(
@@ -89,6 +100,8 @@ def scores(
     parallel: int,
     threads: int | None,
     max_tokens: int | None,
+    think: bool | None,
+    template_args: tuple[str, ...],
     part: tuple[int, int],
     allow_unsafe: bool,
     out: Path,
@@ -124,7 +137,9 @@ def scores(
     if is_part and (report_only or rescore):
         raise click.UsageError("--part measures; --report-only and --rescore take all answers that are there")
     chosen = [task(name) for name in dict.fromkeys(tasks or DEFAULT)]
-    wanted = Wanted(limit, limit_others, max_tokens, _decoding(chosen, samples, temperature, top_p), seed, part)
+    told = named_values(template_args) | ({} if think is None else {"think": think})
+    decoding = _decoding(chosen, samples, temperature, top_p)
+    wanted = Wanted(limit, limit_others, max_tokens, decoding, seed, part, told)
     pack = None if endpoint is not None else Pack.open(pack_folder)
     day = datetime.date.today()
     if pack is not None and not report_only:
@@ -327,6 +342,7 @@ def _command(
         drawn = wanted.decoding
         options |= {"--samples": drawn.samples, "--temperature": drawn.temperature, "--top-p": drawn.top_p}
     words += [f"{option} {value}" for option, value in options.items() if value is not None]
+    words += [f"--template-arg {name}={json.dumps(value)}" for name, value in wanted.template_args.items()]
     return " ".join(words)
 
 

@@ -60,6 +60,7 @@ class Cell:
         n: how many of them are to be measured, by all parts together.
         decoding: how answers are drawn, with `seed` where they are not greedy.
         part: (2, 3) where this run measures the second of three parts.
+        template_args: what the chat template is told, on top of each adapter's card.
         identity: everything that an answer depends on.
     """
 
@@ -72,6 +73,7 @@ class Cell:
     decoding: Decoding = field(default_factory=Decoding)
     seed: int = 0
     part: tuple[int, int] = (1, 1)
+    template_args: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def wanted(self) -> list[Item]:
@@ -114,6 +116,7 @@ class Wanted:
         decoding: in place of the own one of tasks that take several samples.
         seed: of drawn answers.
         part: which part of each cell, of how many; no answer depends on it, so it is in no identity.
+        template_args: what the chat template is told, on top of each adapter's card.
     """
 
     limit: int | None = None
@@ -122,6 +125,7 @@ class Wanted:
     decoding: Decoding | None = None
     seed: int = 0
     part: tuple[int, int] = (1, 1)
+    template_args: Mapping[str, Any] = field(default_factory=dict)
 
     def decoding_of(self, task: Benchmark) -> Decoding:
         return self.decoding if self.decoding is not None and task.takes_samples else task.decoding
@@ -299,12 +303,14 @@ def plan(
             form = _form(template, column) if asked else None
             if form is not None:
                 identity = {**identity, "thinking": list(form)}
+            if asked and wanted.template_args:
+                identity = {**identity, "template_args": dict(wanted.template_args)}
             cell = Cell(task, column, items, len(items), cap, identity, decoding, wanted.seed)
             is_other = column.adapter is not None and not cell.is_own
             limit = wanted.limit_others if is_other and wanted.limit_others is not None else wanted.limit
             n = len(items) if limit is None else min(limit * per_item, len(items))
             if n:
-                cells.append(dataclasses.replace(cell, n=n, part=wanted.part))
+                cells.append(dataclasses.replace(cell, n=n, part=wanted.part, template_args=wanted.template_args))
     if problems:
         raise InputError("data of the tasks is missing or damaged", where=data, problems=problems, hint="--data DIR")
     return sorted(
