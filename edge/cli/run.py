@@ -71,7 +71,7 @@ def run(
 ) -> None:
     """Answer PROMPT with a task adapter. PROMPT is read from standard input when it is - or left out.
 
-    MODEL is a GGUF file, a pack's folder, the name of something pulled, or a place elsewhere as in slm-edge pull, from
+    MODEL is a GGUF file, a pack's folder, the name of something pulled, or a place elsewhere as "pull" takes it, from
     which it is fetched if it is not here; without it, --pack or --model the starter pack answers.
 
     Without --adapter the pack's default adapter answers ("slm-edge pack show" names it), with "none" the base
