@@ -83,8 +83,8 @@ def run(
     Examples:
       slm-edge run --adapter math "A box has 12 eggs. 5 are used. How many are left?"
       cat article.txt | slm-edge run --adapter summarize --stats
-      slm-edge run --adapter math:0.7+code:0.3 "How many primes are below 20?"
-      slm-edge run --adapter auto --explain "What is 12% of 250?"
+      slm-edge run --adapter math:0.7+code:0.3 "A pen costs 3 dollars. How much do 4 pens cost?"
+      slm-edge run --adapter auto --explain "How many legs have 3 cats?"
       slm-edge run model.gguf --lora style.gguf=0.5 "Hello"
       slm-edge run hf.co/Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M "Hello"
     """
