@@ -20,9 +20,17 @@ KEPT_BYTES = 200_000
 CHOICES = ("a", "b", "c", "d", None, {"a": 0.5, "b": 0.5})
 
 
-def soak(folder: Path, n_turns: int, seed: int = 0, *, both_layouts: bool = False, architecture: str = "llama") -> int:
+def soak(
+    folder: Path,
+    n_turns: int,
+    seed: int = 0,
+    *,
+    both_layouts: bool = False,
+    architecture: str = "llama",
+    base: Path | None = None,
+) -> int:
     """Does `n_turns` random turns and checks every answer; gives the growth in bytes over the second half."""
-    base = tiny_base(folder / "base.gguf", architecture=architecture)
+    base = tiny_base(folder / "base.gguf", architecture=architecture) if base is None else base
     files = {name: (tiny_adapter(folder / f"{name}.gguf", base, seed=i), None) for i, name in enumerate("abcd", 1)}
     # Two layouts matter from prompts of 128 tokens on.
     step = 250 if both_layouts else 40

@@ -6,7 +6,7 @@ from typing import Any
 from ...edge.sizes import human_bytes
 from ..catalogue.workload import Workload
 from .constants import KV_PART_OF_RATE
-from .fit import Verdict
+from .fit import Target, Verdict
 from .predict import Predictor, Speed
 
 RESTS_ON = {
@@ -42,6 +42,7 @@ def verdict_dict(verdict: Verdict) -> dict[str, Any]:
         "fits": verdict.fits,
         "runs": not verdict.obstacles,
         "obstacles": verdict.obstacles,
+        "proved": verdict.target.proved,
         "sizes": [{"ram_gib": size, "fits": fits} for size, fits in verdict.sizes],
         "unprobed": verdict.device.unprobed,
         "memory": verdict.plan.as_dict(),
@@ -101,6 +102,8 @@ def verdict_text(verdict: Verdict) -> str:
     ]
     if device.note:
         lines.append(f"  note: {device.note}")
+    if not verdict.target.proved:
+        lines.append(f"  note: {_unproved(verdict.target)}")
     if not verdict.fits:
         if verdict.nearest is None:
             lines.append("nothing near fits any device of the catalogue")
@@ -173,6 +176,13 @@ def explanation(verdict: Verdict, predictor: Predictor) -> str:
     return "\n".join(lines)
 
 
+def _unproved(target: Target) -> str:
+    return (
+        f"{target.name} is of the architecture {target.architecture}, which was not proved here: it runs as its file "
+        "says, after a trial in a process of its own; its memory may be planned too high"
+    )
+
+
 def _window(work: Workload) -> str:
     """What layers with a window spare, in words."""
     if not work.kv_values_in_window:
@@ -204,7 +214,6 @@ def table_text(verdicts: Sequence[Verdict]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if any(verdict.device.system for verdict in verdicts):
         lines.append("* this runtime is not for Android and iOS: what llama.cpp does on such a processor")
-    if verdicts and not verdicts[0].target.runs:
-        target = verdicts[0].target
-        lines.append(f"{target.name} is of the architecture {target.architecture}, which this runtime does not run")
+    if verdicts and not verdicts[0].target.proved:
+        lines.append(_unproved(verdicts[0].target))
     return "\n".join(lines)

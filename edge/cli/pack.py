@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import emit, json_option, note, progress
+from ..errors import SlmEdgeError
 from ..sizes import human_bytes
 from .options import PackType
 from .trust import sign
@@ -315,6 +316,16 @@ def _checked_examples(folder: Path, name: str, file: Path) -> list[str]:
     return prompts
 
 
+def _unproved(opened: "Pack") -> list[str] | None:
+    """What of the pack's base was not tried here; None where the base is not here yet."""
+    from ..gguf.base import BaseInfo
+
+    try:
+        return list(BaseInfo.open(opened.base_path()).unproved)
+    except SlmEdgeError:
+        return None
+
+
 def _emit(opened: "Pack", as_json: bool) -> None:
     data, text = described(opened)
     emit(data, as_json, text)
@@ -358,6 +369,10 @@ def described(opened: "Pack") -> tuple[dict[str, Any], str]:
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     said = {None: "none, the base alone", "auto": "auto, the router chooses"}
     lines.append(f"* default: {said.get(opened.default_adapter, opened.default_adapter)}")
+    unproved = _unproved(opened)
+    data["unproved"] = unproved
+    if unproved:
+        lines.append(f"not proved here, tried in a process of its own at the first load: {', '.join(unproved)}")
     if has_onnx(opened):
         lines.append(f"ONNX form: base, {', '.join(onnx_adapters(opened)) or 'no adapter'}")
     return data, "\n".join(lines)

@@ -34,6 +34,8 @@ PROMPT_PREFIX_KEY: Final = "adapter.lora.prompt_prefix"  # STRING
 ALORA_TOKENS_KEY: Final = "adapter.alora.invocation_tokens"  # ARRAY of UINT32
 
 _BLOCK_MATRIX: Final = re.compile(r"blk\.\d+\.(.+)\.weight")
+# Convolutions and tables, which no architecture multiplies through the LoRA path
+_NEVER: Final = re.compile(r"conv|ssm_[ad]$|_norm|_scale$")
 _EMBEDDING: Final = "token_embd.weight"
 _OUTPUT: Final = "output.weight"
 
@@ -291,7 +293,10 @@ def _check_target(base: BaseInfo, target: str, faults: list[str]) -> bool:
 def takes_lora(base: BaseInfo, tensor: str) -> bool:
     """Whether llama.cpp multiplies this tensor of a block through its LoRA path."""
     found = _BLOCK_MATRIX.fullmatch(tensor)
-    return found is not None and found[1] in base.family.matrices
+    if found is None or found[1] in base.family.matrices:
+        return found is not None
+    # Whether it does is seen when the adapter is tried (`llama/canary.py`).
+    return not base.family.proved and len(base.tensor_shapes[tensor]) == 2 and not _NEVER.search(found[1])
 
 
 def _as_matrix(info: TensorInfo, faults: list[str]) -> tuple[int, int] | None:

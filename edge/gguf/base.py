@@ -71,7 +71,12 @@ class BaseInfo:
     @property
     def family(self) -> Family:
         """The architecture's row in the table of families."""
-        return FAMILIES[self.architecture]
+        return _family(self.architecture)
+
+    @property
+    def window_ignored(self) -> bool:
+        """llama.cpp attends beyond the window that the model was trained with; the context ends there."""
+        return self.n_ctx_train_tokens < int(self.file.get(f"{self.architecture}.context_length", 0))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -82,8 +87,9 @@ class BaseInfo:
     def unproved(self) -> tuple[str, ...]:
         """What of the file was not tried here: its first load is tried in a child process (`llama/first_load.py`)."""
         types = {info.type for info in self.file.tensors.values()} - _PROVED_TYPES
+        keys = unproved_keys(self.file, self.architecture)
         return (
-            *unproved_keys(self.file, self.architecture),
+            *(keys if self.family.proved else [f"the architecture {self.architecture}"]),
             *unproved_tokenizer(self.file),
             *(f"tensors of {kind.name}" for kind in sorted(types)),
         )
@@ -114,11 +120,7 @@ def check_base(file: GgufFile) -> BaseInfo:
     architecture = typed(file, "general.architecture", ValueType.STRING, faults)
     if architecture is None:
         raise InputError("is not a base model", where=file.path, problems=faults)
-    family = FAMILIES.get(architecture)
-    if family is None:
-        raise UnsupportedError(
-            f"the architecture {architecture!r} is not handled; {', '.join(FAMILIES)} are", where=file.path
-        )
+    family = _family(architecture)
     if number_of(file, "split.count", faults, default=1) != 1:
         raise UnsupportedError(
             "is one part of a split model", where=file.path, hint="join the parts with llama-gguf-split --merge"
@@ -131,11 +133,18 @@ def check_base(file: GgufFile) -> BaseInfo:
     refused = [key for key in family.refused_keys if file.get(f"{architecture}.{key}")]
     if refused:
         raise UnsupportedError(f"its {architecture}.{', '.join(refused)} is not handled here", where=file.path)
-    sizes = _sizes(file, architecture, faults)
-    n_vocab = check_tokenizer(file, faults)
-    check_keys(file, architecture, sizes, faults)
-    check_windows(file, family, sizes["n_layers"], faults)
+    sizes = _sizes(file, architecture, faults) if family.proved else _other_sizes(file, architecture, faults)
+    n_vocab = check_tokenizer(file, faults, proved=family.proved)
+    if family.proved:
+        check_keys(file, architecture, sizes, faults)
+        check_windows(file, family, sizes["n_layers"], faults)
     name = typed(file, "general.name", ValueType.STRING, faults, default=file.path.stem)
+    n_ctx_tokens = sizes["n_ctx_train_tokens"]
+    if not family.proved or "phi" in (name or "").lower():
+        from .other_bases import check_silent, computed_tokens
+
+        check_silent(file, architecture, sizes, name)
+        n_ctx_tokens = computed_tokens(file, architecture, n_ctx_tokens)
     if not faults:
         _check_tensors(file, family, sizes, n_vocab, faults)
     if faults:
@@ -150,10 +159,25 @@ def check_base(file: GgufFile) -> BaseInfo:
         n_kv_heads=sizes["n_kv_heads"],
         n_ff=sizes["n_ff"],
         n_vocab=n_vocab,
-        n_ctx_train_tokens=sizes["n_ctx_train_tokens"],
+        n_ctx_train_tokens=n_ctx_tokens,
         has_output="output.weight" in file.tensors,
         tensor_shapes={name: info.shape for name, info in file.tensors.items()},
     )
+
+
+def _family(architecture: str) -> Family:
+    family = FAMILIES.get(architecture)
+    if family is not None:
+        return family
+    from .other_bases import other_family
+
+    return other_family(architecture)
+
+
+def _other_sizes(file: GgufFile, architecture: str, faults: list[str]) -> dict[str, int]:
+    from .other_bases import other_sizes
+
+    return other_sizes(file, architecture, faults)
 
 
 def _sizes(file: GgufFile, architecture: str, faults: list[str]) -> dict[str, int]:
@@ -192,13 +216,17 @@ def _sizes(file: GgufFile, architecture: str, faults: list[str]) -> dict[str, in
 
 def _check_tensors(file: GgufFile, family: Family, sizes: dict[str, int], n_vocab: int, faults: list[str]) -> None:
     n_embd = sizes["n_embd"]
+    # Of other families the vocabulary may be shorter than the embedding, and norms have other names.
     expected: dict[str, tuple[int, ...]] = {
         "token_embd.weight": (n_embd, n_vocab),
         "output_norm.weight": (n_embd,),
     }
-    if "output.weight" in file.tensors or family.needs_output:
+    if not family.proved:
+        given = file.tensors["token_embd.weight"].shape if "token_embd.weight" in file.tensors else (n_embd, n_vocab)
+        expected = {"token_embd.weight": given}
+    if family.proved and ("output.weight" in file.tensors or family.needs_output):
         expected["output.weight"] = (n_embd, n_vocab)
-    for layer in range(sizes["n_layers"]):
+    for layer in range(sizes["n_layers"] if family.proved else 0):
         for name, dims in family.tensors():
             expected[f"blk.{layer}.{name}"] = tuple(sizes[dim] for dim in dims)
     missing = [name for name in expected if name not in file.tensors]

@@ -89,6 +89,10 @@ class Family:
         scaled_embedding: rows of the embedding are multiplied by the root of their length.
         head_field: the config field of the number by whose root scores are divided; llama.cpp takes the head size.
         needs_output: the file must have a head of its own.
+        proved: everything in a GGUF of it is known here; else names and shapes are taken as they are in the file, and
+            it is first tried in a child process.
+        tiled_values: heads of values of a linear attention lie otherwise than in transformers (`other_bases.py`).
+        unreached: modules that PEFT adapts and that llama.cpp multiplies past the adapter.
         refused_keys: GGUF keys (without the architecture) of what is not computed here.
         uses: what is done with it beside running: "base" (export of checkpoints), "lora" (export of adapters), "train"
             (from a GGUF), "onnx".
@@ -109,6 +113,9 @@ class Family:
     scaled_embedding: bool = False
     head_field: str = ""
     needs_output: bool = False
+    proved: bool = True
+    tiled_values: bool = False
+    unreached: tuple[str, ...] = ()
     refused_keys: tuple[str, ...] = ()
     uses: frozenset[str] = ALL_USES
 
@@ -226,7 +233,7 @@ _HEAD_NORMS: Final = (
 )
 
 
-def _attention(qkv_bias: str = "", output_bias: str = "") -> tuple[Part, ...]:
+def attention(qkv_bias: str = "", output_bias: str = "") -> tuple[Part, ...]:
     return (
         Part("attn_q", "self_attn.q_proj", ("n_embd", "n_q"), qkv_bias),
         Part("attn_k", "self_attn.k_proj", ("n_embd", "n_k"), qkv_bias),
@@ -235,7 +242,7 @@ def _attention(qkv_bias: str = "", output_bias: str = "") -> tuple[Part, ...]:
     )
 
 
-def _mlp(bias: str = "") -> tuple[Part, ...]:
+def mlp(bias: str = "") -> tuple[Part, ...]:
     return (
         Part("ffn_gate", "mlp.gate_proj", ("n_embd", "n_ff"), bias),
         Part("ffn_up", "mlp.up_proj", ("n_embd", "n_ff"), bias),
@@ -268,13 +275,13 @@ _ROWS: Final = (
             HfClass("LlamaForCausalLM", "LlamaConfig"),
             HfClass("MistralForCausalLM", "MistralConfig", biases=False),
         ),
-        block=(*_NORMS, *_attention("attention_bias", "attention_bias"), *_mlp("mlp_bias")),
+        block=(*_NORMS, *attention("attention_bias", "attention_bias"), *mlp("mlp_bias")),
         interleaves_qk=True,
     ),
     Family(
         "qwen2",
         classes=(HfClass("Qwen2ForCausalLM", "Qwen2Config", fixed={"use_sliding_window": False}),),
-        block=(*_NORMS, *_attention(ALWAYS), *_mlp()),
+        block=(*_NORMS, *attention(ALWAYS), *mlp()),
         square_attention=True,
     ),
     Family(
@@ -282,7 +289,7 @@ _ROWS: Final = (
         classes=(
             HfClass("Qwen3ForCausalLM", "Qwen3Config", fixed={"use_sliding_window": False, "attention_bias": False}),
         ),
-        block=(*_NORMS, *_attention(), *_HEAD_NORMS, *_mlp()),
+        block=(*_NORMS, *attention(), *_HEAD_NORMS, *mlp()),
     ),
     Family(
         "smollm3",
@@ -300,14 +307,14 @@ _ROWS: Final = (
                 rope_theta=2_000_000.0,
             ),
         ),
-        block=(*_NORMS, *_attention(), *_mlp()),
+        block=(*_NORMS, *attention(), *mlp()),
         interleaves_qk=True,
         rope_free_every=4,
     ),
     Family(
         "granite",
         classes=(HfClass("GraniteForCausalLM", "GraniteConfig"),),
-        block=(*_NORMS, *_attention("attention_bias", "attention_bias"), *_mlp("mlp_bias")),
+        block=(*_NORMS, *attention("attention_bias", "attention_bias"), *mlp("mlp_bias")),
         interleaves_qk=True,
         scalars={
             "embedding_scale": "embedding_multiplier",
@@ -320,11 +327,11 @@ _ROWS: Final = (
         "olmo2",
         classes=(HfClass("Olmo2ForCausalLM", "Olmo2Config", fixed={"attention_bias": False}),),
         block=(
-            *_attention(),
+            *attention(),
             Part("attn_q_norm", "self_attn.q_norm", ("n_q",)),
             Part("attn_k_norm", "self_attn.k_norm", ("n_k",)),
             Part("post_attention_norm", "post_attention_layernorm", ("n_embd",)),
-            *_mlp(),
+            *mlp(),
             Part("post_ffw_norm", "post_feedforward_layernorm", ("n_embd",)),
         ),
         square_attention=True,
@@ -340,10 +347,10 @@ _ROWS: Final = (
         ),
         block=(
             *_NORMS,
-            *_attention(),
+            *attention(),
             Part("attn_q_norm", "self_attn.query_layernorm", ("head",)),
             Part("attn_k_norm", "self_attn.key_layernorm", ("head",)),
-            *_mlp(),
+            *mlp(),
         ),
         norm_after_rope=True,
     ),
@@ -366,11 +373,11 @@ _ROWS: Final = (
         ),
         block=(
             Part("attn_norm", "input_layernorm", ("n_embd",)),
-            *_attention(),
+            *attention(),
             *_HEAD_NORMS,
             Part("post_attention_norm", "post_attention_layernorm", ("n_embd",)),
             Part("ffn_norm", "pre_feedforward_layernorm", ("n_embd",)),
-            *_mlp(),
+            *mlp(),
             Part("post_ffw_norm", "post_feedforward_layernorm", ("n_embd",)),
         ),
         activation="gelu_pytorch_tanh",

@@ -51,8 +51,10 @@ def _hyper_parameters(file: GgufFile, architecture: str) -> dict[str, bytes]:
     prefix = f"{architecture}."
     found = {key[len(prefix) :]: meta for key, meta in file.metadata.items() if key.startswith(prefix)}
     values = {key: _value_bytes(meta) for key, meta in found.items() if key not in _NOT_IDENTITY}
-    n_heads = int(found["attention.head_count"].value)
-    head = int(found["embedding_length"].value) // n_heads
+    heads = found.get("attention.head_count")
+    # Lists by layer, and none at all, are those of families that are taken as they are.
+    n_heads = 1 if heads is None else max(heads.value) if heads.type is ValueType.ARRAY else int(heads.value)
+    head = int(found["embedding_length"].value) // max(n_heads, 1)
     values.setdefault("attention.head_count_kv", struct.pack("<q", n_heads))
     values.setdefault("attention.key_length", struct.pack("<q", head))
     values.setdefault("attention.value_length", struct.pack("<q", head))

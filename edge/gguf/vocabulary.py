@@ -35,8 +35,12 @@ _PROVED_PRE: Final = frozenset((
 # fmt: on
 
 
-def check_tokenizer(file: GgufFile, faults: list[str]) -> int:
-    """Checks the tokenizer's keys; returns the size of the vocabulary."""
+def check_tokenizer(file: GgufFile, faults: list[str], *, proved: bool = True) -> int:
+    """Checks the tokenizer's keys; returns the size of the vocabulary.
+
+    Args:
+        proved: kinds of tokenizers that were tried here are asked for.
+    """
     model = typed(file, "tokenizer.ggml.model", ValueType.STRING, faults)
     pre = typed(file, "tokenizer.ggml.pre", ValueType.STRING, faults, default="default")
     typed(file, "tokenizer.chat_template", ValueType.STRING, faults, default="")
@@ -64,6 +68,8 @@ def check_tokenizer(file: GgufFile, faults: list[str]) -> int:
     if pre in _NO_SPACES:
         faults.append(f"tokenizer.ggml.pre is {pre!r}, with which llama.cpp aborts at the first space of a prompt")
     if not faults:
+        if model not in ("gpt2", "llama") and proved:
+            faults.append(f"tokenizer.ggml.model is {model!r}; 'gpt2' (BPE) and 'llama' (SPM) are handled")
         _check_tokens(file.get("tokenizer.ggml.tokens"), file.get("tokenizer.ggml.token_type", []), model, faults)
     for key in file.metadata:
         if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
@@ -83,8 +89,6 @@ def unproved_tokenizer(file: GgufFile) -> list[str]:
 
 def _check_tokens(tokens: Sequence[str], types: Sequence[int], model: str, faults: list[str]) -> None:
     """Refuses vocabularies that end the process: twins at load, an SPM without byte tokens at the first odd byte."""
-    if model not in ("gpt2", "llama"):
-        faults.append(f"tokenizer.ggml.model is {model!r}; 'gpt2' (BPE) and 'llama' (SPM) are handled")
     known = set(tokens)
     if "" in known or any("\0" in token for token in tokens):
         tokens = [token.partition("\0")[0] or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]

@@ -62,9 +62,7 @@ def try_first_load(
     """
     path = Path(path)
     sha256 = sha256 or sha256_file(path)
-    record = first_load_path(sha256)
-    engine = f"{importlib.metadata.version('llama-cpp-python')} {platform.machine()}"
-    if _held_before(record, engine):
+    if held_before(sha256):
         return
     size_bytes = path.stat().st_size
     timeout_s = timeout_s or _LEAST_TIMEOUT_S + size_bytes / _BYTES_PER_S
@@ -94,15 +92,27 @@ def try_first_load(
         if told["kind"] == EngineError.__name__:
             raise EngineError(fault, where=path, problems=[str(one) for one in told["problems"]])
         raise _died(fault, path, why, "")
-    make_folder(record.parent)
-    write_json(record, {"engine": engine})
+    remember_held(sha256)
 
 
-def _held_before(record: Path, engine: str) -> bool:
+def _engine() -> str:
+    return f"{importlib.metadata.version('llama-cpp-python')} {platform.machine()}"
+
+
+def held_before(sha256: str) -> bool:
+    """Whether the cache says that what has this sha256 held with the installed llama.cpp."""
     try:
-        return bool(json.loads(record.read_text(encoding="utf-8"))["engine"] == engine)
+        said = json.loads(first_load_path(sha256).read_text(encoding="utf-8"))
+        return bool(said["engine"] == _engine())
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def remember_held(sha256: str) -> None:
+    """Says so from now on."""
+    record = first_load_path(sha256)
+    make_folder(record.parent)
+    write_json(record, {"engine": _engine()})
 
 
 def _died(how: str, path: Path, why: tuple[str, ...], said: str) -> DamagedError:

@@ -16,6 +16,7 @@ from ..options import BATCH_TOKENS, CHUNK_TOKENS, DEFAULT_BUDGET_BYTES, MOST_LOA
 from ..sizes import human_bytes
 from ..system.cpu import default_threads
 from ..system.memory import CAN_LET_GO, available_bytes, machine_bytes, memory_limit_bytes
+from .layers import kept_of
 from .plan import ContextSize, MemoryPlan, plan_memory
 
 DEFAULT_CTX_TOKENS: Final = 2048
@@ -77,9 +78,12 @@ def plan_session(
     trained = base.n_ctx_train_tokens
     n_ctx_tokens = options.get("n_ctx_tokens")
     if n_ctx_tokens and n_ctx_tokens > trained:
-        raise DoesNotFitError(
-            f"a context of {n_ctx_tokens} tokens is asked for; the base was trained for {trained}", where=base.file.path
+        why = (
+            f"beyond its window of {trained} llama.cpp computes something else"
+            if base.window_ignored
+            else f"the base was trained for {trained}"
         )
+        raise DoesNotFitError(f"a context of {n_ctx_tokens} tokens is asked for; {why}", where=base.file.path)
     asked: dict[str, Any] = {
         name: options.get(name)
         for name in ("mmap", "repack", "both_layouts", "n_ctx_tokens", "kv_type", "n_batch_tokens")
@@ -196,9 +200,8 @@ def _halved(n_tokens: int) -> Iterator[int]:
 
 def _kv_q8(base: BaseInfo) -> bool:
     """Whether rows of the KV cache can be cut into Q8_0's blocks of 32."""
-    shapes = base.tensor_shapes
-    heads = (shapes["blk.0.attn_k.weight"][1], shapes["blk.0.attn_v.weight"][1])
-    return all(n // base.n_kv_heads % 32 == 0 for n in heads)
+    rows = kept_of(base.file).row_values
+    return bool(rows) and all(n_values % 32 == 0 for n_values in rows)
 
 
 def _refusal(

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..gguf.base import BaseInfo
-from ..gguf.families import FAMILIES
 from ..gguf.file import GgufFile
 from ..llama.kernels import cpu_features, repacked_tensors
 from ..options import BATCH_TOKENS, KvType
 from ..sizes import human_bytes
 from ..system.memory import CAN_LET_GO
+from .layers import Kept, kept_of
 
 MIB: Final = 1 << 20
 # llama.cpp rounds the cells of a KV cache up to this.
@@ -68,7 +68,7 @@ class MemoryPlan:
     Attributes:
         weights_bytes: the base's tensors that stay as stored, mapped or read.
         repacked_bytes: copies of them in this CPU's faster layout.
-        kv_bytes: keys and values.
+        kv_bytes: keys and values, and states that each token changes.
         compute_bytes: buffers of the graph and of its operations.
         outputs_bytes: logits that are kept.
         adapters_bytes: adapters with their graph metadata, and the small context that each is tried in.
@@ -219,47 +219,29 @@ def _padded(n_tokens: int) -> int:
 
 @dataclass(frozen=True)
 class ContextSize:
-    """What a context over a base takes; lengths of rows, and counts of all blocks together or of the heads of one.
+    """What a context over a base takes; lengths of rows, and counts of all blocks together or of the heads of one."""
 
-    Attributes:
-        n_windowed, window_tokens: of the layers that keep the keys and values of so many tokens, and of one batch.
-    """
-
-    n_layers: int
-    n_windowed: int
-    window_tokens: int
+    kept: Kept
     n_matrices: int
     n_heads: int
     n_embd: int
-    n_q: int
-    n_kv: int
-    n_ff: int
     n_vocab: int
 
     @property
     def cuttable(self) -> bool:
         """As `llama.states.Memory.cuttable` of the base when it is loaded."""
-        return not self.n_windowed
+        return self.kept.cuttable
 
     @classmethod
     def of(cls, file: GgufFile) -> "ContextSize":
         """From a base's header."""
-        shapes = {name: info.shape for name, info in file.tensors.items() if name.startswith(("blk.0.", "token_embd."))}
-        n_embd, n_vocab = shapes["token_embd.weight"]
-        arch = str(file.get("general.architecture"))
-        family = FAMILIES.get(arch)
-        n_layers = sum(name.endswith(".attn_k.weight") for name in file.tensors)
-        n_windowed = sum(map(family.windowed, range(n_layers))) if family is not None else 0
+        n_embd, n_vocab = file.tensors["token_embd.weight"].shape
+        n_heads = file.get(f"{file.get('general.architecture')}.attention.head_count", 1)
         return cls(
-            n_layers=n_layers,
-            n_windowed=n_windowed,
-            window_tokens=int(file.get(f"{arch}.attention.sliding_window", 0)) if n_windowed else 0,
+            kept=kept_of(file),
             n_matrices=sum(name.startswith("blk.") and len(info.shape) == 2 for name, info in file.tensors.items()),
-            n_heads=int(file.get(f"{arch}.attention.head_count")),
+            n_heads=max(n_heads) if isinstance(n_heads, list | tuple) else int(n_heads),
             n_embd=n_embd,
-            n_q=shapes["blk.0.attn_q.weight"][1],
-            n_kv=shapes["blk.0.attn_k.weight"][1] + shapes["blk.0.attn_v.weight"][1],
-            n_ff=shapes["blk.0.ffn_gate.weight"][1],
             n_vocab=n_vocab,
         )
 
@@ -287,19 +269,20 @@ class ContextSize:
         """
         cells = _padded(n_ctx_tokens)
         n_batch = min(n_batch_tokens, cells * n_seq)
-        window_cells = min(cells, _padded(self.window_tokens + n_batch)) if self.n_windowed else 0
+        kept = self.kept
+        window_cells = min(cells, _padded(kept.window_tokens + n_batch)) if kept.window_tokens else 0
         mask = 2 * (cells + window_cells)
-        feed_forward = mask + 4 * (3 * self.n_ff + 4 * self.n_embd)
-        scores = 4 * (self.n_heads * cells + cells) + 23 * max(self.n_embd, self.n_q)
+        feed_forward = mask + 4 * (3 * kept.n_ff + 4 * self.n_embd)
+        scores = 4 * (self.n_heads * cells + cells) + 23 * max(self.n_embd, kept.n_q)
         head = n_outputs * 4 * self.n_vocab + n_batch * (mask + 6 * self.n_embd)
         graph = max(
             n_batch * max(feed_forward, 0 if flash_attention else scores),
             head if n_outputs > 1 else 4 * self.n_vocab,
         )
         # Activations are quantised for a product: at most 292 bytes for 256 values (Q8_K), here those of ffn_down.
-        work = n_batch * self.n_ff * 292 // 256 + n_threads * THREAD_WORK_BYTES
-        rows = (self.n_layers - self.n_windowed) * cells + self.n_windowed * window_cells
-        kv_bytes = round(n_seq * rows * self.n_kv * KV_VALUE_BYTES[kv_type])
+        work = n_batch * kept.n_ff * 292 // 256 + n_threads * THREAD_WORK_BYTES
+        n_values = kept.kv_values * cells + kept.windowed_kv_values * window_cells
+        kv_bytes = n_seq * (round(n_values * KV_VALUE_BYTES[kv_type]) + kept.state_bytes)
         outputs_bytes = 4 * self.n_vocab * n_outputs
         if not both_layouts:
             return kv_bytes, graph + work, outputs_bytes

@@ -152,6 +152,51 @@ class CompletionAnswer(Answered, kw_only=True):
     choices: list[TextChoice]
 
 
+class OutputText(Struct, kw_only=True):
+    type: Literal["output_text"]
+    text: str
+    annotations: list[Any]
+    logprobs: list[Any]
+
+
+class OutputItem(Struct, kw_only=True):
+    """A message, or a call of a tool."""
+
+    id: str
+    type: Literal["message", "function_call"]
+    status: Literal["completed", "incomplete", "in_progress"]
+    role: Literal["assistant"] | None = None
+    content: list[OutputText] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ReasoningTokens(Struct, kw_only=True):
+    reasoning_tokens: int
+
+
+class ResponseUsage(Struct, kw_only=True):
+    input_tokens: int
+    input_tokens_details: CachedTokens
+    output_tokens: int
+    output_tokens_details: ReasoningTokens
+    total_tokens: int
+
+
+class ResponseAnswer(Struct, kw_only=True):
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete", "in_progress", "failed"]
+    error: Any
+    incomplete_details: Any
+    model: str
+    output: list[OutputItem]
+    usage: ResponseUsage | None
+    slm_edge: Facts
+
+
 class PieceRow(Struct, kw_only=True):
     id: int
     piece: str

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 # Keys of a schema whose own keys are names, and those whose content is no schema
 _NAMED: Final = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+# Beside these, properties of an object may come from elsewhere.
+_OPENERS: Final = frozenset(
+    {"additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames", "minProperties"}
+    | {"allOf", "anyOf", "oneOf", "not", "if", "$ref", "dependentSchemas", "dependentRequired"}
+)
 _VALUES: Final = frozenset({"const", "enum", "default", "example", "examples"})
 
 
@@ -107,7 +112,27 @@ def _parameters(tool: Tool) -> Mapping[str, Any]:
     given = tool.function.parameters
     if not given:
         return {"type": "object", "properties": {}, "additionalProperties": False}
-    return {"type": "object", **given}
+    closed = _closed({"type": "object", **given})
+    assert isinstance(closed, dict)
+    return closed
+
+
+def _closed(schema: Any) -> Any:
+    """Objects that name their properties have no others: small models else make some up without end.
+
+    What keeps to the closed schema keeps to the open one too.
+    """
+    if not isinstance(schema, Mapping):
+        return schema
+    closed = dict(schema)
+    named = closed.get("properties")
+    if isinstance(named, Mapping):
+        closed["properties"] = {name: _closed(one) for name, one in named.items()}
+        if not _OPENERS & closed.keys():
+            closed["additionalProperties"] = False
+    if "items" in closed:
+        closed["items"] = _closed(closed["items"])
+    return closed
 
 
 def _moved(schema: Any, place: str) -> Any:

@@ -14,6 +14,8 @@ from .faults import Fault
 RequestT = TypeVar("RequestT", bound=msgspec.Struct)
 
 _OWN_WAY: Final = "`response_format` with a json_schema says what an answer keeps to"
+_NO_REASONING: Final = "the models here do not reason apart from their answer"
+_NOT_STORED: Final = "nothing is stored here; send the whole conversation as `input`"
 _TEMPLATE: Final = "conversations are written with the model's own chat template"
 # Fields that would change the answer, the values that ask for nothing, and what to do instead.
 ONLY: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
@@ -26,14 +28,17 @@ ONLY: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "service_tier": (("auto", "default"), ""),
     "store": ((False,), "nothing is stored here"),
     "background": ((False,), "nothing is stored here; `stream` shows an answer while it is made"),
-    "previous_response_id": ((), "nothing is stored here; send the whole conversation as `input`"),
-    "conversation": ((), "nothing is stored here; send the whole conversation as `input`"),
+    "previous_response_id": ((), _NOT_STORED),
+    "conversation": ((), _NOT_STORED),
     "prompt": ((), "nothing is stored here; send the text itself"),
-    "include": (([],), ""),
+    "include": (([], ["reasoning.encrypted_content"]), _NO_REASONING),
     "truncation": (("disabled",), "a conversation that is too long is refused, not cut"),
     "max_tool_calls": ((), "no tool is run here"),
-    "reasoning_effort": (("none", "minimal"), "the models here do not reason apart from their answer"),
-    "reasoning": (({},), "the models here do not reason apart from their answer"),
+    "reasoning_effort": (("none", "minimal"), _NO_REASONING),
+    "reasoning": (
+        ({}, {"effort": None}, {"effort": "none"}, {"effort": None, "summary": None}),
+        "the models here do not reason apart from their answer",
+    ),
     "verbosity": (("medium",), "`max_tokens` limits an answer"),
     "modalities": ((["text"],), "text alone is read and written"),
     "audio": ((), "text alone is read and written"),

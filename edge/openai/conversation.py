@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # Seeds of the engine are below; others are folded into them, always in the same way.
 N_SEEDS: Final = (1 << 32) - 1
-_SCHEMA: Final = "response_format.json_schema.schema"
+SCHEMA_PLACE: Final = "response_format.json_schema.schema"
 
 
 def conversation(messages: Sequence[ChatMessage], where: str = "messages") -> list[dict[str, Any]]:
@@ -102,8 +102,11 @@ def settings_of(request: Drawn, max_tokens: int | None, n_ctx_tokens: int) -> Se
     return settings
 
 
-def rules_of(wanted: ResponseFormat | None) -> "Rules | None":
+def rules_of(wanted: ResponseFormat | None, place: str = SCHEMA_PLACE) -> "Rules | None":
     """The rules; None where the task card's hold.
+
+    Args:
+        place: where the schema stands in the request.
 
     Raises:
         Fault: 400; the schema is missing, is not valid, or says what no grammar is made of.
@@ -115,8 +118,8 @@ def rules_of(wanted: ResponseFormat | None) -> "Rules | None":
     if wanted.type == "json_object":
         return schema_grammar({"type": "object"})
     if wanted.json_schema is None or wanted.json_schema.schema is None:
-        raise Fault(400, "missing_required_parameter", f"{_SCHEMA}: it is missing", param=_SCHEMA)
+        raise Fault(400, "missing_required_parameter", f"{place}: it is missing", param=place)
     try:
         return schema_grammar(wanted.json_schema.schema)
     except SlmEdgeError as error:
-        raise fault_of(error, f"{_SCHEMA}{error.where or ''}") from None
+        raise fault_of(error, f"{place}{error.where or ''}") from None

@@ -158,6 +158,75 @@ class CompletionRequest(Streamed, kw_only=True):
     suffix: str | None = None
 
 
+class Item(Struct, kw_only=True):
+    """One item of a response's input: a message, a call, what a call gave back."""
+
+    type: Literal["message", "function_call", "function_call_output", "reasoning", "item_reference"] = "message"
+    role: Literal["developer", "system", "user", "assistant"] | None = None
+    content: str | Annotated[list[Part], Meta(max_length=MOST_PARTS)] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | Annotated[list[Part], Meta(max_length=MOST_PARTS)] | None = None
+    id: str | None = None
+    status: str | None = None
+
+
+class FlatTool(Struct, kw_only=True):
+    """A tool as /v1/responses has it, without a level of its own for the function."""
+
+    type: Literal["function"]
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FlatNamedTool(Struct, kw_only=True):
+    name: str
+    type: Literal["function"] = "function"
+
+
+class FlatFormat(Struct, kw_only=True):
+    type: Literal["text", "json_object", "json_schema"]
+    name: Name = "answer"
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class TextOptions(Struct, kw_only=True):
+    format: FlatFormat | None = None
+    verbosity: Literal["medium"] | None = None
+
+
+class ResponsesRequest(Drawn, kw_only=True):
+    """Body of POST /v1/responses; nothing is stored, so `input` is the whole conversation."""
+
+    input: Text | Annotated[list[Item], Meta(min_length=1, max_length=MOST_MESSAGES)]
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Meta(ge=-1, le=1 << 30)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    tools: Annotated[list[FlatTool], Meta(max_length=MOST_TOOLS)] | None = None
+    tool_choice: Literal["auto", "none", "required"] | FlatNamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextOptions | None = None
+    store: bool | None = None
+    background: bool | None = None
+    previous_response_id: str | None = None
+    conversation: Any = None
+    prompt: Any = None
+    include: list[str] | None = None
+    reasoning: Any = None
+    truncation: str | None = None
+    max_tool_calls: int | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=0)] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+
+
 class TokenizeRequest(Struct, kw_only=True):
     """Body of POST /tokenize: a text, or a conversation through the chat template."""
 

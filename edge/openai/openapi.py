@@ -27,6 +27,7 @@ ROWS: Final[Mapping[str, Row]] = {
     "/v1/models/{model}": Row("One model.", None, answers.ModelRow),
     "/v1/chat/completions": Row("Answers a conversation.", fields.ChatRequest, answers.ChatAnswer, True),
     "/v1/completions": Row("Goes on with a text.", fields.CompletionRequest, answers.CompletionAnswer, True),
+    "/v1/responses": Row("Answers a conversation, as items.", fields.ResponsesRequest, answers.ResponseAnswer, True),
     "/tokenize": Row("Tokens of a text or a conversation.", fields.TokenizeRequest, answers.TokensAnswer),
     "/detokenize": Row("The text of tokens.", fields.DetokenizeRequest, answers.TextAnswer),
     "/health": Row("Whether requests are taken.", None, answers.HealthAnswer),

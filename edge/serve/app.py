@@ -11,6 +11,7 @@ from ..openai.chat import chat
 from ..openai.completions import complete, detokenize, tokenize
 from ..openai.faults import Fault
 from ..openai.reply import Call, Receive, Scope, Send, answer_json
+from ..openai.responses import respond
 from ..openai.service import Service
 from .guard import Caller
 from .page import page_routes
@@ -49,6 +50,7 @@ class App:
             "/v1/models": {"GET": self._models},
             "/v1/chat/completions": {"POST": self._with(chat)},
             "/v1/completions": {"POST": self._with(complete)},
+            "/v1/responses": {"POST": self._with(respond)},
             "/tokenize": {"POST": self._with(tokenize)},
             "/detokenize": {"POST": self._with(detokenize)},
             "/v1/slm/state": {"GET": self._state},

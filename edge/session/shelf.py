@@ -154,6 +154,8 @@ class Shelf:
                 )
             if (packed.sha256, packed.card.scale) not in self._tried:
                 self._canary.check(adapter, packed.card.scale)
+                if not self._base.family.proved:
+                    self._canary.check_kinds(info, packed.sha256)
         except BaseException:
             adapter.close()
             raise

@@ -32,6 +32,7 @@ from ...edge.gguf.adapter import (
 from ...edge.gguf.base import BaseInfo
 from ...edge.gguf.families import FAMILIES
 from ...edge.gguf.file import ValueType
+from ...edge.gguf.other_bases import OTHER_FAMILIES
 from ..files.gguf_writer import Value, array, float32, text, uint32, write_gguf
 from ..reasons import Reasons
 from .peft_folder import CONFIG_FILE, PeftFolder
@@ -88,8 +89,10 @@ def export_lora(
     if "lora" not in info.family.uses:
         raise UnsupportedError(
             f"adapters for the architecture {info.architecture!r} are not exported; "
-            f"{', '.join(name for name, family in FAMILIES.items() if 'lora' in family.uses)} are",
+            f"{', '.join(name for name, row in (FAMILIES | OTHER_FAMILIES).items() if 'lora' in row.uses)} are: a row "
+            "would say which matrix is which, and whether rows are reordered",
             where=info.file.path,
+            hint="one that llama.cpp's convert_lora_to_gguf.py made can be used: slm-edge pack add PACK NAME a.gguf",
         )
     reasons = Reasons()
     with PeftFolder.open(peft_dir, reasons) as folder:
@@ -157,7 +160,8 @@ def _check_complete(folder: PeftFolder, base: BaseInfo, reasons: Reasons) -> Non
     for layer in (layer for layer in chosen if isinstance(layer, int) and 0 <= layer < base.n_layers):
         for part in base.family.block:
             module = f"model.layers.{layer}.{part.module}"
-            if module in held or not part.is_matrix:
+            there = f"blk.{layer}.{part.name}.weight" in base.tensor_shapes
+            if module in held or not part.is_matrix or not there:
                 continue
             if named(module, targets) and not named(module, excluded):
                 missing.setdefault(part.module, []).append(str(layer))

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ...edge.gguf.base import BaseInfo
 from ...edge.gguf.families import interleave_rows
+from ...edge.gguf.other_bases import value_orders
 from ...edge.gguf.types import GgmlType
 from ..files.encode import F16_MAX, decode_rows, encode_rows
 from ..files.gguf_writer import Chunk, NewTensor
@@ -45,6 +46,7 @@ class PlannedTensor:
         factor: what the values are multiplied by.
         transposed: the source lies the other way round (an embedding's A; both of mlx-lm's).
         n_heads: heads whose rows are reordered; None if they stay.
+        rows, columns: which of the source's stand at each place; None: as they are.
     """
 
     name: str
@@ -55,10 +57,14 @@ class PlannedTensor:
     factor: float
     transposed: bool
     n_heads: int | None
+    rows: npt.NDArray[np.int64] | None = None
+    columns: npt.NDArray[np.int64] | None = None
 
     def values(self, weights: SafetensorsFile) -> npt.NDArray[np.float32]:
         """The matrix as it will be read back, (n_rows, row_length), before it is encoded."""
-        return _values(weights, self.source, self.factor, self.transposed, self.n_heads)
+        found = _values(weights, self.source, self.factor, self.transposed, self.n_heads)
+        found = found if self.rows is None else found[self.rows]
+        return found if self.columns is None else np.ascontiguousarray(found[:, self.columns])
 
     def new(self, weights: SafetensorsFile) -> NewTensor:
         """The tensor for `write_gguf`: read and converted when its turn comes."""
@@ -99,6 +105,7 @@ def plan_tensors(
         if target is None or not all(weights.tensors[name].dtype in READABLE for name in (pair.a, pair.b)):
             continue
         n_heads = base.family.n_interleaved_heads(target, base.n_heads, base.n_kv_heads)
+        in_rows, in_columns = value_orders(base.file, target) if base.family.tiled_values else (None, None)
         sizes = []
         for part, source in (("lora_a", pair.a), ("lora_b", pair.b)):
             is_b = part == "lora_b"
@@ -111,7 +118,9 @@ def plan_tensors(
             _check_range(source, size, reasons)
             stored = _choose(kind, length, size)
             heads = n_heads if is_b else None
-            planned.append(PlannedTensor(f"{target}.{part}", source, rows, length, stored, factor, turned, heads))
+            order = (in_rows, None) if is_b else (None, in_columns)
+            name = f"{target}.{part}"
+            planned.append(PlannedTensor(name, source, rows, length, stored, factor, turned, heads, *order))
         zero = zero and min(size.largest for size in sizes) == 0
     _check_copies(folder, base, weights, reasons)
     if planned and zero:
@@ -173,6 +182,9 @@ def _target(pair: LoraPair, base: BaseInfo, weights: SafetensorsFile, reasons: R
             "export the base with a head of its own: slm-edge export base HF_DIR -o base.gguf --output-weight; "
             "then the adapter for that base"
         )
+        return None
+    if pair.module in base.family.unreached:
+        reasons.unsupported("llama.cpp multiplies these past the adapter, which would do nothing", pair.module)
         return None
     if stem is None or target not in base.tensor_shapes or len(base.tensor_shapes[target]) != 2:
         reasons.wrong("the base has no such matrix (is it another model's adapter?)", pair.module)

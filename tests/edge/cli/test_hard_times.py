@@ -4,6 +4,7 @@ import os
 
 import pytest
 from build_gguf import tiny_adapter, tiny_base
+from build_other import other_base
 from build_soak import soak
 from slm_edge.edge.errors import DamagedError, SlmEdgeError
 from slm_edge.edge.pack.card import TaskCard
@@ -24,6 +25,10 @@ def test_mixed_swaps_and_requests_stay_right_and_do_not_grow(tmp_path, both_layo
 
 def test_windows_stay_right_too(tmp_path):
     assert soak(tmp_path, 200, architecture="gemma3") < 16 << 20
+
+
+def test_so_do_states(tmp_path):
+    assert soak(tmp_path, 200, base=other_base(tmp_path, "lfm2")[1]) < 16 << 20
 
 
 @pytest.fixture

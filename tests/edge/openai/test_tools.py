@@ -85,6 +85,22 @@ def test_llama_rules(vocab, must, text, right):
     assert takes(LLAMA.rules(TYPED, must=must, several=True), vocab, text) == right
 
 
+def test_properties_that_a_tool_does_not_name_are_none_of_its_own(vocab):
+    """Without additionalProperties a schema is open; a call is not, unless it says so."""
+    inner = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    open_one = {"properties": {"a": inner, "b": {"type": "array", "items": inner}}}
+    text = call('{"name": "f", "arguments": {"a": {"n": 1}, "b": [{"n": 2}]}}')
+    more = text.replace('"n": 1', '"n": 1, "x": 2')
+    for parameters, takes_more in (
+        (open_one, False),
+        ({**open_one, "properties": {"a": {**inner, "additionalProperties": True}, "b": {}}}, True),
+    ):
+        rules = HERMES.rules(
+            [Tool(type="function", function=ToolFunction(name="f", parameters=parameters))], must=True, several=False
+        )
+        assert takes(rules, vocab, text) and takes(rules, vocab, more) == takes_more
+
+
 def test_parameters_that_no_grammar_is_made_of_are_named():
     odd = Tool(type="function", function=ToolFunction(name="f", parameters={"properties": {"x": {"not": {}}}}))
     with pytest.raises(Fault) as refused:

@@ -1,0 +1,219 @@
+"""Bases whose architecture has no proved row in the table of families: taken as they are, names and shapes included.
+
+    family = other_family("nemotron")
+    sizes = other_sizes(file, "nemotron", faults)
+    check_silent(file, "exaone4", faults)
+
+Whether llama.cpp loads and computes such a file is tried in a child process before it reaches this one
+(`llama/first_load.py`), and of each adapter every kind of matrix is seen to act (`llama/canary.py`). What no trial
+shows, since llama.cpp computes it without a word and otherwise than the model was trained, is refused here.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import UnsupportedError
+from .base_keys import number_of
+from .families import Family, HfClass, Part, attention, mlp
+from .file import GgufFile, ValueType
+
+Order = npt.NDArray[np.int64]
+_MOST_LAYERS: Final = 1000
+_MOST: Final = 1 << 20
+# llama.cpp (exaone4.cpp) takes the window and its pattern with this number of layers only.
+_EXAONE_LAYERS: Final = 64
+# What llama-vocab.cpp looks up in the vocabulary of a model whose name says Phi-3
+_PHI3_NAMES: Final = ("phi-3", "phi3")
+_PHI3_TOKENS: Final = ("</s>", "<unk>", "<s>", "<|endoftext|>")
+
+
+_LORA: Final = frozenset({"lora"})
+
+
+def _row(architecture: str, hf: str, block: tuple[Part, ...], **more: Any) -> Family:
+    config = more.pop("config", hf.replace("ForCausalLM", "Config"))
+    return Family(architecture, (HfClass(hf, config),), block, proved=False, uses=_LORA, **more)
+
+
+def _matrix(name: str, module: str) -> Part:
+    # Shapes are the file's own.
+    return Part(name, module, ("", ""))
+
+
+# Whose adapters are exported: matrices by name, of layers of all kinds together.
+_ROWS: Final = (
+    _row(
+        "lfm2",
+        "Lfm2ForCausalLM",
+        (
+            *attention()[:3],
+            _matrix("attn_output", "self_attn.out_proj"),
+            _matrix("shortconv.in_proj", "conv.in_proj"),
+            _matrix("shortconv.out_proj", "conv.out_proj"),
+            _matrix("ffn_gate", "feed_forward.w1"),
+            _matrix("ffn_up", "feed_forward.w3"),
+            _matrix("ffn_down", "feed_forward.w2"),
+        ),
+    ),
+    _row(
+        "qwen35",
+        "Qwen3_5ForCausalLM",
+        (
+            *attention(),
+            _matrix("attn_qkv", "linear_attn.in_proj_qkv"),
+            _matrix("attn_gate", "linear_attn.in_proj_z"),
+            _matrix("ssm_beta", "linear_attn.in_proj_b"),
+            _matrix("ssm_alpha", "linear_attn.in_proj_a"),
+            _matrix("ssm_out", "linear_attn.out_proj"),
+            *mlp(),
+        ),
+        config="Qwen3_5TextConfig",
+        tiled_values=True,
+    ),
+    _row(
+        "phi3",
+        "Phi3ForCausalLM",
+        (
+            _matrix("attn_qkv", "self_attn.qkv_proj"),
+            _matrix("attn_output", "self_attn.o_proj"),
+            _matrix("ffn_up", "mlp.gate_up_proj"),
+            _matrix("ffn_down", "mlp.down_proj"),
+        ),
+    ),
+    _row("mistral3", "Ministral3ForCausalLM", (*attention(), *mlp()), interleaves_qk=True),
+    _row(
+        "gemma4",
+        "Gemma4ForCausalLM",
+        (
+            *attention(),
+            *mlp(),
+            _matrix("inp_gate", "per_layer_input_gate"),
+            _matrix("proj", "per_layer_projection"),
+        ),
+        config="Gemma4TextConfig",
+        activation="gelu_pytorch_tanh",
+        unreached=("model.per_layer_model_projection", "model.embed_tokens_per_layer"),
+    ),
+)
+OTHER_FAMILIES: Final[dict[str, Family]] = {row.architecture: row for row in _ROWS}
+
+
+def other_family(architecture: str) -> Family:
+    """The row of an architecture that is taken as it is; a blank one, for running alone, where there is none."""
+    blank = Family(architecture, classes=(), block=(), proved=False, uses=frozenset())
+    return OTHER_FAMILIES.get(architecture, blank)
+
+
+def value_order(n_key_heads: int, n_value_heads: int, size: int) -> Order:
+    """Which of transformers' values stands at each place of llama.cpp's, of heads of `size` values each.
+
+    transformers has those that share a key head side by side, llama.cpp takes the first of each, then the second.
+    """
+    places = np.arange(n_value_heads * size).reshape(n_key_heads, n_value_heads // n_key_heads, size)
+    return np.ascontiguousarray(places.swapaxes(0, 1)).reshape(-1)
+
+
+def value_orders(file: GgufFile, target: str) -> tuple[Order | None, Order | None]:
+    """Which rows, and which columns, of transformers stand at each of llama.cpp's, of a matrix of a linear attention.
+
+    None: as they are. Formula: `_reorder_v_heads` of llama.cpp's converter.
+
+    Args:
+        target: name of the base's tensor, such as "blk.0.attn_qkv.weight".
+    """
+    arch = file.get("general.architecture")
+    keys, values, size = (
+        int(file.get(f"{arch}.ssm.{name}", 0)) for name in ("group_count", "time_step_rank", "state_size")
+    )
+    part = target.split(".")[2]
+    if not keys or keys == values or f"blk.{target.split('.')[1]}.ssm_out.weight" not in file.tensors:
+        return None, None
+    if part in ("ssm_alpha", "ssm_beta"):
+        return value_order(keys, values, 1), None
+    order = value_order(keys, values, size)
+    if part == "attn_qkv":
+        n_before = 2 * keys * size
+        return np.concatenate([np.arange(n_before), n_before + order]), None
+    if part == "attn_gate":
+        return order, None
+    return (None, order) if part == "ssm_out" else (None, None)
+
+
+def other_sizes(file: GgufFile, architecture: str, faults: list[str]) -> dict[str, int]:
+    """Sizes as `base.py` has them of a proved family; of lists by layer the largest.
+
+    Heads may be missing (Mamba): they count as one of the model's width.
+    """
+
+    def size(key: str, default: int | None = None, most: int = _MOST) -> int:
+        entry = file.metadata.get(f"{architecture}.{key}")
+        if entry is not None and entry.type is ValueType.ARRAY:
+            values = [int(value) for value in entry.value] if entry.n_values <= _MOST_LAYERS else []
+            if not values or not 0 <= min(values) <= max(values) <= most:
+                faults.append(f"{architecture}.{key} is a list that makes no sense")
+            return max([*values, 1])
+        before = len(faults)
+        value = number_of(file, f"{architecture}.{key}", faults, default)
+        if len(faults) == before and not 0 <= value <= most:
+            faults.append(f"{architecture}.{key} is {value}; up to {most} makes sense")
+        return max(value, 1)
+
+    n_embd = size("embedding_length")
+    n_heads = size("attention.head_count", 1)
+    n_kv_heads = size("attention.head_count_kv", n_heads)
+    key_length = size("attention.key_length", max(n_embd // n_heads, 1))
+    value_length = size("attention.value_length", max(n_embd // n_heads, 1))
+    return {
+        "n_layers": size("block_count", most=_MOST_LAYERS),
+        "n_embd": n_embd,
+        "n_heads": n_heads,
+        "n_kv_heads": n_kv_heads,
+        "n_ff": size("feed_forward_length", 1),
+        "n_ctx_train_tokens": size("context_length", most=1 << 28),
+        "head": key_length,
+        "n_q": n_heads * key_length,
+        "n_k": n_kv_heads * key_length,
+        "n_v": n_kv_heads * value_length,
+        "n_o": n_heads * value_length,
+    }
+
+
+def check_silent(file: GgufFile, architecture: str, sizes: Mapping[str, int], name: str | None) -> None:
+    """Refuses what llama.cpp computes otherwise than the model was trained, or fails on without saying why.
+
+    Args:
+        name: of the model, which llama.cpp goes by.
+
+    Raises:
+        UnsupportedError: with the reason.
+    """
+
+    def value(key: str) -> Any:
+        return file.get(f"{architecture}.{key}")
+
+    reason = None
+    if architecture == "exaone4" and value("attention.sliding_window") and sizes["n_layers"] != _EXAONE_LAYERS:
+        reason = (
+            f"has {sizes['n_layers']} layers that attend within a window; llama.cpp computes the window of EXAONE 4 "
+            f"with {_EXAONE_LAYERS} layers only, and without a word attends to everything here"
+        )
+    if name is not None and any(part in name.lower() for part in _PHI3_NAMES):
+        known = set(file.get("tokenizer.ggml.tokens") or ())
+        missing = [token for token in _PHI3_TOKENS if token not in known]
+        if missing:
+            reason = (
+                f"is called {name!r}: by that llama.cpp takes its vocabulary for Phi-3's and fails, as it holds no "
+                f"{missing[0]}; give it another name with slm-edge export base … keep --name NAME"
+            )
+    if reason is not None:
+        raise UnsupportedError(reason, where=file.path)
+
+
+def computed_tokens(file: GgufFile, architecture: str, n_ctx_train_tokens: int) -> int:
+    """The longest context that llama.cpp computes as the model was trained: up to Phi-3's window, which it ignores."""
+    if architecture != "phi3":
+        return n_ctx_train_tokens
+    return min(n_ctx_train_tokens, int(file.get("phi3.attention.sliding_window") or n_ctx_train_tokens))

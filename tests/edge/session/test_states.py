@@ -1,0 +1,172 @@
+"""States that each token changes, and architectures without a row: answers are those of a fresh session."""
+
+import json
+
+import numpy as np
+import pytest
+from build_gguf import WINDOW_TOKENS, tiny_adapter, tiny_base
+from build_other import OTHERS, other_base
+from click.testing import CliRunner
+from slm_edge.edge.cli.main import cli
+from slm_edge.edge.errors import DoesNotFitError, InputError, UnsupportedError
+from slm_edge.edge.gguf import adapter as adapter_checks
+from slm_edge.edge.gguf.base import BaseInfo
+from slm_edge.edge.gguf.other_bases import OTHER_FAMILIES
+from slm_edge.edge.llama.model import Model
+from slm_edge.edge.options import CHUNK_TOKENS
+from slm_edge.edge.session.session import Session
+
+WORDS = ("the", "world", "and", "rest", "of", "it", "again", "he", "was", "on", "her", "way", "to", "sea", "light")
+
+
+@pytest.fixture(scope="module", params=["lfm2", "qwen35"])
+def base(request, tmp_path_factory):
+    return other_base(tmp_path_factory.mktemp(request.param), request.param)[1]
+
+
+@pytest.fixture(scope="module")
+def two(base):
+    return adapters_of(base)
+
+
+def adapters_of(base):
+    info = BaseInfo.open(base)
+    targets = [part.name.split(".")[-1] for part in info.family.block if part.is_matrix]
+    return {
+        name: (tiny_adapter(base.with_name(f"{name}.gguf"), base, seed=seed, targets=targets, size=0.5), None)
+        for seed, name in enumerate("ab", 1)
+    }
+
+
+def opened(base, adapters, **options):
+    return Session.of_files(base, adapters, **({"threads": 1} | options))
+
+
+def some_text(rng, n_words):
+    return " ".join(WORDS[int(i)] for i in rng.integers(len(WORDS), size=n_words))
+
+
+def same(one, other):
+    return np.array_equal(one.view(np.uint32), other.view(np.uint32))
+
+
+def test_random_conversations_are_bit_for_bit_those_of_a_fresh_session(base, two):
+    rng = np.random.default_rng(0)
+    systems = [some_text(rng, 100), some_text(rng, 30), None]
+    conversation, n_kept = [], 0
+    with opened(base, two) as session:
+        assert session.model.memory.has_state and not session.plan.choices.both_layouts
+        for _ in range(20):
+            if not conversation or rng.random() < 0.3 or sum(len(m["content"]) for m in conversation) > 900:
+                system = systems[int(rng.integers(3))]
+                conversation = [{"role": "system", "content": system}] if system else []
+            conversation = [*conversation, {"role": "user", "content": some_text(rng, int(rng.integers(1, 90)))}]
+            name, max_tokens = [None, "a", "b"][int(rng.integers(3))], int(rng.integers(1, 40))
+            answer = session.use(name).ask(conversation, max_tokens=max_tokens)
+            logits = session.context.logits()
+            with opened(base, two, prefix_budget_bytes=0) as fresh:
+                expected = fresh.use(name).ask(conversation, max_tokens=max_tokens)
+                assert answer.token_ids == expected.token_ids
+                assert same(logits, fresh.context.logits())
+            n_kept += answer.n_kept_tokens > 0
+            conversation = [*conversation, {"role": "assistant", "content": answer.text or "x"}]
+    assert n_kept >= 8
+
+
+def test_answers_at_once_share_beginnings(base, two):
+    rng = np.random.default_rng(2)
+    system = some_text(rng, 150)
+    prompts = [some_text(rng, n) for n in (3, 60, 90, 5)]
+    names = ["a", None, "a", "a"]
+    with opened(base, two) as session:
+        expected = [
+            session.ask(prompt, system=system, adapter=name, max_tokens=6).token_ids
+            for prompt, name in zip(prompts, names, strict=True)
+        ]
+    with opened(base, two, n_parallel=3) as session:
+        waiting = [
+            session.submit(prompt, system=system, adapter=name, max_tokens=6)
+            for prompt, name in zip(prompts, names, strict=True)
+        ]
+        answers = [pending.result() for pending in waiting]
+    assert [answer.token_ids for answer in answers] == expected
+    assert [answer.n_kept_tokens > CHUNK_TOKENS for answer in answers].count(True) == 2
+
+
+def test_nothing_is_guessed_and_a_prefix_lasts_on_disk(base, two, tmp_path):
+    system = some_text(np.random.default_rng(3), 120)
+    prompt = "the sea and the " * 20
+    found = []
+    for options in ({}, {"speculate": "fast"}, {"prefix_cache": tmp_path / "kv"}, {"prefix_cache": tmp_path / "kv"}):
+        with opened(base, two, **options) as session:
+            answer = session.ask(prompt, system=system, adapter="a", max_tokens=30)
+            found.append((answer.token_ids, answer.n_drafted_tokens))
+            kept = answer.n_kept_tokens
+    assert found == found[:1] * 4 and found[0][1] == 0
+    assert kept > CHUNK_TOKENS
+
+
+@pytest.mark.parametrize("architecture", ["internlm2", "phi3", "mistral3"])
+def test_an_architecture_without_a_row_runs_and_swaps(tmp_path, architecture):
+    if architecture in OTHERS:
+        base = other_base(tmp_path, architecture)[1]
+        two = adapters_of(base)
+    else:
+        base = tiny_base(tmp_path / "base.gguf", architecture=architecture, tied=False)
+        two = {name: (tiny_adapter(tmp_path / f"{name}.gguf", base, seed=seed), None) for seed, name in enumerate("ab")}
+    info = BaseInfo.open(base)
+    assert info.unproved[0] == f"the architecture {architecture}"
+    assert info.family.uses == (frozenset({"lora"}) if architecture in OTHER_FAMILIES else frozenset())
+    prompt = some_text(np.random.default_rng(4), 100)
+    with opened(base, two) as session:
+        answers = [session.use(name).ask(prompt, max_tokens=8) for name in ("a", "b", None, "a")]
+    assert answers[3].token_ids == answers[0].token_ids and answers[3].n_kept_tokens >= CHUNK_TOKENS
+    assert len({tuple(answer.token_ids) for answer in answers[:3]}) == 3
+
+
+def test_a_pack_says_what_was_not_proved(tmp_path):
+    base = tiny_base(tmp_path / "base.gguf", architecture="internlm2", tied=False)
+    adapter = tiny_adapter(tmp_path / "a.gguf", base, seed=3)
+    runner = CliRunner()
+    options = ["pack", "build", "-o", tmp_path / "pack", "--base", base, "--adapter", f"math={adapter}"]
+    result = runner.invoke(cli, [*map(str, options)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    shown = runner.invoke(cli, ["pack", "show", str(tmp_path / "pack")], catch_exceptions=False).output
+    assert "not proved here, tried in a process of its own at the first load: the architecture internlm2" in shown
+    run = ["run", "--pack", str(tmp_path / "pack"), "--adapter", "math", "--max-tokens", "4", "--json", "hello"]
+    assert json.loads(runner.invoke(cli, run, catch_exceptions=False).stdout)["n_tokens"] > 0
+
+
+def test_a_kind_of_matrix_that_does_nothing_is_found(tmp_path, monkeypatch):
+    """Convolutions are known not to be adapted; an adapter of another architecture may hold what nobody knows of."""
+    base = other_base(tmp_path, "lfm2")[1]
+    mixed = {"x": (tiny_adapter(tmp_path / "x.gguf", base, targets=["conv", "ffn_down"], rank=2), None)}
+    with pytest.raises(InputError, match=r"llama.cpp applies no LoRA to this tensor"):
+        opened(base, mixed)
+    monkeypatch.setattr(adapter_checks, "_NEVER", adapter_checks.re.compile("nothing"))
+    with opened(base, mixed) as session, pytest.raises(InputError, match=r"pairs of shortconv.conv.weight and they"):
+        session.use("x").ask("hello", max_tokens=2)
+
+
+def test_beyond_a_window_that_llama_cpp_ignores_is_refused(tmp_path):
+    base = other_base(tmp_path, "phi3", sliding_window=WINDOW_TOKENS)[1]
+    assert BaseInfo.open(base).n_ctx_train_tokens == WINDOW_TOKENS
+    with pytest.raises(DoesNotFitError, match=f"beyond its window of {WINDOW_TOKENS} llama.cpp computes"):
+        opened(base, {}, n_ctx_tokens=512)
+    with opened(base, {}) as session:
+        assert session.ask("hello", max_tokens=4).token_ids
+
+
+def test_what_llama_cpp_would_fail_on_or_compute_otherwise_is_refused(tmp_path):
+    from gguf import GGUFValueType
+
+    name = {"general.name": ("My Phi-3 tune", GGUFValueType.STRING)}
+    base = other_base(tmp_path / "phi", "phi3", keys=name)[1]
+    with pytest.raises(UnsupportedError, match=r"by that llama.cpp takes its vocabulary for Phi-3's"):
+        BaseInfo.open(base)
+    with pytest.raises(Exception, match="cannot load the model"):
+        Model.load(base)
+    window = {"exaone4.attention.sliding_window": (64, GGUFValueType.UINT32)}
+    base = tiny_base(tmp_path / "exaone.gguf", architecture="exaone4", keys=window)
+    with pytest.raises(UnsupportedError, match="has 2 layers that attend within a window"):
+        BaseInfo.open(base)
