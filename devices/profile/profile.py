@@ -75,6 +75,7 @@ def run_profile(request: Request, sensors: Sensors | None = None) -> dict[str, A
     else:
         session = open_session(pack, adapter=None, allow_pull=True, **options)
     base_path = session.base.file.path
+    file_name = base_path.name if pack is None else pack.base.file_name
     threads = set()
 
     def tell_and_look(advance: Advance) -> None:
@@ -101,7 +102,7 @@ def run_profile(request: Request, sensors: Sensors | None = None) -> dict[str, A
             used = ", ".join(map(str, sorted(threads)))
             notes.insert(0, f"{busy}, so rates are low and scattered; {used} of {session.threads} threads computed")
         memory = {**memory_now(), "planned": session.plan.as_dict()}
-        work = Workload.of_file(session.base.file, session.base.name)
+        work = Workload.of_file(session.base.file, file_name.removesuffix(".gguf"))
         setup = {
             "threads": session.context.threads,
             "threads_batch": session.context.threads_batch,
@@ -115,8 +116,9 @@ def run_profile(request: Request, sensors: Sensors | None = None) -> dict[str, A
             "emulated": request.emulated,
         }
         model = {
-            "name": session.base.name,
-            "file": base_path.name,
+            # What the file calls itself inside is often a riddle, and in the store its name is its sha256.
+            "name": file_name.removesuffix(".gguf"),
+            "file": file_name,
             "sha256": sha256_file(base_path),
             "fingerprint": session.base.fingerprint,
             "n_params": sum(tensor.n_values for tensor in session.base.file.tensors.values()),

@@ -71,8 +71,8 @@ def run(
 ) -> None:
     """Answer PROMPT with a task adapter. PROMPT is read from standard input when it is - or left out.
 
-    MODEL is a GGUF file, a pack's folder, or a reference as "pull" takes it, which is fetched if it is not here;
-    without it, --pack or --model the starter pack answers.
+    MODEL is a GGUF file, a pack's folder, the name of something pulled, or a place elsewhere as "pull" takes it, from
+    which it is fetched if it is not here; without it, --pack or --model the starter pack answers.
 
     Without --adapter the pack's default adapter answers ("slm-edge pack show" names it), with "none" the base
     alone, with "auto" the one that the pack's router chooses for the prompt, or the base if none fits. The
@@ -83,8 +83,8 @@ def run(
     Examples:
       slm-edge run --adapter math "A box has 12 eggs. 5 are used. How many are left?"
       cat article.txt | slm-edge run --adapter summarize --stats
-      slm-edge run --adapter math:0.7+code:0.3 "How many primes are below 20?"
-      slm-edge run --adapter auto --explain "What is 12% of 250?"
+      slm-edge run --adapter math:0.7+code:0.3 "A pen costs 3 dollars. How much do 4 pens cost?"
+      slm-edge run --adapter auto --explain "How many legs have 3 cats?"
       slm-edge run model.gguf --lora style.gguf=0.5 "Hello"
       slm-edge run hf.co/Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M "Hello"
     """

@@ -67,6 +67,16 @@ class Source:
     version: "Version | None" = None
 
     @property
+    def shown(self) -> str:
+        """The base as people know it: its file's name. What a file calls itself inside is often a riddle."""
+        if self.version is not None:
+            return self.version.name
+        if self.pack is not None:
+            return self.pack.base.file_name.removesuffix(".gguf")
+        assert self.base is not None
+        return self.base.stem
+
+    @property
     def default(self) -> str | None:
         """What answers when no adapter is named: a name, several as "a:0.5+b:1", "auto", None for the base alone."""
         if self.pack is not None:

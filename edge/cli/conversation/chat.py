@@ -91,7 +91,7 @@ def chat(
         talk = Talk(session, system=system, settings=settings)
         talk.use("none" if name is None else name)
         if sys.stdin.isatty():
-            remark(f"{session.base.name}, adapter {talk.adapter}; /help lists what can be typed, Ctrl-D ends")
+            remark(f"{source.shown}, adapter {talk.adapter}; /help lists what can be typed, Ctrl-D ends")
         with typed(talk.candidates) as turns:
             for text in turns:
                 with hidden_typing():

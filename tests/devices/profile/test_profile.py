@@ -74,6 +74,7 @@ def test_the_document_is_as_its_schema_says(profile):
 
 def test_it_measured_the_base_and_the_adapter(profile, pack):
     base, math = profile["cases"]
+    assert (profile["model"]["file"], profile["model"]["name"]) == ("base.gguf", "base")
     assert (base["adapter"], math["adapter"]) == (None, "math")
     assert math["load_s"] > 0 and math["n_pairs"] == 14
     for case in profile["cases"]:

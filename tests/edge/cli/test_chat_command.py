@@ -232,6 +232,8 @@ class Terminal:
 
 def test_at_a_terminal_lines_are_edited_and_ctrl_d_ends(pack):
     terminal = Terminal(pack, "--max-tokens", "4")
+    # The base by its file's name, not by what the file calls itself inside ("tiny llama")
+    terminal.wait_for("base, adapter ")
     terminal.wait_for_prompt()
     # Home, then an insertion in front: only line editing makes a command of this.
     terminal.send(b"help\x01/\r")

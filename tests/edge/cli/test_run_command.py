@@ -270,6 +270,8 @@ def test_few_modules_are_imported_to_the_first_token(pack):
         "    Sampler.sample = sample\n"
         "    ours = [module for name, module in sys.modules.items() if name.startswith('slm_edge')]\n"
         "    print('MODULES', *(module.__name__ for module in ours if not module.__file__.endswith('__init__.py')))\n"
+        "    others = {name.partition('.')[0] for name in sys.modules} - {'__main__', 'slm_edge'}\n"
+        "    print('OTHERS', *sorted(name for name in others if name not in sys.stdlib_module_names))\n"
         "    print('TOPICS', *(module.__name__ for module in ours if module.__file__.endswith('__init__.py')))\n"
         "    return sample(*arguments)\n"
         "Sampler.sample = first\n"
@@ -277,7 +279,10 @@ def test_few_modules_are_imported_to_the_first_token(pack):
         "main()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
-    modules, topics = ([*line.split()[1:]] for line in done.stdout.splitlines()[:2])
+    modules, others, topics = ([*line.split()[1:]] for line in done.stdout.splitlines()[:3])
     assert "slm_edge.edge.session.session" in modules and "slm_edge.edge.session" in topics
     assert not {f"slm_edge.edge.{name}" for name in NOT_FOR_ONE_ANSWER} & {*modules, *topics}
+    # Each of these is needed for any answer; what costs a tenth of a second more must not slip in.
+    foreign = {name for name in others if not name.startswith(("_", "sitecustomize", "usercustomize"))}
+    assert foreign <= {"click", "jinja2", "llama_cpp", "markupsafe", "numpy", "typing_extensions"}
     assert len(modules) <= 70, "import what a plain run does not need where it is needed"
