@@ -100,7 +100,7 @@ def model_options(command: Command) -> Command:
             "--pack",
             metavar="REF",
             shell_complete=pulled_names,
-            help="Folder of a pack, or a reference as in slm-edge pull.  [default: the starter pack]",
+            help="Folder of a pack, or a reference as of pull.  [default: the starter pack]",
         ),
         click.option(
             "-m",

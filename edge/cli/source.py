@@ -153,7 +153,11 @@ def looks_like_model(word: str) -> bool:
 
 
 def _was_pulled(word: str) -> bool:
-    if not (store_folder() / "refs").is_dir():
+    try:
+        if not (store_folder() / "refs").is_dir():
+            return False
+    except InputError:
+        # A user without a home has no store.
         return False
     from ..store.store import Store
 

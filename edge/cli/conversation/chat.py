@@ -58,7 +58,7 @@ def chat(
 ) -> None:
     """Talk with the model; it remembers the conversation. /help lists the commands, Ctrl-D ends.
 
-    MODEL is a GGUF file, a pack's folder, or a reference as in slm-edge pull; without it, --pack or --model it is the
+    MODEL is a GGUF file, a pack's folder, or a reference as "pull" takes it; without it, --pack or --model it is the
     starter pack.
 
     When the context is full, the oldest questions are dropped with their answers, and a note says so. Ctrl-C stops an
