@@ -36,6 +36,8 @@ class PrefixCache:
     def __init__(self, store: PrefixStore, disk: "PrefixDisk | None" = None) -> None:
         self.store = store
         self.disk = disk
+        # Of the first context that it is used with
+        self._turns_long: bool | None = None
 
     def prefill(
         self,
@@ -61,6 +63,11 @@ class PrefixCache:
         Raises:
             EngineError: llama.cpp cannot compute it, or the output is no number.
         """
+        if self._turns_long is None:
+            self._turns_long = context.turns_long
+        if self._turns_long != context.turns_long:
+            # What is kept here was turned at other speeds.
+            return PrefixCache(PrefixStore(0)).prefill(context, record, prompt, sections, sequence=sequence)
         loaded: list[Snapshot] = []
         try:
             return self._prefill(context, record, prompt, sections, sequence, keep, loaded)
