@@ -142,6 +142,15 @@ def test_a_pack_says_what_was_not_proved(tmp_path):
     assert json.loads(runner.invoke(cli, run, catch_exceptions=False).stdout)["n_tokens"] > 0
 
 
+def test_a_model_that_cannot_be_cut_is_profiled(tmp_path):
+    """A depth is computed again for each repeat, since nothing behind it can be forgotten."""
+    base = other_base(tmp_path, "lfm2")[1]
+    options = ["profile", "--base", str(base), "--quick", "--repeats", "2", "--context", "1024", "--threads", "1"]
+    result = CliRunner().invoke(cli, [*options, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "tokens_per_s" in result.stdout
+
+
 def test_a_kind_of_matrix_that_does_nothing_is_found(tmp_path, monkeypatch):
     """Convolutions are known not to be adapted; an adapter of another architecture may hold what nobody knows of."""
     base = other_base(tmp_path, "lfm2")[1]
