@@ -30,6 +30,12 @@ def of_one_stream(blob: Blob, n_streams: int, memory: "Memory") -> Blob:
     """What a context of `n_streams` has written, as one of a single stream writes it."""
 
     def alone(cache: Blob) -> list[Blob]:
+        if memory.cuttable:
+            # One cache fills the bytes, and of its streams one has cells: how these are written does not matter.
+            counts = cache[WORD_BYTES : (1 + n_streams) * WORD_BYTES].view(np.uint32)
+            n_before = int(np.flatnonzero(counts)[0]) if counts.any() else n_streams - 1
+            n_after = n_streams - 1 - n_before
+            return [_word(1), cache[(1 + n_before) * WORD_BYTES : cache.size - n_after * WORD_BYTES]]
         at = WORD_BYTES
         found = _word(0)
         for _ in range(n_streams):
@@ -61,6 +67,9 @@ def _mapped(blob: Blob, memory: "Memory", change: "Callable[[Blob], list[Blob]]"
 
 def _caches(blob: Blob, memory: "Memory") -> Iterator[tuple[int, int]]:
     """Where each cache begins and ends."""
+    if memory.cuttable:
+        yield _HEAD_BYTES, blob.size
+        return
     at = _HEAD_BYTES
     for _ in range(2 if memory.window_tokens else 1):
         start = at

@@ -36,6 +36,8 @@ class PrefixCache:
     def __init__(self, store: PrefixStore, disk: "PrefixDisk | None" = None) -> None:
         self.store = store
         self.disk = disk
+        # Of the first context that it is used with
+        self._turns_long: bool | None = None
 
     def prefill(
         self,
@@ -88,6 +90,12 @@ class PrefixCache:
         Yields:
             How many tokens of the prompt the sequence holds: first what was kept, then after each chunk.
         """
+        if self._turns_long is None:
+            self._turns_long = context.turns_long
+        if self._turns_long != context.turns_long:
+            # What is kept here was turned at other speeds.
+            yield from PrefixCache(PrefixStore(0)).fill(context, record, prompt, sections, sequence=sequence)
+            return
         loaded: list[Snapshot] = []
         try:
             yield from self._fill(context, record, prompt, sections, sequence, keep, fast, loaded)
