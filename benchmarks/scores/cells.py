@@ -114,6 +114,7 @@ class Wanted:
         decoding: in place of the own one of tasks that take several samples.
         seed: of drawn answers.
         part: which part of each cell, of how many; no answer depends on it, so it is in no identity.
+        day: which day it is, for templates that write it.
     """
 
     limit: int | None = None
@@ -122,6 +123,7 @@ class Wanted:
     decoding: Decoding | None = None
     seed: int = 0
     part: tuple[int, int] = (1, 1)
+    day: datetime.date = dataclasses.field(default_factory=datetime.date.today)
 
     def decoding_of(self, task: Benchmark) -> Decoding:
         return self.decoding if self.decoding is not None and task.takes_samples else task.decoding
@@ -139,11 +141,11 @@ def pack_template(pack: Pack) -> ChatTemplate | None:
     return None
 
 
-def _dated_prompt_sha256(template: ChatTemplate | None) -> str | None:
-    """Of a prompt as the model sees it today, where tomorrow's is another one; None where they are equal."""
+def _dated_prompt_sha256(template: ChatTemplate | None, day: datetime.date) -> str | None:
+    """Of a prompt as the model sees it on a day, where tomorrow's is another one; None where they are equal."""
     if template is None or not template.is_dated:
         return None
-    template.fix_date(datetime.date.today())
+    template.fix_date(day)
     return hashlib.sha256(template.render([{"role": "user", "content": "Hello"}]).encode()).hexdigest()
 
 
@@ -277,7 +279,7 @@ def plan(
         names = ", ".join(task.name for task in tasks)
         raise InputError(f"samples are asked for, but one answer to each item is scored by {names}")
     template = pack_template(pack) if pack is not None else None
-    dated = _dated_prompt_sha256(template)
+    dated = _dated_prompt_sha256(template, wanted.day)
     problems: list[str] = []
     cells: list[Cell] = []
     for task in tasks:
