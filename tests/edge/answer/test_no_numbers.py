@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from build_gguf import tiny_base
+from slm_edge.edge import Engine
 from slm_edge.edge.errors import EngineError
 from slm_edge.edge.gguf.file import GgufFile
 from slm_edge.edge.onnx.folder import DATA_FILE
@@ -74,6 +75,26 @@ def test_in_the_middle_of_an_answer_of_onnxruntime(tmp_path, settings):
         return OnnxSession.of_files(folder, {}, threads=1, n_parallel=2)
 
     check(opened, lambda token_id: with_nan(folder / DATA_FILE, base, token_id), settings)
+
+
+@pytest.mark.parametrize("flash_attention", ["auto", "off"])
+def test_in_the_middle_of_an_answer_of_an_engine(tmp_path, flash_attention):
+    """Its rows keep what they computed, for the next request that begins alike."""
+    base = tiny_base(tmp_path / "base.gguf", tied=False)
+
+    def opened():
+        return Session.of_files(base, {}, threads=1, flash_attention=flash_attention)
+
+    with opened() as session:
+        clean = answers(session, GREEDY)
+        token_id = token_of_the_first_alone(session, clean)
+    with_nan(base, base, token_id)
+    with Engine.of_session(opened, parallel=3) as engine:
+        for _ in range(2):
+            tickets = [engine.submit(prompt, None, **GREEDY) for prompt in PROMPTS]
+            with pytest.raises(EngineError, match="not a number"):
+                tickets[0].result()
+            assert [ticket.result().token_ids for ticket in tickets[1:]] == clean[1:]
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
