@@ -141,7 +141,6 @@ def scores(
     decoding = _decoding(chosen, samples, temperature, top_p)
     wanted = Wanted(limit, limit_others, max_tokens, decoding, seed, part, told)
     pack = None if endpoint is not None else Pack.open(pack_folder)
-    day = datetime.date.today()
     if pack is not None and not report_only:
         # What answers are told by takes in the prompt, and so the base's template
         pack.base_path(allow_pull=True)
@@ -152,7 +151,7 @@ def scores(
         if is_part:
             # A score counts answers from the first item on, of which a part has every so many
             return {"part": list(part), "folder": str(path)}
-        return _write_report(cells, path, _about(pack, engine, endpoint, cells, path), command)
+        return _write_report(cells, path, _about(pack, engine, endpoint, cells, path, wanted.day), command)
 
     if not report_only or rescore:
         _check_code(cells, allow_unsafe)
@@ -165,7 +164,7 @@ def scores(
                 # It takes over what adapters have answered, in whichever run that was
                 every = dataclasses.replace(wanted, limit_others=None)
                 each = plan(chosen, pack, columns_of(pack, ("each",), engine), data, every)
-            _measure_pack(cells, each, out, pack, engine, parallel, threads, report, day)
+            _measure_pack(cells, each, out, pack, engine, parallel, threads, report, wanted.day)
         else:
             assert endpoint is not None
             from ..scores.endpoint import Endpoint, endpoint_generator
@@ -228,13 +227,13 @@ def _columns(
 
 
 def _about(
-    pack: "Pack | None", engine: str, endpoint: str | None, cells: "Sequence[Cell]", out: Path
+    pack: "Pack | None", engine: str, endpoint: str | None, cells: "Sequence[Cell]", out: Path, day: datetime.date
 ) -> dict[str, Any]:
     from ..report.report import about_pack
     from ..scores.answers import AnswerFile
 
     if pack is not None:
-        return about_pack(pack, engine)
+        return about_pack(pack, engine, day)
     served: dict[str, None] = {}
     for cell in cells:
         with AnswerFile(out / "answers", cell.identity) as answers:

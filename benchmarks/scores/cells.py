@@ -117,6 +117,7 @@ class Wanted:
         seed: of drawn answers.
         part: which part of each cell, of how many; no answer depends on it, so it is in no identity.
         template_args: what the chat template is told, on top of each adapter's card.
+        day: which day it is, for templates that write it.
     """
 
     limit: int | None = None
@@ -126,6 +127,7 @@ class Wanted:
     seed: int = 0
     part: tuple[int, int] = (1, 1)
     template_args: Mapping[str, Any] = field(default_factory=dict)
+    day: datetime.date = dataclasses.field(default_factory=datetime.date.today)
 
     def decoding_of(self, task: Benchmark) -> Decoding:
         return self.decoding if self.decoding is not None and task.takes_samples else task.decoding
@@ -143,11 +145,11 @@ def pack_template(pack: Pack) -> ChatTemplate | None:
     return None
 
 
-def _dated_prompt_sha256(template: ChatTemplate | None) -> str | None:
-    """Of a prompt as the model sees it today, where tomorrow's is another one; None where they are equal."""
+def _dated_prompt_sha256(template: ChatTemplate | None, day: datetime.date) -> str | None:
+    """Of a prompt as the model sees it on a day, where tomorrow's is another one; None where they are equal."""
     if template is None or not template.is_dated:
         return None
-    template.fix_date(datetime.date.today())
+    template.fix_date(day)
     return hashlib.sha256(template.render([{"role": "user", "content": "Hello"}]).encode()).hexdigest()
 
 
@@ -281,7 +283,7 @@ def plan(
         names = ", ".join(task.name for task in tasks)
         raise InputError(f"samples are asked for, but one answer to each item is scored by {names}")
     template = pack_template(pack) if pack is not None else None
-    dated = _dated_prompt_sha256(template)
+    dated = _dated_prompt_sha256(template, wanted.day)
     problems: list[str] = []
     cells: list[Cell] = []
     for task in tasks:

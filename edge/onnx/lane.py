@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import EngineError
 from ..llama.canary import check_numbers
 from ..llama.sampling import Sampler
 from ..prefix.chunks import AdapterState, KvRecord, Section, chunks_of
@@ -75,7 +76,11 @@ class OnnxLane:
             if end > kept:
                 self._decode(prompt[self.n_tokens : end], state)
                 if end == len(prompt):
-                    check_numbers(self.engine.row)
+                    try:
+                        check_numbers(self.engine.row)
+                    except EngineError:
+                        self.spoiled()
+                        raise
                 yield end
 
     def step(self, token_id: int) -> None:
@@ -103,8 +108,17 @@ class OnnxLane:
         return {"key": adapters, "pairs": self.pairs[adapters]} if adapters else {}
 
     def sample(self, sampler: Sampler) -> int:
-        """Chooses the next token from the last output."""
-        return sampler.sample_row(self.engine.row)
+        """Chooses the next token from the last output; errors as `Sampler.sample`."""
+        try:
+            return sampler.sample_row(self.engine.row)
+        except EngineError:
+            self.spoiled()
+            raise
+
+    def spoiled(self) -> None:
+        """Forgets everything: the cache may hold what is no number, and NaN behind a mask is NaN."""
+        self.record.cut(0)
+        self.engine.zero(self._row)
 
     def rest(self, turn: int) -> None:
         """Adapters here stay as long as the session: nothing to do."""

@@ -18,6 +18,7 @@ from ..files.cache import user_path
 from ..gguf.base import BaseInfo
 from ..llama.canary import check_numbers
 from ..llama.context import Context, Outputs
+from ..llama.kv_bytes import zero_rest
 from ..options import DEFAULT_BUDGET_BYTES, DEFAULT_DISK_BYTES, EngineOptions
 from .chunks import Chunk, KvRecord, Section, chunk_ends, chunks_of
 from .store import PrefixStore, Snapshot
@@ -158,7 +159,13 @@ class PrefixCache:
                     if section.shared and at == section.end:
                         self._shared(context, record, sequence, keep or whole)
                 if at == len(prompt):
-                    check_numbers(context.logits_view())
+                    try:
+                        check_numbers(context.logits_view())
+                    except EngineError:
+                        record.cut(0)
+                        context.remove(sequence, 0)
+                        zero_rest(context)
+                        raise
                     before = wanted[-2][0] if len(wanted) > 1 else 0
                     record.n_stable_tokens = max((end for end, _ in record.chunks if end <= before), default=0)
                 yield at

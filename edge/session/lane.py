@@ -7,8 +7,9 @@ lane.step(token_id)
 
 from collections.abc import Sequence
 
-from ..llama.canary import check_numbers
+from ..errors import EngineError
 from ..llama.context import Context
+from ..llama.kv_bytes import zero_rest
 from ..llama.sampling import Sampler
 from ..prefix.cache import PrefixCache
 from ..prefix.chunks import KvRecord, Section
@@ -64,12 +65,22 @@ class Lane:
     def step(self, token_id: int) -> None:
         """Computes one more token."""
         self.context.decode_one(token_id, self.n_tokens)
-        check_numbers(self.context.logits_view())
         self.record.add_answer(token_id)
 
     def sample(self, sampler: Sampler) -> int:
-        """Chooses the next token from the last output."""
-        return sampler.sample(self.context)
+        """Chooses the next token from the last output; errors as `Sampler.sample`."""
+        try:
+            return sampler.sample(self.context)
+        except EngineError:
+            self.spoiled()
+            raise
+
+    def spoiled(self) -> None:
+        """Forgets everything: the cache may hold what is no number."""
+        if self.context.handle:
+            self.record.cut(0)
+            self.context.remove(0, 0)
+            zero_rest(self.context)
 
     def rest(self, turn: int) -> None:
         """The answer that began as `turn` needs nothing more; its adapters may go."""
