@@ -73,6 +73,12 @@ _NOT_CONFIGURED = ("config", "new-key", "scope", "json", "help")
     show_default=True,
     help="Answers computed side by side; each takes memory for its context.",
 )
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Keep only what is bit for bit what computing anew gives; else answers and short beginnings are kept "
+    "too, and near ties may differ.",
+)
 @click.option("-c", "--context", "context_tokens", type=click.IntRange(1), help="Longest prompt and answer, in tokens.")
 @threads_option
 @engine_option
@@ -114,6 +120,7 @@ def serve(
     insecure_no_auth: bool,
     max_wait_s: float,
     parallel: int,
+    exact: bool,
     context_tokens: int | None,
     threads: int | None,
     engine: str,
@@ -178,6 +185,7 @@ def serve(
         "adapter_budget_bytes": size_bytes_of(adapter_budget),
         "allow_special": allow_special,
         "n_rows": parallel,
+        "reuse": "exact" if exact else "fast",
     }
     _run(setup, source, engine, max_wait_s, parallel, options, as_json)
 

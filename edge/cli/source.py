@@ -139,7 +139,10 @@ class Source:
         assert base is not None
         self._note_use()
         return Engine.of_session(
-            lambda: open_files(base, files, engine, **options), parallel=parallel, max_wait_s=max_wait_s
+            lambda: open_files(base, files, engine, **options),
+            parallel=parallel,
+            max_wait_s=max_wait_s,
+            reuse=options.get("reuse", "fast"),
         )
 
 
