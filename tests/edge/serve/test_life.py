@@ -172,3 +172,16 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=60)
     assert done.returncode == 1 and "[serve]" in done.stderr and "Traceback" not in done.stderr
+
+def test_a_wait_that_is_too_long_is_refused_with_a_time(pack):
+    with serving(pack, "--parallel", 1, "--max-wait", "0.001") as server:
+        # How fast it is, it knows from answers that it gave.
+        for _ in range(3):
+            server.chat(max_tokens=100)
+        threads, replies = begun(server, 6)
+        for one in threads:
+            one.join()
+        found = sorted(reply.status for reply in replies.values())
+        assert found[0] == 200 and found[-1] == 429
+        refused = next(reply for reply in replies.values() if reply.status == 429)
+        assert refused.error["code"] == "queue_full" and 1 <= int(refused.headers["retry-after"]) <= 60
