@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from ..grammar.rules import Rules
 
 MAX_CARD_BYTES: Final = 1 << 20
+# Of a task file to train by, which holds a card
+TASK_KEYS: Final = ("name", "about", "system", "prompt", "completion", "metric", "where", "card", "recipe")
 # Keys that the first versions did not have, and what they are where nothing is said
 _LATER: Final[dict[str, Any]] = {"template": {}, "thinking": None, "golden": []}
 
@@ -135,6 +137,10 @@ class TaskCard:
         """
         own = {"name": "task", "about": "description", "system": "system"}
         card = table.get("card", {})
+        unknown = [key for key in table if key not in TASK_KEYS]
+        if unknown:
+            problems = [f"{key}: unknown; did you mean {did_you_mean(key, TASK_KEYS)[0]}?" for key in unknown]
+            raise InputError("is not a valid task", where=where, problems=problems)
         twice = [key for key in own.values() if isinstance(card, dict) and key in card]
         if twice:
             problems = [f"card.{key}: {name} says it" for name, key in own.items() if key in twice]
@@ -154,7 +160,8 @@ class TaskCard:
             text = read_text(path, MAX_CARD_BYTES)
             if path.suffix == ".toml":
                 table = tomllib.loads(text)
-                return cls.of_task(table, path) if {"card", "prompt", "name"} & table.keys() else cls.of(table, path)
+                is_task = bool({"card", "prompt", "name"} & table.keys()) and "task" not in table
+                return cls.of_task(table, path) if is_task else cls.of(table, path)
             if path.suffix == ".json":
                 return cls.of(loads_json(text), path)
         except (ValueError, RecursionError) as error:

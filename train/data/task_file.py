@@ -27,14 +27,13 @@ from ...edge.errors import InputError
 from ...edge.files.text import is_text, read_text
 from ...edge.gguf.chat_template import Message
 from ...edge.names import check_name, did_you_mean
-from ...edge.pack.card import TaskCard
+from ...edge.pack.card import TASK_KEYS, TaskCard
 from .conversations import conversation_pair, read_conversations
 from .examples import Pair, Row, read_rows
 from .task import Skip, Task
 
 Metric = Literal["loss", "tokens", "exact"]
 MOST_BYTES: Final = 1 << 20
-_KEYS: Final = ("name", "about", "system", "prompt", "completion", "metric", "where", "card", "recipe")
 _CELL: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
@@ -76,8 +75,8 @@ def task_of(text: str, path: Path) -> Task:
 
 def _faults(table: Mapping[str, Any]) -> Any:
     for key in table:
-        if key not in _KEYS:
-            yield f"{key}: unknown; did you mean {did_you_mean(key, _KEYS)[0]}?"
+        if key not in TASK_KEYS:
+            yield f"{key}: unknown; did you mean {did_you_mean(key, TASK_KEYS)[0]}?"
     name = table.get("name")
     try:
         check_name(name if isinstance(name, str) else "", "a task")

@@ -123,6 +123,18 @@ def test_a_recipe_names_it_beside_itself(task, rows, base, tmp_path):
     assert record["held_out_exact"].keys() == {"base", "adapter"}
 
 
+def test_a_card_with_keys_of_a_task_loses_none_in_silence(tmp_path):
+    path = tmp_path / "card.toml"
+    for text, words in (
+        ('name = "x"\nmax_tokens = 3', "max_tokens: unknown"),
+        ('task = "x"\nname = "y"', "'name' is not known"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError) as caught:
+            TaskCard.open(path)
+        assert words in "\n".join(caught.value.problems)
+
+
 def test_conversations_under_a_system_message(tmp_path):
     path = tmp_path / "talk.toml"
     path.write_text('name = "talk"\nsystem = "Be brief."\n[card.template]\nthink = false\n')
