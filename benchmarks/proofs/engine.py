@@ -33,6 +33,8 @@ from ...edge.scheduler.ticket import Ticket
 from ..stats import spread
 
 SUBJECTS = ("rivers", "bread", "the moon", "ships", "numbers", "gardens", "clocks", "winter", "glass", "horses")
+# Answers that do not end by themselves, so that they are as long as was asked for
+ENDLESS = 'root ::= ("a" | "b")+'
 SENTENCE = "The old mill by the river was bought by the village and now holds a library and a small cafe. "
 
 
@@ -48,8 +50,8 @@ def decode(engine: Engine, session: SessionBase[Any], adapter: str, runs: int) -
     for run in range(runs):
         prompt = f"Tell me about {SUBJECTS[run % len(SUBJECTS)]}."
         pair = [
-            session.ask(prompt, adapter=adapter, max_tokens=100, grammar='root ::= ("a" | "b")+'),
-            engine.submit(prompt, adapter, max_tokens=100, grammar='root ::= ("a" | "b")+').result(),
+            session.ask(prompt, adapter=adapter, max_tokens=100, grammar=ENDLESS),
+            engine.submit(prompt, adapter, max_tokens=100, grammar=ENDLESS).result(),
         ]
         speeds = [answer.decode_tokens_per_s or 0.0 for answer in pair]
         ratios.append(speeds[1] / speeds[0])
@@ -63,7 +65,8 @@ def looping(engine: Engine, adapter: str, n_tokens: int, until: Callable[[], boo
         n_asked += 1
         prompt = f"Tell me about {random.choice(SUBJECTS)}, chapter {n_asked}."
         start_s = time.perf_counter()
-        ticket = engine.submit(prompt, adapter, max_tokens=n_tokens, key=threading.current_thread().name)
+        key = threading.current_thread().name
+        ticket = engine.submit(prompt, adapter, max_tokens=n_tokens, key=key, grammar=ENDLESS)
         pieces = ticket.read()
         next(pieces, None)
         firsts_s.append(time.perf_counter() - start_s)
