@@ -36,7 +36,10 @@ def check_complete(folder: PeftFolder, base: BaseInfo, reasons: Reasons) -> None
         named = set(blocks)
     else:
         found = _named("target_modules", targets, known, reasons)
-        named = found if isinstance(targets, str) else found - _left_out(raw, blocks)
+        left_out = set() if isinstance(targets, str) else _left_out(raw, blocks)
+        if left_out is None:
+            return
+        named = found - left_out
     named -= _named("exclude_modules", raw.get("exclude_modules") or [], known, reasons)
     if reasons:
         return
@@ -68,16 +71,15 @@ def _ends_of(module: str) -> Iterable[str]:
     return (".".join(parts[n:]) for n in range(len(parts)))
 
 
-def _left_out(raw: dict[str, Any], blocks: dict[str, tuple[str, int]]) -> set[str]:
-    """Modules of layers that `layers_to_transform` does not name."""
+def _left_out(raw: dict[str, Any], blocks: dict[str, tuple[str, int]]) -> set[str] | None:
+    """Modules of layers that `layers_to_transform` does not name; None where a pattern of its own names layers."""
     layers, patterns = raw.get("layers_to_transform"), raw.get("layers_pattern") or []
     if layers is None or layers == []:
         return set()
     patterns = [patterns] if isinstance(patterns, str) else patterns
     chosen = [layers] if isinstance(layers, int) else layers
-    if not isinstance(chosen, list) or not isinstance(patterns, list) or (patterns and "layers" not in patterns):
-        # With no layer that is numbered under such a name, PEFT adapts nothing at all.
-        return {*blocks, *_OTHERS}
+    if not isinstance(chosen, list) or (patterns and "layers" not in patterns):
+        return None
     return {module for module, (_, layer) in blocks.items() if layer not in chosen} | {*_OTHERS}
 
 

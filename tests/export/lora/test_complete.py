@@ -78,6 +78,12 @@ def test_all_linear_is_every_matrix_of_a_block(tmp_path, base):
         export_lora(written(tmp_path / "b", [*MODULES][:-1], config), base, tmp_path / "b.gguf")
 
 
+def test_a_pattern_of_layers_of_its_own_is_left_to_peft(tmp_path, base):
+    config = {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": "model.layers"}
+    assert check_target_module_exists(LoraConfig(**config), module(1, "q_proj"))
+    export_lora(written(tmp_path / "a", [module(1, "q_proj")], config), base, tmp_path / "a.gguf")
+
+
 def test_names_of_a_multimodal_model_in_the_config(tmp_path, base):
     """Whole names, as PEFT saves them where ends would name parts of the vision tower too."""
     config = {"target_modules": [f"model.language_model.{key.removeprefix('model.')}" for key in MODULES]}
