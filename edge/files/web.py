@@ -28,7 +28,7 @@ from ..errors import DamagedError, UnreachableError
 
 TIMEOUT_S: Final = 60
 # What a killed process loses is what waits in the kernel for it.
-_RECEIVE_BYTES: Final = 512 << 10
+_RECEIVE_BYTES: Final = 384 << 10
 OFFLINE: Final = "offline mode is on (HF_HUB_OFFLINE)"
 _TRUE: Final = ("1", "ON", "YES", "TRUE")
 _LOCAL_NAMES: Final = ("localhost", "ip6-localhost")

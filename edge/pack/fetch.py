@@ -21,7 +21,18 @@ from ..errors import DamagedError, InputError, SlmEdgeError, UnreachableError
 from ..files.aside import folder_beside, require_room
 from ..files.atomic import make_folder, sha256_file
 from ..files.text import loads_json
-from ..files.web import Access, DownloadError, access_of, hub_endpoint, hub_token, hub_url, read_small, request_of
+from ..files.web import (
+    OFFLINE,
+    Access,
+    DownloadError,
+    access_of,
+    hub_endpoint,
+    hub_token,
+    hub_url,
+    is_offline,
+    read_small,
+    request_of,
+)
 from ..gguf.join import join
 from ..hub.listing import HubFile, Listing, list_repository, no_such_file
 from ..hub.quants import chosen_files, models_in, parts_of, quant_of
@@ -112,12 +123,13 @@ def fetch(reference: Reference, *, name: str | None = None, insecure: bool = Fal
         if reference.kind == "address":
             folder_url = reference.text.removesuffix(PACK_FILE)
             access = access_of(reference.text, insecure=insecure)
+            _check_address(reference.text, access)
             origin = Origin(reference.text, reference.text)
             place = _Place(origin, access, lambda path: folder_url + quote(path))
             return _fetch_pack(store, place, reference, name, insecure, with_base)
         access = access_of(hub_endpoint(), insecure=insecure)
         # Refused here, before the hub's own client sends a token anywhere
-        request_of(hub_endpoint(), {}, access)
+        _check_address(hub_endpoint(), access)
         listing = list_repository(reference.repo, reference.revision)
         page = f"{hub_endpoint()}/{reference.repo}"
         origin = Origin(reference.text, page, listing.commit)
@@ -125,6 +137,16 @@ def fetch(reference: Reference, *, name: str | None = None, insecure: bool = Fal
         if reference.file == PACK_FILE or (not reference.file and not reference.quant and listing.find(PACK_FILE)):
             return _fetch_pack(store, place, reference, name, insecure, with_base)
         return _fetch_model(store, place, reference, listing, name)
+
+
+def _check_address(url: str, access: Access) -> None:
+    """Raises InputError for an address that the user gave and that may not be asked."""
+    if is_offline():
+        raise DownloadError(OFFLINE, where=url)
+    try:
+        request_of(url, {}, access)
+    except DownloadError as error:
+        raise InputError(error.message, where=error.where, hint=error.hint) from None
 
 
 # Packs

@@ -58,7 +58,8 @@ def typed(*words, **more):
 
 
 def test_ollamas_day(hub, slm_edge):
-    """run of a place on the hub, again offline, list, show, rm."""
+    """run of a place on the hub, again offline, list, show, rm; ps is the server's."""
+    assert slm_edge("ps")[0] == 0
     code, out, err = slm_edge("run", MODEL, "-n", 4, "-t", 1, "hi")
     assert code == 0 and out.strip(), err
     assert "is not here yet; it is fetched" in err
