@@ -12,7 +12,7 @@ from .errors import InputError
 
 _SAFE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Words that commands give a meaning of their own, and device names of Windows.
-_RESERVED: Final = {"none", "auto", "con", "prn", "aux", "nul"} | {
+_RESERVED: Final = {"none", "auto", "base", "con", "prn", "aux", "nul"} | {
     f"{port}{n}" for port in ("com", "lpt") for n in "123456789"
 }
 
@@ -39,6 +39,6 @@ def check_name(name: str, what: str) -> str:
     if not _SAFE.fullmatch(name) or name.endswith(".") or name.lower().partition(".")[0] in _RESERVED:
         raise InputError(
             f"{name!r} cannot be the name of {what}",
-            hint="use up to 64 letters, digits and . _ -, a letter or digit first; 'none' and 'auto' are taken",
+            hint="use up to 64 letters, digits and . _ -, a letter or digit first; 'none', 'auto' and 'base' are taken",
         )
     return name

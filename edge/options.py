@@ -62,6 +62,7 @@ class EngineOptions(TypedDict, total=False):
     speculate: guess tokens from the prompt and compute them along with the next one: "off", "exact" or "fast" for all
         answers, see `session/speculation.py`; None: as each task card says.
     n_parallel: requests of `Session.submit` computed at once at most, 8 by default.
+    n_rows: answers that an `Engine` computes side by side, in the session's own context, which is as much larger.
     allow_special: texts of special tokens in messages, such as <|im_end|>, become these tokens; else they are plain
         text.
     """
@@ -83,6 +84,7 @@ class EngineOptions(TypedDict, total=False):
     pinned: Sequence[str]
     speculate: Speculate | None
     n_parallel: int
+    n_rows: int | None
     allow_special: bool
 
 

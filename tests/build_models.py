@@ -7,18 +7,27 @@ from peft import LoraConfig, get_peft_model
 from slm_edge.train.model import attention
 from slm_edge.train.model.lora import add_lora, trainable
 from slm_edge.train.recipe import Recipe
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
 
-def two_models(rslora=False, invocation=()):
-    """Ours (packed attention, fused LoRA) and theirs; with an invocation both are activated LoRA."""
+def two_models(rslora=False, invocation=(), window_tokens=0):
+    """Ours (packed attention, fused LoRA) and theirs; with an invocation both are activated LoRA.
+
+    Args:
+        window_tokens: Gemma 3 instead of Llama, whose first layer attends to so many tokens.
+    """
     torch.manual_seed(0)
     sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
-    plain = LlamaForCausalLM(config)
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    config, model_class = LlamaConfig(**sizes), LlamaForCausalLM
+    if window_tokens:
+        kinds = ["sliding_attention", "full_attention"]
+        own = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": window_tokens, "layer_types": kinds}
+        config, model_class = Gemma3TextConfig(**sizes, **own, pad_token_id=0, initializer_range=0.2), Gemma3ForCausalLM
+    plain = model_class(config)
     packed_config = copy.deepcopy(config)
     packed_config._attn_implementation = attention.register()
-    packed = LlamaForCausalLM(packed_config)
+    packed = model_class(packed_config)
     packed.load_state_dict(plain.state_dict())
     recipe = Recipe(task="math", rank=4, alpha=8.0, rslora=rslora)
     ours = add_lora(packed, recipe, "base.gguf", invocation)

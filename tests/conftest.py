@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ STARTER_BASE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 STARTER_BASE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # Looked up before tests get caches of their own.
 IN_USERS_CACHE = base_cache_path(STARTER_BASE_SHA256)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_runtime():
+    """No test sees the sockets of the user's servers; short, because a socket's path has little room."""
+    with tempfile.TemporaryDirectory(prefix="run", dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)
 
 
 @pytest.fixture(autouse=True)

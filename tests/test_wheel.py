@@ -12,7 +12,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("edge", "devices", "export", "train", "benchmarks")
 # They measure the project itself and run from a checkout.
-NOT_INSTALLED = ("benchmarks/proofs", "benchmarks/experiments", "benchmarks/fuzz", "benchmarks/made")
+NOT_INSTALLED = (
+    "benchmarks/proofs",
+    "benchmarks/delivery",
+    "benchmarks/experiments",
+    "benchmarks/fuzz",
+    "benchmarks/made",
+)
 
 
 @pytest.fixture(scope="module")

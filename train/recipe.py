@@ -64,6 +64,9 @@ class Recipe:
         default=512, metadata=_doc("tokens of one forward pass at most; a step takes as many passes as it needs")
     )
     held_out: int = field(default=64, metadata=_doc("examples kept out to measure the loss on"))
+    last_turn: bool = field(
+        default=False, metadata=_doc("learn the last answer of each conversation alone, not all of them")
+    )
     made_rows: int = field(default=0, metadata=_doc("rows that the task makes itself, mixed with the data (math only)"))
     weights: Weights = field(
         default="f32",

@@ -47,6 +47,9 @@ class ModelShape:
         fused: Q, K, V are one matrix, and gate and up are one (Phi-3).
         gated: the feed-forward part has a gate.
         n_conv_layers: layers with a short convolution in place of attention (LFM2).
+        n_linear_layers: layers with a linear attention in its place (Qwen3.5): of `n_linear_keys` and `n_linear_values`
+            heads of `linear_head_dim` values each, behind a convolution of `linear_conv` tokens.
+        q_gate: attention has a gate for each query, in one matrix with them.
         n_ctx_train_tokens: the context it was trained for.
         window_tokens: of the layers that attend within a window; which these are says the table of families.
         post_norms: attention and the feed-forward part are normed behind too.
@@ -66,6 +69,12 @@ class ModelShape:
     fused: bool = False
     gated: bool = True
     n_conv_layers: int = 0
+    n_linear_layers: int = 0
+    n_linear_keys: int = 16
+    n_linear_values: int = 16
+    linear_head_dim: int = 128
+    linear_conv: int = 4
+    q_gate: bool = False
     n_ctx_train_tokens: int = 32768
     qkv_bias: bool = False
     qk_norm: bool = False
@@ -78,8 +87,13 @@ class ModelShape:
             object.__setattr__(self, "head_dim", self.n_embd // self.n_heads)
 
     @property
+    def n_state_layers(self) -> int:
+        """Layers with a state in place of keys and values."""
+        return self.n_conv_layers + self.n_linear_layers
+
+    @property
     def n_attention_layers(self) -> int:
-        return self.n_layers - self.n_conv_layers
+        return self.n_layers - self.n_state_layers
 
     @property
     def n_kv_values_per_token(self) -> int:
@@ -97,8 +111,18 @@ class ModelShape:
         """Values in norms and biases."""
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         per_layer = (4 if self.post_norms else 2) * self.n_embd
-        per_layer += (q + 2 * kv) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
-        return self.n_layers * per_layer + self.n_embd
+        per_layer += (q + 2 * kv) * self.qkv_bias
+        attention = 2 * self.head_dim * self.qk_norm
+        # Of each value head its decay, its step and a norm for all; of each channel a convolution.
+        linear = 2 * self.n_linear_values + self.linear_head_dim + self.linear_conv * self._linear_channels
+        # LFM2's convolutions reach over 3 tokens.
+        beside = attention * self.n_attention_layers + linear * self.n_linear_layers
+        beside += 3 * self.n_embd * self.n_conv_layers
+        return self.n_layers * per_layer + beside + self.n_embd
+
+    @property
+    def _linear_channels(self) -> int:
+        return (2 * self.n_linear_keys + self.n_linear_values) * self.linear_head_dim
 
     @property
     def n_block_weights(self) -> int:
@@ -123,11 +147,18 @@ class ModelShape:
             if layer < self.n_conv_layers:
                 yield Matrix("shortconv.in_proj", layer, wide, 3 * wide)
                 yield Matrix("shortconv.out_proj", layer, wide, wide)
+            elif layer < self.n_state_layers:
+                values = self.n_linear_values * self.linear_head_dim
+                yield Matrix("attn_qkv", layer, wide, self._linear_channels)
+                yield Matrix("attn_gate", layer, wide, values)
+                yield Matrix("ssm_beta", layer, wide, self.n_linear_values)
+                yield Matrix("ssm_alpha", layer, wide, self.n_linear_values)
+                yield Matrix("ssm_out", layer, values, wide)
             elif self.fused:
                 yield Matrix("attn_qkv", layer, wide, q + 2 * kv)
                 yield Matrix("attn_output", layer, q, wide)
             else:
-                yield Matrix("attn_q", layer, wide, q)
+                yield Matrix("attn_q", layer, wide, 2 * q if self.q_gate else q)
                 yield Matrix("attn_k", layer, wide, kv)
                 yield Matrix("attn_v", layer, wide, kv)
                 yield Matrix("attn_output", layer, q, wide)

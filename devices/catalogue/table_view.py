@@ -51,8 +51,9 @@ def table_of(shape: ModelShape, label: str) -> GgufFile:
             add(f"{matrix.name}.weight", (matrix.n_in, matrix.n_out), kind)
             continue
         # Layers with attention come first here: the plan takes the first one's sizes for all.
-        layer = (matrix.layer - shape.n_conv_layers) % shape.n_layers
-        for name, n_out in _apart(matrix, shape):
+        state = matrix.layer < shape.n_state_layers
+        layer = (matrix.layer - shape.n_state_layers) % shape.n_layers
+        for name, n_out in [(matrix.name, matrix.n_out)] if state else _apart(matrix, shape):
             add(f"blk.{layer}.{name}.weight", (matrix.n_in, n_out), kind)
     for layer in range(shape.n_layers):
         norm = "attn_norm" if layer < shape.n_attention_layers else "conv_norm"
@@ -68,6 +69,13 @@ def table_of(shape: ModelShape, label: str) -> GgufFile:
     }
     arch = shape.architecture
     values: dict[str, Any] = {"general.architecture": arch, f"{arch}.attention.head_count": shape.n_heads}
+    if shape.n_conv_layers:
+        values[f"{arch}.shortconv.l_cache"] = 3
+    if shape.n_linear_layers:
+        values[f"{arch}.ssm.conv_kernel"] = shape.linear_conv
+        values[f"{arch}.ssm.inner_size"] = shape.n_linear_values * shape.linear_head_dim
+        values[f"{arch}.ssm.group_count"] = shape.n_linear_keys
+        values[f"{arch}.ssm.state_size"] = shape.linear_head_dim
     if shape.window_tokens:
         values[f"{arch}.attention.sliding_window"] = shape.window_tokens
     return cast(GgufFile, _Table(tensors, metadata, values))

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ...edge.errors import UnsupportedError
-from ...edge.gguf.families import FAMILIES
 from ...edge.gguf.file import GgufFile
 from ...edge.gguf.types import GgmlType
+from ...edge.memory.layers import kept_of
 from .quant_mix import LABELS, types_of
 from .shapes import ModelShape
 
@@ -143,17 +143,16 @@ class Workload:
             else:
                 head_bytes += tensor.size_bytes
         n_layers, n_embd = int(file.get(f"{arch}.block_count", 0)), int(file.get(f"{arch}.embedding_length", 0))
-        n_kv, family = _kv_values(file, arch, n_layers), FAMILIES.get(arch)
-        n_windowed = sum(map(family.windowed, range(n_layers))) if family is not None else 0
+        kept = kept_of(file)
         return cls(
             name=name or str(file.get("general.name", file.path.stem)),
             weights_by_type=weights,
             block_weights=block_weights,
             head_bytes=head_bytes,
             file_bytes=sum(tensor.size_bytes for tensor in file.tensors.values()),
-            kv_values_per_token=n_kv,
-            kv_values_in_window=n_kv * n_windowed // max(n_layers, 1),
-            window_tokens=int(file.get(f"{arch}.attention.sliding_window", 0)) if n_windowed else 0,
+            kv_values_per_token=kept.kv_values + kept.windowed_kv_values,
+            kv_values_in_window=kept.windowed_kv_values,
+            window_tokens=kept.window_tokens,
             n_embd=n_embd,
             n_layers=n_layers,
             n_vocab=int(file.tensors["token_embd.weight"].shape[1]) if "token_embd.weight" in file.tensors else 0,
@@ -185,15 +184,3 @@ class Workload:
             file_bytes=int(total),
             sure=False,
         )
-
-
-def _kv_values(file: GgufFile, arch: str, n_layers: int) -> int:
-    """K and V values per token over all layers; head counts may be one number or one per layer (hybrids)."""
-    n_heads = file.get(f"{arch}.attention.head_count", 1)
-    kv_heads = file.get(f"{arch}.attention.head_count_kv", n_heads)
-    per_layer = kv_heads if isinstance(kv_heads, list) else [kv_heads] * n_layers
-    most = max(n_heads) if isinstance(n_heads, list) else n_heads
-    default = int(file.get(f"{arch}.embedding_length", 0)) // max(int(most), 1)
-    key = int(file.get(f"{arch}.attention.key_length", default))
-    value = int(file.get(f"{arch}.attention.value_length", default))
-    return sum(int(n) for n in per_layer) * (key + value)

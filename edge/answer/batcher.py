@@ -249,11 +249,7 @@ class Batcher(Generic[RowsT]):
             return
         rows = [self._active[sequence] for sequence in sorted(self._active)]
         assert self.rows is not None
-        self.rows.step(
-            [slot.growing.ids[-1] for slot in rows],
-            [slot.growing.position for slot in rows],
-            [slot.sequence for slot in rows],
-        )
+        self.rows.step([slot.growing.ids[-1] for slot in rows], [slot.sequence for slot in rows])
         for row, slot in enumerate(rows):
             self._choose(slot, row)
 

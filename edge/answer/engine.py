@@ -3,7 +3,7 @@ computes one answer (`Worker`) or several (`Rows`)."""
 
 import abc
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -21,6 +21,7 @@ from ..prefix.chunks import Section
 from .choice import Choice
 
 if TYPE_CHECKING:
+    from ..llama.abort import AbortFlag
     from ..memory.plan import MemoryPlan
 
 
@@ -54,14 +55,47 @@ class Worker(Protocol):
         """Nobody is waiting for an answer."""
 
 
+class Aside(Protocol):
+    """A sequence that was laid aside."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its keys and values."""
+
+
 class Rows(Protocol):
     """Where answers are computed side by side: `session.rows.LlamaRows`, or `onnx.rows.OnnxRows`."""
+
+    @property
+    def beginnings_bytes(self) -> int:
+        """Kept beginnings of prompts in memory, beside the rows."""
 
     def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
         """Computes a prompt in an empty sequence; how many of its tokens were kept from before."""
 
-    def step(self, token_ids: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> None:
-        """Computes one token for each of several sequences, which rise."""
+    def kept(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section], fast: bool) -> int:
+        """How many tokens of a prompt a sequence holds that need not be computed."""
+
+    def fill(
+        self,
+        sequence: int,
+        prompt: Sequence[int],
+        sections: Sequence[Section],
+        fast: bool = False,
+        flag: "AbortFlag | None" = None,
+    ) -> Iterator[int]:
+        """Computes a prompt chunk by chunk; others may compute in between.
+
+        Args:
+            fast: keep what was computed of it in other pieces, as an answer; the last bits may differ then.
+            flag: once it is set, it ends with an EngineError.
+
+        Yields:
+            How many of its tokens the sequence holds: first what was kept, then after each chunk.
+        """
+
+    def step(self, token_ids: Sequence[int], sequences: Sequence[int]) -> None:
+        """Computes one more token for each of several sequences, which rise and have the same adapters to come."""
 
     def sample(self, sampler: Sampler, i: int) -> int:
         """Chooses a token from the logits of the i-th of the last step; -1: from those of the last prompt."""
@@ -69,8 +103,23 @@ class Rows(Protocol):
     def logits(self, i: int) -> npt.NDArray[np.float32]:
         """What `sample` chooses from, shape (n_vocab,): valid until the next computation."""
 
+    def lay_aside(self, sequence: int) -> "Aside":
+        """Takes a sequence out, to be put back into any; it is empty then."""
+
+    def put_back(self, sequence: int, aside: Any) -> None:
+        """Puts back what `lay_aside` gave, bit for bit; EngineError where that cannot be."""
+
+    def aside_bytes(self, sequence: int) -> int:
+        """What `lay_aside` would hold."""
+
+    def has_room(self, n_bytes: int) -> bool:
+        """Whether so much may be laid aside in all."""
+
+    def hold(self, n_bytes: int) -> None:
+        """So much is laid aside in all, or will be next; kept beginnings of prompts give way to it."""
+
     def release(self, sequence: int) -> None:
-        """Empties a sequence."""
+        """Empties a sequence, or leaves what it holds to others that begin alike."""
 
     def flush(self) -> None:
         """Called when nobody waits for an answer."""

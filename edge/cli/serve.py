@@ -1,12 +1,18 @@
-"""`slm-edge serve`: one base, many adapters, many clients, over OpenAI's protocol."""
+"""`slm-edge serve`: one base, many adapters, many clients, over OpenAI's protocol; and what asks those that run."""
 
+import contextlib
+import os
+import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console import emit, json_option, note, waiting
-from ..errors import InputError
+from ..console import emit, harmless, json_option, note, waiting
+from ..errors import InputError, SlmEdgeError
+from ..serve.running import LOAD_S, ask, chosen_server, servers, view
+from ..sizes import human_bytes
 from .options import engine_option, pulled_names, size_bytes_of, special_option, threads_option
 
 if TYPE_CHECKING:
@@ -157,7 +163,7 @@ def serve(
         "ram_bytes": size_bytes_of(ram),
         "adapter_budget_bytes": size_bytes_of(adapter_budget),
         "allow_special": allow_special,
-        "n_parallel": parallel,
+        "n_rows": parallel,
     }
     _run(setup, source, engine, max_wait_s, parallel, options, as_json)
 
@@ -175,16 +181,23 @@ def _run(
 
     from ..serve.server import Server
 
+    setup.served = source.base if source.pack is None else source.pack.folder
     setup.base_path = source.base if source.pack is None else source.pack.base_path(allow_pull=True)
+
+    following = contextlib.ExitStack()
 
     def open_engine() -> "Engine":
         with waiting(lambda: "loading the model"):
-            return source.open_engine(engine, parallel=parallel, max_wait_s=max_wait_s, **options)
+            made = source.open_engine(engine, parallel=parallel, max_wait_s=max_wait_s, **options)
+        if engine == "llama":
+            following.enter_context(source.followed_by(made))
+        return made
 
     async def run() -> None:
         await Server(setup, open_engine, lambda server: _show(server, as_json)).run()
 
-    asyncio.run(run())
+    with source.watched(), following:
+        asyncio.run(run())
 
 
 def _show(server: "Server", as_json: bool) -> None:
@@ -198,12 +211,6 @@ def _show(server: "Server", as_json: bool) -> None:
         "ready",
     ]
     emit(data, as_json, "\n".join(rows))
-    _flush()
-
-
-def _flush() -> None:
-    import sys
-
     sys.stdout.flush()
 
 
@@ -216,3 +223,125 @@ def _aliases(texts: tuple[str, ...]) -> dict[str, str]:
             raise InputError(f"{text!r} is no alias; for example --alias gpt-4o-mini=auto")
         found[name] = model
     return found
+
+
+@click.command()
+@json_option
+def ps(as_json: bool) -> None:
+    """List the servers that run here, with what they do.
+
+    \b
+    Example:
+      slm-edge ps
+    """
+    rows = []
+    for path, facts in servers():
+        state: dict[str, Any] = {}
+        with contextlib.suppress(OSError, SlmEdgeError):
+            state = ask(path, "GET", "/v1/slm/state")
+        rows.append({**facts, "state": facts["state"], "doing": state})
+    lines = [_line(row) for row in rows]
+    head = f"{'PID':>7}  {'STATE':9} {'RUNNING':>7} {'WAITING':>7} {'MEMORY':>9}  ADDRESS, BASE, ADAPTERS"
+    emit(rows, as_json, "\n".join([head, *lines]) if rows else "no server runs here")
+
+
+def _line(row: dict[str, Any]) -> str:
+    doing = row["doing"]
+    memory = human_bytes(doing["memory"]["anon_bytes"]) if "anon_bytes" in doing.get("memory", {}) else "-"
+    adapters = ", ".join(one["name"] for one in doing.get("adapters", ())) or "no adapters"
+    where = f"{' '.join(row['addresses'])}  {doing.get('base', '-')}: {adapters}"
+    numbers = f"{doing.get('running', '-'):>7} {doing.get('waiting', '-'):>7} {memory:>9}"
+    return f"{row['pid']:>7}  {row['state']:9} {numbers}  {where}"
+
+
+@click.command()
+@click.option("--server", metavar="PID|PORT", help="Which server; needed where several run.")
+@click.option("--once", is_flag=True, help="Show one view, measured over a second, and end.")
+def top(server: str | None, once: bool) -> None:
+    """Watch a server: requests, tokens per second, memory, by adapter. Ctrl-C ends it.
+
+    \b
+    Example:
+      slm-edge top
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    path = chosen_server(server)
+    before = ask(path, "GET", "/v1/slm/state")
+    if once:
+        time.sleep(1)
+        Console().print(view(before, ask(path, "GET", "/v1/slm/state")))
+        return
+    with Live(refresh_per_second=4) as live:
+        while True:
+            time.sleep(1)
+            try:
+                now = ask(path, "GET", "/v1/slm/state")
+            except OSError:
+                note("the server has ended")
+                return
+            live.update(view(before, now))
+            before = now
+
+
+@click.group()
+def adapter() -> None:
+    """Change the adapters of a server that runs here; changes are kept over restarts."""
+
+
+_server_option = click.option("--server", metavar="PID|PORT", help="Which server; needed where several run.")
+
+
+@adapter.command("list")
+@_server_option
+@json_option
+def list_(server: str | None, as_json: bool) -> None:
+    """List a server's adapters with their digests.
+
+    \b
+    Example:
+      slm-edge adapter list
+    """
+    rows = ask(chosen_server(server), "GET", "/v1/lora_adapters")["adapters"]
+    lines = [f"{one['name']}  {one['digest']}  {human_bytes(one['bytes'])}" for one in rows]
+    emit(rows, as_json, "\n".join(harmless(line) for line in lines) or "no adapters")
+
+
+@adapter.command("add")
+@click.argument("name")
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--replace", is_flag=True, help="In place of what the name stands for.")
+@click.option("--expect", metavar="DIGEST", help="Only if the name stands for this digest until now.")
+@_server_option
+@json_option
+def add(name: str, path: Path, replace: bool, expect: str | None, server: str | None, as_json: bool) -> None:
+    """Give a server an adapter: PATH is its GGUF file, or a pack that has one of that NAME.
+
+    The file is checked, loaded and tried before the name stands for it; answers in the making keep theirs.
+
+    \b
+    Example:
+      slm-edge adapter add math new/math.gguf --replace
+    """
+    body = {"lora_name": name, "lora_path": os.fspath(path.resolve()), "load_inplace": replace}
+    if expect is not None:
+        body["expected_generation"] = expect
+    made = ask(chosen_server(server), "POST", "/v1/load_lora_adapter", body, LOAD_S)
+    emit(made, as_json, f"{made['name']} is {made['digest']}")
+
+
+@adapter.command("remove")
+@click.argument("name")
+@click.option("--expect", metavar="DIGEST", help="Only if the name stands for this digest.")
+@_server_option
+@json_option
+def remove(name: str, expect: str | None, server: str | None, as_json: bool) -> None:
+    """Take an adapter from a server; answers in the making are made to their end.
+
+    \b
+    Example:
+      slm-edge adapter remove math
+    """
+    body = {"lora_name": name} if expect is None else {"lora_name": name, "expected_generation": expect}
+    emit(ask(chosen_server(server), "POST", "/v1/unload_lora_adapter", body), as_json, f"{name} is taken away")

@@ -8,6 +8,7 @@ chosen("llama3.2", None, ())                        # InputError: it is no file;
 
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Unpack
@@ -81,6 +82,22 @@ class Source:
         if self.pack is not None:
             return self.pack.default_adapter
         return "+".join(one.name if one.scale is None else f"{one.name}:{one.scale:g}" for one in self.loras) or None
+
+    def watched(self) -> AbstractContextManager[None]:
+        """Around all that is done with it: a version of a pack that is new here and fails is taken back by itself."""
+        if self.pack is None or store_folder() not in self.pack.folder.absolute().parents:
+            return nullcontext()
+        from ..update.watch import watched
+
+        return watched(self.pack)
+
+    def followed_by(self, engine: "Engine") -> AbstractContextManager[object]:
+        """While a server runs: an update of the pack's adapters comes into use in it."""
+        if self.pack is None or store_folder() not in self.pack.folder.absolute().parents:
+            return nullcontext()
+        from ..update.follow import Follower
+
+        return Follower(engine, self.pack)
 
     def open(
         self, engine: str, adapter: str | None, *, one_answer: bool = False, **options: Unpack[EngineOptions]

@@ -1,19 +1,26 @@
-"""`slm-edge key` and `slm-edge pack sign`: keys, and signatures made with them."""
+"""`slm-edge key`, `pack sign` and `channel`: keys, signatures made with them, and what is given to devices."""
 
 import os
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..console import emit, json_option, note
 from ..errors import InputError
 
+if TYPE_CHECKING:
+    from ..trust.secret_key import SecretKey
+    from ..update.channel import Channel
+
 PATH = click.Path(path_type=Path)
 PASSPHRASE = "SLM_EDGE_PASSPHRASE"
 
-_passphrase_option = click.option(
+passphrase_option = click.option(
     "--passphrase-file",
     type=PATH,
     help=f"Read the key's passphrase from the first line of this file.  [default: ${PASSPHRASE}, else it is asked for]",
@@ -59,7 +66,7 @@ def key() -> None:
 @click.argument("name")
 @click.option("-o", "--output", type=PATH, default=Path(), help="Folder to write into.  [default: here]")
 @click.option("--ecdsa", is_flag=True, help="A key for model.sig (OpenSSF model signing) in place of minisign's.")
-@_passphrase_option
+@passphrase_option
 @json_option
 def new_key(name: str, output: Path, ecdsa: bool, passphrase_file: Path | None, as_json: bool) -> None:
     """Make a key pair: NAME.key, encrypted, for whoever signs, and NAME.pub for the devices.
@@ -185,7 +192,7 @@ def revoke(named: str, as_json: bool) -> None:
 @click.argument("folder", metavar="PACK", type=PATH)
 @click.option("--key", "key_file", type=PATH, required=True, help="The secret key, of slm-edge key new or minisign -G.")
 @click.option("--version", help="Version of the pack, such as 1.4.0; devices refuse to go back behind it.")
-@_passphrase_option
+@passphrase_option
 @json_option
 def sign(folder: Path, key_file: Path, version: str | None, passphrase_file: Path | None, as_json: bool) -> None:
     """Sign PACK, after every byte of it was checked.
@@ -215,3 +222,128 @@ def sign(folder: Path, key_file: Path, version: str | None, passphrase_file: Pat
     if version is None and name.endswith(".minisig"):
         note("note: signed without --version, so that devices cannot tell an old one from a new one")
     emit({"pack": str(folder), "file": name, **data}, as_json, f"{folder / name}: {data['words']}")
+
+
+@click.group()
+def channel() -> None:
+    """Give new versions to devices: a folder of static files for any web server.
+
+    \b
+    Example:
+      slm-edge pack sign my-pack --key maker.key --version 1.1
+      slm-edge channel release site my-pack --key maker.key --percent 25
+    """
+
+
+def _signing(command: Callable[..., Any]) -> Callable[..., Any]:
+    command = json_option(command)
+    command = passphrase_option(command)
+    return click.option("--key", "key_file", type=PATH, required=True, help="The secret key that signs the channel.")(
+        command
+    )
+
+
+def _secret(key_file: Path, passphrase_file: Path | None) -> "SecretKey":
+    from ..files.text import read_text
+    from ..trust.keys import MOST_KEY_BYTES
+    from ..trust.secret_key import SecretKey
+
+    text = read_text(key_file, MOST_KEY_BYTES)
+    try:
+        return SecretKey.parse(text, passphrase(passphrase_file))
+    except InputError as error:
+        raise InputError(error.message, where=error.where or key_file, hint=error.hint) from None
+
+
+def _emit(site: Path, made: "Channel", as_json: bool) -> None:
+    rows = [asdict(row) for row in made.releases]
+    lines = [f"{site}: channel of {made.name}, number {made.sequence}"]
+    for row in made.releases:
+        words = "withdrawn" if row.withdrawn else f"{row.percent:g} % of the machines"
+        lines.append(f"{row.version:12} {words}, from slm-edge {row.min_runtime}")
+    emit(
+        {"name": made.name, "sequence": made.sequence, "expires_s": made.expires_s, "releases": rows},
+        as_json,
+        "\n".join(lines),
+    )
+
+
+@channel.command()
+@click.argument("site", type=PATH)
+@click.argument("pack", type=PATH)
+@click.option("--percent", type=click.FloatRange(0, 100), default=100, show_default=True, help="Of the machines.")
+@click.option("--min-runtime", default="0", help="The oldest slm-edge that it works with.")
+@click.option("--with-base", is_flag=True, help="Put the base there too, if the pack does not carry it.")
+@click.option("--expires-days", type=click.IntRange(min=1), help="After so many days no update is taken any more.")
+@_signing
+def release(
+    site: Path,
+    pack: Path,
+    key_file: Path,
+    percent: float,
+    min_runtime: str,
+    with_base: bool,
+    expires_days: int | None,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Put the signed PACK into the channel in the folder SITE; a new folder becomes a channel.
+
+    \b
+    Examples:
+      slm-edge channel release site my-pack --key maker.key --percent 25
+      slm-edge channel release /media/stick/my-pack my-pack --key maker.key --with-base
+    """
+    from ..trust.minisign import version_parts
+    from ..update.publish import publish
+
+    version_parts(min_runtime)
+    made = publish(
+        site,
+        pack,
+        _secret(key_file, passphrase_file),
+        percent=percent,
+        min_runtime=min_runtime,
+        with_base=with_base,
+        expires_s=int(time.time()) + expires_days * 86400 if expires_days else None,
+    )
+    _emit(site, made, as_json)
+
+
+@channel.command()
+@click.argument("site", type=PATH)
+@click.argument("version")
+@click.argument("percent", type=click.FloatRange(0, 100))
+@_signing
+def rollout(
+    site: Path, version: str, percent: float, key_file: Path, passphrase_file: Path | None, as_json: bool
+) -> None:
+    """Let PERCENT of the machines have VERSION. Those that have it keep it.
+
+    \b
+    Example:
+      slm-edge channel rollout site 1.1 50 --key maker.key
+    """
+    from ..update.publish import change
+
+    secret = _secret(key_file, passphrase_file)
+    made = change(site, secret, lambda before: before.with_release(replace(before.find(version), percent=percent)))
+    _emit(site, made, as_json)
+
+
+@channel.command()
+@click.argument("site", type=PATH)
+@click.argument("version")
+@_signing
+def withdraw(site: Path, version: str, key_file: Path, passphrase_file: Path | None, as_json: bool) -> None:
+    """Take VERSION back: nobody gets it any more, and who has it goes to the newest other one.
+
+    \b
+    Example:
+      slm-edge channel withdraw site 1.1 --key maker.key
+    """
+    from ..update.publish import change
+
+    secret = _secret(key_file, passphrase_file)
+    made = change(site, secret, lambda before: before.with_release(replace(before.find(version), withdrawn=True)))
+    _emit(site, made, as_json)

@@ -9,6 +9,7 @@ locks/              held while a pack is changed (`pack/write.py`)
 """
 
 import os
+import stat
 import sys
 from pathlib import Path
 
@@ -78,6 +79,27 @@ def state_folder() -> Path:
     if home := os.environ.get("SLM_EDGE_HOME"):
         return user_path(home) / "state"
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "slm-edge"
+
+
+def runtime_folder() -> Path:
+    """Where running servers have their sockets: `$RUNTIME_DIRECTORY`, `$XDG_RUNTIME_DIR/slm-edge`, else below /tmp.
+
+    It is this user's alone, and made here.
+
+    Raises:
+        InputError: it cannot be made, or is somebody else's.
+    """
+    own, runtime = os.environ.get("RUNTIME_DIRECTORY"), os.environ.get("XDG_RUNTIME_DIR")
+    folder = Path(own.partition(":")[0]) if own else Path(runtime) / "slm-edge" if runtime else None
+    folder = folder or Path("/tmp") / f"slm-edge-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = folder.lstat()
+    except OSError as error:
+        raise InputError(f"cannot be made ({error.strerror})", where=folder) from None
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o022:
+        raise InputError("is not this user's alone", where=folder, hint="set XDG_RUNTIME_DIR to a folder that is")
+    return folder
 
 
 def blob_path(sha256: str) -> Path:

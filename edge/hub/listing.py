@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from ..console import note
 from ..errors import DamagedError, InputError
-from ..files.hub import HubBusyError, hub_errors
-from ..files.web import hub_endpoint, wait_s
+from ..files.hub import HubAwayError, HubBusyError, hub_errors
+from ..files.web import OFFLINE, hub_endpoint, is_offline, wait_s
 
 TRIES: Final = 4
 MOST_FILES: Final = 100_000
@@ -59,6 +59,9 @@ def list_repository(repo: str, revision: str | None) -> Listing:
         HubBusyError: it asks to wait longer than we do.
         DamagedError: what it says makes no sense.
     """
+    if is_offline():
+        # huggingface_hub looks at it when it is imported alone.
+        raise HubAwayError(OFFLINE, where=f"hf:{repo}")
     from huggingface_hub import HfApi
 
     for last in (*[False] * (TRIES - 1), True):

@@ -289,6 +289,11 @@ class Context(NotCopied, Sequences):
             return row
         return self.logits_view(i).copy()
 
+    @property
+    def handles(self) -> list[Any]:
+        """Every `llama_context` that may compute for this one."""
+        return [self.handle]
+
     def beside(self, **options: Any) -> "Context":
         """Another context over the same base, computing as this one does; options as of the class."""
         return Context(self._model, **options)

@@ -159,6 +159,11 @@ class TwoLayouts(Context):
         self._settle()
         return super().sequence_bytes(sequence)
 
+    @property
+    def handles(self) -> list[Any]:
+        """As `Context.handles`."""
+        return [self.handle] if self.prompts is None else [self.handle, self.prompts.handle]
+
     def beside(self, **options: Any) -> Context:
         """As `Context.beside`."""
         return TwoLayouts(self._model, self._stored, **options)

@@ -98,13 +98,15 @@ def plan_session(
         "n_adapters": sum(budget_bytes is None or n_bytes <= budget_bytes for n_bytes in together),
         "n_outputs": n_outputs,
         "n_parallel": options.get("n_parallel") or 0,
+        "n_rows": options.get("n_rows") or 1,
         "n_threads": max(options.get("threads") or default_threads(), options.get("threads_batch") or 1),
         "flash_attention": options.get("flash_attention", "auto") != "off",
     }
     asked_bytes = options.get("prefix_budget_bytes")
     on_disk = options.get("prefix_cache") is not None
+    beside = options.get("n_parallel") or sizes["n_rows"] > 1
     # Without adapters nothing is swapped; answers at once share their beginnings. What cannot be cut is put back.
-    used = adapter_sizes_bytes or options.get("n_parallel") or on_disk or not ContextSize.of(base.file).cuttable
+    used = adapter_sizes_bytes or beside or on_disk or not ContextSize.of(base.file).cuttable
     budget_bytes = DEFAULT_BUDGET_BYTES if used else 0
     budget_bytes = budget_bytes if asked_bytes is None else asked_bytes
     limit_bytes = limit_of(options)
@@ -218,6 +220,10 @@ def _refusal(
         hints.append(f"the adapters take {human_bytes(least.adapters_bytes)}")
     if least.parallel_bytes:
         hints.append(f"{sizes['n_parallel']} answers at once take {human_bytes(least.parallel_bytes)}")
+    if sizes.get("n_rows", 1) > 1:
+        hints.append(
+            f"the keys and values of {sizes['n_rows']} answers side by side take {human_bytes(least.kv_bytes)}"
+        )
     if least.evictable_bytes:
         hints.append(f"{human_bytes(least.evictable_bytes)} of it is the mapped base, read again when dropped")
     return DoesNotFitError(

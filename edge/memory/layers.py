@@ -64,7 +64,7 @@ def kept_of(file: GgufFile) -> Kept:
     rows = {i: _kv_rows(file, arch, i, shapes) for i, shapes in layers.items() if _attends(shapes)}
     windowed = {i for i in rows if family is not None and family.windowed(i)} if has_window else set()
     states = [shapes for shapes in layers.values() if any(name.startswith(_STATE) for name in shapes)]
-    n_embd = int(file.tensors["token_embd.weight"].shape[0])
+    n_embd = _width(file)
     everything = [shape for shapes in layers.values() for shape in shapes.items()]
     return Kept(
         kv_values=sum(sum(rows[i]) for i in rows if i not in windowed),
@@ -77,6 +77,11 @@ def kept_of(file: GgufFile) -> Kept:
         n_ff=max([shape[0] for name, shape in everything if name == "ffn_down.weight"] or [2 * n_embd]),
         row_values=frozenset(value // max(_kv_heads(file, arch, i), 1) for i, row in rows.items() for value in row),
     )
+
+
+def _width(file: GgufFile) -> int:
+    embedding = file.tensors.get("token_embd.weight")
+    return int(embedding.shape[0]) if embedding is not None else 0
 
 
 def _attends(shapes: Shapes) -> bool:
@@ -100,7 +105,7 @@ def _kv_rows(file: GgufFile, arch: str, layer: int, shapes: Shapes) -> tuple[int
     key, value = shapes.get("attn_k.weight"), shapes.get("attn_v.weight")
     if key is not None and len(key) == 2:
         return key[1], value[1] if value is not None else key[1]
-    n_embd = int(file.tensors["token_embd.weight"].shape[0])
+    n_embd = _width(file)
     head = n_embd // max(_number(file, f"{arch}.attention.head_count", layer, 1), 1)
     n_kv = _kv_heads(file, arch, layer)
     lengths = (_number(file, f"{arch}.attention.{name}_length", layer, head) for name in ("key", "value"))

@@ -134,6 +134,7 @@ def plan_memory(
     n_adapters: int = 0,
     snapshots_bytes: int = 0,
     n_parallel: int = 0,
+    n_rows: int = 1,
     n_outputs: int = 1,
     n_threads: int = 1,
     flash_attention: bool = True,
@@ -148,6 +149,7 @@ def plan_memory(
         adapters_bytes, n_adapters: files of the adapters that are loaded at once, and how many they are.
         snapshots_bytes: budget of the prefixes kept in memory.
         n_parallel: answers computed at once in a context beside, each as long as the context; 0: there is none.
+        n_rows: answers computed side by side in the session's own context, each as long as the context.
         n_outputs: logit rows that one batch may give.
         n_threads: threads of the computation.
         features: of the CPU that it is to run on, as `cpu_features` names them; None: this one.
@@ -158,7 +160,10 @@ def plan_memory(
     context = ContextSize.of(file)
     options: Any = {"kv_type": kv_type, "n_threads": n_threads, "flash_attention": flash_attention}
     options["both_layouts"] = both_layouts
-    kv, compute, outputs = context.bytes(n_ctx_tokens, n_batch_tokens=n_batch_tokens, n_outputs=n_outputs, **options)
+    n_batch, n_outputs = max(n_batch_tokens, n_rows), max(n_outputs, n_rows)
+    kv, compute, outputs = context.bytes(
+        n_ctx_tokens, n_batch_tokens=n_batch, n_outputs=n_outputs, n_seq=n_rows, **options
+    )
     beside = (0, 0, 0)
     if n_parallel:
         n_batch = max(n_batch_tokens, n_parallel)

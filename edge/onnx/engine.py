@@ -217,6 +217,20 @@ class OnnxEngine:
         for values in self._cache.values():
             values[target, :, :n_tokens] = values[source, :, :n_tokens]
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the keys and values of one token of one sequence."""
+        return sum(values[0, :, :1].nbytes for values in self._cache.values())
+
+    def take(self, sequence: int, n_tokens: int) -> dict[str, npt.NDArray[Any]]:
+        """A copy of what the cache holds of a sequence's first tokens, by layer and part."""
+        return {name: values[sequence, :, :n_tokens].copy() for name, values in self._cache.items()}
+
+    def put(self, sequence: int, taken: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Puts into a sequence what `take` gave."""
+        for name, values in taken.items():
+            self._cache[name][sequence, :, : values.shape[1]] = values
+
     def _has_room(self, n_tokens: int) -> None:
         if n_tokens > self.n_ctx_tokens:
             raise DoesNotFitError(f"the context of {self.n_ctx_tokens} tokens has no room for {n_tokens}")

@@ -3,7 +3,7 @@
 Prompts are cut into the same chunks, and a chunk is kept only under the adapters that computed it (`prefix/chunks.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from ..prefix.chunks import AdapterState, KvRecord, Section, chunks_of
 from .adapter import Array
 from .engine import OnnxEngine
 
-# Numbers by LoRA input, for each adapter state that a section may name.
-Pairs = dict[AdapterState, Mapping[str, Array]]
+# Numbers by LoRA input, for the adapters and scales of each state that a section may name.
+Pairs = dict[tuple[tuple[str, float], ...], Mapping[str, Array]]
 
 
 class OnnxLane:
@@ -51,14 +51,30 @@ class OnnxLane:
     def begin(self, prompt: Sequence[int], sections: Sequence[Section]) -> int:
         """Computes a prompt; returns how many of its tokens were kept from before."""
         self.turn += 1
+        filling = self.fill(prompt, sections)
+        kept = next(filling)
+        for _ in filling:
+            pass
+        return kept
+
+    def fill(self, prompt: Sequence[int], sections: Sequence[Section], fast: bool = False) -> Iterator[int]:
+        """Computes a prompt chunk by chunk; yields how many of its tokens are there, first what was kept.
+
+        Args:
+            fast: keep whatever was computed of these tokens under these adapters, in whatever pieces.
+        """
         chunks = chunks_of(sections)
         kept = self.record.reusable(prompt, chunks)
+        if fast:
+            kept = max(kept, self.record.common(prompt, sections))
         self.record.cut(kept)
+        yield kept
         for end, state in chunks:
             if end > kept:
                 self._decode(prompt[self.n_tokens : end], state)
-        check_numbers(self.engine.row)
-        return kept
+                if end == len(prompt):
+                    check_numbers(self.engine.row)
+                yield end
 
     def step(self, token_id: int) -> None:
         """Computes one more token."""
@@ -81,7 +97,8 @@ class OnnxLane:
 
     def numbers(self, state: AdapterState) -> dict[str, Any]:
         """What the engine is to bind under an adapter state: `key` and `pairs`, nothing for the base alone."""
-        return {"key": state, "pairs": self.pairs[state]} if state.adapters else {}
+        adapters = state.adapters
+        return {"key": adapters, "pairs": self.pairs[adapters]} if adapters else {}
 
     def sample(self, sampler: Sampler) -> int:
         """Chooses the next token from the last output."""

@@ -1,18 +1,38 @@
-"""Several answers at once on onnxruntime: what `batcher.Batcher` computes them in, beside a session's own sequence.
+"""Several answers at once on onnxruntime, beside a session's own sequence.
 
 Each answer has a row of a KV cache of its own. A prompt is computed alone, in its row; a token of every answer in one
-run of the graph, in which a row that is free computes nothing of use.
+run of the graph, in which a row that is not asked for computes nothing of use, behind what it holds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import EngineError
+from ..llama.abort import AbortFlag
+from ..llama.canary import check_numbers
 from ..llama.sampling import Sampler
-from ..prefix.chunks import Section, chunks_of
+from ..options import DEFAULT_BUDGET_BYTES
+from ..prefix.chunks import AdapterState, KvRecord, Section, chunks_of
 from .engine import OnnxEngine
 from .lane import OnnxLane, Pairs
+
+
+@dataclass(frozen=True)
+class Aside:
+    """One row that was laid aside: its keys and values, and the book of them."""
+
+    record: KvRecord
+    state: AdapterState
+    values: dict[str, npt.NDArray[Any]]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the keys and values."""
+        return sum(values.nbytes for values in self.values.values())
 
 
 class OnnxRows:
@@ -26,41 +46,116 @@ class OnnxRows:
         self._engine = engine
         self._pairs = pairs
         self._sequences: Sequence[int] = ()
-        # What each row holds of its last prompt; a step of a free row writes behind it.
+        # What each row holds; a step that does not ask for a row writes behind it.
         self._lanes: dict[int, OnnxLane] = {}
+        self._states: dict[int, AdapterState] = {}
 
-    def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
-        """Computes a prompt in a row, after what another row holds of it already; how many tokens that were."""
+    @property
+    def beginnings_bytes(self) -> int:
+        """There are none but in the rows."""
+        return 0
+
+    def kept(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section], fast: bool) -> int:
+        """How many tokens of a prompt a row holds that need not be computed."""
+        lane = self._lanes.get(sequence)
+        if lane is None:
+            return 0
+        exact = lane.record.reusable(prompt, chunks_of(sections))
+        return max(exact, lane.record.common(prompt, sections)) if fast else exact
+
+    def fill(
+        self,
+        sequence: int,
+        prompt: Sequence[int],
+        sections: Sequence[Section],
+        fast: bool = False,
+        flag: AbortFlag | None = None,
+    ) -> Iterator[int]:
+        """Computes a prompt in a row, chunk by chunk, after what another row holds of it already.
+
+        Args:
+            flag: once it is set, no further chunk is computed.
+
+        Yields:
+            How many tokens of the prompt the row holds: first what was kept, then after each chunk.
+
+        Raises:
+            EngineError: onnxruntime fails, the flag is set, or the output is no number.
+        """
         wanted = chunks_of(sections)
         like = {row: lane.record.reusable(prompt, wanted) for row, lane in self._lanes.items()}
         source = max(like, key=lambda row: (like[row], row == sequence), default=sequence)
         lane = self._lanes.setdefault(sequence, OnnxLane(self._engine, self._pairs, sequence))
-        if source != sequence:
+        own = self.kept(sequence, prompt, sections, fast)
+        if source != sequence and like[source] > own:
             lane.record = self._lanes[source].record.beginning(like[source])
             self._engine.copy(source, sequence, like[source])
-        return lane.begin(prompt, sections)
+        self._states[sequence] = sections[-1].state
+        for at in lane.fill(prompt, sections, fast):
+            yield at
+            if flag is not None and flag.is_set:
+                raise EngineError("the computation was stopped")
 
-    def step(self, token_ids: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> None:
-        """Computes one token for each of several rows."""
-        ids = [0] * (max(sequences) + 1)
-        places = [self._lanes[row].n_tokens for row in range(len(ids))]
-        for token_id, position, sequence in zip(token_ids, positions, sequences, strict=True):
-            ids[sequence], places[sequence] = token_id, position
+    def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
+        """Computes a prompt in a row; how many of its tokens were kept."""
+        filling = self.fill(sequence, prompt, sections)
+        kept = next(filling)
+        for _ in filling:
+            pass
+        return kept
+
+    def step(self, token_ids: Sequence[int], sequences: Sequence[int]) -> None:
+        """Computes one more token for each of several rows, which rise and have the same adapters to come."""
+        n_rows = max(sequences) + 1
+        lanes = [self._lanes.setdefault(row, OnnxLane(self._engine, self._pairs, row)) for row in range(n_rows)]
+        ids = [0] * n_rows
+        for token_id, sequence in zip(token_ids, sequences, strict=True):
+            ids[sequence] = token_id
+        for row, lane in enumerate(lanes):
+            if row not in sequences and lane.n_tokens >= self._engine.n_ctx_tokens:
+                # An answer that ended with the context: a place is left to write behind.
+                lane.record.cut(lane.n_tokens - 1)
         self._sequences = sequences
         # A batch has one choice of adapters.
-        lane = self._lanes[sequences[0]]
-        self._engine.step(ids, places, **lane.numbers(lane.record.chunks[-1][1]))
+        numbers = lanes[sequences[0]].numbers(self._states[sequences[0]])
+        self._engine.step(ids, [lane.n_tokens for lane in lanes], **numbers)
+        for token_id, sequence in zip(token_ids, sequences, strict=True):
+            lanes[sequence].record.add_answer(token_id)
 
     def sample(self, sampler: Sampler, i: int) -> int:
         """Chooses a token from the logits of the i-th of the last step; -1: from those of the last prompt."""
-        return sampler.sample_row(self.logits(i))
+        row = self.logits(i)
+        check_numbers(row)
+        return sampler.sample_row(row)
 
     def logits(self, i: int) -> npt.NDArray[np.float32]:
         """What `sample` chooses from, shape (n_vocab,): valid until the next computation."""
         return self._engine.row if i < 0 else self._engine.step_rows[self._sequences[i]]
 
+    def lay_aside(self, sequence: int) -> Aside:
+        """Takes a row's sequence out, to be put back by `put_back`, bit for bit."""
+        lane = self._lanes.pop(sequence)
+        return Aside(lane.record, self._states[sequence], self._engine.take(sequence, lane.n_tokens))
+
+    def put_back(self, sequence: int, aside: Aside) -> None:
+        """Puts what was laid aside into any row."""
+        self._engine.put(sequence, aside.values)
+        lane = self._lanes[sequence] = OnnxLane(self._engine, self._pairs, sequence)
+        lane.record, self._states[sequence] = aside.record, aside.state
+
+    def aside_bytes(self, sequence: int) -> int:
+        """What `lay_aside` would hold."""
+        return self._engine.token_bytes * self._lanes[sequence].n_tokens
+
+    def has_room(self, n_bytes: int) -> bool:
+        """Whether so much may be laid aside in all."""
+        return n_bytes <= DEFAULT_BUDGET_BYTES
+
+    def hold(self, n_bytes: int) -> None:
+        """Nothing else is kept that could give way."""
+
     def release(self, sequence: int) -> None:
-        """The row is free; its prompt stays, for others that begin alike."""
+        """The row is free; what it holds stays, for others that begin alike."""
 
     def flush(self) -> None:
         """Nothing is kept on disk."""

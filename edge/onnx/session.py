@@ -11,6 +11,7 @@ carries the GGUF's keys without its tensors (tokenizer.gguf), so no weights are 
 
 import contextlib
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Unpack
@@ -54,7 +55,9 @@ class OnnxSession(SessionBase[OnnxRows]):
 
     engine_name = "onnx"
     # The other ones mean something to llama.cpp alone; given here they would do nothing.
-    engine_options: ClassVar[frozenset[str]] = frozenset({"n_ctx_tokens", "n_parallel", "threads", "allow_special"})
+    engine_options: ClassVar[frozenset[str]] = frozenset(
+        {"n_ctx_tokens", "n_parallel", "n_rows", "threads", "allow_special"}
+    )
     base: OnnxBase
     plan = None
 
@@ -71,6 +74,7 @@ class OnnxSession(SessionBase[OnnxRows]):
         self.n_ctx_tokens = options.get("n_ctx_tokens") or min(DEFAULT_CTX_TOKENS, self.base.max_length_tokens)
         self.longest_tokens = self.n_ctx_tokens
         self._loaded: dict[str, OnnxAdapter] = {}
+        self._engines: weakref.WeakSet[OnnxEngine] = weakref.WeakSet()
         # By sha256, and the scales at which they were tried
         self._tried: set[tuple[str, float]] = set()
         self._base_row: npt.NDArray[np.float32] | None = None
@@ -158,8 +162,8 @@ class OnnxSession(SessionBase[OnnxRows]):
         """A whole prompt under a choice, whose numbers are bound from here on; what others share is not told apart."""
         loaded = [(self._adapter(name), scale) for name, scale in choice.scales]
         state = AdapterState(tuple((adapter.sha256, scale) for adapter, scale in loaded))
-        if loaded and state not in self.lane.pairs:
-            self.lane.pairs[state] = _added(loaded, self.base)
+        if loaded and state.adapters not in self.lane.pairs:
+            self.lane.pairs[state.adapters] = _added(loaded, self.base)
         return [Section(len(ids), state)]
 
     def forget(self, name: str) -> None:
@@ -167,9 +171,10 @@ class OnnxSession(SessionBase[OnnxRows]):
         adapter = self._loaded.pop(name, None)
         if adapter is None:
             return
-        for state in [state for state in self.lane.pairs if adapter.sha256 in dict(state.adapters)]:
-            del self.lane.pairs[state]
-            self.engine.forget(state)
+        for key in [key for key in self.lane.pairs if adapter.sha256 in dict(key)]:
+            del self.lane.pairs[key]
+            for engine in (self.engine, *self._engines):
+                engine.forget(key)
 
     def _worker(self, choice: Choice, room_tokens: int) -> Worker:
         return self.lane
@@ -178,6 +183,7 @@ class OnnxSession(SessionBase[OnnxRows]):
         def new_rows(n_sequences: int, n_tokens: int) -> OnnxRows:
             n_tokens = min(n_tokens, self.base.max_length_tokens)
             engine = OnnxEngine(self.base, n_ctx_tokens=n_tokens, n_rows=n_sequences, beside=self.engine)
+            self._engines.add(engine)
             return OnnxRows(engine, self.lane.pairs)
 
         return new_rows

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 MAX_CARD_BYTES: Final = 1 << 20
 # Keys that the first versions did not have, and what they are where nothing is said
-_LATER: Final[dict[str, Any]] = {"template": {}, "thinking": None}
+_LATER: Final[dict[str, Any]] = {"template": {}, "thinking": None, "golden": []}
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class TaskCard:
         template: what the base's chat template is told at every prompt, as {"enable_thinking": false}.
         thinking: the texts that open and close what the model thinks before it answers; () for none, whatever the chat
             template says; None: as the template says.
+        golden: prompts with what the answer `contains` or `equals`: an update is taken only where they hold.
         scores: what was measured with it, as the benchmark wrote it.
         licence, data: under which terms the adapter stands, and what it was trained on.
     """
@@ -84,6 +85,7 @@ class TaskCard:
     pinned: bool = False
     template: Mapping[str, Any] = field(default_factory=dict)
     thinking: tuple[str, ...] | None = None
+    golden: tuple[Mapping[str, str], ...] = ()
     scores: Mapping[str, Any] = field(default_factory=dict)
     licence: str = ""
     data: str = ""
@@ -111,7 +113,7 @@ class TaskCard:
         if "task" not in data:
             faults.append("the key 'task' is missing")
         values = {
-            key: tuple(value) if key in ("stop", "thinking") and isinstance(value, list) else value
+            key: tuple(value) if key in ("stop", "thinking", "golden") and isinstance(value, list) else value
             for key, value in data.items()
         }
         card = object.__new__(cls)
@@ -191,6 +193,12 @@ def _is_table(value: object) -> bool:
     return isinstance(value, dict)
 
 
+def _is_golden(value: object) -> bool:
+    if not isinstance(value, dict) or not value.keys() <= {"prompt", "contains", "equals"} or "prompt" not in value:
+        return False
+    return all(_is_text(text) and text for text in value.values())
+
+
 def _faults(card: TaskCard) -> list[str]:
     """What is wrong with the values of a card; their types are not to be trusted."""
 
@@ -235,6 +243,8 @@ def _faults(card: TaskCard) -> list[str]:
         marks = card.thinking if isinstance(card.thinking, tuple) else ("",)
         if len(marks) not in (0, 2) or not all(_is_text(mark) and mark.strip() for mark in marks):
             faults.append(f"thinking is {card.thinking!r}; the two texts that open and close it, or [] for none")
+    if not isinstance(card.golden, tuple) or not all(map(_is_golden, card.golden)):
+        faults.append("golden is not a list of tables with a prompt and what the answer contains or equals")
     if not _is_table(card.scores):
         faults.append("scores is not a table of JSON values")
     return [fault for fault in faults if fault is not None]

@@ -21,7 +21,7 @@ from ..errors import DamagedError, InputError, SlmEdgeError, UnreachableError
 from ..files.aside import folder_beside, require_room
 from ..files.atomic import make_folder, sha256_file
 from ..files.text import loads_json
-from ..files.web import Access, DownloadError, access_of, hub_endpoint, hub_token, hub_url, read_small
+from ..files.web import Access, DownloadError, access_of, hub_endpoint, hub_token, hub_url, read_small, request_of
 from ..gguf.join import join
 from ..hub.listing import HubFile, Listing, list_repository, no_such_file
 from ..hub.quants import chosen_files, models_in, parts_of, quant_of
@@ -116,6 +116,8 @@ def fetch(reference: Reference, *, name: str | None = None, insecure: bool = Fal
             place = _Place(origin, access, lambda path: folder_url + quote(path))
             return _fetch_pack(store, place, reference, name, insecure, with_base)
         access = access_of(hub_endpoint(), insecure=insecure)
+        # Refused here, before the hub's own client sends a token anywhere
+        request_of(hub_endpoint(), {}, access)
         listing = list_repository(reference.repo, reference.revision)
         page = f"{hub_endpoint()}/{reference.repo}"
         origin = Origin(reference.text, page, listing.commit)
@@ -156,7 +158,9 @@ def _fetch_pack(
         from ..trust.seen import record
 
         key_id, named, number, time_s = verdict.key_id, verdict.name, verdict.version, verdict.time_s
-        record(lambda seen: seen.take(key_id, named, number, digest, time_s))
+        ref = store.ref(called)
+        kept = [one for one in (ref.previous if ref is not None else None, digest) if one is not None]
+        record(lambda seen: seen.take(key_id, named, number, time_s, kept))
     note(f"{called}: {verdict.words}")
     return fetched
 
@@ -341,7 +345,8 @@ def _progress(store: Store, called: str, files: dict[str, str], sizes: dict[str,
     missing_bytes = sum(size or 0 for path, size in sizes.items() if not store.blob(files[path] or "-").is_file())
     make_folder(store.folder)
     require_room(store.folder, missing_bytes, f"for {called}", "make room, or set SLM_EDGE_HOME to another disk")
-    total = None if None in sizes.values() else sum(size or 0 for size in sizes.values())
+    # Of a pack on a web server, sizes of small files are not known before they are asked for.
+    total = sum(size or 0 for size in sizes.values())
     with progress(f"pulling {called}", total, "bytes") as advance:
         yield advance
 

@@ -4,16 +4,42 @@ They are no fault of the pack: it opens without them. The next change removes th
 """
 
 import contextlib
+import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
+from ..errors import InputError, of_system
 from ..files.aside import SUFFIX, remove_leftovers_below
+from ..files.atomic import locked
+from ..files.cache import cache_folder, store_folder
+from .manifest import PACK_FILE, read_manifest
 
 # Where changes write: an adapter and its card, the router, the ONNX form
 _WRITTEN: Final = re.compile(r"router\.npz|adapters/[^/]+\.(gguf|json)|onnx/.+")
 _ASIDE: Final = re.compile(rf"(.*/)?\.[^/]*{re.escape(SUFFIX)}(/.*)?", re.DOTALL)
+
+
+@contextlib.contextmanager
+def changing(folder: Path) -> Iterator[None]:
+    """One change at a time, after the leftovers of the last; the lock lies in the cache, because a pack holds nothing
+    that it does not name.
+
+    Raises:
+        InputError: the pack is the store's.
+    """
+    if store_folder().resolve() in folder.resolve().parents:
+        hint = f"change a copy: cp -r {folder} COPY"
+        raise InputError("is kept in the store as it was pulled", where=folder, hint=hint)
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    with locked(cache_folder() / "locks" / f"pack-{name}.lock"):
+        if (folder / PACK_FILE).is_file():
+            remove_pack_leftovers(folder, read_manifest(folder).files)
+        try:
+            yield
+        except OSError as error:
+            raise of_system(error) from None
 
 
 def is_leftover(name: str, named: Collection[str]) -> bool:

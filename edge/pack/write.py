@@ -6,18 +6,16 @@ add_adapter(Path("my-pack"), NewAdapter("code", Path("code.gguf")))
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..console import Advance, note, progress
-from ..errors import DoesNotFitError, InputError, SlmEdgeError, of_system
-from ..files.atomic import atomic_file, atomic_folder, copy_file, locked, sha256_file, write_json
-from ..files.cache import cache_folder, store_folder
+from ..errors import DoesNotFitError, InputError, SlmEdgeError
+from ..files.atomic import atomic_file, atomic_folder, copy_file, sha256_file, write_json
 from ..gguf.adapter import AdapterInfo, check_adapter
 from ..gguf.base import BaseInfo
 from ..gguf.chat_template import OTHER_TEMPLATE, ChatTemplate
@@ -25,7 +23,7 @@ from ..names import check_name, did_you_mean
 from ..sizes import human_bytes
 from ..trust.gate import signatures_of
 from .card import TaskCard, own_card
-from .leftovers import remove_pack_leftovers
+from .leftovers import changing, remove_pack_leftovers
 from .manifest import (
     NOT_LISTED,
     PACK_FILE,
@@ -172,7 +170,7 @@ def add_adapter(folder: Path, new: NewAdapter, make_default: bool = False) -> Pa
         InputError: the name is taken, or the adapter does not pass its checks or belongs to another base.
         DamagedError: the pack, or the adapter's file, is damaged.
     """
-    with _changing(folder):
+    with changing(folder):
         pack = Pack.open(folder)
         faults = _name_faults([*pack.adapters, new.name])
         if faults:
@@ -220,7 +218,7 @@ def add_files(folder: Path, files: Mapping[str, Path], remove: Callable[[str], b
         raise InputError(
             "files cannot be added", where=folder, problems=[f"{name!r}: no path for a pack" for name in wrong]
         )
-    with _changing(folder):
+    with changing(folder):
         pack = Pack.open(folder)
         size_bytes = sum(path.stat().st_size for path in files.values())
         _check_room(folder, size_bytes)
@@ -261,7 +259,7 @@ def remove_adapter(folder: Path, name: str) -> Pack:
         InputError: there is no adapter of that name.
         DamagedError: the pack is damaged.
     """
-    with _changing(folder):
+    with changing(folder):
         pack = Pack.open(folder)
         if name not in pack.adapters:
             there = ", ".join(did_you_mean(name, pack.adapters)) or "none"
@@ -286,23 +284,6 @@ def remove_adapter(folder: Path, name: str) -> Pack:
 def adapter_path(name: str) -> str:
     """Where a pack keeps the adapter of that name."""
     return f"{ADAPTERS_FOLDER}/{name}.gguf"
-
-
-@contextlib.contextmanager
-def _changing(folder: Path) -> Iterator[None]:
-    """One change at a time; the lock lies in the cache, because a pack holds nothing that it does not name."""
-    if store_folder().resolve() in folder.resolve().parents:
-        raise InputError(
-            "is kept in the store as it was pulled", where=folder, hint=f"change a copy: cp -rL {folder} COPY"
-        )
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    with locked(cache_folder() / "locks" / f"pack-{name}.lock"):
-        if (folder / PACK_FILE).is_file():
-            remove_pack_leftovers(folder, read_manifest(folder).files)
-        try:
-            yield
-        except OSError as error:
-            raise of_system(error) from None
 
 
 def _tidy(folder: Path) -> None:

@@ -9,7 +9,7 @@ be cut (`llama/states.py`) keeps nothing of what an answer was added to: there a
 may go on, before the prompt's last chunk and behind shared beginnings, and it counts as a whole only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import EngineError, InputError
@@ -61,9 +61,38 @@ class PrefixCache:
         Raises:
             EngineError: llama.cpp cannot compute it, or the output is no number.
         """
+        filling = self.fill(context, record, prompt, sections, sequence=sequence, keep=keep)
+        kept = at = next(filling)
+        for n_tokens in filling:
+            if n_tokens <= at:
+                # It began again, without what the disk had.
+                kept = n_tokens
+            at = n_tokens
+        return kept
+
+    def fill(
+        self,
+        context: Context,
+        record: KvRecord,
+        prompt: Sequence[int],
+        sections: Sequence[Section],
+        *,
+        sequence: int = 0,
+        keep: bool = False,
+        fast: bool = False,
+    ) -> Iterator[int]:
+        """As `prefill`, chunk by chunk; between two of them the context may compute for other sequences.
+
+        Args:
+            fast: keep of the sequence whatever was computed of these tokens under these adapters, in whatever pieces.
+
+        Yields:
+            How many tokens of the prompt the sequence holds: first what was kept, then after each chunk.
+        """
         loaded: list[Snapshot] = []
         try:
-            return self._prefill(context, record, prompt, sections, sequence, keep, loaded)
+            yield from self._fill(context, record, prompt, sections, sequence, keep, fast, loaded)
+            return
         except EngineError:
             if not loaded or self.disk is None:
                 raise
@@ -71,9 +100,9 @@ class PrefixCache:
         self.disk.drop(loaded[0])
         record.cut(0)
         context.remove(sequence, 0)
-        return self._prefill(context, record, prompt, sections, sequence, keep, None)
+        yield from self._fill(context, record, prompt, sections, sequence, keep, False, None)
 
-    def _prefill(
+    def _fill(
         self,
         context: Context,
         record: KvRecord,
@@ -81,14 +110,13 @@ class PrefixCache:
         sections: Sequence[Section],
         sequence: int,
         keep: bool,
+        fast: bool,
         loaded: list[Snapshot] | None,
-    ) -> int:
-        """As `prefill`; what is read from the disk is put into `loaded`, None: nothing is."""
+    ) -> Iterator[int]:
+        """As `fill`; what is read from the disk is put into `loaded`, None: nothing is."""
         wanted = chunks_of(sections)
         whole = not context.memory.cuttable
-        kept = record.reusable(prompt, wanted)
-        if whole and not kept == len(record.tokens) == context.length(sequence):
-            kept = 0
+        kept = self.kept(context, record, prompt, sections, sequence=sequence, fast=fast)
         found = self.store.find(prompt, wanted[:-1], kept)
         if not whole and record.chunks and record.chunks[-1][1] != wanted[-1][1]:
             self._before_loss(context, record, kept, sequence, found[0] if found else None)
@@ -102,14 +130,14 @@ class PrefixCache:
                 self.disk.drop(loaded.pop())
         record.cut(kept)
         context.remove(sequence, kept)
+        yield kept
         at = kept
         start = 0
         for section in sections:
             for end in (start + size for size in chunk_ends(section.end - start)):
                 if end <= at:
                     continue
-                if at == kept or record.chunks[-1][1] != section.state:
-                    context.set_adapters(section.adapters)
+                context.set_adapters(section.adapters)
                 chunk = prompt[at:end]
                 outputs: Outputs = "last" if end == len(prompt) else "none"
                 context.decode(chunk, at, sequence=sequence, outputs=outputs, steady=True)
@@ -117,13 +145,34 @@ class PrefixCache:
                     context.settle(sequence)
                 record.add(chunk, section.state)
                 at = end
-                if whole and len(wanted) > 1 and at == wanted[-2][0]:
-                    self._remember(context, record, sequence)
+                if record.chunks[-1:] == [(at, section.state)]:
+                    if whole and len(wanted) > 1 and at == wanted[-2][0]:
+                        self._remember(context, record, sequence)
+                    if section.shared and at == section.end:
+                        self._shared(context, record, sequence, keep or whole)
+                if at == len(prompt):
+                    check_numbers(context.logits_view())
+                    before = wanted[-2][0] if len(wanted) > 1 else 0
+                    record.n_stable_tokens = max((end for end, _ in record.chunks if end <= before), default=0)
+                yield at
             start = section.end
-            if section.shared and kept < at == section.end:
-                self._shared(context, record, sequence, keep or whole)
-        check_numbers(context.logits_view())
-        record.n_stable_tokens = wanted[-2][0] if len(wanted) > 1 else 0
+
+    def kept(
+        self,
+        context: Context,
+        record: KvRecord,
+        prompt: Sequence[int],
+        sections: Sequence[Section],
+        *,
+        sequence: int = 0,
+        fast: bool = False,
+    ) -> int:
+        """How many leading tokens of a prompt a sequence holds that need not be computed; arguments as of `fill`."""
+        kept = record.reusable(prompt, chunks_of(sections))
+        if fast:
+            kept = max(kept, record.common(prompt, sections))
+        if not context.memory.cuttable and not kept == len(record.tokens) == context.length(sequence):
+            return 0
         return kept
 
     def shrink(self, most_bytes: int) -> None:
@@ -171,7 +220,7 @@ class PrefixCache:
         if self.disk is None:
             return None
         for section in reversed(sections[:-1]):
-            if section.shared and section.end > more_than:
+            if section.shared and section.end > more_than and section.state.lasting:
                 chunks = [chunk for chunk in wanted if chunk[0] <= section.end]
                 snapshot = self.disk.load(list(prompt[: section.end]), chunks, self.store.give_way)
                 if snapshot is not None:
@@ -187,6 +236,7 @@ class PrefixCache:
             return 0
         record.tokens = list(snapshot.tokens)
         record.chunks = list(snapshot.chunks)
+        record.runs = list(snapshot.chunks)
         self.store.n_restored += 1
         return n_tokens
 

@@ -52,12 +52,23 @@ class PrefixStore:
         self.budget_bytes = budget_bytes
         self.whole = whole
         self.n_restored = 0
+        self._aside_bytes = 0
         self._snapshots: list[Snapshot] = []
 
     @property
     def used_bytes(self) -> int:
+        """What the snapshots hold, and what was set aside."""
+        return self.snapshots_bytes + self._aside_bytes
+
+    @property
+    def snapshots_bytes(self) -> int:
         """What the snapshots hold."""
         return sum(snapshot.size_bytes for snapshot in self._snapshots)
+
+    def set_aside(self, n_bytes: int) -> None:
+        """Leaves so much of the budget to something else, in all."""
+        self._aside_bytes = n_bytes
+        self.give_way(0)
 
     def __len__(self) -> int:
         return len(self._snapshots)
@@ -106,7 +117,7 @@ class PrefixStore:
         Returns:
             Whether they fit; else nothing went.
         """
-        must_stay_bytes = keep.size_bytes if keep is not None else 0
+        must_stay_bytes = self._aside_bytes + (keep.size_bytes if keep is not None else 0)
         if must_stay_bytes + n_bytes > self.budget_bytes:
             return False
         may_go = [snapshot for snapshot in self._snapshots if snapshot is not keep]

@@ -1,7 +1,7 @@
 """What the engine's thread does: takes requests in, computes one unit of work at a time, hands pieces of text out.
 
-A unit is a prompt, or one token for each answer in the making; between two units requests join, leave, are cancelled.
-All of it belongs to one thread.
+A unit is a chunk of one prompt, or one token for each answer of the same adapters; between two units requests join,
+leave and are cancelled, and the adapters change where `flows.py` says so. All of it belongs to one thread.
 """
 
 import time
@@ -11,8 +11,11 @@ from typing import Any
 
 from ..answer.base import SessionBase
 from ..answer.growing import Growing
-from ..errors import EngineError, SlmEdgeError
-from .job import Job, piece_of
+from ..errors import DoesNotFitError, EngineError, SlmEdgeError
+from .flows import Flow, Turns
+from .job import Group, Job, piece_of
+from .pace import Pace
+from .places import Places
 from .stats import Stats
 from .ticket import Piece, Ticket, wake
 
@@ -23,22 +26,45 @@ class Core:
     Args:
         n_rows: answers computed side by side.
         on_end: told of each request that has ended.
+        fast: keep all that was computed in a row, also answers and short beginnings; else what is bit for bit what
+            computing anew would give.
+        clock: seconds; what is shared between flows.
+
+    Attributes:
+        loaded: names of the adapters in memory, for other threads.
+        pace: how fast it all goes.
 
     Raises:
         DoesNotFitError: there is no memory for the rows.
     """
 
-    def __init__(self, session: SessionBase[Any], n_rows: int, on_end: Callable[[Job], object]) -> None:
+    def __init__(
+        self,
+        session: SessionBase[Any],
+        n_rows: int,
+        on_end: Callable[[Job], object],
+        *,
+        fast: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._session = session
         self._on_end = on_end
         self._n_rows = n_rows
+        self._fast = fast
+        self._clock = clock
         self._rows = session.row_maker()(n_rows, session.n_ctx_tokens)
         session.held = self._held
-        # Names of the adapters in memory, for other threads
         self.loaded = frozenset(session.loaded_adapters)
-        self._waiting: list[Job] = []
-        self._active: dict[int, Job] = {}
+        self.pace = Pace()
+        self._turns = Turns(self.pace)
+        self._places = Places(self._rows, n_rows, self._turns, fast=fast)
+        self._jobs: dict[Ticket, Job] = {}
         self._fresh: set[Ticket] = set()
+        # The adapters that computed last, and seconds of laying aside and putting back since then
+        self._computed: Group | None = None
+        self._moving_s = 0.0
+        # Seconds of prompts for which answers of the same adapters stood still
+        self._owed_s = 0.0
         self._n_ended: Counter[str] = Counter()
         self._tokens: dict[str, Counter[str]] = {kind: Counter() for kind in ("prompt", "answer", "kept")}
         self._work_s: defaultdict[tuple[str, str], float] = defaultdict(float)
@@ -48,24 +74,23 @@ class Core:
     @property
     def busy(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self._waiting or self._active)
+        return bool(self._jobs)
 
     def add(self, job: Job) -> None:
         """A request that was admitted."""
-        if job.ticket.done:
-            self._end(job)
-            return
-        self._waiting.append(job)
+        self._jobs[job.ticket] = job
+        self._turns.add(job)
 
     def cancel(self, ticket: Ticket) -> None:
         """Ends a request, wherever it is."""
-        for job in [job for job in (*self._waiting, *self._active.values()) if job.ticket is ticket]:
-            self._fail(job, EngineError("the request was cancelled"), "cancelled")
+        job = self._jobs.get(ticket)
+        if job is not None:
+            self._cancelled(job)
         self._tell()
 
     def cancel_all(self) -> int:
         """Ends every request; how many there were."""
-        jobs = [*self._active.values(), *self._waiting]
+        jobs = list(self._jobs.values())
         for job in jobs:
             self._fail(job, EngineError("the engine was closed before the answer was whole"), "cancelled")
         self._tell()
@@ -73,11 +98,12 @@ class Core:
 
     def work(self) -> None:
         """Computes one unit and tells whoever waits for it."""
-        job = self._next()
-        if job is not None:
-            self._begin(job)
-        elif self._active:
-            self._step()
+        group = self._turns.choose(self._able, self._next_s)
+        if group is not None:
+            for flow in self._turns.of(group):
+                while not flow.stuck and self._places.can_have(flow):
+                    self._begin(flow, flow.waiting[0])
+            self._unit(group)
         if not self.busy:
             self._rows.flush()
         self._tell()
@@ -93,10 +119,11 @@ class Core:
 
     def stats(self, adapter_name: Callable[[str], str]) -> Stats:
         """A snapshot; `adapter_name` gives the public name of the session's."""
+        jobs = self._jobs.values()
         return Stats(
             n_rows=self._n_rows,
-            running=Counter(_name(job) for job in self._active.values()),
-            waiting=Counter(_name(job) for job in self._waiting),
+            running=Counter(job.name for job in jobs if job.row is not None),
+            waiting=Counter(job.name for job in jobs if job.row is None),
             n_answered=self._n_ended["answered"],
             n_cancelled=self._n_ended["cancelled"],
             n_failed=self._n_ended["failed"],
@@ -105,63 +132,159 @@ class Core:
             kept_tokens=Counter(self._tokens["kept"]),
             work_s=dict(self._work_s),
             n_swaps=self._n_swaps,
-            n_parked=0,
-            parked_bytes=0,
+            n_parked=self._places.n_parked,
+            parked_bytes=self._places.aside_bytes,
             loaded_bytes={adapter_name(name): n for name, n in self._session.loaded_adapters.items()},
-            prefix_bytes=0,
+            prefix_bytes=self._rows.beginnings_bytes,
             n_prefix_hits=self._n_hits,
             plan=self._session.plan,
         )
 
+    # Which unit is next
+
     def _held(self) -> set[str]:
-        return {name for job in self._active.values() for name, _ in job.bound.choice.scales}
+        return {name for job in self._jobs.values() if job.growing is not None for name, _ in job.group}
 
-    def _next(self) -> Job | None:
-        """The request whose prompt is computed now."""
-        if not self._waiting or len(self._active) == self._n_rows:
-            return None
-        if not self._active:
-            return self._waiting.pop(0)
-        running = next(iter(self._active.values())).bound.choice.scales
-        if self._waiting[0].bound.choice.scales != running:
-            return None
-        return self._waiting.pop(0)
+    def _able(self, flow: Flow) -> bool:
+        return bool(flow.running) or self._places.can_have(flow)
 
-    def _begin(self, job: Job) -> None:
-        row = min(set(range(self._n_rows)) - set(self._active))
-        start_s = time.perf_counter()
+    def _next_s(self, group: Group) -> float:
+        """How long the next unit of these adapters takes."""
+        filling, ready = self._split(group)
+        chunk = self._next_chunk(group, filling, ready)
+        return self.pace.step_s(len(ready)) if chunk is None else self.pace.chunk_s(chunk.next_tokens)
+
+    def _split(self, group: Group) -> tuple[list[Job], list[Job]]:
+        """Requests in rows whose prompts are being computed, and those that a step is for."""
+        jobs = [job for job in self._places.jobs if job.group == group]
+        return [job for job in jobs if job.filling is not None], [job for job in jobs if job.filling is None]
+
+    def _next_chunk(self, group: Group, filling: list[Job], ready: list[Job]) -> Job | None:
+        """Whose prompt the next unit is a chunk of; None for a step.
+
+        While answers wait for it, prompts get half of the time, and never more at once than one whole chunk takes.
+        """
+        if not filling:
+            return None
+        first = min(filling, key=lambda job: (self._turns.flow(job).spent_s, job.arrived_s))
+        if ready and self._owed_s > 0 and self._owed_s + self.pace.chunk_s(first.next_tokens) > self.pace.chunk_s():
+            return None
+        return first
+
+    def _unit(self, group: Group) -> None:
+        filling, ready = self._split(group)
+        job = self._next_chunk(group, filling, ready)
+        if job is not None:
+            self._chunk(job, others_wait=bool(ready))
+        elif ready:
+            self._step(ready)
+
+    # Units of work
+
+    def _begin(self, flow: Flow, job: Job) -> None:
+        """Gives a request a row, with its adapters in memory and what is known of its prompt in place."""
+        start_s = self._clock()
         try:
             sections = job.request.sections()
             self.loaded = frozenset(self._session.loaded_adapters)
-            job.growing, job.row = Growing(job.request, job.sampler, start_s), row
-            self._active[row] = job
-            job.ticket.begun()
-            kept = self._rows.prefill(row, job.request.prompt, sections)
+            moved_s = self._clock()
+            self._places.give(job, sections)
+            self._moving_s += self._clock() - moved_s
+            if job.growing is None:
+                job.growing = Growing(job.request, job.sampler, job.arrived_s)
+                job.ticket.begun()
+            if not job.growing.ids:
+                assert job.row is not None
+                job.filling = self._rows.fill(job.row, job.request.prompt, sections, self._fast, job.flag)
+                job.n_filled = next(job.filling)
+                job.growing.n_kept_tokens = job.n_filled
+                self._tokens["kept"][job.name] += job.n_filled
+                self._n_hits += job.n_filled > 0
+        except DoesNotFitError as error:
+            if any(other.group != flow.group for other in self._places.jobs):
+                # There is room for its adapters once others are done.
+                flow.stuck = True
+            else:
+                self._fail(job, error)
         except SlmEdgeError as error:
             self._fail(job, error)
-            return
-        took_s = time.perf_counter() - start_s
-        job.growing.n_kept_tokens, job.growing.prefill_s = kept, took_s
-        name = _name(job)
-        self._work_s["prompt", name] += took_s
-        self._tokens["prompt"][name] += len(job.request.prompt) - kept
-        self._tokens["kept"][name] += kept
-        self._n_hits += kept > 0
-        self._choose(job, -1)
+        self._turns.charge([job] if job.ticket in self._jobs else [], self._clock() - start_s)
 
-    def _step(self) -> None:
-        jobs = [self._active[row] for row in sorted(self._active)]
-        growing = [job.growing for job in jobs if job.growing is not None]
-        start_s = time.perf_counter()
+    def _chunk(self, job: Job, *, others_wait: bool) -> None:
+        assert job.filling is not None and job.growing is not None
+        before = job.n_filled
+        self._swap(job.group)
+        start_s = self._clock()
         try:
-            self._rows.step([one.ids[-1] for one in growing], [one.position for one in growing], sorted(self._active))
+            job.n_filled = next(job.filling)
         except SlmEdgeError as error:
-            for job in jobs:
+            if job.flag.is_set:
+                self._cancelled(job)
+            else:
                 self._fail(job, error)
             return
-        self._work_s["step", _name(jobs[0])] += time.perf_counter() - start_s
+        took_s = self._clock() - start_s
+        job.growing.prefill_s += took_s
+        self._owed_s = self._owed_s + took_s if others_wait else 0.0
+        self.pace.add_chunk(max(1, job.n_filled - before), took_s)
+        self._spend("prompt", [job], took_s)
+        self._tokens["prompt"][job.name] += max(0, job.n_filled - before)
+        if job.n_filled == len(job.request.prompt):
+            job.filling = None
+            self._choose(job, -1)
+
+    def _step(self, jobs: list[Job]) -> None:
+        swapped = self._swap(jobs[0].group)
+        usual_s = self.pace.step_s(len(jobs))
+        start_s = self._clock()
+        try:
+            self._compute(jobs)
+        except SlmEdgeError as error:
+            self._one_by_one(jobs, error)
+            return
+        took_s = self._clock() - start_s
+        over_s = max(0.0, took_s - usual_s) if swapped and usual_s else 0.0
+        if swapped:
+            self.pace.add_swap(over_s + self._moving_s)
+        else:
+            self.pace.add_step(len(jobs), took_s)
+        self._moving_s = 0.0
+        self._owed_s = max(0.0, self._owed_s - took_s)
+        self._work_s["swap", jobs[0].name] += over_s
+        self._work_s["step", jobs[0].name] -= over_s
+        self._spend("step", jobs, took_s)
         for i, job in enumerate(jobs):
             self._choose(job, i)
+
+    def _compute(self, jobs: list[Job]) -> None:
+        rows = [job.row for job in jobs if job.row is not None]
+        self._rows.step([job.growing.ids[-1] for job in jobs if job.growing is not None], rows)
+
+    def _one_by_one(self, jobs: list[Job], error: SlmEdgeError) -> None:
+        """A step failed: whoever fails alone too has failed, the others go on."""
+        for job in jobs:
+            try:
+                if len(jobs) == 1:
+                    raise error
+                self._compute([job])
+            except SlmEdgeError as own:
+                self._fail(job, own)
+            else:
+                self._choose(job, 0)
+
+    def _swap(self, group: Group) -> bool:
+        """Notes which adapters compute now; whether they changed."""
+        swapped = group != self._computed
+        if swapped and self._computed is not None:
+            self._n_swaps += 1
+        self._computed = group
+        return swapped
+
+    def _spend(self, kind: str, jobs: list[Job], took_s: float) -> None:
+        self._turns.charge(jobs, took_s)
+        self._work_s[kind, jobs[0].name] += took_s
+
+    # What comes of them
 
     def _choose(self, job: Job, i: int) -> None:
         """Takes the next token from the i-th logits; ends the answer where it is whole."""
@@ -174,12 +297,11 @@ class Core:
             self._fail(job, error)
             return
         text = job.growing.take(token_id, self._session.vocab)
-        ended = job.growing.reason is not None
         if job.growing.reason != "end":
             job.ticket.add(piece_of(text, token_id, logits, job.n_top, job.growing.thought))
-            self._tokens["answer"][_name(job)] += 1
+            self._tokens["answer"][job.name] += 1
         self._fresh.add(job.ticket)
-        if not ended:
+        if job.growing.reason is None:
             return
         answer, rest = job.growing.finish(job.bound.name)
         if rest or job.growing.thought:
@@ -188,19 +310,20 @@ class Core:
         job.ticket.end(answer)
         self._end(job)
 
-    def _fail(self, job: Job, error: SlmEdgeError, kind: str = "failed") -> None:
+    def _cancelled(self, job: Job) -> None:
+        self._fail(job, EngineError("the request was cancelled"), "cancelled", clean=False)
+
+    def _fail(self, job: Job, error: SlmEdgeError, kind: str = "failed", *, clean: bool = True) -> None:
         self._n_ended[kind] += 1
         job.ticket.end(None, error)
-        self._end(job)
+        self._end(job, clean=clean)
 
-    def _end(self, job: Job) -> None:
-        """Takes a request out that is done."""
-        job.ticket.end(None, EngineError("the request was cancelled"))
-        if job in self._waiting:
-            self._waiting.remove(job)
-        if job.row is not None and self._active.get(job.row) is job:
-            del self._active[job.row]
-            self._rows.release(job.row)
+    def _end(self, job: Job, *, clean: bool = False) -> None:
+        """Takes a request out that is done; what its row holds may serve others, unless it is to be clean."""
+        del self._jobs[job.ticket]
+        self._turns.remove(job)
+        self._places.leave(job, clean=clean)
+        job.filling = None
         job.sampler.close()
         self._fresh.add(job.ticket)
         self._on_end(job)
@@ -209,7 +332,3 @@ class Core:
         if self._fresh:
             wake(self._fresh)
             self._fresh.clear()
-
-
-def _name(job: Job) -> str:
-    return job.bound.name or "base"

@@ -16,7 +16,7 @@ rules that cannot be kept, or more work than the engine gets done in time (`Busy
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack, get_args
 
 from ..answer.base import SessionBase
 from ..answer.choice import AdapterName
@@ -27,6 +27,7 @@ from ..options import LEFT_OUT, EngineOptions, Left, LeftOut
 from ..pack.card import TaskCard
 from .front import Prompt, Tools
 from .host import Host
+from .pace import Pace
 from .stats import EngineFacts, Stats
 from .ticket import Ticket
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from ..grammar.rules import Rules
     from ..pack.pack import Pack
 
+# What is kept of what was computed, see docs/prefix-cache.md
+Reuse = Literal["fast", "exact"]
 DEFAULT_ROWS: Final = 4
 DEFAULT_MAX_WAIT_S: Final = 60.0
 
@@ -48,6 +51,8 @@ class Engine:
         open_session: called once, on the engine's own thread.
         parallel: answers computed side by side; each takes one KV cache.
         max_wait_s: a request that would begin later than this is refused.
+        reuse: "fast" keeps whatever was computed, also answers and short beginnings; "exact" keeps what is bit for bit
+            what computing anew would give.
         default_adapter: what answers where none is named; left out: what the session has in use.
 
     Raises:
@@ -60,6 +65,7 @@ class Engine:
         *,
         parallel: int = DEFAULT_ROWS,
         max_wait_s: float = DEFAULT_MAX_WAIT_S,
+        reuse: Reuse = "fast",
         default_adapter: str | LeftOut | None = LEFT_OUT,
     ) -> None:
         if parallel < 1:
@@ -68,7 +74,9 @@ class Engine:
             raise InputError(f"max_wait_s is {max_wait_s}; it must be more than 0")
         self.parallel = parallel
         self.max_wait_s = max_wait_s
-        self._host = Host(open_session, parallel)
+        if reuse not in get_args(Reuse):
+            raise InputError(f"reuse is {reuse!r}; it must be one of {', '.join(get_args(Reuse))}")
+        self._host = Host(open_session, parallel, max_wait_s=max_wait_s, fast=reuse == "fast")
         self.default_adapter = self._host.session.adapter if isinstance(default_adapter, Left) else default_adapter
 
     @classmethod
@@ -79,6 +87,7 @@ class Engine:
         engine: str = "llama",
         parallel: int = DEFAULT_ROWS,
         max_wait_s: float = DEFAULT_MAX_WAIT_S,
+        reuse: Reuse = "fast",
         allow_pull: bool = False,
         **options: Unpack[EngineOptions],
     ) -> Self:
@@ -87,18 +96,19 @@ class Engine:
         Args:
             pack: a folder, or what `Pack.open` gave; None for the starter pack.
             engine, allow_pull, options: as in `engines.open_session`; errors too.
-            parallel, max_wait_s: see the class.
+            parallel, max_wait_s, reuse: see the class.
         """
         from ..engines import open_session
         from ..pack.pack import Pack
 
         opened = pack if isinstance(pack, Pack) else Pack.open(pack)
         default = opened.default_adapter
-        options["n_parallel"] = parallel
+        options["n_rows"] = parallel
         return cls(
             lambda: open_session(opened, engine, allow_pull=allow_pull, **options),
             parallel=parallel,
             max_wait_s=max_wait_s,
+            reuse=reuse,
             default_adapter=default if default == "auto" or default in opened.adapters else None,
         )
 
@@ -109,9 +119,10 @@ class Engine:
         *,
         parallel: int = DEFAULT_ROWS,
         max_wait_s: float = DEFAULT_MAX_WAIT_S,
+        reuse: Reuse = "fast",
     ) -> Self:
         """An engine over any session; it is opened, used and closed on the engine's thread alone."""
-        return cls(open_session, parallel=parallel, max_wait_s=max_wait_s)
+        return cls(open_session, parallel=parallel, max_wait_s=max_wait_s, reuse=reuse)
 
     # Requests
 
@@ -210,7 +221,7 @@ class Engine:
     ) -> list[int]:
         """Token ids of a prompt, through the chat template; arguments and errors as `submit`."""
         bound, _ = self._host.bound(prompt, self._named(adapter))
-        return self._host.front.rendered(prompt, system, bound.choice.card)[0]
+        return self._host.front.rendered(prompt, system, bound.choice.card).ids
 
     def count(self, prompt: Prompt, adapter: AdapterName | LeftOut = LEFT_OUT, *, system: str | None = None) -> int:
         """How many tokens a prompt is, through the chat template; arguments and errors as `submit`."""
@@ -276,6 +287,10 @@ class Engine:
     def stats(self) -> Stats:
         """What was done and is to do, taken between two units of work."""
         return self._host.call(self._host.stats)
+
+    def pace(self) -> Pace:
+        """How fast it computes, as measured so far; may be read at any time."""
+        return self._host.pace
 
     def drain(self, timeout_s: float | None = None) -> int:
         """Takes no more requests and waits for those that there are; what is not done in time is cancelled.

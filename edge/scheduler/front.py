@@ -6,18 +6,21 @@ only to close.
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..answer.base import SessionBase
 from ..answer.settings import Settings, arguments_of, request_of
 from ..answer.thinking import thinking_of
 from ..errors import EngineError, InputError
 from ..gguf.chat_template import Message, checked_messages, messages_of
+from ..llama.abort import AbortFlag
 from ..pack.card import TaskCard
 from ..prefix.chunks import Section
 from ..router.router import Decision, Router
 from .adapters import Bound
 from .job import MOST_LOGPROBS, Job
+from .sticky import Conversations
 from .ticket import Ticket
 
 if TYPE_CHECKING:
@@ -28,6 +31,15 @@ Prompt = str | Sequence[Message] | Sequence[int]
 # What the model may call, as {"type": "function", "function": {…}} each
 Tools = Sequence[Mapping[str, Any]]
 _PLAIN_RULES: Final = 'root ::= "a"'
+
+
+class Rendered(NamedTuple):
+    """A prompt as token ids; how many of them every prompt with its system message begins with, and whether that
+    message is the pack's own, so that everyone may know that it was computed."""
+
+    ids: list[int]
+    n_shared_tokens: int
+    is_public: bool
 
 
 class Front:
@@ -41,6 +53,7 @@ class Front:
         self._session = session
         self._lock = threading.Lock()
         self._closed = False
+        self._conversations = Conversations()
         self.router: Router | None = None
         try:
             self.router = session.router
@@ -48,15 +61,27 @@ class Front:
             # Told where someone asks for it.
             self._no_router = "there is no router, which 'auto' needs"
 
-    def choose(self, prompt: Prompt) -> Decision:
-        """What the router chooses; raises InputError where there is none."""
+    def choose(self, prompt: Prompt, key: str) -> Decision:
+        """What the router chooses, in a conversation with what answered so far; raises InputError where there is none.
+
+        Args:
+            key: whose conversation it is.
+        """
         if self.router is None:
             raise InputError(self._no_router, hint="name an adapter, or open a pack with a router")
         if _is_tokens(prompt):
             raise InputError("'auto' chooses by a text, and the prompt is token ids", hint="name an adapter")
         messages = checked_messages(prompt)  # type: ignore[arg-type]
+        current = self._conversations.adapter(key, messages)
         with self._lock:
-            return self.router.choose(messages)
+            return self.router.choose(messages, current=current)
+
+    def ended(self, job: Job) -> None:
+        """A request has ended."""
+        answer = job.ticket.answer
+        if job.talk is not None and answer is not None:
+            talk: list[Message] = [*job.talk, {"role": "assistant", "content": answer.text}]
+            self._conversations.note(job.ticket.key, talk, job.bound.name)
 
     def rendered(
         self,
@@ -65,19 +90,23 @@ class Front:
         card: TaskCard,
         tools: Tools | None = None,
         template_args: Mapping[str, Any] | None = None,
-    ) -> tuple[list[int], int]:
-        """Token ids, and how many of them every prompt with that system message begins with."""
+    ) -> Rendered:
+        """A prompt as token ids."""
         if _is_tokens(prompt):
             if template_args:
                 raise InputError("template_args are given beside token ids, which are taken as they are")
-            return self._checked_ids(prompt, system), 0
+            return Rendered(self._checked_ids(prompt, system), 0, False)
         messages = messages_of(prompt, system, card.system)  # type: ignore[arg-type]
         arguments = arguments_of(card, template_args, tools)
         with self._lock:
             self._check()
             most = self._session.longest_tokens
             ids = self._session.prompts.encode(messages, most_tokens=most, arguments=arguments)
-            return ids, self._session.shared_tokens(messages, ids, arguments)
+            n_shared_tokens = self._session.shared_tokens(messages, ids, arguments)
+        first = messages[0]
+        # What a caller gave the template stands in the beginning too.
+        is_own = not tools and not template_args and (first["role"] != "system" or first.get("content") == card.system)
+        return Rendered(ids, n_shared_tokens, is_own)
 
     def job(
         self,
@@ -97,17 +126,20 @@ class Front:
         if n_top is not None and not 0 <= n_top <= MOST_LOGPROBS:
             raise InputError(f"logprobs is {n_top}; it must be between 0 and {MOST_LOGPROBS}")
         session, choice = self._session, bound.choice
-        ids, n_shared_tokens = self.rendered(prompt, system, choice.card, tools, settings.get("template_args"))
+        rendered = self.rendered(prompt, system, choice.card, tools, settings.get("template_args"))
 
         def sections() -> list[Section]:
-            return session.sections(choice, ids, n_shared_tokens)
+            found = session.sections(choice, rendered.ids, rendered.n_shared_tokens)
+            return kept_apart(found, key, rendered.n_shared_tokens if rendered.is_public else 0)
 
         with self._lock:
             self._check()
             # Token ids are a text of any kind, which goes on.
-            thinking = None if _is_tokens(prompt) else thinking_of(session.template, choice.card, session.vocab, ids)
+            thinking = None
+            if not _is_tokens(prompt):
+                thinking = thinking_of(session.template, choice.card, session.vocab, rendered.ids)
         request = request_of(
-            ids,
+            rendered.ids,
             choice,
             settings,
             sections,
@@ -118,8 +150,15 @@ class Front:
         with self._lock:
             self._check()
             sampler = request.sampler(session.vocab)
-        ticket = Ticket(number, key, bound.name, bound.digest, decision, len(ids), cancel)
-        return Job(ticket, request, bound, sampler, n_top)
+        flag = AbortFlag()
+
+        def stop(ticket: Ticket) -> None:
+            flag.set()
+            cancel(ticket)
+
+        ticket = Ticket(number, key, bound.name, bound.digest, decision, len(rendered.ids), stop)
+        talk = checked_messages(prompt) if decision is not None else None  # type: ignore[arg-type]
+        return Job(ticket, request, bound, sampler, flag, n_top, talk=talk)
 
     def try_rules(self, rules: "Rules") -> None:
         """Reads rules and tries them where they cannot hold others up; raises as `grammar.matcher.Grammar`."""
@@ -168,6 +207,14 @@ class Front:
             if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < n_vocab:
                 raise InputError(f"token {i} is {token_id!r}; ids are whole numbers from 0 to {n_vocab - 1}")
         return list(prompt)
+
+
+def kept_apart(sections: Sequence[Section], key: str, n_public_tokens: int) -> list[Section]:
+    """The parts of a key's prompt, whose keys and values serve that key alone but for the public beginning."""
+    return [
+        part if not key or part.end <= n_public_tokens else replace(part, state=replace(part.state, domain=key))
+        for part in sections
+    ]
 
 
 def _is_tokens(prompt: Prompt) -> bool:

@@ -1,22 +1,27 @@
 """The thread of an engine, and what other threads hand to it: messages in one inbox, read between two units of work."""
 
+import atexit
 import itertools
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..answer.base import SessionBase
 from ..answer.choice import AdapterName
 from ..answer.settings import Settings
 from ..errors import BusyError, EngineError
+from ..llama.sampling import Sampler
 from ..names import check_name
 from ..pack.card import TaskCard
 from .adapters import Adapters, Bound
+from .admission import Expected
 from .core import Core
 from .front import Front, Prompt, Tools
+from .job import Job
+from .pace import Pace
 from .stats import AdapterFacts, Stats
 from .ticket import Ticket
 
@@ -24,6 +29,9 @@ if TYPE_CHECKING:
     from ..router.router import Decision
 
 T = TypeVar("T")
+
+# Requests at once, whatever they would take
+MOST_OPEN: Final = 1024
 
 
 class Host:
@@ -38,19 +46,27 @@ class Host:
     front: Front
     _adapters: Adapters
     _core: Core
+    _expected: Expected
 
-    def __init__(self, open_session: Callable[[], SessionBase[Any]], n_rows: int) -> None:
+    def __init__(
+        self, open_session: Callable[[], SessionBase[Any]], n_rows: int, *, max_wait_s: float, fast: bool
+    ) -> None:
         self._open_session = open_session
         self._n_rows = n_rows
+        self._max_wait_s = max_wait_s
+        self._fast = fast
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         # Guards the names of adapters, the number of requests and the state; never held while anything is computed.
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._numbers = itertools.count(1)
         self._n_unfinished = 0
+        self._open_jobs: dict[Ticket, Job] = {}
         self._state = "opening"
         self._fault: BaseException | None = None
         opened: Future[None] = Future()
+        # llama.cpp must not compute while the interpreter takes itself apart.
+        atexit.register(self.close)
         self._thread = threading.Thread(target=self._run, args=(opened,), name="slm-edge-engine", daemon=True)
         self._thread.start()
         try:
@@ -66,6 +82,11 @@ class Host:
         """Adapters that can be asked for now."""
         with self._lock:
             return tuple(self._adapters.named)
+
+    @property
+    def pace(self) -> Pace:
+        """As measured so far."""
+        return self._core.pace
 
     def adapter_facts(self) -> tuple[AdapterFacts, ...]:
         """The adapters as they are now."""
@@ -88,7 +109,8 @@ class Host:
         tools: Tools | None = None,
     ) -> Ticket:
         """As `Engine.submit`."""
-        bound, decision = self.bound(prompt, adapter, hold=True)
+        bound, decision = self.bound(prompt, adapter, key, hold=True)
+        sampler: Sampler | None = None
         try:
             job = self.front.job(
                 prompt,
@@ -102,17 +124,24 @@ class Host:
                 cancel=self._cancel,
                 tools=tools,
             )
+            sampler = job.sampler
             with self._lock:
                 self._check_open()
+                self._check_wait(job)
+                self._open_jobs[job.ticket] = job
                 self._inbox.put(lambda: self._core.add(job))
         except BaseException:
+            if sampler is not None:
+                sampler.close()
             self._inbox.put(lambda: self._let_go(bound))
             raise
         return job.ticket
 
-    def bound(self, prompt: Prompt, adapter: AdapterName, *, hold: bool = False) -> "tuple[Bound, Decision | None]":
+    def bound(
+        self, prompt: Prompt, adapter: AdapterName, key: str = "", *, hold: bool = False
+    ) -> "tuple[Bound, Decision | None]":
         """What is to answer a prompt, and the router's decision; with `hold` kept until the request has ended."""
-        decision = self.front.choose(prompt) if adapter == "auto" else None
+        decision = self.front.choose(prompt, key) if adapter == "auto" else None
         with self._lock:
             self._check_open()
             if decision is not None:
@@ -157,6 +186,7 @@ class Host:
         with self._lock:
             self._state = "closed"
             self._inbox.put(lambda: None)
+        atexit.unregister(self.close)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -166,6 +196,18 @@ class Host:
         if self._state != "open":
             why = f": {self._fault}" if self._fault is not None else ""
             raise EngineError(f"the engine is closed{why}", hint="open another one")
+
+    def _check_wait(self, job: Job) -> None:
+        """Raises BusyError if a request would be begun too late."""
+        n_open = len(self._open_jobs)
+        wait_s = self._expected.wait_s(job, list(self._open_jobs.values())) if n_open >= self._n_rows else 0.0
+        if wait_s > self._max_wait_s or n_open >= MOST_OPEN:
+            raise BusyError(
+                f"{n_open} requests are there already; this one would be begun after {wait_s:.0f} s, "
+                f"and {self._max_wait_s:g} s is the most",
+                wait_s=wait_s,
+                hint="try again later",
+            )
 
     def _cancel(self, ticket: Ticket) -> None:
         self._inbox.put(lambda: self._core.cancel(ticket))
@@ -178,7 +220,8 @@ class Host:
                 try:
                     self.session, self.front = session, Front(session)
                     self._adapters = Adapters(session.adapters)
-                    self._core = Core(session, self._n_rows, lambda job: self._let_go(job.bound))
+                    self._core = Core(session, self._n_rows, self._ended, fast=self._fast)
+                    self._expected = Expected(self._core.pace, self._n_rows)
                     self._state = "open"
                     opened.set_result(None)
                     self._serve()
@@ -215,6 +258,13 @@ class Host:
         n_cut = self._core.cancel_all()
         self._core.flush()
         return n_cut
+
+    def _ended(self, job: Job) -> None:
+        with self._lock:
+            del self._open_jobs[job.ticket]
+            self._expected.learn(job)
+        self.front.ended(job)
+        self._let_go(job.bound)
 
     def _let_go(self, bound: Bound) -> None:
         """A request has ended."""

@@ -1,18 +1,26 @@
 """A request on its way through an engine, from the queue to its last token."""
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from ..answer.engine import Aside
 from ..answer.growing import Growing
 from ..answer.stream import Request
+from ..gguf.chat_template import Message
+from ..llama.abort import AbortFlag
 from ..llama.sampling import Sampler
+from ..options import BATCH_TOKENS, CHUNK_TOKENS
 from .adapters import Bound
 from .ticket import Piece, Ticket
 
-MOST_LOGPROBS = 20
+MOST_LOGPROBS: Final = 20
+# Adapters with their scales, by the session's names: what one unit of work is computed under
+Group = tuple[tuple[str, float], ...]
 
 
 @dataclass(eq=False)
@@ -22,23 +30,48 @@ class Job:
     Attributes:
         sampler: made when it was submitted, so that rules that cannot be used are told then.
         n_top: how many of the likeliest tokens are told with each; None: not even the token's own probability.
+        flag: stops what is being computed of its prompt.
         row: where it is computed; None while it waits.
-        growing: its answer; None while it waits.
+        growing: its answer; None until it was begun.
+        filling: computes its prompt; None before and after that.
+        n_filled: how much of the prompt is there.
+        aside: what it had computed, while it waits for a row again.
+        talk: the conversation, where the router chose the adapter.
     """
 
     ticket: Ticket
     request: Request
     bound: Bound
     sampler: Sampler
+    flag: AbortFlag
     n_top: int | None = None
     row: int | None = None
     growing: Growing | None = None
+    filling: Iterator[int] | None = None
+    n_filled: int = 0
+    aside: Aside | None = None
+    talk: Sequence[Message] | None = None
     arrived_s: float = field(default_factory=time.perf_counter)
 
     @property
-    def flow(self) -> tuple[str, tuple[tuple[str, float], ...]]:
+    def group(self) -> Group:
+        """What computes it."""
+        return self.bound.choice.scales
+
+    @property
+    def flow(self) -> tuple[str, Group]:
         """Whose and what for: between these the time is shared."""
-        return self.ticket.key, self.bound.choice.scales
+        return self.ticket.key, self.group
+
+    @property
+    def next_tokens(self) -> int:
+        """How long the next part of its prompt is, about; 0 once it is there."""
+        return min(len(self.request.prompt) - self.n_filled, BATCH_TOKENS if self.n_filled else CHUNK_TOKENS)
+
+    @property
+    def name(self) -> str:
+        """Of the adapter, in statistics."""
+        return self.bound.name or "base"
 
 
 def piece_of(

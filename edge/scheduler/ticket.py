@@ -95,6 +95,11 @@ class Ticket:
         return self._answer is not None or self._error is not None
 
     @property
+    def answer(self) -> Answer | None:
+        """The whole answer; None until it is there, or where the request failed."""
+        return self._answer
+
+    @property
     def queue_s(self) -> float:
         """Seconds from handing in until its computation began, or until now."""
         return (self._begun_s or time.perf_counter()) - self._submitted_s

@@ -13,6 +13,7 @@ from ..openai.faults import Fault
 from ..openai.reply import Call, Receive, Scope, Send, answer_json
 from ..openai.responses import respond
 from ..openai.service import Service
+from .admin import SOCKET_ONLY
 from .guard import Caller
 from .page import page_routes
 from .state import show_state
@@ -33,11 +34,13 @@ class App:
         state: what of its life the server is in.
         service: None while the model is loaded.
         more: further paths: path -> method -> what answers. Nothing here is asked for a body but by POST.
+        admin: the same, for the admin socket and keys with the scope `admin`.
     """
 
     state: State = "loading"
     service: Service | None = None
     more: dict[str, dict[str, Handler]] = field(default_factory=dict)
+    admin: dict[str, dict[str, Handler]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._probe: asyncio.Future[Any] | None = None
@@ -60,7 +63,7 @@ class App:
     @property
     def paths(self) -> dict[str, list[str]]:
         """Every path with its methods."""
-        table = {path: [*methods] for path, methods in {**self._routes, **self.more}.items()}
+        table = {path: [*methods] for path, methods in {**self._routes, **self.more, **self.admin}.items()}
         return {**table, "/v1/models/{model}": ["GET"]}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,6 +73,8 @@ class App:
         )
         path: str = scope["path"]
         table = self._routes.get(path) or self.more.get(path)
+        if path in self.admin:
+            table = self._admitted(path, caller)
         if table is None and path.startswith("/v1/models/"):
             name = unquote(path.removeprefix("/v1/models/"))
             table = {"GET": lambda call: self._model(call, name)}
@@ -81,6 +86,13 @@ class App:
             allowed = ", ".join(table)
             raise Fault(405, "method_not_allowed", f"this path takes {allowed}", headers={"allow": allowed})
         await handler(call)
+
+    def _admitted(self, path: str, caller: Caller) -> dict[str, Handler]:
+        if caller.trusted or (caller.key.admin and path not in SOCKET_ONLY):
+            return self.admin[path]
+        where = "the admin socket (slm-edge adapter)"
+        where = where if path in SOCKET_ONLY else f"{where}, or a key with the scope `admin`"
+        raise Fault(403, "not_allowed", f"this path needs {where}")
 
     def _with(self, endpoint: Callable[[Service, Call], Awaitable[None]]) -> Handler:
         async def handler(call: Call) -> None:

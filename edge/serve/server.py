@@ -8,11 +8,12 @@ the sockets are still open. A second signal ends at once. SIGHUP reads the keys 
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -20,11 +21,13 @@ from typing import Any, Final
 
 from ..console import json_text, note
 from ..errors import InputError, SlmEdgeError
+from ..files.cache import runtime_folder
 from ..openai.openapi import document
 from ..openai.reply import Call, Scope, answer_bytes
 from ..openai.service import Service
 from ..scheduler.engine import Engine
-from .app import App
+from .admin import Kept, list_adapters, load_adapter, unload_adapter
+from .app import App, Handler
 from .guard import Caller, Guard, Rules
 from .keys import Keys
 from .listen import Listener, all_loopback, remove_socket, tcp_sockets, unix_socket, url_of
@@ -50,6 +53,7 @@ class Setup:
         strict: fields that are not known are refused.
         json_log: one JSON line on stderr for each request.
         base_path: of the base's file.
+        served: the pack's folder or the file that was asked for.
         open_to_all: keys are not asked for even where others can reach it.
     """
 
@@ -64,6 +68,7 @@ class Setup:
     strict: bool = False
     json_log: bool = False
     base_path: Path | None = None
+    served: Path | None = None
     open_to_all: bool = False
 
 
@@ -79,7 +84,16 @@ class Server:
         self.setup = setup
         self._open_engine = open_engine
         self._ready = ready
-        self.app = App(more={"/openapi.json": {"GET": self._document}, "/metrics": {"GET": self._metrics}})
+        self.app = App(
+            more={"/openapi.json": {"GET": self._document}, "/metrics": {"GET": self._metrics}},
+            admin={
+                "/v1/lora_adapters": {"GET": self._with_kept(list_adapters)},
+                "/v1/load_lora_adapter": {"POST": self._with_kept(load_adapter)},
+                "/v1/unload_lora_adapter": {"POST": self._with_kept(unload_adapter)},
+                "/v1/slm/server": {"GET": self._server},
+            },
+        )
+        self._kept: Kept | None = None
         self.metrics = Metrics({"version": metadata.version("slm-edge")})
         self.rules = Rules(
             None if setup.keys_path is None else Keys.open(setup.keys_path),
@@ -94,6 +108,8 @@ class Server:
         self.engine: Engine | None = None
         self.addresses: list[str] = []
         self._listener: Listener | None = None
+        self._admin_path: Path | None = None
+        self._began_s = time.time()
         self._n_signals = 0
         self._asked_to_end = asyncio.Event()
         self._asked_to_hurry = asyncio.Event()
@@ -110,12 +126,29 @@ class Server:
         loop = asyncio.get_running_loop()
         with self._signals(loop):
             await listener.start()
+            admin = await self._open_admin()
             try:
                 async with watched(self.app.fault):
                     await self._serve(loop, listener)
             finally:
-                if self.setup.unix is not None:
-                    remove_socket(self.setup.unix)
+                if admin is not None:
+                    await admin.stop(0.1)
+                for path in (self.setup.unix, self._admin_path):
+                    if path is not None:
+                        remove_socket(path)
+
+    async def _open_admin(self) -> Listener | None:
+        """The admin socket; None where there can be none, which is told."""
+        try:
+            path = runtime_folder() / f"{os.getpid()}.sock"
+            one = unix_socket(path)
+        except SlmEdgeError as error:
+            note(f"there is no admin socket: {error}")
+            return None
+        self._admin_path = path
+        listener = Listener(Guard(self.app, self.rules, trusted=True), [one])
+        await listener.start()
+        return listener
 
     async def _serve(self, loop: asyncio.AbstractEventLoop, listener: Listener) -> None:
         opening: asyncio.Future[Any] = loop.run_in_executor(None, self._open_engine)
@@ -124,7 +157,7 @@ class Server:
             await asyncio.wait({opening, ending}, return_when=asyncio.FIRST_COMPLETED)
             # A model that is being loaded cannot be left half loaded.
             self.engine = await opening
-            service = self._service(self.engine)
+            service = await loop.run_in_executor(None, self._service, self.engine)
             self.app.service = service
             if not self._asked_to_end.is_set():
                 self.app.state = "ready"
@@ -153,8 +186,24 @@ class Server:
             {"size": facts.st_size} if facts is not None else {},
             self.metrics,
         )
+        if path is not None:
+            self._kept = Kept(self.setup.served or path)
+            self._kept.restore(service)
         service.catalogue().check_aliases()
         return service
+
+    def _with_kept(self, endpoint: Callable[[Service, Kept, Call], Awaitable[None]]) -> Handler:
+        async def handler(call: Call) -> None:
+            service = self.app.open_service()
+            assert self._kept is not None
+            await endpoint(service, self._kept, call)
+
+        return handler
+
+    async def _server(self, call: Call) -> None:
+        """Who this is, for `slm-edge ps`; in every state."""
+        data = {"pid": os.getpid(), "addresses": self.addresses, "state": self.app.state, "began_s": self._began_s}
+        await call.answer({**data, "version": metadata.version("slm-edge"), "served": str(self.setup.served or "")})
 
     async def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
         """Ends what is being answered, in time or by force."""

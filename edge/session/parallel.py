@@ -12,6 +12,23 @@ from ..sizes import human_bytes
 from .rows import LlamaRows
 
 
+def own_rows(own: Context, cache: PrefixCache, n_rows: int) -> Callable[[int, int], LlamaRows]:
+    """The sequences of a session's own context, which was made for them; the session makes no answers by itself then.
+
+    The rows raise DoesNotFitError where more or longer ones are asked for than there are.
+    """
+
+    def rows(n_sequences: int, n_tokens: int) -> LlamaRows:
+        if n_sequences > n_rows or n_tokens > own.n_ctx_seq_tokens:
+            raise DoesNotFitError(
+                f"{n_sequences} answers of {n_tokens} tokens side by side; the session has room for "
+                f"{n_rows} of {own.n_ctx_seq_tokens}"
+            )
+        return LlamaRows(own, cache, owned=False)
+
+    return rows
+
+
 def parallel_rows(
     own: Context,
     base: BaseInfo,

@@ -101,10 +101,12 @@ class Session(SessionBase["LlamaRows"]):
                 Model.load(base_path, mmap=chosen.mmap, repack=chosen.repack, copied=copied_spans(self.base))
             )
             self.vocab = self.model.vocab
+            n_rows = options.get("n_rows") or 1
             setup: dict[str, Any] = {
-                "n_ctx_tokens": self.n_ctx_tokens,
-                "n_batch_tokens": chosen.n_batch_tokens,
-                "n_outputs_max": min(n_outputs, chosen.n_batch_tokens),
+                "n_ctx_tokens": self.n_ctx_tokens * n_rows,
+                "n_seq_max": n_rows,
+                "n_batch_tokens": max(chosen.n_batch_tokens, n_rows),
+                "n_outputs_max": max(min(n_outputs, chosen.n_batch_tokens), n_rows),
                 "threads": options.get("threads"),
                 "threads_batch": options.get("threads_batch"),
                 "kv_type": chosen.kv_type,
@@ -230,8 +232,11 @@ class Session(SessionBase["LlamaRows"]):
         return self._drafting.worker(self._lane, choice, room_tokens)
 
     def row_maker(self) -> "Callable[[int, int], LlamaRows]":
-        from .parallel import parallel_rows
+        from .parallel import own_rows, parallel_rows
 
+        n_rows = self.options.get("n_rows")
+        if n_rows:
+            return own_rows(self.context, self.prefixes, n_rows)
         return parallel_rows(
             self.context,
             self.base,

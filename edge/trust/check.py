@@ -15,6 +15,7 @@ from typing import Final
 from ..errors import DamagedError, InputError, SlmEdgeError
 from ..extras import extra_hint
 from ..files.text import read_bytes
+from ..store.store import Store
 from .gate import MINISIG_FILE, OMS_FILE, signatures_of
 from .keys import TrustedKey, revoked_keys, trusted_keys
 from .minisign import MOST_BYTES, PublicKey, Signature, shown_time
@@ -50,14 +51,16 @@ def judge(folder: Path, data: bytes, *places: str) -> Verdict:
     Args:
         folder: the pack's.
         data: the bytes of its pack.json, unread.
-        places: where it comes from, for the policy's patterns, beside where it is.
+        places: where it comes from, for the policy's patterns, beside where it is and what the store knows of it.
 
     Raises:
         DamagedError: a signature is none, or does not fit.
         InputError: the policy asks for a signature that is not there; the key is revoked; the version is older than one
             that was taken from that key.
     """
-    rule = rule_for(folder.absolute().as_posix(), *places)
+    version = Store().version_of(folder)
+    pulled_from = [version.origin.reference] if version is not None else []
+    rule = rule_for(folder.absolute().as_posix(), *pulled_from, *places)
     if rule.mode == "off":
         return Verdict("the policy does not ask for a signature here")
     keys = trusted_keys()

@@ -7,7 +7,7 @@
 
 It is a sigstore bundle 0.3 with a DSSE envelope around an in-toto statement, which lists the sha256 of each file. Keys
 are ECDSA on P-256, P-384 or P-521. What `model_signing verify key` takes of ours, and ours takes of `model_signing sign
-key`, is compared by `python -m slm_edge.benchmarks.proofs.model_signing`.
+key`, is compared by `python -m slm_edge.benchmarks.delivery.model_signing`.
 """
 
 import base64

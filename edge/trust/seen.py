@@ -2,7 +2,7 @@
 
     seen = Seen.read()
     seen.check_version(key_id, "my-pack", "1.2", sha256)        # InputError where that is older than what was taken
-    record(lambda seen: seen.take(key_id, "my-pack", "1.3", sha256, time_s))
+    record(lambda seen: seen.take(key_id, "my-pack", "1.3", time_s, [sha256 of 1.2, sha256 of 1.3]))
 
 Versions are kept for each key apart: a key that got into wrong hands and signed a version 99 locks nobody out once it
 is revoked. The file is state, not trust: it lies where no pack is written, and outlives packs that are removed.
@@ -10,7 +10,7 @@ is revoked. The file is state, not trust: it lies where no pack is written, and 
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,8 +21,6 @@ from .keys import revoked_keys
 from .minisign import shown_time, version_parts
 
 SEEN_FILE: Final = "seen.json"
-# Of each pack and key: what runs now and what was before it. Going back to these is no attack.
-KEPT: Final = 2
 # When this code was written: no clock is before that.
 LEAST_TIME_S: Final = 1_790_000_000
 # Two good clocks differ by less
@@ -36,7 +34,7 @@ class Seen:
     Attributes:
         times_s: key -> the newest time that it signed, of what was accepted.
         newest: "KEY/NAME" -> the newest version.
-        kept: "KEY/NAME" -> sha256 of the last `KEPT` pack.json that were taken, the newest last.
+        kept: "KEY/NAME" -> sha256 of the pack.json that may be old: what runs here, and what was before it.
     """
 
     times_s: dict[str, int] = field(default_factory=dict)
@@ -85,14 +83,32 @@ class Seen:
                 hint="set the clock (timedatectl set-ntp true); what is here goes on working",
             )
 
-    def take(self, key_id: str, name: str, version: str, sha256: str, time_s: int | None) -> None:
-        """Notes that a version was taken."""
+    def check_expiry(self, expires_s: int, where: str) -> None:
+        """Raises InputError where something may not be taken any more; 0 for what has no end."""
+        if expires_s and time.time() > expires_s:
+            raise InputError(
+                f"has expired on {shown_time(expires_s)}; no update is taken",
+                where=where,
+                hint="its maker signs it anew; what is here goes on working",
+            )
+
+    def take(self, key_id: str, name: str, version: str, time_s: int | None, kept: Sequence[str]) -> None:
+        """Notes that a version was taken.
+
+        Args:
+            time_s: when it was signed.
+            kept: sha256 of what may be used though it is older: what ran before, and this one.
+        """
         place = f"{key_id}/{name}"
         before = self.newest.get(place)
         if before is None or version_parts(version) >= version_parts(before):
             self.newest[place] = version
-        self.kept[place] = [*(one for one in self.kept.get(place, []) if one != sha256), sha256][-KEPT:]
+        self.allow(key_id, name, kept)
         self.times_s[key_id] = max(self.times_s.get(key_id, 0), time_s or 0)
+
+    def allow(self, key_id: str, name: str, kept: Sequence[str]) -> None:
+        """Says which versions may be used though they are older; no other may then."""
+        self.kept[f"{key_id}/{name}"] = list(dict.fromkeys(kept))
 
 
 def record(change: Callable[[Seen], object]) -> Seen:

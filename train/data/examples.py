@@ -1,8 +1,8 @@
-"""From rows to token ids: chat template, completion, end-of-turn token; duplicates and long rows are left out."""
+"""Rows of data files, what a task makes of one, and what a run trains on."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,30 @@ from ...edge.errors import InputError
 from ...edge.files.atomic import sha256_file
 from ...edge.files.text import is_text, json_rows
 from ...edge.gguf.chat_template import Message
-from ..model.alora import last_place
-from ..model.bases import Base, completion_end
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What a task makes of a row: the messages of the prompt and the text to answer."""
+    """What a task makes of a row: the messages of the prompt and the text to answer.
+
+    Attributes:
+        reply: the answer as a message, where it is more than its text.
+        all_turns: the answers among `messages` are learned too.
+        arguments: what the chat template is told besides, such as tools.
+    """
 
     messages: list[Message]
     completion: str
+    reply: Message | None = None
+    all_turns: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def conversation(self) -> list[Message]:
+        """The prompt's messages and the answer."""
+        return [*self.messages, self.reply or {"role": "assistant", "content": self.completion}]
 
 
 def text_of(row: Row, key: str) -> str:
@@ -60,11 +72,22 @@ class Example:
         ids: prompt and completion.
         n_prompt: how many of `ids` are the prompt; the loss is on the others.
         n_before: how many of `ids` an aLoRA leaves to the base; 0 for a plain LoRA.
+        gaps: spans behind the prompt, from and to, that are not learned: what others said between two answers.
+        of: tells rows of one conversation, which are held out together; empty where it is this row alone.
     """
 
     ids: tuple[int, ...]
     n_prompt: int
     n_before: int = 0
+    gaps: tuple[tuple[int, int], ...] = ()
+    of: str = ""
+
+    @property
+    def learned(self) -> list[int]:
+        """The places in `ids` that the loss is on."""
+        starts = [self.n_prompt, *(end for _, end in self.gaps)]
+        ends = [*(start for start, _ in self.gaps), len(self.ids)]
+        return [place for start, end in zip(starts, ends, strict=True) for place in range(start, end)]
 
 
 @dataclass
@@ -86,13 +109,19 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         InputError: not there, not of these formats, or not objects.
     """
+    for _, row in numbered_rows(path):
+        yield row
+
+
+def numbered_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """As `read_rows`, each with its line in the file, or its number from 1 where rows are no lines."""
     if path.name.endswith(".parquet"):
-        yield from _parquet_rows(path)
+        yield from enumerate(_parquet_rows(path), 1)
         return
     for number, row in json_rows(path):
         if not isinstance(row, dict):
             raise InputError(f"row {number} is not an object", where=path)
-        yield row
+        yield number, row
 
 
 def read_texts(path: Path, *keys: str) -> Iterator[Row]:
@@ -122,42 +151,6 @@ def file_record(path: Path, name: str | None = None) -> dict[str, Any]:
     return {"name": name or path.name, "size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
-def tokenize(
-    base: Base, pairs: Iterable[Pair], max_tokens: int, counts: Counts, invocation: Sequence[int] = ()
-) -> list[Example]:
-    """Token ids of every pair; exact duplicates and rows of more than `max_tokens` are dropped and counted.
-
-    Args:
-        invocation: tokens from which on an aLoRA acts; rows without them in the prompt, or with them in the answer, are
-            dropped too.
-    """
-    end = completion_end(base)
-    seen: set[tuple[int, ...]] = set()
-    examples = []
-    for pair in pairs:
-        try:
-            prompt = base.prompt_ids(pair.messages)
-        except InputError:
-            counts.dropped["refused by the chat template"] += 1
-            continue
-        ids = (*prompt, *base.encode(pair.completion), *end)
-        if ids in seen:
-            counts.dropped["duplicate"] += 1
-        elif len(ids) > max_tokens:
-            counts.dropped["too long"] += 1
-        elif invocation:
-            start = last_place(ids, invocation)
-            if start is None or start >= len(prompt):
-                counts.dropped["no invocation in the prompt, or one in the answer"] += 1
-            else:
-                examples.append(Example(ids, len(prompt), start))
-        else:
-            examples.append(Example(ids, len(prompt)))
-        seen.add(ids)
-    counts.kept += len(examples)
-    return examples
-
-
 def shared_prefix_tokens(examples: Sequence[Example]) -> int:
     """How many tokens all prompts begin with; at least one prompt token is left to each row."""
     if not examples:
@@ -174,13 +167,16 @@ def shared_prefix_tokens(examples: Sequence[Example]) -> int:
 
 
 def split_held_out(examples: list[Example], n: int) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples: the `n` with the smallest hash of their ids are held out, in whatever order."""
+    """Training and held-out examples: the `n` with the smallest hash of their ids are held out, in whatever order.
 
-    def rank(example: Example) -> bytes:
-        return hashlib.sha256(repr(example.ids).encode()).digest()
+    Rows of one conversation stay together, so that there may be a few more.
+    """
 
-    held = set(sorted(range(len(examples)), key=lambda at: rank(examples[at]))[:n])
+    def rank(example: Example) -> str:
+        return example.of or hashlib.sha256(repr(example.ids).encode()).hexdigest()
+
+    held = set(sorted(map(rank, examples))[:n])
     return (
-        [example for at, example in enumerate(examples) if at not in held],
-        [example for at, example in enumerate(examples) if at in held],
+        [example for example in examples if rank(example) not in held],
+        [example for example in examples if rank(example) in held],
     )

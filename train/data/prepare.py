@@ -1,5 +1,6 @@
 """From files of rows to what a run trains on: tasks' pairs, overlap with benchmarks, tokens, duplicates, the split."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from ...edge.errors import InputError
 from ..model.bases import Base
 from ..recipe import Recipe
 from .contamination import Index, Report, checked, find_benchmarks
-from .examples import Counts, Example, Row, file_record, read_rows, shared_prefix_tokens, split_held_out, tokenize
+from .examples import Counts, Example, Row, file_record, read_rows, shared_prefix_tokens, split_held_out
 from .replay import drawn
 from .sources import Source
 from .task import Task
+from .tokenize import tokenize
 
 # test sets that are only ever scored on: sha256 of the files as published
 NEVER_TRAINED_ON = {
@@ -50,7 +52,8 @@ class Prepared:
         hashed = hashlib.sha256()
         for part in (self.data.train, self.data.held_out):
             for example in part:
-                hashed.update(repr((example.ids, example.n_prompt, example.n_before)).encode())
+                gaps = (example.gaps,) if example.gaps else ()
+                hashed.update(repr((example.ids, example.n_prompt, example.n_before, *gaps)).encode())
             hashed.update(b"\n")
         return hashed.hexdigest()
 
@@ -85,7 +88,7 @@ def prepare(
         for name, sha256 in NEVER_TRAINED_ON.items():
             if records[-1]["sha256"] == sha256:
                 raise InputError(f"is {name}, which is only ever scored on", where=source.path)
-        rows.extend(read_rows(source.path))
+        rows.extend(task.read(source.path))
     if recipe.made_rows:
         if task.made is None:
             raise InputError(f"the task {task.name} makes no rows of its own", hint="leave made_rows at 0")
@@ -96,6 +99,8 @@ def prepare(
         counts.dropped[reason] += 1
 
     pairs = list(task.pairs(rows, drop))
+    if recipe.last_turn:
+        pairs = [dataclasses.replace(pair, all_turns=False) for pair in pairs]
     if bool(replay) != (recipe.replay > 0):
         raise InputError("replay and replay_data go together: a share of rows, and the files that they come from")
     if replay:
@@ -125,7 +130,7 @@ def prepare(
 def lengths(data: Data) -> dict[str, Any]:
     """Length statistics of the training examples, in tokens."""
     totals = sorted(len(example.ids) for example in data.train)
-    completions = sorted(len(example.ids) - example.n_prompt for example in data.train)
+    completions = sorted(len(example.learned) for example in data.train)
 
     def spread(values: list[int]) -> dict[str, int]:
         return {"min": values[0], "median": values[len(values) // 2], "max": values[-1], "sum": sum(values)}

@@ -1,15 +1,15 @@
 """Rows against forgetting: general prompts with the answers that should stay as they are, mixed into a task's own.
 
-A row is `messages` with the assistant's turn last, or `prompt` and `completion`, or Alpaca's instruction, input and
-output. The base's own answers, made with `slm-edge run`, are the mildest choice: they ask for no change at all.
+Rows have any of the forms of `conversations.py`, with the assistant's turn last. The base's own answers, made with
+`slm-edge run`, are the mildest choice: they ask for no change at all.
 """
 
 import random
 from collections.abc import Sequence
 
-from ...edge.datasets.prompts import user_message
 from ...edge.errors import InputError
-from .examples import Pair, Row, asked_of, text_of, turns_of
+from .conversations import conversation_of, form_of
+from .examples import Pair, Row
 
 
 def replay_pair(row: Row) -> Pair:
@@ -18,15 +18,13 @@ def replay_pair(row: Row) -> Pair:
     Raises:
         ValueError: it has none of the forms above, or a cell that is no text.
     """
-    if row.get("messages") is not None:
-        turns = turns_of(row)
-        if len(turns) > 1 and turns[-1]["role"] == "assistant":
-            return Pair(turns[:-1], turns[-1]["content"].strip())
-    if {"prompt", "completion"} <= row.keys():
-        return Pair(user_message(text_of(row, "prompt").strip()), text_of(row, "completion").strip())
-    if {"instruction", "output"} <= row.keys():
-        return Pair(user_message(asked_of(row)), text_of(row, "output").strip())
-    raise ValueError(f"it has neither messages, nor prompt and completion, nor instruction: {list(row)}")
+    form = form_of(row)
+    if form is None:
+        raise ValueError(f"it has no form that is known: {', '.join(row)}")
+    turns = conversation_of(row, form)["messages"]
+    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+        raise ValueError("its last turn is not the assistant's")
+    return Pair(turns[:-1], turns[-1]["content"].strip())
 
 
 def drawn(rows: Sequence[Row], share: float, n_own: int, seed: int) -> list[Pair]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...edge.errors import InputError
-from .examples import Pair, Row
+from .examples import Pair, Row, read_rows
 
 
 class Skip(Exception):
@@ -25,6 +25,7 @@ class Task:
         pair: makes prompt and completion of a row, or raises Skip with the reason; ValueError as `text_of`.
         defaults: recipe fields that differ from Recipe's own defaults.
         made: makes n rows of its own from a seed, where the task has such rows.
+        read: the rows of a data file; InputError as `read_rows`.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Task:
     pair: Callable[[Row], Pair]
     defaults: dict[str, Any] = field(default_factory=dict)
     made: Callable[[int, int], Iterator[Row]] | None = None
+    read: Callable[[Path], Iterator[Row]] = read_rows
 
     def pairs(self, rows: Iterable[Row], skipped: Callable[[str], object]) -> Iterator[Pair]:
         """Pairs of all rows; `skipped` is called with the reason for each row left out, odd cells among them."""

@@ -84,12 +84,14 @@ def packed_attention(
     layout: Layout,
     row_mask: Tensor,
     padding: Padding | None = None,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls: query (1, heads, n, d), key and value (1, kv heads, n, d).
 
     Args:
         padding: given, all rows are computed in one piece.
+        sliding_window: of this layer: a token sees itself and so many less one before it.
 
     Returns:
         (1, n, heads, d) as transformers wants it, and no weights.
@@ -98,17 +100,22 @@ def packed_attention(
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     prefix = layout.prefix_tokens
+    if sliding_window is not None and sliding_window < row_mask.shape[1]:
+        row_mask = row_mask.triu(prefix - sliding_window + 1)
+    prefix_mask = None
+    if sliding_window is not None and sliding_window < prefix:
+        prefix_mask = row_mask.new_ones(prefix, prefix).tril().triu(1 - sliding_window)
     if padding is not None:
         rows = _padded_rows(query, key, value, scaling, layout, row_mask, padding)
         if prefix:
-            q, k, v = query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix]
-            rows = torch.cat([F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling), rows], dim=2)
+            first = [tensor[:, :, :prefix] for tensor in (query, key, value)]
+            rows = torch.cat([_of_prefix(first, prefix_mask, scaling), rows], dim=2)
         return rows.transpose(1, 2), None
     lengths = [prefix, *layout.row_tokens]
     queries, keys, values = (torch.split(tensor, lengths, dim=2) for tensor in (query, key, value))
     outs = []
     if prefix:
-        outs.append(F.scaled_dot_product_attention(queries[0], keys[0], values[0], is_causal=True, scale=scaling))
+        outs.append(_of_prefix([queries[0], keys[0], values[0]], prefix_mask, scaling))
     for q, k, v in zip(queries[1:], keys[1:], values[1:], strict=True):
         n = q.shape[2]
         if prefix:
@@ -116,6 +123,12 @@ def packed_attention(
         mask = row_mask[:n, : prefix + n]
         outs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling))
     return torch.cat(outs, dim=2).transpose(1, 2), None
+
+
+def _of_prefix(tensors: list[Tensor], mask: Tensor | None, scaling: float) -> Tensor:
+    """Attention of the prefix to itself, within a window where there is a mask."""
+    q, k, v = tensors
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling)
 
 
 def _padded_rows(

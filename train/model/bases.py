@@ -5,7 +5,7 @@ base.prompt_ids(messages)
 model = base.load_model(attention="sdpa")
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,7 +22,7 @@ from ..recipe import Weights
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_MARK = "slm-edge-completion-mark"
+MARK = "slm-edge-completion-mark"
 
 
 class Base(Protocol):
@@ -44,8 +44,12 @@ class Base(Protocol):
         """Token ids, special tokens parsed, no BOS added."""
         ...
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation that an answer is to follow."""
+    def prompt_ids(self, messages: Sequence[Message], arguments: Mapping[str, Any] | None = None) -> list[int]:
+        """Token ids of a conversation that an answer is to follow.
+
+        Args:
+            arguments: what the chat template is told besides, see `ChatTemplate.render`.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -82,9 +86,9 @@ class GgufBase:
         """Token ids as on the device."""
         return self._vocab.encode(text, special=True, add_bos=False)
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], arguments: Mapping[str, Any] | None = None) -> list[int]:
         """Token ids as on the device."""
-        return self._prompts.encode(messages)
+        return self._prompts.encode(messages, arguments=arguments)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, as on the device."""
@@ -149,9 +153,10 @@ class HfBase:
         """Token ids of the folder's tokenizer."""
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], arguments: Mapping[str, Any] | None = None) -> list[int]:
         """Token ids of the rendered text; the folder's tokenizer reads special tokens wherever they stand."""
-        return self.encode(self.template.render(messages))
+        self.template.check_arguments(arguments or {})
+        return self.encode(self.template.render(messages, arguments=arguments))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
@@ -226,9 +231,9 @@ def completion_end(base: Base) -> list[int]:
     Raises:
         UnsupportedError: the template writes no such token: a model trained on it would never stop.
     """
-    turns: list[Message] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _MARK}]
+    turns: list[Message] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": MARK}]
     rendered = base.template.render(turns, add_generation_prompt=False)
-    ids = base.encode(rendered.rpartition(_MARK)[2])
+    ids = base.encode(rendered.rpartition(MARK)[2])
     for at, token_id in enumerate(ids):
         if base.is_end(token_id):
             return ids[: at + 1]

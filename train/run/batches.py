@@ -57,8 +57,9 @@ def pack(examples: Sequence[Example], prefix_tokens: int) -> Packed:
         row = example.ids[prefix_tokens:]
         ids.extend(row)
         lengths.append(len(row))
-        at.extend(start + place - 1 for place in range(example.n_prompt, len(example.ids)))
-        targets.extend(example.ids[example.n_prompt :])
+        learned = example.learned
+        at.extend(start + place - 1 for place in learned)
+        targets.extend(example.ids[place] for place in learned)
         n_idle = max(0, example.n_before - prefix_tokens)
         active += [0.0] * n_idle + [1.0] * (len(row) - n_idle)
     layout = Layout(prefix_tokens, tuple(lengths))

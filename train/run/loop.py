@@ -126,7 +126,7 @@ def train_step(
     """
     model.train()
     parts = machine.passes(rows, data, recipe)
-    n_completion = sum(len(example.ids) - example.n_prompt for example in rows)
+    n_completion = sum(len(example.learned) for example in rows)
     parameters: list[nn.Parameter] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def one(part: Packed) -> tuple[float, tuple[Tensor, ...]]:

@@ -105,6 +105,18 @@ def test_windows_bound_what_a_long_context_takes():
     assert work.context_bytes(8192) - work.context_bytes(4096) == 4096 * 3 * 512 * 2
 
 
+@pytest.mark.parametrize(
+    ("name", "state_bytes"), [("lfm2-350m", 80 << 10), ("qwen3.5-0.8b", 20_201_472), ("qwen3.5-4b", 52_690_944)]
+)
+def test_states_stand_beside_keys_and_values(name, state_bytes):
+    """Layers x (convolution's tokens + what each value head remembers) x 4 bytes, whatever the context."""
+    shape = find_shape(name)
+    short, long = (plan_memory(table_of(shape, "q4_k_m"), n_ctx_tokens=n).kv_bytes for n in (1024, 2048))
+    values = shape.n_kv_values_per_token
+    assert long - short == 1024 * values * 2
+    assert short - 1024 * values * 2 == state_bytes
+
+
 def test_a_windowed_file_is_the_work_of_its_shape(tmp_path):
     path = tiny_base(tmp_path / "base.gguf", architecture="gemma3", n_layers=7)
     file = GgufFile.open(path)

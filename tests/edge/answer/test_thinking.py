@@ -10,7 +10,7 @@ from build_gguf import CHATML, tiny_adapter, tiny_base, vocabulary
 from gguf import GGUFValueType
 from slm_edge.edge.answer.text_out import TextOut
 from slm_edge.edge.answer.thinking import FORMS, Thinking, form_of, split, thinking_of
-from slm_edge.edge.cli.talk import Talk
+from slm_edge.edge.cli.conversation.talk import Talk
 from slm_edge.edge.console import harmless
 from slm_edge.edge.errors import InputError
 from slm_edge.edge.gguf.chat_template import ChatTemplate

@@ -325,7 +325,7 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(pack, tmp_path):
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from slm_edge.edge.cli.chat import chat\n"
+        "import sys; from slm_edge.edge.cli.conversation.chat import chat\n"
         "try: chat(['--help'], prog_name='slm-edge chat')\n"
         "except SystemExit: pass\n"
         "print(sorted({'numpy', 'llama_cpp', 'jinja2', 'rich'} & set(sys.modules)))"

@@ -42,7 +42,7 @@ def test_an_unknown_command_is_met_with_the_nearest():
     assert "Traceback" not in result.stderr
 
 
-OTHERS_WORDS = ["list", "ls", "ps", "rm", "version", "config", "cache", "completion", "models", "create", "stop"]
+OTHERS_WORDS = ["list", "ls", "rm", "version", "config", "cache", "completion", "models", "create", "stop"]
 OTHERS_WORDS += ["show", "help"]
 
 

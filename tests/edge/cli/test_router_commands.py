@@ -7,7 +7,7 @@ import sys
 import pytest
 from build_gguf import tiny_adapter, tiny_base
 from build_router import EXAMPLES
-from slm_edge.edge.cli.talk import Talk
+from slm_edge.edge.cli.conversation.talk import Talk
 from slm_edge.edge.errors import DamagedError, InputError
 from slm_edge.edge.pack.pack import Pack
 from slm_edge.edge.router.in_pack import open_router

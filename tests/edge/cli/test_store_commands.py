@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from build_gguf import tiny_adapter, tiny_base
@@ -95,6 +97,22 @@ def test_pull_list_rm_in_processes_of_their_own(hub, made):
     assert done.returncode == 0 and "KiB freed" in done.stdout
     assert not list((Store().folder / "blobs" / "sha256").iterdir())
     assert typed("rm", MODEL).returncode == 2
+
+
+def test_ctrl_c_keeps_what_came(hub, made):
+    hub.state.stall = "tiny-Q8_0.gguf"
+    command = [sys.executable, "-m", "slm_edge.edge", "pull", "hf:org/tiny-GGUF:Q8_0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert hub.stalled.wait(60)
+        downloads = Store().folder / "state" / "downloads"
+        half = (made / "tiny" / "tiny-Q8_0.gguf").stat().st_size // 2
+        while not any(path.stat().st_size == half for path in downloads.glob("*.part")):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert "stopped" in process.stderr.read()
+    assert process.returncode == 130
+    assert typed("pull", "hf:org/tiny-GGUF:Q8_0").returncode == 0
+    assert hub.ranges["tiny-Q8_0.gguf"] == [None, f"bytes={half}-"]
 
 
 def test_a_pack_of_the_hub_everywhere_where_a_pack_is_taken(hub, slm_edge, made, tmp_path):

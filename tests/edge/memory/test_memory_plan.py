@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from build_gguf import tiny_adapter, tiny_base
+from build_other import other_base
 from slm_edge.benchmarks.made.random_base import make_shape
 from slm_edge.benchmarks.proofs.memory_plan import can_make_groups, ceiling, compare, compare_full
 from slm_edge.devices.catalogue.shapes import find_shape
@@ -84,6 +85,20 @@ def test_so_are_those_of_windows(windowed_path, n_ctx, n_batch, n_seq, flash_att
     compute = float(re.findall(r"compute buffer size = +([\d.]+)", log.text())[0])
     work_bytes = n_batch * 768 * 292 // 256 + (512 << 10)
     assert (compute_bytes - work_bytes) / MIB == pytest.approx(compute, rel=0.05, abs=0.06)
+
+
+@pytest.mark.parametrize("architecture", ["lfm2", "qwen35"])
+@pytest.mark.parametrize(("n_ctx", "n_seq"), [(1024, 1), (512, 3)])
+def test_so_are_those_of_states(tmp_path, architecture, n_ctx, n_seq):
+    path = other_base(tmp_path, architecture)[1]
+    size = ContextSize.of(BaseInfo.open(path).file)
+    kv_bytes = size.bytes(n_ctx, n_batch_tokens=128, n_outputs=n_seq, n_seq=n_seq)[0]
+    with Model.load(path) as model, quiet_logs() as log:
+        Context(model, n_ctx_tokens=n_ctx * n_seq, n_batch_tokens=128, n_seq_max=n_seq, threads=1).close()
+    said = re.findall(r"(KV|RS) buffer size = +([\d.]+)", log.text())
+    assert [kind for kind, _ in said] == ["KV", "RS"]
+    assert kv_bytes / MIB == pytest.approx(sum(float(n) for _, n in said), abs=0.011)
+    assert not size.cuttable
 
 
 def test_windows_make_long_contexts_cheap(windowed_path):

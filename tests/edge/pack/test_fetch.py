@@ -148,8 +148,9 @@ def test_a_private_repository_and_where_its_token_goes(made, monkeypatch):
         with pytest.raises(InputError, match="or it is private"):
             fetch(parse("hf:org/pack"))
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        hub.asked.clear()
         assert fetch(parse("hf:org/pack")).version.name == "house"
-        hosts = {(host.partition(":")[0], authorization) for host, _, authorization, _ in hub.asked[1:]}
+        hosts = {(host.partition(":")[0], authorization) for host, _, authorization, _ in hub.asked}
         assert hosts == {("127.0.0.1", "Bearer hf_secret"), ("localhost", None)}
 
 
@@ -160,6 +161,17 @@ def test_no_token_for_another_server(made, monkeypatch):
         fetch(parse(other.file_url("org/pack", "pack.json")))
         assert {authorization for _, _, authorization, _ in other.asked} == {None}
         assert "Bearer hf_secret" in {authorization for _, _, authorization, _ in hub.asked}, "for the base"
+
+
+def test_no_token_goes_along_when_the_hubs_metadata_lies_elsewhere(hub, made, monkeypatch):
+    """huggingface_hub follows redirects by itself."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with serving(repositories(made)) as other:
+        there = f"{other.url.replace('127.0.0.1', 'localhost')}/api/models/org/tiny-GGUF?blobs=true"
+        hub.script["/api/models/org/tiny-GGUF"] = [(307, {"Location": there})]
+        fetch(parse("hf:org/tiny-GGUF:Q8_0"))
+        assert {authorization for _, _, authorization, _ in other.asked} == {None}
+        assert len(other.asked) == 1
 
 
 def test_the_hub_asks_to_wait(hub, monkeypatch):

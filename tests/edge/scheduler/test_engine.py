@@ -4,11 +4,13 @@ import asyncio
 import hashlib
 import math
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
-from build_gguf import tiny_adapter, tiny_base, tiny_pack
+from build_gguf import task_pack, tiny_adapter, tiny_base, tiny_pack
 from slm_edge.edge import (
     BusyError,
     ConflictError,
@@ -20,6 +22,7 @@ from slm_edge.edge import (
     open_session,
 )
 from slm_edge.edge.errors import DoesNotFitError
+from slm_edge.edge.router.in_pack import open_router, put_router, starter_router
 from slm_edge.edge.session.session import Session
 
 SYSTEM = "Answer as the keeper of the light house would, in the words of the sea. " * 2
@@ -236,3 +239,38 @@ def test_the_server_on_the_page_works_as_it_stands(tmp_path, monkeypatch):
         assert client.get("/stream", params=asked).text == expected.text
         refused = client.get("/answer", params={"prompt": "the world", "adapter": "maths"})
         assert refused.status_code == 400 and "maths" in refused.text
+
+
+MATH = "A box has 12 eggs. Tom uses 5 of them for a cake. How many eggs are left?"
+
+
+def test_a_conversation_keeps_the_adapter_that_the_router_chose(tmp_path):
+    pack = put_router(task_pack(tmp_path, math=1, code=2).folder, starter_router())
+    router = open_router(pack)
+    with Engine.open(pack, parallel=2, threads=1) as engine:
+        first = engine.submit(MATH, "auto", key="me", max_tokens=12)
+        assert first.adapter == first.decision.adapter == "math"
+        talk = [{"role": "user", "content": MATH}, {"role": "assistant", "content": first.result().text}]
+        for more in ("And if he uses one more?", "Thanks, that is good to know.", "Say it in other words."):
+            turn = [*talk, {"role": "user", "content": more}]
+            mine, other = (engine.submit(turn, "auto", key=key, max_tokens=1) for key in ("me", "you"))
+            assert mine.decision == router.choose(turn, current="math")
+            assert other.decision == router.choose(turn, current=None)
+        assert mine.adapter == mine.decision.adapter
+        with pytest.raises(InputError, match="token ids"):
+            engine.submit([1, 2, 3], "auto")
+
+
+def test_a_program_may_end_without_closing_its_engine(files):
+    base, adapters = files
+    code = f"""
+from slm_edge.edge import Engine
+from slm_edge.edge.session.session import Session
+files = {{"a": ({str(adapters["a"][0])!r}, None)}}
+engine = Engine.of_session(lambda: Session.of_files({str(base)!r}, files, threads=1))
+ticket = engine.submit("the world", "a", max_tokens=1800)
+print(next(ticket.read()).token_id is not None)
+engine.submit("the sea " * 100, "a", max_tokens=1000)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")

@@ -105,7 +105,7 @@ def test_an_unsigned_extra_file_is_refused(folder, key, name):
 
 def test_an_old_version_is_refused(folder, key, tmp_path):
     old, oldest = (shutil.copytree(folder, tmp_path / name) for name in ("old", "oldest"))
-    (folder / "pack.json").write_text((folder / "pack.json").read_text())
+    kept = []
     for place, version in ((oldest, "1.2"), (old, "1.9"), (folder, "1.10")):
         # Other bytes each, as new versions have
         data = json.loads((place / "pack.json").read_text())
@@ -113,7 +113,8 @@ def test_an_old_version_is_refused(folder, key, tmp_path):
         (place / "pack.json").write_text(render(data))
         sign(key, place, version)
         sha256 = hashlib.sha256((place / "pack.json").read_bytes()).hexdigest()
-        record(lambda seen, version=version, sha256=sha256: seen.take(key.public.key_id, "pack", version, sha256, 5))
+        kept = [*kept, sha256][-2:]
+        record(lambda seen, version=version, kept=kept: seen.take(key.public.key_id, "pack", version, 5, kept))
     Pack.open(folder)
     # What ran before this one may come back, what was before that may not, nor may what never ran here.
     Pack.open(old)
@@ -251,7 +252,7 @@ def test_other_signed_files(key, tmp_path):
 def test_clocks(key, tmp_path):
     Seen().check_clock()
     ahead_s = int(time.time()) + 3600
-    seen = record(lambda seen: seen.take(key.public.key_id, "pack", "1", "0" * 64, ahead_s))
+    seen = record(lambda seen: seen.take(key.public.key_id, "pack", "1", ahead_s, []))
     with pytest.raises(InputError, match="no update is taken"):
         seen.check_clock()
     # Whoever stole a key cannot stop the clock for longer than the key is trusted.

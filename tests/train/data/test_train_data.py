@@ -15,8 +15,9 @@ from slm_edge.edge.errors import InputError, UnsupportedError
 from slm_edge.train.data.arithmetic_drills import arithmetic_drills
 from slm_edge.train.data.easy_problems import KINDS, easy_problems
 from slm_edge.train.data.easy_templates import TEMPLATES
-from slm_edge.train.data.examples import Counts, Example, read_rows, shared_prefix_tokens, split_held_out, tokenize
+from slm_edge.train.data.examples import Counts, Example, read_rows, shared_prefix_tokens, split_held_out
 from slm_edge.train.data.task import Skip, find_task, task_names
+from slm_edge.train.data.tokenize import tokenize
 from slm_edge.train.model.bases import completion_end, open_base
 from slm_edge.train.run.batches import pack, split_by_tokens, steps
 

@@ -104,13 +104,17 @@ def some_examples(prefix=5):
     generator = torch.Generator().manual_seed(1)
     sizes = ((7, 8), (12, 9), (3, 6), (12, 14))
     rows = [(torch.randint(0, 97, (n,), generator=generator).tolist(), n_prompt) for n, n_prompt in sizes]
-    return [Example((*range(prefix), *ids), n_prompt) for ids, n_prompt in rows]
+    examples = [Example((*range(prefix), *ids), n_prompt) for ids, n_prompt in rows]
+    # A conversation: what stands between two answers is not learned.
+    examples[1] = dataclasses.replace(examples[1], gaps=((11, 14),))
+    return examples
 
 
 @pytest.mark.parametrize("prefix", [0, 3, 5])
 @pytest.mark.parametrize("n_rows", [1, 4])
-def test_rows_side_by_side_as_a_gpu_attends_have_the_same_loss_and_gradients(prefix, n_rows):
-    model, _ = two_models()
+@pytest.mark.parametrize("window_tokens", [0, 4])
+def test_rows_side_by_side_as_a_gpu_attends_have_the_same_loss_and_gradients(prefix, n_rows, window_tokens):
+    model, _ = two_models(window_tokens=window_tokens)
     batch = pack(some_examples()[:n_rows], prefix)
     parameters = list(trainable(model).values())
     one_by_one = packed_loss(model, batch)
@@ -123,8 +127,9 @@ def test_rows_side_by_side_as_a_gpu_attends_have_the_same_loss_and_gradients(pre
 
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("prefix", [0, 3, 5])
-def test_a_packed_pass_has_the_loss_and_gradients_of_each_row_alone(prefix, rslora):
-    ours, theirs = two_models(rslora)
+@pytest.mark.parametrize("window_tokens", [0, 4, 7])
+def test_a_packed_pass_has_the_loss_and_gradients_of_each_row_alone(prefix, rslora, window_tokens):
+    ours, theirs = two_models(rslora, window_tokens=window_tokens)
     examples = some_examples()
     loss = packed_loss(ours, pack(examples, prefix))
     loss.backward()
@@ -133,6 +138,8 @@ def test_a_packed_pass_has_the_loss_and_gradients_of_each_row_alone(prefix, rslo
         ids = torch.tensor([example.ids])
         labels = ids.clone()
         labels[:, : example.n_prompt] = -100
+        for start, end in example.gaps:
+            labels[:, start:end] = -100
         logits = theirs(input_ids=ids).logits[0, :-1]
         expected = expected + F.cross_entropy(logits, labels[0, 1:], ignore_index=-100, reduction="sum")
     expected.backward()

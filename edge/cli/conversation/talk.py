@@ -13,18 +13,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ..answer.base import SessionBase
-from ..answer.settings import Settings, max_tokens_of, sampling_of
-from ..answer.stream import Answer
-from ..console import Aside, awaited, remark, show
-from ..errors import DoesNotFitError, InputError, SlmEdgeError, of_system
-from ..files.atomic import read_table, write_json
-from ..files.cache import user_path
-from ..gguf.chat_template import Message, checked_messages
-from ..llama.vocab import n_same
-from ..names import did_you_mean
-from ..sizes import human_bytes
-from ..system.memory import peak_memory_bytes
+from ...answer.base import SessionBase
+from ...answer.settings import Settings, max_tokens_of, sampling_of
+from ...answer.stream import Answer
+from ...console import Aside, awaited, remark, show
+from ...errors import DoesNotFitError, InputError, SlmEdgeError, of_system
+from ...files.atomic import read_table, write_json
+from ...files.cache import user_path
+from ...gguf.chat_template import Message, checked_messages
+from ...llama.vocab import n_same
+from ...names import did_you_mean
+from ...sizes import human_bytes
+from ...system.memory import peak_memory_bytes
 from .typed import files_like
 
 HELP: Final = '''/adapter NAME|none|auto   answer with another adapter from now on

@@ -1,7 +1,7 @@
 """Our model.sig and that of the package model-signing, each checked by the other, on P-256, P-384 and P-521.
 
     python -m venv theirs && theirs/bin/pip install model-signing pyOpenSSL
-    python -m slm_edge.benchmarks.proofs.model_signing theirs/bin/model_signing
+    python -m slm_edge.benchmarks.delivery.model_signing theirs/bin/model_signing
 
 model-signing lives in an environment of its own: it brings 36 MiB of packages that nothing here needs. Each side signs
 a copy of the starter pack, the other side must take it, and refuse it once a byte of any file, or of the signed

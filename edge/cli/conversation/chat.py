@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from ..console import remark
-from .options import (
+from ...console import remark
+from ..options import (
     answer_options,
     context_option,
     engine_option,
@@ -71,7 +71,7 @@ def chat(
     options = engine_options_of(given)
     if pinned:
         options["pinned"] = pinned
-    from .source import chosen
+    from ..source import chosen
     from .talk import Talk
     from .typed import hidden_typing, typed
 
@@ -79,7 +79,7 @@ def chat(
         raise click.UsageError(f"there are two models: {file} and -m {model}; leave one out.")
     source = chosen(file if model is None else model, pack, loras)
     name = source.default if adapter is None else adapter
-    with source.open(engine, name, **options) as session:
+    with source.watched(), source.open(engine, name, **options) as session:
         talk = Talk(session, system=system, settings=settings)
         talk.use("none" if name is None else name)
         if sys.stdin.isatty():

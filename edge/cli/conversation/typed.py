@@ -18,8 +18,8 @@ from typing import Final
 
 import click
 
-from ..console import note, paints
-from ..files.cache import state_folder, user_path
+from ...console import note, paints
+from ...files.cache import state_folder, user_path
 
 PROMPT: Final = "> "
 MORE: Final = ". "

@@ -1,0 +1,1 @@
+"""Updates of packs from a signed channel: taken, tried, watched, and taken back where they fail."""

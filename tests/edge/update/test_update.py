@@ -1,0 +1,479 @@
+"""Updates: what moves, what is refused, what is tried first, and how a machine goes back."""
+
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import replace
+
+import pytest
+from build_channel import NAME, Maker, serving_folder, tried
+from build_signed import PASSPHRASE, new_key, sign
+from slm_edge.edge.engines import open_session
+from slm_edge.edge.errors import DamagedError, DoesNotFitError, EngineError, InputError, UnsupportedError
+from slm_edge.edge.files.web import DownloadError
+from slm_edge.edge.pack.manifest import render
+from slm_edge.edge.pack.pack import Pack, verify_folder
+from slm_edge.edge.store.store import Store
+from slm_edge.edge.update.channel import Channel, Release
+from slm_edge.edge.update.machine import bucket_percent, machine_id
+from slm_edge.edge.update.publish import change, publish
+from slm_edge.edge.update.state import ENOUGH_GOOD, MOST_BAD, changing, read_state, settle, take_back
+from slm_edge.edge.update.update import rollback, update
+from slm_edge.edge.update.watch import watched
+
+
+@pytest.fixture
+def maker(tmp_path):
+    folder = tmp_path / "maker"
+    folder.mkdir()
+    return Maker(folder)
+
+
+def current():
+    found = Store().find(NAME)
+    return None if found is None else found[1]
+
+
+def version():
+    return read_state(Store(), NAME).versions[Store().ref(NAME).current]
+
+
+def test_an_update_moves_what_is_new_and_nothing_else(maker):
+    """Installed over the web, rehearsed for real, and then an adapter's update: the base stays where it is."""
+    maker.release("1.0")
+    with serving_folder(maker.site) as server:
+        first = update(NAME, server.url)
+        assert (first.state, first.version) == ("updated", "1.0")
+        assert "signed by maker" in first.words
+        verify_folder(current())
+        with open_session(current()) as session:
+            before = session.ask("hello").token_ids
+        assert update(NAME).state == "current"
+        maker.release("1.1", seed=2)
+        server.asked.clear()
+        assert update(NAME, check_only=True).offered == "1.1"
+        assert version() == "1.0"
+        second = update(NAME)
+        # pack.json, its signature, the adapter and its card
+        blobs = {path for path in server.asked if path.startswith("blobs/")}
+        adapter_bytes = (current() / "adapters" / "a.gguf").stat().st_size
+        assert len(blobs) == 4 and adapter_bytes < second.fetched_bytes < adapter_bytes + 10_000
+    with open_session(current()) as session:
+        assert session.ask("hello").token_ids != before
+    base = Store().ref(NAME).previous
+    links = [folder / "base.gguf" for folder in (current(), Store().place(NAME, base))]
+    assert links[0].samefile(links[1])
+
+
+def test_a_channel_on_a_stick(maker):
+    maker.release("1.0", rehearsed=True)
+    assert update(NAME, str(maker.site)).version == "1.0"
+    maker.release("1.1", rehearsed=True)
+    assert update(NAME).version == "1.1"
+    shutil.rmtree(maker.site)
+    with pytest.raises(InputError, match="no channel"):
+        update(NAME)
+    Pack.open(current(), verify=True)
+
+
+def test_a_version_whose_golden_prompts_fail_is_not_used(maker):
+    maker.release("1.0", rehearsed=True)
+    update(NAME, str(maker.site))
+    maker.release("1.1", golden=[{"prompt": "hello", "contains": "what it never says"}])
+    failed = update(NAME)
+    assert failed.state == "failed" and "'hello' gives" in failed.words
+    assert version() == "1.0"
+    # It is not tried again by itself, and what is newer is.
+    again = update(NAME)
+    assert (again.state, version()) == ("current", "1.0") and "1.1 is left out here: the rehearsal fails" in again.words
+    with open_session(current()) as session:
+        text = session.ask("hello", temperature=0.0).text
+    golden = [{"prompt": "hello", "equals": text}]
+    assert maker.release("1.2", seed=1, golden=golden) and update(NAME).version == "1.2"
+
+
+def test_a_version_that_does_not_load_is_not_used(maker):
+    """The channel's maker signed what llama.cpp cannot open."""
+    maker.release("1.0", rehearsed=True)
+    update(NAME, str(maker.site))
+    folder = maker.pack("1.1")
+    data = bytearray((folder / "base.gguf").read_bytes())
+    data[4] = 99
+    (folder / "base.gguf").write_bytes(data)
+    resealed(folder)
+    sign(maker.key, folder, "1.1", name=NAME)
+    publish(maker.site, folder, maker.key)
+    assert update(NAME).state == "failed"
+    assert version() == "1.0"
+
+
+def resealed(folder):
+    """Writes pack.json anew, as its files are."""
+    data = json.loads((folder / "pack.json").read_text())
+    for name in data["files"]:
+        data["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    data["base"]["sha256"] = data["files"]["base.gguf"]
+    (folder / "pack.json").write_text(render(data))
+
+
+def test_what_is_withdrawn_is_left(maker):
+    for number in ("1.0", "1.1"):
+        maker.release(number)
+        tried(*maker.digests.values())
+        update(NAME, str(maker.site))
+    tried(*maker.digests.values())
+    maker.change(lambda channel: channel.with_release(replace(channel.find("1.1"), withdrawn=True)))
+    back = update(NAME)
+    assert (back.version, version()) == ("1.0", "1.0") and "withdrawn" in back.words
+    assert Store().ref(NAME).previous is None
+    Pack.open(current())
+    assert update(NAME).state == "current"
+    # A machine that had nothing gets the old one too, though it saw that there was a newer.
+    maker.change(lambda channel: channel.with_release(replace(channel.find("1.0"), percent=0)))
+    assert update(NAME).state == "current"
+    maker.change(lambda channel: channel.with_release(replace(channel.find("1.0"), withdrawn=True)))
+    left = update(NAME)
+    assert left.state == "current" and "no other" in left.words and version() == "1.0"
+
+
+def test_back_by_hand(maker):
+    with pytest.raises(InputError, match="no such pack"):
+        rollback(NAME)
+    for number in ("1.0", "1.1"):
+        maker.release(number, rehearsed=True)
+        update(NAME, str(maker.site))
+    assert rollback(NAME).words == "1.1 -> 1.0"
+    assert version() == "1.0"
+    assert update(NAME).state == "current"
+    with pytest.raises(InputError, match="no version before"):
+        rollback(NAME)
+    tried(*maker.digests.values())
+    assert update(NAME, again=True).version == "1.1"
+
+
+def test_versions_before_the_one_before_go(maker):
+    for number in ("1.0", "1.1", "1.2"):
+        maker.release(number, rehearsed=True, seed=len(maker.digests) + 1)
+        update(NAME, str(maker.site))
+    store = Store()
+    assert {found.digest for found in store.versions(NAME)} == {maker.digests["1.1"], maker.digests["1.2"]}
+    gone = json.loads((maker.folder / "pack-1.0" / "pack.json").read_text())
+    assert not store.blob(maker.digests["1.0"]).exists() and not store.blob(gone["adapters"][0]["sha256"]).exists()
+    assert store.blob(gone["base"]["sha256"]).exists()
+    rollback(NAME)
+    verify_folder(current())
+
+
+def test_a_pinned_pack_stays(maker):
+    maker.release("1.0", rehearsed=True)
+    update(NAME, str(maker.site))
+    Store().switch(NAME, lambda ref: replace(ref, pinned=True))
+    maker.release("1.1", rehearsed=True)
+    assert update(NAME).state == "held" and version() == "1.0"
+
+
+def changed_byte(path, at=-20):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_refused_channels(maker, tmp_path, monkeypatch):
+    maker.release("1.0", rehearsed=True)
+    update(NAME, str(maker.site))
+    site, texts = maker.site, {path.name: path.read_bytes() for path in maker.site.iterdir() if path.is_file()}
+
+    def put_back():
+        for name, data in texts.items():
+            (site / name).write_bytes(data)
+
+    for name in texts:
+        changed_byte(site / name)
+        with pytest.raises(DamagedError):
+            update(NAME)
+        put_back()
+    (site / "channel.json.minisig").unlink()
+    with pytest.raises(InputError, match="no such file"):
+        update(NAME)
+    put_back()
+    stranger = new_key(tmp_path, "stranger", trusted=False)
+    text = Channel.parse(texts["channel.json"])
+    (site / "channel.json").unlink()
+    change(site, stranger, lambda _: text, name=NAME)
+    with pytest.raises(InputError, match="not trusted"):
+        update(NAME)
+    put_back()
+    with pytest.raises(InputError, match="channel of 'tiny', not of 'other'"):
+        update("other", str(site))
+    # An old list, which would hide what was withdrawn since
+    maker.release("1.1", rehearsed=True)
+    update(NAME)
+    put_back()
+    with pytest.raises(InputError, match="older than"):
+        update(NAME)
+    assert version() == "1.1"
+    put_back()
+
+
+def test_an_expired_channel_and_a_clock_that_is_behind(maker):
+    publish(maker.site, maker.pack("1.0"), maker.key, expires_s=int(time.time()) - 5)
+    with pytest.raises(InputError, match="has expired"):
+        update(NAME, str(maker.site))
+    maker.change(lambda channel: replace(channel.with_release(channel.find("1.0")), expires_s=0))
+    tried(Channel.parse((maker.site / "channel.json").read_bytes()).find("1.0").pack)
+    update(NAME, str(maker.site))
+    signature = maker.key.sign(
+        (maker.site / "channel.json").read_bytes(), {"version": "2"}, time_s=int(time.time()) + 86400
+    )
+    (maker.site / "channel.json.minisig").write_text(signature.text())
+    with pytest.raises(InputError, match="the clock says"):
+        update(NAME)
+    Pack.open(current())
+
+
+def test_bytes_that_are_not_the_promised_ones(maker):
+    maker.release("1.0", rehearsed=True)
+    adapter = json.loads((maker.folder / "pack-1.0" / "pack.json").read_text())["adapters"][0]["sha256"]
+    changed_byte(maker.site / "blobs" / adapter)
+    with serving_folder(maker.site) as server:
+        for address in (server.url, str(maker.site)):
+            with pytest.raises(DamagedError):
+                update(NAME, address)
+            assert current() is None
+        (maker.site / "blobs" / adapter).unlink()
+        with pytest.raises(DownloadError, match="404"):
+            update(NAME, server.url)
+    assert not list((Store().folder / "packs").glob("*/*"))
+
+
+def test_a_release_must_be_signed_as_what_it_is(maker, tmp_path):
+    folder = maker.pack("1.0")
+    publish(maker.site, folder, maker.key)
+    sign(maker.key, folder, "0.9", name=NAME)
+    with pytest.raises(InputError, match="is signed with the key"):
+        stranger = new_key(tmp_path, "stranger", trusted=False)
+        publish(maker.site, folder, stranger)
+    other = (folder / "pack.json.minisig").read_bytes()
+    channel = Channel.parse((maker.site / "channel.json").read_bytes())
+    sha256 = hashlib.sha256(other).hexdigest()
+    (maker.site / "blobs" / sha256).write_bytes(other)
+    row = channel.find("1.0")
+    maker.change(
+        lambda channel: channel.with_release(
+            replace(row, signature=sha256, sizes_bytes={**row.sizes_bytes, sha256: len(other)})
+        )
+    )
+    with pytest.raises(InputError, match=r"release 1\.0 is signed as 0\.9"):
+        update(NAME, str(maker.site))
+
+
+def test_what_does_not_fit_on_the_disk_is_not_begun(maker):
+    channel = maker.release("1.0", rehearsed=True)
+    row = channel.find("1.0")
+    huge = {sha256: size if size < 5000 else 1 << 49 for sha256, size in row.sizes_bytes.items()}
+    maker.change(lambda channel: channel.with_release(replace(row, sizes_bytes=huge)))
+    with pytest.raises(DoesNotFitError, match="are free"):
+        update(NAME, str(maker.site))
+
+
+def test_publishing(maker):
+    maker.release("1.0")
+    shutil.rmtree(maker.folder / "pack-1.0")
+    with pytest.raises(InputError, match=r"another pack as version 1\.0"):
+        maker.release("1.0", seed=3)
+    folder = maker.pack("1.1")
+    (folder / "pack.json.minisig").unlink()
+    with pytest.raises(InputError, match="is not signed"):
+        publish(maker.site, folder, maker.key)
+    sign(maker.key, folder, None, name=NAME)
+    with pytest.raises(InputError, match="without a version"):
+        publish(maker.site, folder, maker.key)
+    # The same version again changes how many have it, not who.
+    sign(maker.key, folder, "1.1", name=NAME)
+    first = publish(maker.site, folder, maker.key, percent=10).find("1.1")
+    second = publish(maker.site, folder, maker.key, percent=50).find("1.1")
+    assert (first.seed, first.percent, second.percent) == (second.seed, 10, 50)
+
+
+def release(number, **values):
+    return Release(number, f"{number:0>64}".replace(".", "a"), "0" * 64, **values)
+
+
+def test_choices():
+    rows = (
+        release("1.0"),
+        release("1.1", min_runtime="9.0"),
+        release("1.2", percent=0),
+        release("1.3", withdrawn=True),
+    )
+    channel = Channel("tiny", 1, rows)
+
+    def choice(digest, version, refused=None):
+        chosen, why = channel.choice(digest, version, "machine", "0.1.0", refused)
+        return chosen and chosen.version, why
+
+    assert choice(None, None) == ("1.0", "")
+    assert choice("f" * 64, "0.9") == ("1.0", "")
+    assert choice("f" * 64, "1.0.1") == (None, "it is the newest for this machine (1.1 needs slm-edge 9.0)")
+    # What runs is not in the list, and nobody knows its version: the list has a say.
+    assert choice("f" * 64, None) == ("1.0", "")
+    assert choice(rows[0].pack, "1.0")[0] is None
+    assert choice(rows[3].pack, "1.3") == ("1.0", "version 1.3 was withdrawn")
+    assert choice(None, None, {rows[0].pack: "why"})[0] is None
+
+
+def test_rollouts_grow_and_are_even():
+    machines = [f"machine {n}" for n in range(4000)]
+    has = {
+        percent: {one for one in machines if release("1.0", percent=percent, seed="s").is_for(one)}
+        for percent in (0, 25, 50, 100)
+    }
+    assert not has[0] and has[25] < has[50] < has[100] and len(has[100]) == len(machines)
+    assert abs(len(has[25]) / len(machines) - 0.25) < 0.03
+    # Another release begins with others.
+    other = {one for one in machines if bucket_percent("t", one) < 25}
+    assert abs(len(other & has[25]) / len(machines) - 0.0625) < 0.02
+
+
+def test_a_machine_keeps_its_id():
+    assert machine_id() == machine_id() and len(machine_id()) == 64
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data.pop("name"),
+        lambda data: data.update(more=1),
+        lambda data: data.update(sequence=-1),
+        lambda data: data.update(sequence=True),
+        lambda data: data.update(releases={}),
+        lambda data: data["releases"].append(3),
+        lambda data: data["releases"][0].update(version="1.0-rc"),
+        lambda data: data["releases"][0].update(pack="../x"),
+        lambda data: data["releases"][0].update(percent=101),
+        lambda data: data["releases"][0].update(percent=float("nan")),
+        lambda data: data["releases"][0].update(sizes_bytes={"../x": 1}),
+        lambda data: data["releases"][0].update(withdrawn="no"),
+        lambda data: data.update(releases=data["releases"] * 2000),
+    ],
+)
+def test_what_is_no_channel(change):
+    data = json.loads(Channel("tiny", 1, (release("1.0"),)).text())
+    assert Channel.parse(json.dumps(data).encode()).find("1.0")
+    change(data)
+    with pytest.raises(DamagedError):
+        Channel.parse(json.dumps(data).encode())
+
+
+def test_channels_of_the_future_and_noise():
+    with pytest.raises(UnsupportedError):
+        Channel.parse(b'{"schema": 2}')
+    for data in (b"", b"\xff", b"[]", b"{}", b"[" * 9999):
+        with pytest.raises(DamagedError):
+            Channel.parse(data)
+
+
+# The watch over a new version
+
+
+@pytest.fixture
+def on_trial(maker):
+    for number in ("1.0", "1.1"):
+        maker.release(number, rehearsed=True)
+        update(NAME, str(maker.site))
+    return Pack.open(current())
+
+
+def fail(pack):
+    with pytest.raises(EngineError), watched(pack):
+        raise EngineError("no numbers")
+
+
+def test_a_version_that_fails_again_and_again_goes_back_by_itself(on_trial):
+    for _ in range(MOST_BAD - 1):
+        fail(on_trial)
+    with watched(on_trial):
+        pass
+    for _ in range(MOST_BAD - 1):
+        fail(on_trial)
+    assert version() == "1.1"
+    fail(on_trial)
+    assert version() == "1.0"
+    assert (
+        "no numbers"
+        in read_state(Store(), NAME).refused[on_trial.manifest and Store().version_of(on_trial.folder).digest]
+    )
+    assert update(NAME).state == "current"
+
+
+def test_processes_that_die_of_it_count(on_trial):
+    digest = Store().version_of(on_trial.folder).digest
+    with changing(Store(), NAME) as state:
+        # Of processes that are gone, whoever has their numbers now; and of one before the machine was restarted
+        state.begun = {str(10**7 + n): time.time() for n in range(MOST_BAD - 1)} | {str(10**8): 1.0}
+    with watched(on_trial):
+        assert read_state(Store(), NAME).n_bad == MOST_BAD - 1
+    with changing(Store(), NAME) as state:
+        state.n_bad, state.begun = 0, {str(10**7 + n): time.time() for n in range(MOST_BAD)}
+    with pytest.raises(EngineError, match="was taken back"), watched(on_trial):
+        raise AssertionError("it is not used any more")
+    assert version() == "1.0" and "died" in read_state(Store(), NAME).refused[digest]
+
+
+def test_uses_at_once_are_no_failures(on_trial):
+    with watched(on_trial), watched(on_trial), watched(on_trial), watched(on_trial):
+        assert version() == "1.1"
+    assert read_state(Store(), NAME).n_bad == 0
+
+
+def test_what_users_do_wrong_counts_neither_way(on_trial):
+    for error in (InputError("x"), KeyboardInterrupt(), DoesNotFitError("x")) * 3:
+        with pytest.raises(type(error)), watched(on_trial):
+            raise error
+    state = read_state(Store(), NAME)
+    assert (state.n_good, state.n_bad, state.begun) == (0, 0, {})
+
+
+def test_good_uses_end_the_watch(on_trial):
+    for _ in range(ENOUGH_GOOD):
+        with watched(on_trial):
+            pass
+    ref = Store().ref(NAME)
+    assert ref.trial is None and ref.current is not None and ref.previous is not None
+    for _ in range(MOST_BAD + 1):
+        fail(on_trial)
+    assert version() == "1.1"
+
+
+def test_going_back_that_was_killed_is_ended(on_trial):
+    digest = Store().version_of(on_trial.folder).digest
+    with changing(Store(), NAME) as state:
+        state.refused[digest] = "it failed"
+    settle(Store(), NAME)
+    assert version() == "1.0"
+    take_back(Store(), NAME, digest, "again")
+    assert version() == "1.0"
+
+
+def test_from_the_command_line(slm_edge, maker, monkeypatch):
+    monkeypatch.setenv("SLM_EDGE_PASSPHRASE", PASSPHRASE)
+    key = ("--key", maker.folder / "maker.key")
+    folder = maker.pack("1.0")
+    assert slm_edge("channel", "release", maker.site, folder, *key, "--percent", 0)[0] == 0
+    code, out, _ = slm_edge("update", NAME, "--channel", maker.site)
+    assert code == 0 and "no release is for this machine yet" in out
+    assert "100 % of the machines" in slm_edge("channel", "rollout", maker.site, "1.0", 100, *key)[1]
+    code, out, _ = slm_edge("update", "--json")
+    (row,) = json.loads(out)["packs"]
+    assert (code, row["state"], row["version"]) == (0, "updated", "1.0")
+    golden = [{"prompt": "hello", "contains": "what it never says"}]
+    assert slm_edge("channel", "release", maker.site, maker.pack("1.1", golden=golden), *key)[0] == 0
+    code, out, _ = slm_edge("update")
+    assert code == 5 and "version 1.1 is not used" in out
+    assert "withdrawn" in slm_edge("channel", "withdraw", maker.site, "1.1", *key)[1]
+    assert slm_edge("update")[0] == 0
+    code, _, err = slm_edge("rollback", NAME)
+    assert code == 2 and "no version before" in err
+    code, _, err = slm_edge("channel", "rollout", maker.site, "3.0", 5, *key)
+    assert code == 2 and "there are: 1.0, 1.1" in err
