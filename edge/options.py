@@ -24,6 +24,8 @@ KvType = Literal["f16", "f32", "q8_0"]
 FlashAttention = Literal["auto", "on", "off"]
 # Whether guessed tokens are computed along with the next one, see `session/speculation.py`.
 Speculate = Literal["off", "exact", "fast"]
+# What is kept of what was computed, see docs/prefix-cache.md
+Reuse = Literal["exact", "fast"]
 # How an adapter is taken up in the middle of a conversation, see `session.sections.swap_of`.
 Swap = Literal["recompute", "activated"]
 
@@ -58,6 +60,8 @@ class EngineOptions(TypedDict, total=False):
     prefix_budget_bytes: what computed prefixes may hold in memory, 64 MiB by default; used by swaps alone.
     prefix_cache, prefix_cache_bytes: a folder where system prefixes last from one process to the next, and what it
         may hold, 512 MiB by default.
+    reuse: "exact" keeps what is bit for bit what computing anew would give, and is a session's default; "fast" whatever
+        was computed, answers and short beginnings too, and is an engine's.
     adapter_budget_bytes, pinned: as in `session.shelf.Shelf`.
     speculate: guess tokens from the prompt and compute them along with the next one: "off", "exact" or "fast" for all
         answers, see `session/speculation.py`; None: as each task card says.
@@ -80,6 +84,7 @@ class EngineOptions(TypedDict, total=False):
     prefix_budget_bytes: int
     prefix_cache: str | os.PathLike[str] | None
     prefix_cache_bytes: int
+    reuse: Reuse
     adapter_budget_bytes: int | None
     pinned: Sequence[str]
     speculate: Speculate | None

@@ -50,6 +50,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "olmo2": ("Olmo2", {"pad_token_id": 0}),
+    "exaone4": ("Exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2, "pad_token_id": 0}),
     "hunyuan": ("HunYuanDenseV1", {"pad_token_id": 0}),
     # six layers are the fewest that have both kinds of attention
     "gemma3": (

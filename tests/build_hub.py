@@ -46,6 +46,7 @@ class Hub(http.server.ThreadingHTTPServer):
             after half of what was asked, "cut" for a connection that ends there.
         asked: (host, path, Authorization, Range) of every request, of the other host too.
         sent_bytes: file name -> bytes of it that were sent.
+        sums: whether the sha256 of large files is told, as some mirrors do not.
     """
 
     daemon_threads = True
@@ -62,7 +63,7 @@ class Hub(http.server.ThreadingHTTPServer):
         self.fetched, self.tokens, self.asked = [], [], []
         self.ranges, self.script = defaultdict(list), defaultdict(list)
         self.sent_bytes = defaultdict(int)
-        self.put, self.made = {}, made
+        self.put, self.made, self.sums = {}, made, True
         self.cdn = Hub({}, hub=self) if large and hub is None else None
 
     @property
@@ -220,7 +221,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if "blobs=" in self.path:
                 data = path.read_bytes()
                 row |= {"size": len(data), "blobId": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()}
-                if path.suffix in LARGE:
+                if path.suffix in LARGE and self.server.state.sums:
                     sha256 = hashlib.sha256(data).hexdigest()
                     row["lfs"] = {"size": len(data), "sha256": sha256, "pointerSize": 134}
             siblings.append(row)

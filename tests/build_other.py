@@ -6,6 +6,7 @@ Names and rules: llama.cpp's conversion scripts of 2026-10, read and retold.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,15 @@ def _phi3(config: Any, state: dict[str, np.ndarray]):
         "phi3.attention.sliding_window": (config.sliding_window or 0, U32),
     }
     tensors = [("output_norm.weight", state["model.norm.weight"])]
+    long = config.rope_parameters if hasattr(config, "rope_parameters") else config.rope_scaling or {}
+    if long.get("long_factor"):
+        original = config.original_max_position_embeddings
+        factor = math.sqrt(1 + math.log(config.max_position_embeddings / original) / math.log(original))
+        keys["phi3.rope.scaling.type"] = ("longrope", TEXT)
+        keys["phi3.rope.scaling.original_context_length"] = (original, U32)
+        keys["phi3.rope.scaling.attn_factor"] = (factor, F32)
+        for kind in ("long", "short"):
+            tensors.append((f"rope_factors_{kind}.weight", np.array(long[f"{kind}_factor"], np.float32)))
     for layer, own in _layers(config, state):
         tensors += [(f"blk.{layer}.{names[name.removesuffix('.weight')]}.weight", value) for name, value in own.items()]
     return keys, tensors

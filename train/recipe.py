@@ -39,7 +39,7 @@ def _doc(text: str) -> dict[str, str]:
 class Recipe:
     """One training run. Every field's meaning is in its `doc` metadata, which the command's help shows too."""
 
-    task: str = field(metadata=_doc("which task makes the examples: a file in train/tasks"))
+    task: str = field(metadata=_doc("which task makes the examples: one that ships, or a TOML file"))
     rank: int = field(default=16, metadata=_doc("LoRA rank"))
     alpha: float = field(default=32.0, metadata=_doc("LoRA alpha; the update is scaled by alpha / rank"))
     rslora: bool = field(default=False, metadata=_doc("scale by alpha / sqrt(rank) instead"))

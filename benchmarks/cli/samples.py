@@ -42,14 +42,14 @@ def samples(
     from ...edge.errors import InputError
     from ..report.samples_file import KS, evaluate, read_samples, summary, write_rows
     from ..sandbox import sandbox as code_sandbox
-    from ..tasks.humaneval import read_problems
+    from ..tasks.humaneval import judging_problems
 
     if problems is None and data is None:
         raise InputError("the problems are not named", hint="--problems HumanEval.jsonl.gz, or --data DATA")
     if problems is None:
         assert data is not None
         problems = data / "humaneval" / "HumanEval.jsonl.gz"
-    known = read_problems(problems)
+    known = judging_problems(problems)
     rows = read_samples(file, known)
     code_sandbox.allow_unsafe(allow_unsafe)
     with progress("judging", total=len(rows), unit="samples") as advance:

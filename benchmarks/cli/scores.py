@@ -2,13 +2,22 @@
 
 import dataclasses
 import datetime
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...edge.cli.options import PackType, data_option, engine_option, threads_option
+from ...edge.cli.options import (
+    PackType,
+    data_option,
+    engine_option,
+    named_values,
+    template_arg_option,
+    think_option,
+    threads_option,
+)
 from ...edge.console import emit, json_option, note
 from ..tasks.registry import DEFAULT, MODULES, task
 
@@ -60,6 +69,8 @@ def _part_of(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 )
 @threads_option
 @click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: each task's own]")
+@think_option
+@template_arg_option
 @click.option("--part", metavar="K/N", callback=_part_of, help="Measure the K-th of N parts; see join-answers.")
 @click.option("--allow-unsafe", is_flag=True, help="Run the model's code even where this system cannot confine it.")
 @click.option(
@@ -89,6 +100,8 @@ def scores(
     parallel: int,
     threads: int | None,
     max_tokens: int | None,
+    think: bool | None,
+    template_args: tuple[str, ...],
     part: tuple[int, int],
     allow_unsafe: bool,
     out: Path,
@@ -124,9 +137,10 @@ def scores(
     if is_part and (report_only or rescore):
         raise click.UsageError("--part measures; --report-only and --rescore take all answers that are there")
     chosen = [task(name) for name in dict.fromkeys(tasks or DEFAULT)]
-    wanted = Wanted(limit, limit_others, max_tokens, _decoding(chosen, samples, temperature, top_p), seed, part)
+    told = named_values(template_args) | ({} if think is None else {"think": think})
+    decoding = _decoding(chosen, samples, temperature, top_p)
+    wanted = Wanted(limit, limit_others, max_tokens, decoding, seed, part, told)
     pack = None if endpoint is not None else Pack.open(pack_folder)
-    day = datetime.date.today()
     if pack is not None and not report_only:
         # What answers are told by takes in the prompt, and so the base's template
         pack.base_path(allow_pull=True)
@@ -137,7 +151,7 @@ def scores(
         if is_part:
             # A score counts answers from the first item on, of which a part has every so many
             return {"part": list(part), "folder": str(path)}
-        return _write_report(cells, path, _about(pack, engine, endpoint, cells, path), command)
+        return _write_report(cells, path, _about(pack, engine, endpoint, cells, path, wanted.day), command)
 
     if not report_only or rescore:
         _check_code(cells, allow_unsafe)
@@ -150,7 +164,7 @@ def scores(
                 # It takes over what adapters have answered, in whichever run that was
                 every = dataclasses.replace(wanted, limit_others=None)
                 each = plan(chosen, pack, columns_of(pack, ("each",), engine), data, every)
-            _measure_pack(cells, each, out, pack, engine, parallel, threads, report, day)
+            _measure_pack(cells, each, out, pack, engine, parallel, threads, report, wanted.day)
         else:
             assert endpoint is not None
             from ..scores.endpoint import Endpoint, endpoint_generator
@@ -213,13 +227,13 @@ def _columns(
 
 
 def _about(
-    pack: "Pack | None", engine: str, endpoint: str | None, cells: "Sequence[Cell]", out: Path
+    pack: "Pack | None", engine: str, endpoint: str | None, cells: "Sequence[Cell]", out: Path, day: datetime.date
 ) -> dict[str, Any]:
     from ..report.report import about_pack
     from ..scores.answers import AnswerFile
 
     if pack is not None:
-        return about_pack(pack, engine)
+        return about_pack(pack, engine, day)
     served: dict[str, None] = {}
     for cell in cells:
         with AnswerFile(out / "answers", cell.identity) as answers:
@@ -327,6 +341,7 @@ def _command(
         drawn = wanted.decoding
         options |= {"--samples": drawn.samples, "--temperature": drawn.temperature, "--top-p": drawn.top_p}
     words += [f"{option} {value}" for option, value in options.items() if value is not None]
+    words += [f"--template-arg {name}={json.dumps(value)}" for name, value in wanted.template_args.items()]
     return " ".join(words)
 
 

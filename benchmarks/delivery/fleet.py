@@ -270,6 +270,7 @@ def simulate(folder: Path, n_devices: int, n_kills: int, seed: int) -> dict[str,
     log.touch()
     phases: list[dict[str, Any]] = []
     broken: list[str] = []
+    share = 0.0
     command = [sys.executable, "-c", SERVER, str(maker.site), str(log)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -277,8 +278,9 @@ def simulate(folder: Path, n_devices: int, n_kills: int, seed: int) -> dict[str,
         fleet = Fleet(devices, maker, url, np.random.default_rng(seed))
 
         def phase(name: str, wanted: Callable[[Device], bool], kill_share: float = 1 / 6) -> None:
-            before = fleet.n_killed
-            fleet.kills(round(n_kills * kill_share))
+            nonlocal share
+            before, share = fleet.n_killed, share + kill_share
+            fleet.kills(round(n_kills * share) - before)
             late = fleet.settle(wanted)
             row = {"phase": name, "n_killed": fleet.n_killed - before, "late": late, "versions": fleet.versions()}
             phases.append(row)

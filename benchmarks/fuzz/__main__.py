@@ -12,11 +12,13 @@ import click
 
 from .folder_kinds import PackKind, RouterKind
 from .gguf_kinds import AdapterKind, BaseKind
+from .request_kinds import RequestKind
 from .runner import Finding, Run, Target
 from .text_kinds import RowsKind, SchemaKind, TemplateKind
 
 KINDS: Final[dict[str, type[Target]]] = {
-    kind.kind: kind for kind in (BaseKind, AdapterKind, RouterKind, PackKind, TemplateKind, SchemaKind, RowsKind)
+    kind.kind: kind
+    for kind in (BaseKind, AdapterKind, RouterKind, PackKind, TemplateKind, SchemaKind, RowsKind, RequestKind)
 }
 _MOST: Final = 10**9
 

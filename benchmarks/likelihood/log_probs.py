@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...edge.llama.canary import check_numbers
 from ...edge.llama.context import Context
 from ...edge.llama.model import Model
 from ...edge.onnx.adapter import Array
@@ -21,7 +22,8 @@ LogProbs = Callable[[Sequence[int], int], Floats]
 
 
 def log_softmax(logits: Floats) -> Floats:
-    """Rows of log-probabilities, shape as given (n, vocabulary), in nats."""
+    """Rows of log-probabilities, shape as given (n, vocabulary), in nats; EngineError where a row is no numbers."""
+    check_numbers(logits.max(axis=1))
     shifted = logits - logits.max(axis=1, keepdims=True)
     total = np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64))
     rows: Floats = (shifted - total).astype(np.float32)

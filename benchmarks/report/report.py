@@ -119,8 +119,8 @@ def _compare(metric: Metric, cell: Cell, first: Sequence[float], second: Sequenc
     return compare(first[:n], second[:n])
 
 
-def about_pack(pack: Pack, engine: str = "llama") -> dict[str, Any]:
-    """What was measured, with its hashes; the chat template's where the base is at hand."""
+def about_pack(pack: Pack, engine: str = "llama", day: datetime.date | None = None) -> dict[str, Any]:
+    """What was measured, with its hashes; the chat template's where the base is at hand, and the day of its prompts."""
     return {
         **({"onnxruntime": runtime().__version__} if engine == "onnx" else {}),
         "pack": {
@@ -129,17 +129,17 @@ def about_pack(pack: Pack, engine: str = "llama") -> dict[str, Any]:
             "adapters": {name: adapter.sha256 for name, adapter in pack.adapters.items()},
             "files": dict(pack.manifest.files),
         },
-        **_about_template(pack),
+        **_about_template(pack, day or datetime.date.today()),
     }
 
 
-def _about_template(pack: Pack) -> dict[str, Any]:
+def _about_template(pack: Pack, day: datetime.date) -> dict[str, Any]:
     template = pack_template(pack)
     if template is None:
         return {"chat_template_sha256": None}
     about: dict[str, Any] = {"chat_template_sha256": hashlib.sha256(template.source.encode()).hexdigest()}
     if template.is_dated:
-        about["prompts_of_the_day"] = datetime.date.today().isoformat()
+        about["prompts_of_the_day"] = day.isoformat()
     return about
 
 

@@ -60,6 +60,7 @@ class Cell:
         n: how many of them are to be measured, by all parts together.
         decoding: how answers are drawn, with `seed` where they are not greedy.
         part: (2, 3) where this run measures the second of three parts.
+        template_args: what the chat template is told, on top of each adapter's card.
         identity: everything that an answer depends on.
     """
 
@@ -72,6 +73,7 @@ class Cell:
     decoding: Decoding = field(default_factory=Decoding)
     seed: int = 0
     part: tuple[int, int] = (1, 1)
+    template_args: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def wanted(self) -> list[Item]:
@@ -114,6 +116,8 @@ class Wanted:
         decoding: in place of the own one of tasks that take several samples.
         seed: of drawn answers.
         part: which part of each cell, of how many; no answer depends on it, so it is in no identity.
+        template_args: what the chat template is told, on top of each adapter's card.
+        day: which day it is, for templates that write it.
     """
 
     limit: int | None = None
@@ -122,6 +126,8 @@ class Wanted:
     decoding: Decoding | None = None
     seed: int = 0
     part: tuple[int, int] = (1, 1)
+    template_args: Mapping[str, Any] = field(default_factory=dict)
+    day: datetime.date = dataclasses.field(default_factory=datetime.date.today)
 
     def decoding_of(self, task: Benchmark) -> Decoding:
         return self.decoding if self.decoding is not None and task.takes_samples else task.decoding
@@ -139,11 +145,11 @@ def pack_template(pack: Pack) -> ChatTemplate | None:
     return None
 
 
-def _dated_prompt_sha256(template: ChatTemplate | None) -> str | None:
-    """Of a prompt as the model sees it today, where tomorrow's is another one; None where they are equal."""
+def _dated_prompt_sha256(template: ChatTemplate | None, day: datetime.date) -> str | None:
+    """Of a prompt as the model sees it on a day, where tomorrow's is another one; None where they are equal."""
     if template is None or not template.is_dated:
         return None
-    template.fix_date(datetime.date.today())
+    template.fix_date(day)
     return hashlib.sha256(template.render([{"role": "user", "content": "Hello"}]).encode()).hexdigest()
 
 
@@ -277,7 +283,7 @@ def plan(
         names = ", ".join(task.name for task in tasks)
         raise InputError(f"samples are asked for, but one answer to each item is scored by {names}")
     template = pack_template(pack) if pack is not None else None
-    dated = _dated_prompt_sha256(template)
+    dated = _dated_prompt_sha256(template, wanted.day)
     problems: list[str] = []
     cells: list[Cell] = []
     for task in tasks:
@@ -299,12 +305,14 @@ def plan(
             form = _form(template, column) if asked else None
             if form is not None:
                 identity = {**identity, "thinking": list(form)}
+            if asked and wanted.template_args:
+                identity = {**identity, "template_args": dict(wanted.template_args)}
             cell = Cell(task, column, items, len(items), cap, identity, decoding, wanted.seed)
             is_other = column.adapter is not None and not cell.is_own
             limit = wanted.limit_others if is_other and wanted.limit_others is not None else wanted.limit
             n = len(items) if limit is None else min(limit * per_item, len(items))
             if n:
-                cells.append(dataclasses.replace(cell, n=n, part=wanted.part))
+                cells.append(dataclasses.replace(cell, n=n, part=wanted.part, template_args=wanted.template_args))
     if problems:
         raise InputError("data of the tasks is missing or damaged", where=data, problems=problems, hint="--data DIR")
     return sorted(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ...edge.answer.base import SessionBase
 from ...edge.errors import DoesNotFitError
 from ...edge.llama.binding import lib
+from ...edge.llama.canary import check_numbers
 from ...edge.llama.context import Context
 from ..tasks.benchmark import Item
 
@@ -74,7 +75,11 @@ def log_softmax_at(logits: npt.NDArray[np.float32], token_ids: Sequence[int]) ->
     """log p of some tokens after one place: logits of shape (vocabulary,) -> a value in nats for each token id.
 
     One place at a time: a row fits the processor's cache, and a batch of them took ten times as long.
+
+    Raises:
+        EngineError: the logits are no numbers.
     """
+    check_numbers(logits)
     most = logits.max()
     total = np.log(np.exp(logits - most).sum(dtype=np.float64))
     return [float(logits[token]) - float(most) - float(total) for token in token_ids]

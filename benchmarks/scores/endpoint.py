@@ -118,6 +118,8 @@ class Endpoint:
         if not decoding.greedy:
             # Some servers hold seeds in 31 bits
             body["seed"] = sample_seed(cell.seed, item.id) >> 1
+        if cell.template_args and item.raw is None:
+            body["chat_template_kwargs"] = dict(cell.template_args)
         if item.raw is None:
             found = self._request("/chat/completions", {**body, "messages": item.messages})
         else:

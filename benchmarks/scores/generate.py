@@ -147,7 +147,7 @@ def _sampling(cell: Cell, item: Item) -> Sampling:
 
 def _request(session: AnySession, cell: Cell, item: Item, choice: "Choice") -> Request:
     if item.raw is None:
-        ids, n_shared_tokens = session.rendered(item.messages, None, choice)
+        ids, n_shared_tokens = session.rendered(item.messages, None, choice, cell.template_args)
         thinking = thinking_of(session.template, choice.card, session.vocab, ids)
     else:
         thinking = None

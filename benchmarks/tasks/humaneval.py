@@ -27,9 +27,18 @@ def read_problems(path: Path) -> dict[str, dict[str, Any]]:
     """The problems of a `HumanEval.jsonl` or `.jsonl.gz`, by task_id.
 
     Raises:
-        InputError: it cannot be read, a row lacks a key, or its tests assert nothing, so that every program would pass.
+        InputError: it cannot be read, or a row lacks a key.
     """
-    problems = {row["task_id"]: row for row in json_lines(path, *PROBLEM_KEYS)}
+    return {row["task_id"]: row for row in json_lines(path, *PROBLEM_KEYS)}
+
+
+def judging_problems(path: Path) -> dict[str, dict[str, Any]]:
+    """The same, to be scored.
+
+    Raises:
+        InputError: as `read_problems`; and the tests of a row assert nothing, so that every program would pass.
+    """
+    problems = read_problems(path)
     refuse_rows(path, [name for name, row in problems.items() if not asserts(row["test"])], "tests without an assert")
     return problems
 
@@ -80,7 +89,7 @@ def check(problem: Mapping[str, str], completion: str, limits: Limits = LIMITS) 
 
 
 def _load(data: Path, raw: bool) -> list[Item]:
-    problems = read_problems(data / _FILE)
+    problems = judging_problems(data / _FILE)
     return [
         Item(
             task_id,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...edge.gguf.base import BaseInfo
+from ...edge.llama.context import Context
 from ...edge.llama.kernels import copied_spans
 from ...edge.llama.model import Adapter, Model
 from ...edge.options import CHUNK_TOKENS
@@ -95,6 +96,13 @@ def adapter_set(session: Session, name: str | None) -> list[tuple[Adapter, float
     return [(adapter, packed.card.scale) for adapter in session.model.adapters.values() if adapter.path == packed.path]
 
 
+def _fill(context: Context, tokens: Sequence[int]) -> None:
+    """Makes these the whole of the first sequence."""
+    context.clear()
+    if tokens:
+        context.decode(tokens, 0, outputs="none")
+
+
 def measure_case(session: Session, adapter: str | None, plan: Plan, step: Callable[[], None]) -> dict[str, Any]:
     """Prefill, decode and first-token times of the base (None) or one adapter.
 
@@ -129,9 +137,8 @@ def measure_case(session: Session, adapter: str | None, plan: Plan, step: Callab
         step()
     decode = []
     for depth in plan.depths:
-        context.clear()
-        if depth:
-            context.decode(random_tokens(depth), 0, outputs="none")
+        before = random_tokens(depth)
+        _fill(context, before)
         rates, gaps = [], []
         for repeat in range(plan.repeats + 1):
             n = plan.n_tokens if repeat else 1
@@ -142,7 +149,10 @@ def measure_case(session: Session, adapter: str | None, plan: Plan, step: Callab
                 context.decode([token], depth + i)
                 context.logits_view()
                 own.append(time.perf_counter() - start_s)
-            context.remove(0, depth)
+            if context.memory.cuttable:
+                context.remove(0, depth)
+            else:
+                _fill(context, before)
             if repeat:
                 rates.append(n / sum(own))
                 gaps += own

@@ -240,7 +240,11 @@ class Batcher(Generic[RowsT]):
         self._active[slot.sequence] = slot
         assert self.rows is not None
         before_s = time.perf_counter()
-        growing.n_kept_tokens = self.rows.prefill(slot.sequence, request.prompt, sections)
+        try:
+            growing.n_kept_tokens = self.rows.prefill(slot.sequence, request.prompt, sections)
+        except SlmEdgeError as error:
+            self._end(slot, error)
+            return
         growing.prefill_s = time.perf_counter() - before_s
         self._choose(slot, -1)
 
@@ -257,7 +261,12 @@ class Batcher(Generic[RowsT]):
         """Takes the next token of a slot from the row-th logits; ends it where it is whole."""
         assert self.rows is not None
         pending, growing = slot.pending, slot.growing
-        text = growing.take(self.rows.sample(growing.sampler, row), self._vocab)
+        try:
+            token_id = self.rows.sample(growing.sampler, row)
+        except SlmEdgeError as error:
+            self._end(slot, error)
+            return
+        text = growing.take(token_id, self._vocab)
         if growing.thought and pending.on_thinking is not None:
             pending.on_thinking(growing.thought)
         if text and pending.on_text is not None:
@@ -270,6 +279,11 @@ class Batcher(Generic[RowsT]):
                 pending.on_text(rest)
             pending.answer = answer
             self._release(slot)
+
+    def _end(self, slot: _Slot, error: SlmEdgeError) -> None:
+        """Ends one answer with its error; its neighbours go on."""
+        slot.pending.error = error
+        self._release(slot)
 
     def _release(self, slot: _Slot) -> None:
         if self._active.pop(slot.sequence, None) is None:

@@ -98,7 +98,11 @@ class Rows(Protocol):
         """Computes one more token for each of several sequences, which rise and have the same adapters to come."""
 
     def sample(self, sampler: Sampler, i: int) -> int:
-        """Chooses a token from the logits of the i-th of the last step; -1: from those of the last prompt."""
+        """Chooses a token from the logits of the i-th of the last step; -1: from those of the last prompt.
+
+        Raises:
+            EngineError: as `Sampler.sample`; of that sequence nothing is read again.
+        """
 
     def logits(self, i: int) -> npt.NDArray[np.float32]:
         """What `sample` chooses from, shape (n_vocab,): valid until the next computation."""

@@ -34,7 +34,7 @@ class Growing:
 
     @property
     def thought(self) -> str:
-        """What the last token, or the end, added to the model's thoughts."""
+        """What the last token, or `finish`, added to the model's thoughts."""
         return self._out.thought
 
     @property
@@ -47,6 +47,7 @@ class Growing:
         self.first_s = self.first_s or time.perf_counter()
         if vocab.is_end(token_id):
             self.reason = "end"
+            self._out.thought = ""
             return ""
         self.ids.append(token_id)
         text = self._out.take(token_id, vocab)

@@ -100,7 +100,7 @@ def model_options(command: Command) -> Command:
             "--pack",
             metavar="REF",
             shell_complete=pulled_names,
-            help="Folder of a pack, or a reference as in slm-edge pull.  [default: the starter pack]",
+            help="Folder of a pack, or a reference as of pull.  [default: the starter pack]",
         ),
         click.option(
             "-m",
@@ -192,25 +192,47 @@ def grammar_options(command: Command) -> Command:
     return _with(options, command)
 
 
+template_arg_option = click.option(
+    "--template-arg",
+    "template_args",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="What the chat template is told besides; VALUE is JSON or a text; repeatable.",
+)
+think_option = click.option(
+    "--think/--no-think", default=None, help="Let the model think before it answers.  [default: its template's]"
+)
+
+
 def template_options(command: Command) -> Command:
     """Adds `--think`, `--tools`, `--documents`, `--date` and `--template-arg`, see `template_args_of`."""
     file = click.Path(path_type=Path)
     options = (
-        click.option(
-            "--think/--no-think", default=None, help="Let the model think before it answers.  [default: its template's]"
-        ),
+        think_option,
         click.option("--tools", type=file, metavar="FILE", help="JSON list of tools, as the chat template takes them."),
         click.option("--documents", type=file, metavar="FILE", help="JSON list of documents, for templates with them."),
         click.option("--date", metavar="YYYY-MM-DD", help="The day that the chat template takes for today."),
-        click.option(
-            "--template-arg",
-            "template_args",
-            metavar="NAME=VALUE",
-            multiple=True,
-            help="What the chat template is told besides; VALUE is JSON or a text; repeatable.",
-        ),
+        template_arg_option,
     )
     return _with(options, command)
+
+
+def named_values(texts: Sequence[str]) -> dict[str, Any]:
+    """The values of `--template-arg`; InputError for one that is not NAME=VALUE."""
+    from ..files.text import loads_json
+
+    told: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(f"--template-arg takes NAME=VALUE, not {text!r}")
+        if value in ("True", "False", "None"):
+            raise InputError(f"--template-arg {text}: the value is JSON", hint="write true, false or null")
+        try:
+            told[name] = loads_json(value)
+        except (ValueError, RecursionError):
+            told[name] = value
+    return told
 
 
 def template_args_of(given: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -222,17 +244,7 @@ def template_args_of(given: Mapping[str, Any]) -> dict[str, Any] | None:
     from ..files.text import loads_json, read_text
     from ..gguf.chat_template import MOST_ARGUMENT_BYTES, checked_arguments
 
-    told: dict[str, Any] = {}
-    for text in given["template_args"]:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise InputError(f"--template-arg takes NAME=VALUE, not {text!r}")
-        if value in ("True", "False", "None"):
-            raise InputError(f"--template-arg {text}: the value is JSON", hint="write true, false or null")
-        try:
-            told[name] = loads_json(value)
-        except (ValueError, RecursionError):
-            told[name] = value
+    told = named_values(given["template_args"])
     for name in ("tools", "documents"):
         path = given[name]
         if path is not None:

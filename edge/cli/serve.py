@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ import click
 
 from ..console import emit, harmless, json_option, note, waiting
 from ..errors import InputError, SlmEdgeError
+from ..files.text import read_text
+from ..names import nearest
 from ..serve.running import LOAD_S, ask, chosen_server, servers, view
 from ..sizes import human_bytes
 from .options import engine_option, pulled_names, size_bytes_of, special_option, threads_option
@@ -22,10 +25,20 @@ if TYPE_CHECKING:
     from .source import Source
 
 DEFAULT_PORT = 8090
+# What is done once, or says how the command line itself is read
+_NOT_CONFIGURED = ("config", "new-key", "scope", "json", "help")
 
 
 @click.command()
 @click.argument("model", metavar="[PACK]", required=False, shell_complete=pulled_names)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _, path: _configure(ctx, path),
+    help="TOML file with these options by their names; what the command line says goes first.",
+)
 @click.option("--lora", "loras", metavar="FILE", multiple=True, help="LoRA adapter for a GGUF file; repeatable.")
 @click.option("--host", "hosts", multiple=True, help="Address to listen on; repeatable.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help=f"Port; 0 for any.  [default: {DEFAULT_PORT}]")
@@ -59,6 +72,12 @@ DEFAULT_PORT = 8090
     default=4,
     show_default=True,
     help="Answers computed side by side; each takes memory for its context.",
+)
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Keep only what is bit for bit what computing anew gives; else answers and short beginnings are kept "
+    "too, and near ties may differ.",
 )
 @click.option("-c", "--context", "context_tokens", type=click.IntRange(1), help="Longest prompt and answer, in tokens.")
 @threads_option
@@ -101,6 +120,7 @@ def serve(
     insecure_no_auth: bool,
     max_wait_s: float,
     parallel: int,
+    exact: bool,
     context_tokens: int | None,
     threads: int | None,
     engine: str,
@@ -126,6 +146,7 @@ def serve(
       slm-edge serve my-pack --alias gpt-4o-mini=auto
       slm-edge serve --keys keys.txt --new-key alice
       slm-edge serve --keys keys.txt --host 0.0.0.0 --allowed-host pi.local
+      slm-edge serve --config serve.toml
     """
     from ..serve import keys as key_file
 
@@ -164,6 +185,7 @@ def serve(
         "adapter_budget_bytes": size_bytes_of(adapter_budget),
         "allow_special": allow_special,
         "n_rows": parallel,
+        "reuse": "exact" if exact else "fast",
     }
     _run(setup, source, engine, max_wait_s, parallel, options, as_json)
 
@@ -212,6 +234,28 @@ def _show(server: "Server", as_json: bool) -> None:
     ]
     emit(data, as_json, "\n".join(rows))
     sys.stdout.flush()
+
+
+def _configure(ctx: click.Context, path: Path | None) -> None:
+    """Takes what a TOML file says for what the command line leaves out.
+
+    Raises:
+        InputError: the file cannot be read, or names what is no option.
+    """
+    if path is None or ctx.resilient_parsing:
+        return
+    try:
+        table = tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"is not valid TOML: {error}", where=path) from None
+    options = {option.removeprefix("--"): one for one in ctx.command.params for option in one.opts}
+    unknown = [name for name in table if name not in options or name in _NOT_CONFIGURED]
+    if unknown:
+        near = nearest(unknown[0], [name for name in options if len(name) > 1])
+        raise InputError(
+            f"there is no option {unknown[0]!r}", where=path, hint=f"did you mean {near}?" if near else None
+        )
+    ctx.default_map = {str(options[name].name): value for name, value in table.items()}
 
 
 def _aliases(texts: tuple[str, ...]) -> dict[str, str]:

@@ -139,7 +139,10 @@ class Source:
         assert base is not None
         self._note_use()
         return Engine.of_session(
-            lambda: open_files(base, files, engine, **options), parallel=parallel, max_wait_s=max_wait_s
+            lambda: open_files(base, files, engine, **options),
+            parallel=parallel,
+            max_wait_s=max_wait_s,
+            reuse=options.get("reuse", "fast"),
         )
 
 
@@ -153,7 +156,11 @@ def looks_like_model(word: str) -> bool:
 
 
 def _was_pulled(word: str) -> bool:
-    if not (store_folder() / "refs").is_dir():
+    try:
+        if not (store_folder() / "refs").is_dir():
+            return False
+    except InputError:
+        # A user without a home has no store.
         return False
     from ..store.store import Store
 

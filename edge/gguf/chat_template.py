@@ -128,7 +128,7 @@ class ChatTemplate:
             if "strftime_now" not in self._variables:
                 # Llama 3.1 has a fixed day in place of today's.
                 told.setdefault("date_string", midnight.strftime("%d %b %Y"))
-        if self._switch is not None and "think" in arguments:
+        if "think" in arguments and self._switch is not None:
             told.setdefault(self._switch, arguments["think"])
         return told
 

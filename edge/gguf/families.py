@@ -10,11 +10,8 @@ strings: nothing of it is imported here.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
-
-import numpy as np
-import numpy.typing as npt
 
 ALWAYS: Final = "always"
 ALL_USES: Final = frozenset({"base", "lora", "train", "onnx"})
@@ -176,24 +173,6 @@ class Family:
         return {"attn_q": n_heads, "attn_k": n_kv_heads}.get(kind)
 
 
-def interleave_rows(rows: npt.NDArray[Any], n_heads: int) -> npt.NDArray[Any]:
-    """Rows of a q or k projection from transformers' order to llama.cpp's.
-
-    Per head, [first half | second half] becomes neighbouring pairs: out[2 j + s] = in[s d/2 + j].
-
-    Args:
-        rows: (n_heads * d, ...) for whole heads; a lora_B or a bias likewise.
-    """
-    shape = rows.shape
-    halves = rows.reshape(n_heads, 2, shape[0] // n_heads // 2, *shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(shape)
-
-
-def halves_order(n_rows: int, n_heads: int) -> npt.NDArray[np.int64]:
-    """Which of llama.cpp's rows of q or k stands at each row of transformers': `interleave_rows` undone."""
-    return np.arange(n_rows).reshape(n_heads, n_rows // n_heads // 2, 2).swapaxes(1, 2).reshape(-1)
-
-
 def find_class(name: str) -> tuple[Family, HfClass] | None:
     """The row that a class of transformers belongs to, and what it says of the class; None if there is none."""
     return next(((family, hf) for family in FAMILIES.values() for hf in family.classes if hf.name == name), None)
@@ -250,23 +229,29 @@ def mlp(bias: str = "") -> tuple[Part, ...]:
     )
 
 
-# Of gemma-3-4b-it's config.json, which names little
-_GEMMA3_DEFAULTS: Final = {
-    "vocab_size": 262_208,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "max_position_embeddings": 131_072,
-    "sliding_window": 4096,
-    "query_pre_attn_scalar": 256,
-    "rope_local_base_freq": 10_000.0,
-}
-_GEMMA3_FIXED: Final = {
-    "attention_bias": False,
-    "attn_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "use_bidirectional_attention": False,
-}
+_GEMMA3: Final = HfClass(
+    "Gemma3ForCausalLM",
+    "Gemma3TextConfig",
+    fixed={
+        "attention_bias": False,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "use_bidirectional_attention": False,
+    },
+    tied=True,
+    rope_theta=1_000_000.0,
+    # gemma-3-4b-it's config.json names little.
+    defaults={
+        "vocab_size": 262_208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131_072,
+        "sliding_window": 4096,
+        "query_pre_attn_scalar": 256,
+        "rope_local_base_freq": 10_000.0,
+    },
+)
 
 _ROWS: Final = (
     Family(
@@ -339,6 +324,26 @@ _ROWS: Final = (
         refused_keys=("attention.sliding_window",),
     ),
     Family(
+        "exaone4",
+        classes=(
+            HfClass(
+                "Exaone4ForCausalLM",
+                "Exaone4Config",
+                fixed={"sliding_window": None},
+                defaults={"sliding_window": 4096},
+            ),
+        ),
+        block=(
+            *attention(),
+            *_HEAD_NORMS,
+            Part("post_attention_norm", "post_attention_layernorm", ("n_embd",)),
+            *mlp(),
+            Part("post_ffw_norm", "post_feedforward_layernorm", ("n_embd",)),
+        ),
+        square_attention=True,
+        refused_keys=("attention.sliding_window",),
+    ),
+    Family(
         "hunyuan-dense",
         classes=(
             HfClass(
@@ -356,20 +361,9 @@ _ROWS: Final = (
     ),
     Family(
         "gemma3",
-        classes=tuple(
-            HfClass(
-                name,
-                config,
-                fixed=_GEMMA3_FIXED,
-                tied=True,
-                rope_theta=1_000_000.0,
-                defaults=_GEMMA3_DEFAULTS,
-                text_config=part,
-            )
-            for name, config, part in (
-                ("Gemma3ForCausalLM", "Gemma3TextConfig", ""),
-                ("Gemma3ForConditionalGeneration", "Gemma3Config", "text_config"),
-            )
+        classes=(
+            _GEMMA3,
+            replace(_GEMMA3, name="Gemma3ForConditionalGeneration", config="Gemma3Config", text_config="text_config"),
         ),
         block=(
             Part("attn_norm", "input_layernorm", ("n_embd",)),

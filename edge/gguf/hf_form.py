@@ -12,9 +12,27 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UnsupportedError
-from .families import ALWAYS, FAMILIES, Family, halves_order
+from .families import ALWAYS, FAMILIES, Family
 from .file import GgufFile
 from .rope import FULL_LAYERS, ROPE_FACTORS, WINDOW_LAYERS
+
+
+def interleave_rows(rows: npt.NDArray[Any], n_heads: int) -> npt.NDArray[Any]:
+    """Rows of a q or k projection from transformers' order to llama.cpp's.
+
+    Per head, [first half | second half] becomes neighbouring pairs: out[2 j + s] = in[s d/2 + j].
+
+    Args:
+        rows: (n_heads * d, ...) for whole heads; a lora_B or a bias likewise.
+    """
+    shape = rows.shape
+    halves = rows.reshape(n_heads, 2, shape[0] // n_heads // 2, *shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(shape)
+
+
+def halves_order(n_rows: int, n_heads: int) -> npt.NDArray[np.int64]:
+    """Which of llama.cpp's rows of q or k stands at each row of transformers': `interleave_rows` undone."""
+    return np.arange(n_rows).reshape(n_heads, n_rows // n_heads // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
 def dtype_word(version: str) -> str:
@@ -72,9 +90,9 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     width, heads, layers = (int(key(name)) for name in ("embedding_length", "attention.head_count", "block_count"))
     head = int(key("attention.key_length", width // heads))
     of_family: dict[str, Any] = {family.head_field: head} if family.head_field else {}
-    if family.window_every:
+    if family.window_every or "sliding_window" in family.classes[0].fixed:
         kinds = [WINDOW_LAYERS if family.windowed(layer) else FULL_LAYERS for layer in range(layers)]
-        of_family |= {"sliding_window": int(key("attention.sliding_window")), "layer_types": kinds}
+        of_family |= {"sliding_window": key("attention.sliding_window"), "layer_types": kinds}
     return {
         "vocab_size": file.tensors["token_embd.weight"].shape[1],
         "hidden_size": width,

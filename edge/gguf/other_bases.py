@@ -2,14 +2,13 @@
 
     family = other_family("nemotron")
     sizes = other_sizes(file, "nemotron", faults)
-    check_silent(file, "exaone4", faults)
+    check_silent(file, "My Phi-3 tune")
 
 Whether llama.cpp loads and computes such a file is tried in a child process before it reaches this one
 (`llama/first_load.py`), and of each adapter every kind of matrix is seen to act (`llama/canary.py`). What no trial
 shows, since llama.cpp computes it without a word and otherwise than the model was trained, is refused here.
 """
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -23,8 +22,6 @@ from .file import GgufFile, ValueType
 Order = npt.NDArray[np.int64]
 _MOST_LAYERS: Final = 1000
 _MOST: Final = 1 << 20
-# llama.cpp (exaone4.cpp) takes the window and its pattern with this number of layers only.
-_EXAONE_LAYERS: Final = 64
 # What llama-vocab.cpp looks up in the vocabulary of a model whose name says Phi-3
 _PHI3_NAMES: Final = ("phi-3", "phi3")
 _PHI3_TOKENS: Final = ("</s>", "<unk>", "<s>", "<|endoftext|>")
@@ -181,8 +178,8 @@ def other_sizes(file: GgufFile, architecture: str, faults: list[str]) -> dict[st
     }
 
 
-def check_silent(file: GgufFile, architecture: str, sizes: Mapping[str, int], name: str | None) -> None:
-    """Refuses what llama.cpp computes otherwise than the model was trained, or fails on without saying why.
+def check_silent(file: GgufFile, name: str | None) -> None:
+    """Refuses what llama.cpp fails on without saying why.
 
     Args:
         name: of the model, which llama.cpp goes by.
@@ -191,15 +188,7 @@ def check_silent(file: GgufFile, architecture: str, sizes: Mapping[str, int], na
         UnsupportedError: with the reason.
     """
 
-    def value(key: str) -> Any:
-        return file.get(f"{architecture}.{key}")
-
     reason = None
-    if architecture == "exaone4" and value("attention.sliding_window") and sizes["n_layers"] != _EXAONE_LAYERS:
-        reason = (
-            f"has {sizes['n_layers']} layers that attend within a window; llama.cpp computes the window of EXAONE 4 "
-            f"with {_EXAONE_LAYERS} layers only, and without a word attends to everything here"
-        )
     if name is not None and any(part in name.lower() for part in _PHI3_NAMES):
         known = set(file.get("tokenizer.ggml.tokens") or ())
         missing = [token for token in _PHI3_TOKENS if token not in known]

@@ -117,7 +117,7 @@ class Canary:
 
 
 def check_numbers(logits: npt.NDArray[np.float32]) -> None:
-    """Raises EngineError when logits, shape (n_vocab,), are no numbers, from which any token might be chosen."""
+    """Raises EngineError when logits, shape (n,), are no numbers, from which any token might be chosen."""
     # NaN is the maximum wherever it stands; minus infinity is a token that is left out.
     if not np.isfinite(logits.max()):
         raise EngineError(

@@ -52,6 +52,7 @@ class Context(NotCopied, Sequences):
 
     Attributes:
         n_ctx_tokens: the room that there is, at least what was asked.
+        sequences: their numbers.
         n_ctx_seq_tokens: the longest that one sequence can be.
         memory: what llama.cpp keeps of a sequence.
         threads, threads_batch: the most that are used.
@@ -87,6 +88,7 @@ class Context(NotCopied, Sequences):
         self._active: list[tuple[Adapter, float]] = []
         self._kept_rows: npt.NDArray[np.float32] | None = None
         self._n_streams = 1 if kv_unified else n_seq_max
+        self.sequences = range(n_seq_max)
         self._logits_address = _ADDRESS_OF_ROW(ctypes.cast(llama.llama_get_logits_ith, ctypes.c_void_p).value or 0)
         self._views: dict[int, npt.NDArray[np.float32]] = {}
         self.threads, self.threads_batch = self.pace.one, self.pace.many
@@ -115,8 +117,7 @@ class Context(NotCopied, Sequences):
         self.n_vocab = model.vocab.n_tokens
         self._batch = TokenBatch(self.n_batch_tokens)
         self._one = TokenBatch(1)
-        self._one.outputs[0] = True
-        self._one.struct.n_tokens = 1
+        self._one.outputs[0], self._one.struct.n_tokens = True, 1
 
     def set_adapters(self, adapters: Sequence[tuple[Adapter, float]]) -> None:
         """Replaces the whole set of `(adapter, scale)`; scale multiplies the adapter's own alpha / rank.
@@ -285,8 +286,7 @@ class Context(NotCopied, Sequences):
             i: index among the tokens given to the last decode; -1 is the last one.
         """
         if self._kept_rows is not None:
-            row: npt.NDArray[np.float32] = self._kept_rows[i].copy()
-            return row
+            return np.array(self._kept_rows[i])
         return self.logits_view(i).copy()
 
     @property

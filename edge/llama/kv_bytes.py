@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from .context import Context
     from .states import Memory
 
 Blob = npt.NDArray[np.uint8]
@@ -30,6 +31,12 @@ def of_one_stream(blob: Blob, n_streams: int, memory: "Memory") -> Blob:
     """What a context of `n_streams` has written, as one of a single stream writes it."""
 
     def alone(cache: Blob) -> list[Blob]:
+        if memory.cuttable:
+            # One cache fills the bytes, and of its streams one has cells: how these are written does not matter.
+            counts = cache[WORD_BYTES : (1 + n_streams) * WORD_BYTES].view(np.uint32)
+            n_before = int(np.flatnonzero(counts)[0]) if counts.any() else n_streams - 1
+            n_after = n_streams - 1 - n_before
+            return [_word(1), cache[(1 + n_before) * WORD_BYTES : cache.size - n_after * WORD_BYTES]]
         at = WORD_BYTES
         found = _word(0)
         for _ in range(n_streams):
@@ -50,6 +57,18 @@ def of_streams(blob: Blob, n_streams: int, memory: "Memory") -> Blob:
     return _mapped(blob, memory, lambda cache: [_word(n_streams), cache[WORD_BYTES:], empty])
 
 
+def zero_rest(context: "Context") -> None:
+    """Zeroes what the KV cache's memory holds beside its sequences.
+
+    What was forgotten stays in memory behind a mask, and NaN behind a mask is NaN: without flash attention every later
+    answer would be computed from it.
+    """
+    held = [(sequence, context.read_sequence(sequence)) for sequence in context.sequences if context.length(sequence)]
+    context.clear()
+    for sequence, blob in held:
+        context.write_sequence(sequence, blob)
+
+
 def _mapped(blob: Blob, memory: "Memory", change: "Callable[[Blob], list[Blob]]") -> Blob:
     parts = [blob[:_HEAD_BYTES]]
     at = _HEAD_BYTES
@@ -61,6 +80,9 @@ def _mapped(blob: Blob, memory: "Memory", change: "Callable[[Blob], list[Blob]]"
 
 def _caches(blob: Blob, memory: "Memory") -> Iterator[tuple[int, int]]:
     """Where each cache begins and ends."""
+    if memory.cuttable:
+        yield _HEAD_BYTES, blob.size
+        return
     at = _HEAD_BYTES
     for _ in range(2 if memory.window_tokens else 1):
         start = at

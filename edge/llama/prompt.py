@@ -14,12 +14,13 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from ..errors import DoesNotFitError, InputError, SlmEdgeError
 from ..gguf.chat_template import ChatTemplate, Message
 from ..gguf.file import GgufFile
-from .vocab import SHORT_BYTES, Vocab
+from .text_pieces import SpecialToken
+from .vocab import SHORT_BYTES
 
 # GGUF's tokenizer.ggml.token_type
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
@@ -39,16 +40,42 @@ _MARKER: Final = re.compile(r"<[|｜].*|.*[|｜]>|</?\w+[_▁]\w+>|\[/?[A-Z_]{3,
 _ALWAYS: Final = "<["
 
 
+class Tokenizer(Protocol):
+    """What conversations are encoded with: `vocab.Vocab`, or a twin of it on another tokenizer."""
+
+    @property
+    def special_tokens(self) -> list[SpecialToken]:
+        """All of them."""
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Those that are read only where the template wrote them."""
+
+    @property
+    def longest_token_bytes(self) -> int:
+        """Bytes of the longest token."""
+
+    def encode(self, text: str, *, breaks: Sequence[int] = (), apart: Collection[int] = frozenset()) -> list[int]:
+        """As `Vocab.encode`."""
+
+
 class PromptEncoder:
     """Renders conversations and encodes them.
 
     Args:
-        file: the base, for its vocabulary.
+        file: the base, or the keys of its vocabulary alone.
         template, vocab: of the base.
         allow_special: texts of special tokens in messages become these tokens.
     """
 
-    def __init__(self, file: GgufFile, template: ChatTemplate, vocab: Vocab, *, allow_special: bool = False) -> None:
+    def __init__(
+        self,
+        file: GgufFile | Mapping[str, Any],
+        template: ChatTemplate,
+        vocab: Tokenizer,
+        *,
+        allow_special: bool = False,
+    ) -> None:
         self._template = template
         self._vocab = vocab
         self._allow_special = allow_special

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ..errors import EngineError, InputError
 from .binding import NotCopied, lib
+from .canary import check_numbers
 from .context import Context
 
 if TYPE_CHECKING:
@@ -99,23 +100,29 @@ class Sampler(NotCopied):
         self._chain = new_chain(sampling, self.seed)
 
     def sample(self, context: Context, i: int = -1) -> int:
-        """Chooses a token from the i-th logits of the last decode; -1 is the last output."""
+        """Chooses a token from the i-th logits of the last decode; -1 is the last output.
+
+        Raises:
+            EngineError: the logits are no numbers, or no token continues the grammar.
+        """
         if self._grammar is not None:
             return self.sample_row(context.logits_view(i))
         if self._chain is None or self._top_p is not None:
             # llama.cpp's greedy sampler would first write a row of 12 bytes for each of the vocabulary.
             return self._draw(context.logits_view(i))
+        check_numbers(context.logits_view(i))
         return int(self._sample(self._chain, context.output_handle, i))
 
     def sample_row(self, logits: npt.NDArray[np.float32]) -> int:
-        """Chooses a token from logits, shape (n_vocab,), that need not be llama.cpp's own, by the same rules."""
+        """As `sample`, from logits, shape (n_vocab,), that need not be llama.cpp's own."""
         grammar = self._grammar
         if grammar is None:
             return self._draw(logits)
         if self._chain is not None and self._top_k and self._top_p is None:
             # No masked row is made where k tokens are all that is asked for.
+            check_numbers(logits)
             token_id = draw(self._chain, logits, largest(logits, self._top_k, grammar.allowed_of()))
-        elif self._chain is not None or not grammar.allows(token_id := int(logits.argmax())):
+        elif self._chain is not None or not grammar.allows(token_id := _likeliest(logits)):
             # The likeliest of all is mostly allowed, and is then the likeliest of what is allowed.
             token_id = self._draw(grammar.mask(logits))
         grammar.accept(token_id)
@@ -131,7 +138,8 @@ class Sampler(NotCopied):
 
     def _draw(self, logits: npt.NDArray[np.float32]) -> int:
         if self._chain is None:
-            return int(logits.argmax())
+            return _likeliest(logits)
+        check_numbers(logits)
         # The chain cuts to these itself, out of all of the vocabulary.
         ids = largest(logits, self._top_k) if self._top_k else None
         return draw(self._chain, logits, ids if self._top_p is None else nucleus(logits, self._top_p))
@@ -219,6 +227,13 @@ def largest(
             return _first(logits, ids, k)
     ids = np.flatnonzero(logits > -np.inf)
     return _first(logits, ids if allowed_of is None else ids[allowed_of(ids)], k)
+
+
+def _likeliest(logits: npt.NDArray[np.float32]) -> int:
+    token_id = int(logits.argmax())
+    # The first of those that are NaN, where some are.
+    check_numbers(logits[token_id : token_id + 1])
+    return token_id
 
 
 def _first(logits: npt.NDArray[np.float32], ids: npt.NDArray[np.intp], k: int) -> npt.NDArray[np.intp]:

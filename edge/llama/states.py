@@ -43,11 +43,14 @@ class Memory:
         window_tokens: of the layers that keep a window; 0: there are none.
         has_state: there are layers with a state that each token changes.
         long_cells: cells have three numbers more.
+        short_tokens: in contexts of more tokens for each sequence positions turn at other speeds, from the first token
+            on (longrope); 0: it is all one.
     """
 
     window_tokens: int = 0
     has_state: bool = False
     long_cells: bool = False
+    short_tokens: int = 0
 
     @classmethod
     def of(cls, model: Any) -> "Memory":
@@ -57,12 +60,27 @@ class Memory:
             window_tokens=max(int(llama.llama_model_n_swa(model)), 0),
             has_state=bool(llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model)),
             long_cells=int(llama.llama_model_rope_type(model)) in MULTI_SECTION_ROPES,
+            short_tokens=_short_tokens(model),
         )
 
     @property
     def cuttable(self) -> bool:
         """Whether a sequence can be cut at any token."""
         return not self.window_tokens and not self.has_state
+
+
+def _short_tokens(model: Any) -> int:
+    scaling = f"{_key(model, 'general.architecture')}.rope.scaling"
+    if _key(model, f"{scaling}.type") != "longrope":
+        return 0
+    return int(_key(model, f"{scaling}.original_context_length") or 0)
+
+
+def _key(model: Any, name: str) -> str:
+    """A key of a loaded model as text, "" where it has none."""
+    buffer = ctypes.create_string_buffer(256)
+    length = lib().llama_model_meta_val_str(model, name.encode(), buffer, len(buffer))
+    return buffer.value.decode(errors="replace") if length >= 0 else ""
 
 
 class Sequences:
@@ -74,6 +92,12 @@ class Sequences:
     _model: "Model"
     _cache: Any
     _n_streams: int
+    n_ctx_seq_tokens: int
+
+    @property
+    def turns_long(self) -> bool:
+        """Whether positions turn at the speeds of long contexts; what is kept counts in contexts of one kind only."""
+        return 0 < self.memory.short_tokens < self.n_ctx_seq_tokens
 
     def _alive(self) -> None:
         """llama.cpp ends the process if it is given what was freed."""

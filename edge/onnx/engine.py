@@ -231,6 +231,11 @@ class OnnxEngine:
         for name, values in taken.items():
             self._cache[name][sequence, :, : values.shape[1]] = values
 
+    def zero(self, sequence: int) -> None:
+        """Zeroes what the cache holds of a sequence."""
+        for values in self._cache.values():
+            values[sequence] = 0
+
     def _has_room(self, n_tokens: int) -> None:
         if n_tokens > self.n_ctx_tokens:
             raise DoesNotFitError(f"the context of {self.n_ctx_tokens} tokens has no room for {n_tokens}")

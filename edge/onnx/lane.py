@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import EngineError
 from ..llama.canary import check_numbers
 from ..llama.sampling import Sampler
 from ..prefix.chunks import AdapterState, KvRecord, Section, chunks_of
@@ -20,11 +21,12 @@ Pairs = dict[tuple[tuple[str, float], ...], Mapping[str, Array]]
 
 
 class OnnxLane:
-    """Computes prompts and tokens, keeping of the cache what is the same bit for bit, and nothing else.
+    """Computes prompts and tokens, keeping of the cache what is the same bit for bit.
 
     Args:
         pairs: see below, where several lanes have them in common.
         row: the engine's sequence.
+        fast: `begin` keeps more, whatever pieces it was computed in.
 
     Attributes:
         record: what is in the KV cache.
@@ -36,9 +38,10 @@ class OnnxLane:
     n_drafted_tokens = 0
     n_accepted_tokens = 0
 
-    def __init__(self, engine: OnnxEngine, pairs: Pairs | None = None, row: int = 0) -> None:
+    def __init__(self, engine: OnnxEngine, pairs: Pairs | None = None, row: int = 0, fast: bool = False) -> None:
         self.engine = engine
         self._row = row
+        self._fast = fast
         self.record = KvRecord()
         self.turn = 0
         self.pairs: Pairs = {} if pairs is None else pairs
@@ -51,7 +54,7 @@ class OnnxLane:
     def begin(self, prompt: Sequence[int], sections: Sequence[Section]) -> int:
         """Computes a prompt; returns how many of its tokens were kept from before."""
         self.turn += 1
-        filling = self.fill(prompt, sections)
+        filling = self.fill(prompt, sections, self._fast)
         kept = next(filling)
         for _ in filling:
             pass
@@ -73,7 +76,11 @@ class OnnxLane:
             if end > kept:
                 self._decode(prompt[self.n_tokens : end], state)
                 if end == len(prompt):
-                    check_numbers(self.engine.row)
+                    try:
+                        check_numbers(self.engine.row)
+                    except EngineError:
+                        self.spoiled()
+                        raise
                 yield end
 
     def step(self, token_id: int) -> None:
@@ -101,8 +108,17 @@ class OnnxLane:
         return {"key": adapters, "pairs": self.pairs[adapters]} if adapters else {}
 
     def sample(self, sampler: Sampler) -> int:
-        """Chooses the next token from the last output."""
-        return sampler.sample_row(self.engine.row)
+        """Chooses the next token from the last output; errors as `Sampler.sample`."""
+        try:
+            return sampler.sample_row(self.engine.row)
+        except EngineError:
+            self.spoiled()
+            raise
+
+    def spoiled(self) -> None:
+        """Forgets everything: the cache may hold what is no number, and NaN behind a mask is NaN."""
+        self.record.cut(0)
+        self.engine.zero(self._row)
 
     def rest(self, turn: int) -> None:
         """Adapters here stay as long as the session: nothing to do."""

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from ..errors import EngineError
 from ..llama.abort import AbortFlag
-from ..llama.canary import check_numbers
 from ..llama.sampling import Sampler
 from ..options import DEFAULT_BUDGET_BYTES
 from ..prefix.chunks import AdapterState, KvRecord, Section, chunks_of
@@ -92,6 +91,7 @@ class OnnxRows:
             self._engine.copy(source, sequence, like[source])
         self._states[sequence] = sections[-1].state
         for at in lane.fill(prompt, sections, fast):
+            self._sequences = (sequence,)
             yield at
             if flag is not None and flag.is_set:
                 raise EngineError("the computation was stopped")
@@ -123,10 +123,16 @@ class OnnxRows:
             lanes[sequence].record.add_answer(token_id)
 
     def sample(self, sampler: Sampler, i: int) -> int:
-        """Chooses a token from the logits of the i-th of the last step; -1: from those of the last prompt."""
-        row = self.logits(i)
-        check_numbers(row)
-        return sampler.sample_row(row)
+        """Chooses a token from the logits of the i-th of the last step; -1: from those of the last prompt.
+
+        Raises:
+            EngineError: as `Sampler.sample`; of that row nothing is read again.
+        """
+        try:
+            return sampler.sample_row(self.logits(i))
+        except EngineError:
+            self._lanes[self._sequences[i]].spoiled()
+            raise
 
     def logits(self, i: int) -> npt.NDArray[np.float32]:
         """What `sample` chooses from, shape (n_vocab,): valid until the next computation."""

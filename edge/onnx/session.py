@@ -56,7 +56,7 @@ class OnnxSession(SessionBase[OnnxRows]):
     engine_name = "onnx"
     # The other ones mean something to llama.cpp alone; given here they would do nothing.
     engine_options: ClassVar[frozenset[str]] = frozenset(
-        {"n_ctx_tokens", "n_parallel", "n_rows", "threads", "allow_special"}
+        {"n_ctx_tokens", "n_parallel", "n_rows", "reuse", "threads", "allow_special"}
     )
     base: OnnxBase
     plan = None
@@ -86,7 +86,7 @@ class OnnxSession(SessionBase[OnnxRows]):
                 raise DamagedError("the tokenizer has more tokens than the graph", where=self.base.folder)
             allow_special = options.get("allow_special", False)
             self.prompts = PromptEncoder(self.base.tokenizer, self.template, self.vocab, allow_special=allow_special)
-            self.lane = OnnxLane(self.engine)
+            self.lane = OnnxLane(self.engine, fast=options.get("reuse") == "fast")
             stack.callback(self._loaded.clear)
             stack.callback(self.lane.pairs.clear)
             self._owned = stack.pop_all()

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from ..answer.stream import Answer
 from ..errors import SlmEdgeError
@@ -15,6 +15,10 @@ from .logprobs import Spoken, legacy
 from .reply import Call
 from .service import FINISH, Asked, Service, numbers_of, usage_of
 from .streaming import Event, Reading, now_s, stream
+
+# More letters than that a token rarely has.
+TOKEN_LETTERS: Final = 64
+MOST_LETTERS: Final = 256 << 10
 
 
 async def complete(service: Service, call: Call) -> None:
@@ -30,6 +34,11 @@ async def complete(service: Service, call: Call) -> None:
         # What a text says stays text: no control tokens are made of it.
         return [service.engine.tokenize(one) if isinstance(one, str) else one for one in prompts]
 
+    longest = max((len(one) for one in prompts), default=0)
+    if longest > TOKEN_LETTERS * service.n_ctx_tokens:
+        # Told before it is cut into tokens, which others would wait for.
+        text = f"the prompt has {longest} letters or tokens; {service.n_ctx_tokens} tokens are possible"
+        raise Fault(400, "context_length_exceeded", text, param="prompt")
     try:
         ids = await service.run(ids_of)
     except SlmEdgeError as error:
@@ -136,6 +145,9 @@ async def tokenize(service: Service, call: Call) -> None:
     text = request.content if request.content is not None else request.prompt
     if (text is None) == (request.messages is None):
         raise Fault(400, "invalid_value", "give `content`, or `messages`", param="content")
+    if text is not None and len(text) > MOST_LETTERS:
+        text = f"the text has {len(text)} letters; {MOST_LETTERS} are possible"
+        raise Fault(400, "invalid_value", text, param="content")
     if request.add_special:
         raise Fault(400, "unsupported_value", "the chat template writes what a prompt begins with", param="add_special")
     messages = None if request.messages is None else conversation(request.messages)

@@ -40,7 +40,7 @@ async def respond(service: Service, call: Call) -> None:
     """Answers a request for a response; raises as `chat.chat`."""
     request, ignored = decoded(call.body, ResponsesRequest)
     service.note_ignored(call, ignored, ResponsesRequest)
-    asked_as = _as_chat(request)
+    asked_as = as_chat(request)
     messages = conversation(asked_as.messages, "input")
     tools = choice_of(asked_as, service.engine.chat_template)
     rules = rules_of(asked_as.response_format, "text.format.schema")
@@ -67,7 +67,7 @@ async def respond(service: Service, call: Call) -> None:
     await call.answer(reply.whole(answers[0]))
 
 
-def _as_chat(request: ResponsesRequest) -> ChatRequest:
+def as_chat(request: ResponsesRequest) -> ChatRequest:
     """The same as a chat request has it."""
     messages = [] if request.instructions is None else [ChatMessage(role="system", content=request.instructions)]
     if isinstance(request.input, str):

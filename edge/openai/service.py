@@ -116,10 +116,13 @@ class Service:
     def __post_init__(self) -> None:
         self.n_ctx_tokens = self.engine.facts().n_ctx_tokens
         self._pool = ThreadPoolExecutor(N_THREADS, thread_name_prefix="slm-edge-http")
+        # Of their own: who sends costly schemas waits for others who do, and nobody else.
+        self._trials = ThreadPoolExecutor(1, thread_name_prefix="slm-edge-rules")
 
     def close(self) -> None:
         """Ends the threads; the engine stays open."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._trials):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, work: Callable[[], T]) -> T:
         """Does something that takes its time on a thread."""
@@ -189,7 +192,8 @@ class Service:
 
         if rules is not None:
             try:
-                await self.run(lambda: self.engine.try_rules(rules))
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._trials, self.engine.try_rules, rules)
             except SlmEdgeError as error:
                 raise fault_of(error, rules_place) from None
         try:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from ..grammar.rules import Rules
 
 MAX_CARD_BYTES: Final = 1 << 20
+# Of a task file to train by, which holds a card
+TASK_KEYS: Final = ("name", "about", "system", "prompt", "completion", "metric", "where", "card", "recipe")
 # Keys that the first versions did not have, and what they are where nothing is said
 _LATER: Final[dict[str, Any]] = {"template": {}, "thinking": None, "golden": []}
 
@@ -127,8 +129,28 @@ class TaskCard:
         return card
 
     @classmethod
+    def of_task(cls, table: Mapping[str, Any], where: str | os.PathLike[str] | None = None) -> "TaskCard":
+        """The card that a task file to train by holds: its name, description and system message, and its [card].
+
+        Raises:
+            InputError: as `of`.
+        """
+        own = {"name": "task", "about": "description", "system": "system"}
+        card = table.get("card", {})
+        unknown = [key for key in table if key not in TASK_KEYS]
+        if unknown:
+            problems = [f"{key}: unknown; did you mean {did_you_mean(key, TASK_KEYS)[0]}?" for key in unknown]
+            raise InputError("is not a valid task", where=where, problems=problems)
+        twice = [key for key in own.values() if isinstance(card, dict) and key in card]
+        if twice:
+            problems = [f"card.{key}: {name} says it" for name, key in own.items() if key in twice]
+            raise InputError("is not a valid task", where=where, problems=problems)
+        told = {key: table[name] for name, key in own.items() if name in table}
+        return cls.of({**told, **card} if isinstance(card, dict) else card, where)
+
+    @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "TaskCard":
-        """Reads a card from a `.toml` or `.json` file.
+        """Reads a card from a `.toml` or `.json` file; a task to train by (`train/data/task_file.py`) is one too.
 
         Raises:
             InputError: it is not there, not TOML or JSON, or not a card.
@@ -137,7 +159,9 @@ class TaskCard:
         try:
             text = read_text(path, MAX_CARD_BYTES)
             if path.suffix == ".toml":
-                return cls.of(tomllib.loads(text), path)
+                table = tomllib.loads(text)
+                is_task = bool({"card", "prompt", "name"} & table.keys()) and "task" not in table
+                return cls.of_task(table, path) if is_task else cls.of(table, path)
             if path.suffix == ".json":
                 return cls.of(loads_json(text), path)
         except (ValueError, RecursionError) as error:

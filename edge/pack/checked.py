@@ -3,6 +3,7 @@
 for result in verify_all(Store(), on_bytes): result.name, result.problems
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from ..files.atomic import sha256_file
 from ..store.store import Store
 from ..store.version import Version, is_sha256
 from ..trust.check import judge
-from .manifest import raw_manifest
+from .manifest import raw_manifest, read_manifest
 from .pack import starter_folder, verify_folder
 
 OnBytes = Callable[[int], object]
@@ -46,10 +47,30 @@ def verify_all(store: Store, on_bytes: OnBytes) -> Iterator[Checked]:
     yield check_pack("starter", on_bytes)
     for name in store.names():
         yield from verify_name(store, name, on_bytes)
+    read = _read_already(store)
     for blob in sorted((store.folder / "blobs" / "sha256").glob("*")):
-        # Those in packs were read there, where they are the same file.
-        if is_sha256(blob.name) and blob.stat().st_nlink == 1:
+        if is_sha256(blob.name) and _inode(blob) not in read:
             yield _blob(blob, on_bytes)
+
+
+def _read_already(store: Store) -> set[tuple[int, int]]:
+    """The inodes of what is read with the packs and models: their files, where these are links, and packs' bases."""
+    bases = {read_manifest(starter_folder()).base.sha256}
+    files: list[Path] = []
+    for name in store.names():
+        with contextlib.suppress(SlmEdgeError):
+            ref = store.ref(name)
+            for digest in ref.kept if ref is not None else ():
+                version = store.version(name, digest)
+                if version is not None:
+                    files += [store.place(name, digest) / path for path in version.files]
+                    bases |= {version.base} if version.base is not None else set()
+    return {_inode(path) for path in (*files, *map(store.blob, bases)) if path.is_file()}
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def check_pack(name: str, on_bytes: OnBytes) -> Checked:

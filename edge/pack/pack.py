@@ -147,7 +147,12 @@ class Pack:
 
     def _version(self) -> "Version | None":
         """What the store knows of it; None for a pack that lies elsewhere."""
-        if store_folder().resolve() not in self.folder.resolve().parents:
+        try:
+            inside = store_folder().resolve() in self.folder.resolve().parents
+        except InputError:
+            # A user without a home has no store.
+            inside = False
+        if not inside:
             return None
         from ..store.store import Store
 

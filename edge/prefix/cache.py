@@ -18,6 +18,7 @@ from ..files.cache import user_path
 from ..gguf.base import BaseInfo
 from ..llama.canary import check_numbers
 from ..llama.context import Context, Outputs
+from ..llama.kv_bytes import zero_rest
 from ..options import DEFAULT_BUDGET_BYTES, DEFAULT_DISK_BYTES, EngineOptions
 from .chunks import Chunk, KvRecord, Section, chunk_ends, chunks_of
 from .store import PrefixStore, Snapshot
@@ -36,6 +37,8 @@ class PrefixCache:
     def __init__(self, store: PrefixStore, disk: "PrefixDisk | None" = None) -> None:
         self.store = store
         self.disk = disk
+        # Of the first context that it is used with
+        self._turns_long: bool | None = None
 
     def prefill(
         self,
@@ -46,6 +49,7 @@ class PrefixCache:
         *,
         sequence: int = 0,
         keep: bool = False,
+        fast: bool = False,
     ) -> int:
         """Computes a prompt in a sequence of a context; the last output is that of its last token.
 
@@ -54,6 +58,7 @@ class PrefixCache:
                 never claims too much when an exception, Ctrl-C included, comes in between.
             sections: the last ends with the prompt.
             keep: take shared beginnings into memory at once; else at the next swap.
+            fast: keep of the sequence whatever was computed of these tokens under these adapters, in whatever pieces.
 
         Returns:
             How many tokens of the prompt were not computed.
@@ -61,7 +66,7 @@ class PrefixCache:
         Raises:
             EngineError: llama.cpp cannot compute it, or the output is no number.
         """
-        filling = self.fill(context, record, prompt, sections, sequence=sequence, keep=keep)
+        filling = self.fill(context, record, prompt, sections, sequence=sequence, keep=keep, fast=fast)
         kept = at = next(filling)
         for n_tokens in filling:
             if n_tokens <= at:
@@ -83,12 +88,15 @@ class PrefixCache:
     ) -> Iterator[int]:
         """As `prefill`, chunk by chunk; between two of them the context may compute for other sequences.
 
-        Args:
-            fast: keep of the sequence whatever was computed of these tokens under these adapters, in whatever pieces.
-
         Yields:
             How many tokens of the prompt the sequence holds: first what was kept, then after each chunk.
         """
+        if self._turns_long is None:
+            self._turns_long = context.turns_long
+        if self._turns_long != context.turns_long:
+            # What is kept here was turned at other speeds.
+            yield from PrefixCache(PrefixStore(0)).fill(context, record, prompt, sections, sequence=sequence)
+            return
         loaded: list[Snapshot] = []
         try:
             yield from self._fill(context, record, prompt, sections, sequence, keep, fast, loaded)
@@ -151,7 +159,13 @@ class PrefixCache:
                     if section.shared and at == section.end:
                         self._shared(context, record, sequence, keep or whole)
                 if at == len(prompt):
-                    check_numbers(context.logits_view())
+                    try:
+                        check_numbers(context.logits_view())
+                    except EngineError:
+                        record.cut(0)
+                        context.remove(sequence, 0)
+                        zero_rest(context)
+                        raise
                     before = wanted[-2][0] if len(wanted) > 1 else 0
                     record.n_stable_tokens = max((end for end, _ in record.chunks if end <= before), default=0)
                 yield at

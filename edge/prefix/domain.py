@@ -39,6 +39,7 @@ def kv_domain(base: BaseInfo, context: Context, options: EngineOptions, folder: 
         "repack": options.get("repack", True),
         "both_layouts": options.get("both_layouts", False),
         "kv_type": options.get("kv_type", "f16"),
+        "turns_long": context.turns_long,
         "flash_attention": options.get("flash_attention", "auto"),
     }
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=20).hexdigest()

@@ -6,7 +6,7 @@ A replaced adapter stays in memory under a name of its own until the last answer
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..answer.choice import AdapterName, Choice, choice_of
 from ..errors import ConflictError
@@ -90,13 +90,22 @@ class Adapters:
                 hint="look at it again; someone else changed it",
             )
 
+    def moved(self, packed: PackedAdapter) -> bool:
+        """Whether the name stands for these bytes and this card already; from now on for the file where they are."""
+        key = self._keys.get(packed.name)
+        known = self._session[key] if key is not None else None
+        if key is None or known is None or (known.sha256, known.card) != (packed.sha256, packed.card):
+            return False
+        self._session[key] = replace(packed, name=key)
+        return True
+
     def candidate(self, packed: PackedAdapter) -> str:
         """Puts a file beside the others under a name of the session's own, for a trial; `adopt` or `drop` follows."""
         check_name(packed.name, "an adapter's name")
         key = packed.name if packed.name not in self._session else f"{packed.name}@{packed.sha256[:12]}"
         while key in self._session:
             key += "+"
-        self._session[key] = PackedAdapter(key, packed.path, packed.sha256, packed.size_bytes, packed.card)
+        self._session[key] = replace(packed, name=key)
         return key
 
     def adopt(self, name: str, key: str) -> list[str]:

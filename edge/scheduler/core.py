@@ -243,11 +243,12 @@ class Core:
             self._one_by_one(jobs, error)
             return
         took_s = self._clock() - start_s
-        over_s = max(0.0, took_s - usual_s) if swapped and usual_s else 0.0
-        if swapped:
-            self.pace.add_swap(over_s + self._moving_s)
-        else:
+        over_s = 0.0
+        if not swapped or not usual_s:
             self.pace.add_step(len(jobs), took_s)
+        else:
+            self.pace.add_swap(took_s - usual_s + self._moving_s)
+            over_s = min(took_s, self.pace.swap_s)
         self._moving_s = 0.0
         self._owed_s = max(0.0, self._owed_s - took_s)
         self._work_s["swap", jobs[0].name] += over_s

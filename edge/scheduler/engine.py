@@ -16,14 +16,14 @@ rules that cannot be kept, or more work than the engine gets done in time (`Busy
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack, get_args
 
 from ..answer.base import SessionBase
 from ..answer.choice import AdapterName
 from ..answer.settings import Settings
 from ..answer.stream import Answer
 from ..errors import InputError
-from ..options import LEFT_OUT, EngineOptions, Left, LeftOut
+from ..options import LEFT_OUT, EngineOptions, Left, LeftOut, Reuse
 from ..pack.card import TaskCard
 from .front import Prompt, Tools
 from .host import Host
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from ..grammar.rules import Rules
     from ..pack.pack import Pack
 
-# What is kept of what was computed, see docs/prefix-cache.md
-Reuse = Literal["fast", "exact"]
 DEFAULT_ROWS: Final = 4
 DEFAULT_MAX_WAIT_S: Final = 60.0
 
@@ -87,7 +85,6 @@ class Engine:
         engine: str = "llama",
         parallel: int = DEFAULT_ROWS,
         max_wait_s: float = DEFAULT_MAX_WAIT_S,
-        reuse: Reuse = "fast",
         allow_pull: bool = False,
         **options: Unpack[EngineOptions],
     ) -> Self:
@@ -95,8 +92,9 @@ class Engine:
 
         Args:
             pack: a folder, or what `Pack.open` gave; None for the starter pack.
-            engine, allow_pull, options: as in `engines.open_session`; errors too.
-            parallel, max_wait_s, reuse: see the class.
+            engine, allow_pull, options: as in `engines.open_session`, but that `reuse` is "fast" by default; errors
+                too.
+            parallel, max_wait_s: see the class.
         """
         from ..engines import open_session
         from ..pack.pack import Pack
@@ -108,7 +106,7 @@ class Engine:
             lambda: open_session(opened, engine, allow_pull=allow_pull, **options),
             parallel=parallel,
             max_wait_s=max_wait_s,
-            reuse=reuse,
+            reuse=options.get("reuse", "fast"),
             default_adapter=default if default == "auto" or default in opened.adapters else None,
         )
 
@@ -271,7 +269,7 @@ class Engine:
             ConflictError: the name stands for something else.
             InputError, DamagedError, DoesNotFitError, EngineError: as `Session.use`.
         """
-        return self._host.call(lambda: self._host.load(name, Path(path), card, expect_digest))
+        return self._host.load(name, Path(path), card, expect_digest)
 
     def unload(self, name: str, *, expect_digest: str | None = None) -> None:
         """Takes a name away; answers in the making are made to their end.
@@ -287,6 +285,11 @@ class Engine:
     def stats(self) -> Stats:
         """What was done and is to do, taken between two units of work."""
         return self._host.call(self._host.stats)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the engine's thread last ended a unit of work, while it has any; for a watchdog."""
+        return self._host.silent_s
 
     def pace(self) -> Pace:
         """How fast it computes, as measured so far; may be read at any time."""

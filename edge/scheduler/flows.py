@@ -2,8 +2,10 @@
 
 Each flow has an account of the seconds that were spent on it. The adapters of the flow with the least go next, for a
 slice of max(8 steps, 20 swaps), so that swaps take at most a twentieth; all flows of these adapters are computed
-together then. A flow that wakes begins at the least account of those that are awake: it is owed nothing for its sleep.
-With k adapter sets at work a new request's first unit of work begins within (k - 1) x max(slice, one chunk).
+together then. A flow that wakes begins at the account that was served last, less one slice at most of what it is owed:
+who asks again at once loses nothing by the moment between, and nobody saves up for a long sleep. Those that woke before
+are never overtaken by that. So with k adapter sets at work a new request's first unit of work begins within
+(k - 1) x max(slice, one chunk).
 """
 
 from collections import deque
@@ -55,6 +57,8 @@ class Turns:
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
         self._flows: dict[tuple[str, Group], Flow] = {}
+        # The largest account that a slice was given to; it never goes back.
+        self._served_s = 0.0
         self.group: Group | None = None
         self.slice_s = 0.0
 
@@ -78,7 +82,7 @@ class Turns:
             self._forget_some()
             flow = self._flows[job.flow] = Flow(*job.flow)
         if not flow.awake:
-            flow.spent_s = max(flow.spent_s, min((other.spent_s for other in self.awake), default=0.0))
+            flow.spent_s = max(flow.spent_s, self._served_s - self.limit_s())
         flow.waiting.append(job)
 
     def remove(self, job: Job) -> None:
@@ -112,9 +116,10 @@ class Turns:
             rest_s = self.limit_s() - self.slice_s
             if len(groups) == 1 or next_s(self.group) <= rest_s:
                 return self.group
-        chosen = min(flows, key=lambda flow: (flow.spent_s, flow.group == self.group)).group
-        self.group, self.slice_s = chosen, 0.0
-        return chosen
+        chosen = min(flows, key=lambda flow: (flow.spent_s, flow.group == self.group))
+        self._served_s = max(self._served_s, chosen.spent_s)
+        self.group, self.slice_s = chosen.group, 0.0
+        return chosen.group
 
     def limit_s(self) -> float:
         """How long a slice is."""

@@ -4,6 +4,7 @@ import atexit
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..errors import BusyError, EngineError
 from ..llama.sampling import Sampler
 from ..names import check_name
 from ..pack.card import TaskCard
+from ..pack.pack import PackedAdapter
 from .adapters import Adapters, Bound
 from .admission import Expected
 from .core import Core
@@ -23,7 +25,7 @@ from .front import Front, Prompt, Tools
 from .job import Job
 from .pace import Pace
 from .stats import AdapterFacts, Stats
-from .ticket import Ticket
+from .ticket import Ticket, wake
 
 if TYPE_CHECKING:
     from ..router.router import Decision
@@ -61,6 +63,7 @@ class Host:
         self._idle = threading.Condition(self._lock)
         self._numbers = itertools.count(1)
         self._n_unfinished = 0
+        self._beat_s = time.monotonic()
         self._open_jobs: dict[Ticket, Job] = {}
         self._state = "opening"
         self._fault: BaseException | None = None
@@ -87,6 +90,11 @@ class Host:
     def pace(self) -> Pace:
         """As measured so far."""
         return self._core.pace
+
+    @property
+    def silent_s(self) -> float:
+        """As `Engine.silent_s`."""
+        return time.monotonic() - self._beat_s if self._state != "closed" and self._core.busy else 0.0
 
     def adapter_facts(self) -> tuple[AdapterFacts, ...]:
         """The adapters as they are now."""
@@ -171,6 +179,11 @@ class Host:
             self._inbox.put(message)
         return future.result()
 
+    def load(self, name: str, path: Path, card: TaskCard | None, expect_digest: str | None) -> str:
+        """As `Engine.load`; the file is read here, and loaded and tried on the engine's thread."""
+        packed = self.session.loose(self.session.base, check_name(name, "an adapter's name"), path, card)
+        return self.call(lambda: self._adopt(packed, expect_digest))
+
     def drain(self, timeout_s: float | None) -> int:
         """As `Engine.drain`."""
         with self._lock:
@@ -225,6 +238,10 @@ class Host:
                     self._state = "open"
                     opened.set_result(None)
                     self._serve()
+                except BaseException as error:
+                    # Before anyone who waits is told
+                    self._fault = error
+                    raise
                 finally:
                     self._end()
         except BaseException as error:  # noqa: BLE001 - told to whoever waits, or asks next
@@ -237,22 +254,30 @@ class Host:
         while True:
             while not core.busy or not self._inbox.empty():
                 self._inbox.get()()
+                self._beat_s = time.monotonic()
                 if self._state == "closed":
                     return
             core.work()
+            self._beat_s = time.monotonic()
 
     def _end(self) -> None:
         """Nobody is left waiting, whatever ended the thread."""
         with self._lock:
             self._state = "closed"
-        if hasattr(self, "_core"):
-            while not self._inbox.empty():
-                self._inbox.get()()
-            self._core.close()
-        if hasattr(self, "front"):
-            self.front.close()
-        with self._lock:
-            self._idle.notify_all()
+        try:
+            if hasattr(self, "_core"):
+                while not self._inbox.empty():
+                    self._inbox.get()()
+                self._core.close()
+            if hasattr(self, "front"):
+                self.front.close()
+        finally:
+            left = list(self._open_jobs)
+            for ticket in left:
+                ticket.end(None, EngineError("the engine failed before the answer was whole"))
+            wake(left)
+            with self._lock:
+                self._idle.notify_all()
 
     def _end_all(self) -> int:
         n_cut = self._core.cancel_all()
@@ -283,19 +308,15 @@ class Host:
         """As `Engine.stats`."""
         return self._core.stats(self._adapters.public_name)
 
-    def load(self, name: str, path: Path, card: TaskCard | None, expect_digest: str | None) -> str:
-        """As `Engine.load`."""
-        session = self.session
+    def _adopt(self, packed: PackedAdapter, expect_digest: str | None) -> str:
+        name = packed.name
         with self._lock:
             self._adapters.check_expected(name, expect_digest)
-            known = self._adapters.named.get(name)
-        packed = session.loose(session.base, check_name(name, "an adapter's name"), path, card)
-        if known is not None and (known.sha256, known.card) == (packed.sha256, packed.card):
-            return packed.sha256
-        with self._lock:
+            if self._adapters.moved(packed):
+                return packed.sha256
             key = self._adapters.candidate(packed)
         try:
-            session.choice_of(key)
+            self.session.choice_of(key)
         except BaseException:
             with self._lock:
                 self._forget([key])

@@ -16,14 +16,18 @@ class Pace:
     """Running means; 0 until something was measured.
 
     Attributes:
-        swap_s: what a change of adapters costs beside the work itself, sequences that are laid aside included.
         token_s: of a prompt's token.
     """
 
     def __init__(self) -> None:
-        self.swap_s = 0.0
         self.token_s = 0.0
+        self._swap_s: float | None = None
         self._steps: dict[int, float] = {}
+
+    @property
+    def swap_s(self) -> float:
+        """What a change of adapters costs beside the work itself, sequences that are laid aside included."""
+        return max(0.0, self._swap_s or 0.0)
 
     def step_s(self, n_rows: int) -> float:
         """Seconds of a step of so many rows; where it was not measured yet, of the nearest number."""
@@ -43,9 +47,13 @@ class Pace:
         """A part of a prompt."""
         self.token_s = _mean(self.token_s, took_s / n_tokens)
 
-    def add_swap(self, took_s: float) -> None:
-        """What a change of adapters cost."""
-        self.swap_s = _mean(self.swap_s, took_s)
+    def add_swap(self, over_s: float) -> None:
+        """By how much a step took longer behind a change of adapters than it does else, or shorter by chance.
+
+        With the lucky ones left out, a busy machine's noise would count as the price of changing.
+        """
+        before = over_s if self._swap_s is None else self._swap_s
+        self._swap_s = before + _SHARE * (over_s - before)
 
 
 def _mean(before: float, now: float) -> float:

@@ -37,16 +37,36 @@ class Limited(H11Protocol):
     """One connection. Its head must come in time, and there may be only so many of them."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    _began_s = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         connections = [one for one in self.server_state.connections if isinstance(one, Limited)]
         address = self.client[0] if self.client else ""
         same = [one for one in connections if one.client and one.client[0] == address]
+        self._began_s = self.loop.time()
         if len(connections) > MOST_CONNECTIONS or (len(same) > MOST_OF_ADDRESS and not _is_loopback(address)):
-            self._refuse(Fault(503, "overloaded", "too many connections", wait_s=2))
-            return
+            of_own = connections if len(connections) > MOST_CONNECTIONS else same
+            # Whoever takes longest to say what it wants makes room for whoever comes.
+            slow = min(
+                (one for one in of_own if one is not self and one.is_asking), key=lambda one: one._began_s, default=None
+            )
+            if slow is None:
+                self._refuse(Fault(503, "overloaded", "too many connections", wait_s=2))
+                return
+            slow.give_up()
         self._watch_head()
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether its request is not here yet, or none has begun."""
+        is_answered = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+        return not is_answered and not self.transport.is_closing()
+
+    def give_up(self) -> None:
+        """Closes it, with a word where none was said yet."""
+        self._refuse(Fault(503, "overloaded", "too many connections, and this one waited", wait_s=2))
+        self.server_state.connections.discard(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch_head()

@@ -7,15 +7,19 @@ lane.step(token_id)
 
 from collections.abc import Sequence
 
-from ..llama.canary import check_numbers
+from ..errors import EngineError
 from ..llama.context import Context
+from ..llama.kv_bytes import zero_rest
 from ..llama.sampling import Sampler
 from ..prefix.cache import PrefixCache
 from ..prefix.chunks import KvRecord, Section
 
 
 class Lane:
-    """Computes prompts and tokens, keeping of the cache what is the same bit for bit, and nothing else.
+    """Computes prompts and tokens, keeping of the cache what is the same bit for bit.
+
+    Args:
+        fast: keep more, whatever pieces it was computed in.
 
     Attributes:
         context: decodes sequence 0 for this lane alone.
@@ -28,12 +32,13 @@ class Lane:
     n_drafted_tokens = 0
     n_accepted_tokens = 0
 
-    def __init__(self, context: Context, cache: PrefixCache) -> None:
+    def __init__(self, context: Context, cache: PrefixCache, fast: bool = False) -> None:
         self.context = context
         self.record = KvRecord()
         self.turn = 0
         self.busy = False
         self._cache = cache
+        self._fast = fast
 
     @property
     def n_tokens(self) -> int:
@@ -55,17 +60,27 @@ class Lane:
         """
         self.turn += 1
         self.busy = True
-        return self._cache.prefill(self.context, self.record, prompt, sections)
+        return self._cache.prefill(self.context, self.record, prompt, sections, fast=self._fast)
 
     def step(self, token_id: int) -> None:
         """Computes one more token."""
         self.context.decode_one(token_id, self.n_tokens)
-        check_numbers(self.context.logits_view())
         self.record.add_answer(token_id)
 
     def sample(self, sampler: Sampler) -> int:
-        """Chooses the next token from the last output."""
-        return sampler.sample(self.context)
+        """Chooses the next token from the last output; errors as `Sampler.sample`."""
+        try:
+            return sampler.sample(self.context)
+        except EngineError:
+            self.spoiled()
+            raise
+
+    def spoiled(self) -> None:
+        """Forgets everything: the cache may hold what is no number."""
+        if self.context.handle:
+            self.record.cut(0)
+            self.context.remove(0, 0)
+            zero_rest(self.context)
 
     def rest(self, turn: int) -> None:
         """The answer that began as `turn` needs nothing more; its adapters may go."""

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from ..errors import EngineError
 from ..llama.abort import AbortFlag, stopped_by
-from ..llama.canary import check_numbers
 from ..llama.context import Context
+from ..llama.kv_bytes import zero_rest
 from ..llama.model import Adapter
 from ..llama.sampling import Sampler
 from ..prefix.cache import PrefixCache
@@ -46,6 +46,8 @@ class LlamaRows:
         self._context = context
         self._cache = cache
         self._owned = owned
+        # Whose logits there are: of the last step, or of the last chunk of a prompt
+        self._sequences: Sequence[int] = ()
         self._records: dict[int, KvRecord] = {}
         # Of the tokens to come
         self._adapters: dict[int, tuple[tuple[Adapter, float], ...]] = {}
@@ -96,6 +98,7 @@ class LlamaRows:
                 raise
             if at is None:
                 return
+            self._sequences = (sequence,)
             yield at
 
     def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
@@ -109,15 +112,25 @@ class LlamaRows:
     def step(self, token_ids: Sequence[int], sequences: Sequence[int]) -> None:
         """Computes one more token for each of several sequences, which rise and have the same adapters to come."""
         records = [self._records[sequence] for sequence in sequences]
+        self._sequences = sequences
         self._context.set_adapters(self._adapters[sequences[0]])
         self._context.decode_step(token_ids, [len(record.tokens) for record in records], sequences)
         for token_id, record in zip(token_ids, records, strict=True):
             record.add_answer(token_id)
 
     def sample(self, sampler: Sampler, i: int) -> int:
-        """Chooses a token from the logits of the i-th of the last step; -1: from those of the last prompt."""
-        check_numbers(self._context.logits_view(i))
-        return sampler.sample(self._context, i)
+        """Chooses a token from the logits of the i-th of the last step; -1: from those of the last prompt.
+
+        Raises:
+            EngineError: as `Sampler.sample`; the sequence is empty then, and its memory too.
+        """
+        try:
+            return sampler.sample(self._context, i)
+        except EngineError:
+            if self._context.handle:
+                self.release(self._sequences[i])
+                zero_rest(self._context)
+            raise
 
     def logits(self, i: int) -> npt.NDArray[np.float32]:
         """What `sample` chooses from, shape (n_vocab,): valid until the next computation."""

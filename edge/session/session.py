@@ -122,7 +122,7 @@ class Session(SessionBase["LlamaRows"]):
             self._watch = stack.enter_context(FileWatch(base_path))
             most_bytes = None if self._limit_bytes is None else self.plan.snapshots_bytes
             self.prefixes = open_prefix_cache(self.base, self.context, options, most_bytes)
-            self._lane = Lane(self.context, self.prefixes)
+            self._lane = Lane(self.context, self.prefixes, fast=options.get("reuse") == "fast")
             self._shelf = Shelf(
                 self.model,
                 self.base,

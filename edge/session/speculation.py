@@ -27,7 +27,9 @@ import numpy.typing as npt
 
 from ..answer.choice import Choice
 from ..answer.engine import Worker
+from ..errors import EngineError
 from ..llama.context import Context
+from ..llama.kv_bytes import zero_rest
 from ..llama.sampling import Sampler
 from ..options import MOST_AT_ONCE, Speculate
 from ..prefix.chunks import AdapterState, Section
@@ -143,9 +145,14 @@ class DraftingLane:
         return kept
 
     def sample(self, sampler: Sampler) -> int:
-        """Chooses the next token; a guess before it was right, or it is the last output."""
+        """Chooses the next token; a guess before it was right, or it is the last output. Errors as `Lane.sample`."""
         self._sampler = sampler
-        return sampler.sample(self._context, self._row)
+        try:
+            return sampler.sample(self._context, self._row)
+        except EngineError:
+            self._batch, self._row = (), -1
+            self._lane.spoiled()
+            raise
 
     def step(self, token_id: int) -> None:
         """Makes the output after one more token ready: computed already if it was guessed, else now."""
@@ -170,8 +177,13 @@ class DraftingLane:
             return
         batch = (token_id, *guess)
         self._context.decode(batch, self.n_tokens, outputs="all")
-        self._lane.record.add_answer(token_id)
         self.n_drafted_tokens += len(guess)
+        if not np.isfinite(self._context.logits_view(0).max()):
+            # Without flash attention a guess that overflows reaches the rows before it.
+            self._forget([self._context.logits_view(0)])
+            self._lane.step(token_id)
+            return
+        self._lane.record.add_answer(token_id)
         self._batch, self._row = batch, 0
 
     def rest(self, turn: int) -> None:
@@ -191,7 +203,7 @@ class DraftingLane:
         if not n_batch:
             return
         if n_right + 1 < n_batch:
-            self._context.remove(0, self.n_tokens)
+            self._forget([self._context.logits_view(row) for row in range(n_right + 1, n_batch)])
         self._debt = max(0.0, self._debt + FURTHER_TOKEN_COST * (n_batch - 1) - n_right)
         if not self._debt:
             self._next_rest_tokens = FIRST_REST_TOKENS
@@ -232,7 +244,18 @@ class DraftingLane:
         self._context.decode(batch, at, outputs="all")
         self._proof = [(token_id, self._context.logits(row)) for row, token_id in enumerate(batch)]
         self._proved_kernels = kernels
-        self._context.remove(0, at)
+        self._forget([row for _, row in self._proof])
+
+    def _forget(self, rows: Sequence[npt.NDArray[np.float32]]) -> None:
+        """Takes what is behind the book's last token out of the cache.
+
+        Args:
+            rows: the logits that were computed with it.
+        """
+        self._context.remove(0, self.n_tokens)
+        # A wrong guess may overflow where the right token does not.
+        if not np.isfinite([row.max() for row in rows]).all():
+            zero_rest(self._context)
 
     def _compare(self, token_id: int) -> None:
         """Compares the row after a token that was computed by itself with that of the proof, if one is going on."""

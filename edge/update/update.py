@@ -11,6 +11,7 @@ held.
 
 import contextlib
 import hashlib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -41,6 +42,7 @@ from .rehearse import rehearse
 from .state import changing, read_state, settle, take_back
 
 _SPARE_BYTES: Final = 16 << 20
+AGAIN_S: Final = 0.5
 _State = Literal["updated", "current", "available", "held", "failed"]
 
 
@@ -114,12 +116,17 @@ def update(name: str, address: str | None = None, *, check_only: bool = False, a
 
 def read_channel(place: Place, name: str) -> Channel:
     """A channel, once its signature, its age and its number held; errors as `update`."""
-    data = place.small(CHANNEL_FILE, MOST_BYTES)
-    signature = place.small(f"{CHANNEL_FILE}.minisig", MOST_SIGNATURE_BYTES)
-    try:
-        verdict, signed = judge_bytes(data, signature, place.address)
-    except DamagedError as error:
-        raise DamagedError(error.message, where=f"{place.address}.minisig", hint=error.hint) from None
+    for last in (False, True):
+        data = place.small(CHANNEL_FILE, MOST_BYTES)
+        signature = place.small(f"{CHANNEL_FILE}.minisig", MOST_SIGNATURE_BYTES)
+        try:
+            verdict, signed = judge_bytes(data, signature, place.address)
+            break
+        except DamagedError as error:
+            if last:
+                raise DamagedError(error.message, where=f"{place.address}.minisig", hint=error.hint) from None
+            # Its maker may be between the two files.
+            time.sleep(AGAIN_S)
     seen = Seen.read()
     seen.check_clock(signed.time_s or 0)
     try:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from ...edge.errors import DamagedError, InputError, UnsupportedError
 from ...edge.files.atomic import read_table
 from ...edge.files.text import is_text
-from ...edge.gguf.families import interleave_rows
+from ...edge.gguf.hf_form import interleave_rows
 from ...edge.gguf.types import GgmlType
 from ..files.encode import Q8_0_BLOCK_VALUES, encode_rows
 from ..files.gguf_writer import Chunk, NewTensor

@@ -31,20 +31,19 @@ _WRAPPERS: Final = frozenset(
 )
 # The adapter's name, which save_pretrained leaves out and a plain state_dict does not
 _ADAPTER_NAME: Final = re.compile(r"\.(lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.(?!weight$|bias$)[^.]+")
-# transformers since 4.52 (model.language_model.layers) and before (language_model.model.layers)
-_LANGUAGE_MODEL: Final = re.compile(
-    r"^(?:model\.language_model\.(?=(?:layers|embed_tokens|norm)\.)|language_model\.model\.)"
-)
-_LANGUAGE_HEAD: Final = re.compile(r"^language_model\.(?=lm_head\.)")
+# Of a multimodal model (transformers since 4.52 model.language_model.layers, before language_model.model.layers,
+# Idefics' model.text_model.layers), of a bare one (AutoModel's layers), of one in a holder (model.model.layers)
+_BACKBONE: Final = re.compile(r"^(?:(?:model|language_model|text_model)\.)*(?=(?:layers|embed_tokens|norm)\.)")
+_HEAD: Final = re.compile(r"^(?:(?:model|language_model)\.)*(?=lm_head\.)")
 
 
 def plain_name(name: str) -> str:
     """The name as PEFT's `save_pretrained` gives it, without `base_model.model.` before it."""
     name = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-    while name.startswith(PREFIX):
-        name = name.removeprefix(PREFIX)
+    # What stands before PEFT's own prefix holds the PEFT model: Lightning's `model.`, TRL's `pretrained_model.`.
+    name = f".{name}".rpartition(f".{PREFIX}")[2].removeprefix(".")
     name = _ADAPTER_NAME.sub(r".\1", name)
-    return _LANGUAGE_HEAD.sub("", _LANGUAGE_MODEL.sub("model.", name))
+    return _HEAD.sub("", _BACKBONE.sub("model.", name))
 
 
 def other_sense(name: str) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ...edge.console import progress
 from ...edge.errors import InputError, UnsupportedError
-from ...edge.files.atomic import atomic_file, check_new, read_json, sha256_file
+from ...edge.files.atomic import atomic_file, check_new, sha256_file
 from ...edge.gguf.adapter import (
     ALORA_TOKENS_KEY,
     ALPHA_KEY,
@@ -35,7 +35,8 @@ from ...edge.gguf.file import ValueType
 from ...edge.gguf.other_bases import OTHER_FAMILIES
 from ..files.gguf_writer import Value, array, float32, text, uint32, write_gguf
 from ..reasons import Reasons
-from .peft_folder import CONFIG_FILE, PeftFolder
+from .complete import check_complete
+from .peft_folder import PeftFolder
 from .plan import LoraType, PlannedTensor, plan_tensors
 from .scaling import FileScaling, file_scaling
 
@@ -98,7 +99,7 @@ def export_lora(
     with PeftFolder.open(peft_dir, reasons) as folder:
         _check_output(output, info, folder, force)
         _check_identity(folder, info, reasons)
-        _check_complete(folder, info, reasons)
+        check_complete(folder, info, reasons)
         scaling = _scaling(folder, reasons)
         with progress("reading", None):
             planned = plan_tensors(folder, info, scaling, kind, reasons)
@@ -138,36 +139,6 @@ def _check_identity(folder: PeftFolder, base: BaseInfo, reasons: Reasons) -> Non
     highest = max(folder.config.alora_tokens, default=0)
     if highest >= base.n_vocab:
         reasons.wrong(f"alora_invocation_tokens names token {highest}; the base's vocabulary has {base.n_vocab}")
-
-
-def _check_complete(folder: PeftFolder, base: BaseInfo, reasons: Reasons) -> None:
-    """Every module that the config names, in every layer, must have its matrices: PEFT only warns."""
-    raw = read_json(folder.path / CONFIG_FILE)
-    targets, layers = raw.get("target_modules"), raw.get("layers_to_transform")
-    excluded = raw.get("exclude_modules") or []
-    # A regular expression is a stranger's program, and PEFT's own patterns of layers are rare.
-    if reasons or not isinstance(targets, list) or not isinstance(excluded, list) or raw.get("layers_pattern"):
-        return
-    chosen = range(base.n_layers) if layers is None else [layers] if isinstance(layers, int) else layers
-    if not isinstance(chosen, range | list):
-        return
-
-    def named(module: str, names: list[Any]) -> bool:
-        return any(isinstance(name, str) and (module == name or module.endswith(f".{name}")) for name in names)
-
-    held = {pair.module for pair in folder.pairs}
-    missing: dict[str, list[str]] = {}
-    for layer in (layer for layer in chosen if isinstance(layer, int) and 0 <= layer < base.n_layers):
-        for part in base.family.block:
-            module = f"model.layers.{layer}.{part.module}"
-            there = f"blk.{layer}.{part.name}.weight" in base.tensor_shapes
-            if module in held or not part.is_matrix or not there:
-                continue
-            if named(module, targets) and not named(module, excluded):
-                missing.setdefault(part.module, []).append(str(layer))
-    for module, where in missing.items():
-        lacking = f"{module} of layers {', '.join(where)}"
-        reasons.wrong("its config names modules of which it holds no matrices", lacking)
 
 
 def _trained_on(folder: PeftFolder) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-r"""Which of a config's patterns names each module, by PEFT's rule.
+r"""Which of a config's patterns names each module, by PEFT's rules.
 
     keys, faults = pattern_keys(["q_proj", r"layers\.[12]\..*"], ["model.layers.0.self_attn.q_proj"])
+    named, faults = named_by(r".*\.[qv]_proj", ["model.layers.0.self_attn.q_proj"])
 
 A regular expression is a stranger's program: it may backtrack without end, and from within nothing ends it. Names,
 which most patterns are, are tried here; all else in a child process, which the system ends.
@@ -34,13 +35,27 @@ def pattern_keys(patterns: Collection[str], modules: Collection[str]) -> tuple[d
         module -> pattern, without the modules that none names; and what is wrong with patterns, which then name
         nothing.
     """
+    return _tried(patterns, modules, whole=False)
+
+
+def named_by(pattern: str, modules: Collection[str]) -> tuple[set[str], list[str]]:
+    """The modules whose whole name a regular expression matches, as PEFT reads one for `target_modules`.
+
+    Returns:
+        the modules, and what is wrong with the pattern, which then names nothing.
+    """
+    keys, faults = _tried([pattern], modules, whole=True)
+    return set(keys), faults
+
+
+def _tried(patterns: Collection[str], modules: Collection[str], *, whole: bool) -> tuple[dict[str, str], list[str]]:
     steps = sum(map(len, patterns)) * sum(map(len, modules))
     if steps <= _MOST_STEPS and all(_NAME.fullmatch(pattern) for pattern in patterns):
-        return _matched(patterns, modules)
+        return _matched(patterns, modules, whole)
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-S", __file__],
-            input=json.dumps([list(patterns), list(modules)]),
+            input=json.dumps([list(patterns), list(modules), whole]),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             encoding="utf-8",
@@ -54,17 +69,18 @@ def pattern_keys(patterns: Collection[str], modules: Collection[str]) -> tuple[d
     return dict(keys), [str(fault) for fault in faults]
 
 
-def _matched(patterns: Collection[str], modules: Collection[str]) -> tuple[dict[str, str], list[str]]:
+def _matched(patterns: Collection[str], modules: Collection[str], whole: bool) -> tuple[dict[str, str], list[str]]:
     faults: list[str] = []
     usable: dict[str, re.Pattern[str]] = {}
     for pattern in patterns:
         try:
-            usable[pattern] = re.compile(rf"(.*\.)?({pattern})$")
+            usable[pattern] = re.compile(pattern if whole else rf"(.*\.)?({pattern})$")
         except (re.error, OverflowError, RecursionError) as error:
             faults.append(f"{pattern!r} is not a regular expression ({error})")
     keys = {}
     for module in modules:
-        key = next((pattern for pattern, compiled in usable.items() if compiled.match(module)), None)
+        found = (p for p, compiled in usable.items() if (compiled.fullmatch if whole else compiled.match)(module))
+        key = next(found, None)
         if key is not None:
             keys[module] = key
     return keys, faults
@@ -79,11 +95,11 @@ def _limit() -> None:
 
 def _child() -> None:
     """Reads patterns and modules from stdin and writes `_matched` to stdout, as JSON."""
-    patterns, modules = json.load(sys.stdin)
+    patterns, modules, whole = json.load(sys.stdin)
     # Windows has no such limits, and a hard limit that is lower already is one too.
     with contextlib.suppress(ImportError, OSError, ValueError):
         _limit()
-    json.dump(_matched(patterns, modules), sys.stdout)
+    json.dump(_matched(patterns, modules, whole), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...edge.gguf.base import BaseInfo
-from ...edge.gguf.families import interleave_rows
+from ...edge.gguf.hf_form import interleave_rows
 from ...edge.gguf.other_bases import value_orders
 from ...edge.gguf.types import GgmlType
 from ..files.encode import F16_MAX, decode_rows, encode_rows

@@ -21,8 +21,9 @@ import numpy.typing as npt
 from ...edge.errors import InputError, UnsupportedError
 from ...edge.files.atomic import atomic_file, check_new, sha256_file, write_json
 from ...edge.gguf.adapter import AdapterInfo, check_adapter
-from ...edge.gguf.families import FAMILIES, halves_order
+from ...edge.gguf.families import FAMILIES
 from ...edge.gguf.file import GgufFile
+from ...edge.gguf.hf_form import halves_order
 from ...edge.onnx.adapter import ADAPTER_VERSION, LARGEST, OnnxAdapter, description_path
 from ...edge.onnx.folder import LoraInput, OnnxBase, StatedBase
 from ..files.encode import matrix_rows

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ...edge.errors import DamagedError, UnsupportedError
 from ...edge.gguf.base import BaseInfo
-from ...edge.gguf.families import halves_order
+from ...edge.gguf.hf_form import halves_order
 from ...edge.gguf.types import GgmlType
 from ..files.encode import decode_rows
 from .blocks import CARRIERS

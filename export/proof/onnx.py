@@ -12,10 +12,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from ...edge.llama.canary import check_numbers
 from ...edge.onnx.adapter import OnnxAdapter
 from ...edge.onnx.engine import OnnxEngine
 from ...edge.onnx.folder import OnnxBase
 from .difference import Difference
+from .effect import Change
 
 # A logit may differ by this much where everything is F32; seen are 1e-5 to 1e-4.
 MAX_ONNX_LOGIT_ERROR: Final = 1e-3
@@ -27,11 +29,13 @@ class OnnxResult:
 
     Attributes:
         adapted, base: differences from the reference with the adapter, and of the base alone.
+        change: what the adapter changes, in the reference and on onnxruntime.
         greedy_equal: onnxruntime would have chosen the words of the reference's answer.
     """
 
     adapted: Difference
     base: Difference
+    change: Change
     greedy_equal: bool
 
 
@@ -75,11 +79,17 @@ class OnnxSide:
         theirs_alone: npt.NDArray[np.float32],
     ) -> OnnxResult:
         """Compares one prompt with its answer; `theirs` are the reference's logits of the same tokens."""
-        ours = self.logits(ids)
+        ours, ours_alone = self.logits(ids), self.logits(ids, adapter=False)
+        for rows in (ours, ours_alone):
+            check_numbers(rows)
         chosen = theirs[n_prompt_tokens - 1 :].argmax(axis=1)
         greedy_equal = bool((ours[n_prompt_tokens - 1 :].argmax(axis=1) == chosen).all())
-        adapted = Difference.between(theirs, ours)
-        return OnnxResult(adapted, Difference.between(theirs_alone, self.logits(ids, adapter=False)), greedy_equal)
+        return OnnxResult(
+            Difference.between(theirs, ours),
+            Difference.between(theirs_alone, ours_alone),
+            Change.between(theirs, theirs_alone, ours, ours_alone),
+            greedy_equal,
+        )
 
 
 def failures_of(results: Sequence[OnnxResult], exact: bool, bounds: dict[str, float]) -> list[str]:
@@ -97,8 +107,10 @@ def failures_of(results: Sequence[OnnxResult], exact: bool, bounds: dict[str, fl
     }
     limits = {"max_logit_error": MAX_ONNX_LOGIT_ERROR} if exact else bounds
     # Written so that NaN fails.
-    return [
+    failures = [
         f"ONNX: {name.replace('_', ' ')} is {found[name]:.4g}, the bound is {limit:.4g}"
         for name, limit in limits.items()
         if not (found[name] >= limit if name.startswith("min") else found[name] <= limit)
     ]
+    changes = Change.of_all(result.change for result in results)
+    return failures + [f"ONNX: {failure}" for failure in changes.failures("onnxruntime")]

@@ -39,6 +39,7 @@ def _onnx(found: OnnxResult) -> dict[str, Any]:
 
 def as_data(report: Report) -> dict[str, Any]:
     """The report as JSON values; numbers that are not finite become null."""
+    change = report.change
     return {
         "passed": report.passed,
         "failures": list(report.failures),
@@ -49,7 +50,9 @@ def as_data(report: Report) -> dict[str, Any]:
         "top1": report.top1(),
         "base_alone": {"mean_kl_nats": _number(report.mean_kl(base=True)), "top1": report.top1(base=True)},
         "effect": _number(report.effect),
-        "effect_error": _number(report.effect_error),
+        "effect_error": _number(change.error),
+        "effect_rounding": _number(change.rounding),
+        "effect_strength": _number(change.strength),
         "n_greedy_equal": sum(result.greedy_equal for result in report.results),
         "prompts": [
             {
@@ -59,7 +62,7 @@ def as_data(report: Report) -> dict[str, Any]:
                 "tokens_equal": result.tokens_equal,
                 "adapter": _difference(result.adapted),
                 "base_alone": _difference(result.base),
-                "effect": _number(result.effect),
+                "effect": _number(result.change.largest),
                 "greedy_equal": result.greedy_equal,
                 "answer": result.answer,
                 "onnx": None if result.onnx is None else _onnx(result.onnx),
@@ -73,19 +76,22 @@ def as_text(report: Report) -> str:
     """A table, one line a prompt, and the verdict."""
     from rich.cells import cell_len, set_cell_size
 
+    change = report.change
+
     tokens = {True: "equal", False: "DIFFER", None: "-"}
     lines = [
         f"{'prompt':<28} {'tokens':>7} {'ids':>7} {'max|dlogit|':>11} "
         f"{'KL':>9} {'top-1':>6} {'greedy':>7} {'effect':>8}"
     ]
     for result in report.results:
+        effect = f"{result.change.largest:>8.2g}"
         shown = " ".join(result.prompt.text.split())
         shown = shown if cell_len(shown) <= 28 else set_cell_size(shown, 27) + "…"
         found = result.adapted
         greedy = "equal" if result.greedy_equal else "differs"
         lines.append(
             f"{set_cell_size(shown, 28)} {found.n_tokens:>7} {tokens[result.tokens_equal]:>7} "
-            f"{found.max_logit_error:>11.2e} {found.mean_kl:>9.1e} {found.top1:>6.1%} {greedy:>7} {result.effect:>8.2g}"
+            f"{found.max_logit_error:>11.2e} {found.mean_kl:>9.1e} {found.top1:>6.1%} {greedy:>7} {effect}"
         )
     lines += _onnx_lines(report)
     equal = sum(result.greedy_equal for result in report.results)
@@ -95,7 +101,8 @@ def as_text(report: Report) -> str:
         f"top-1 {report.top1():.1%}, greedy text equal {equal} of {len(report.results)}",
         f"base alone  mean KL {report.mean_kl(base=True):.2e}, top-1 {report.top1(base=True):.1%}; "
         f"the adapter moves logits by up to {report.effect:.2g}",
-        f"effect      {report.effect_error:.1%} of what the adapter changes comes out otherwise on llama.cpp",
+        f"effect      {change.error:.1%} of what the adapter changes comes out otherwise on llama.cpp "
+        f"(the base's own rounding: {change.rounding:.1%}); it acts with {change.strength:.1%} of its strength",
         "bounds      " + ", ".join(f"{name.replace('_', ' ')} {limit:.4g}" for name, limit in report.bounds.items()),
     ]
     lines += [f"FAILED: {failure}" for failure in report.failures] or ["passed"]

@@ -9,6 +9,7 @@ import click
 from ...edge.console import emit, json_option
 from ...edge.errors import InputError
 from ..data.task import find_task, task_names
+from ..data.task_file import is_task_file
 from ..recipe import Recipe
 from ..run import recipe_file
 from ..run.ranks import is_first_process
@@ -109,6 +110,7 @@ def training_command(name: str, values: dict[str, Any], folder: Path, about: str
             save_every_s=save_every,
             fresh=not resume,
             finish=finish,
+            task=told.task,
         )
         if is_first_process():
             emit(record, as_json, summary(told.recipe.task, record, output))
@@ -135,7 +137,7 @@ def training_command(name: str, values: dict[str, Any], folder: Path, about: str
 def task_command(name: str) -> click.Command:
     """The command that trains an adapter for one task."""
     task = find_task(name)
-    example = f"slm-edge train {name} --base base.gguf --data train.jsonl -o peft/{name}"
+    example = f"slm-edge train {name} --base base.gguf --data train.jsonl -o peft/{task.name}"
     return training_command(name, {"task": name, **task.defaults}, Path(), task.about, example)
 
 
@@ -147,6 +149,8 @@ class _Train(click.Group):
         if found is None and cmd_name.endswith(".toml"):
             path = Path(cmd_name)
             values = recipe_file.read(path)
+            if is_task_file(values):
+                return task_command(cmd_name)
             recipe_file.check_keys(values, path)
             example = f"slm-edge train {cmd_name} -o peft/mine --rank 32"
             return training_command(cmd_name, values, path.parent, f"the recipe {cmd_name}, flags before it", example)
@@ -161,7 +165,8 @@ class _Train(click.Group):
 def train() -> None:
     """Train a task adapter (PEFT LoRA) on the very weights that ship.
 
-    A recipe says what to train: a TOML file of yours, one that ships (`slm-edge train recipes`), or flags.
+    A recipe says what to train: a TOML file of yours, one that ships (`slm-edge train recipes`), or flags. A task that
+    ships is named, one of yours is a TOML file too: docs/training.md has an example.
 
     \b
     Examples:

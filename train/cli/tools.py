@@ -16,6 +16,10 @@ def summary(name: str, record: dict[str, Any], output: Path) -> str:
     """The lines that are shown when an adapter is done."""
     losses = record["held_out_loss"]
     held_out = "" if losses["base"] is None else f"held-out loss {losses['base']:.3f} -> {losses['adapter']:.3f}; "
+    for metric in ("exact", "tokens"):
+        shares = record.get(f"held_out_{metric}")
+        if shares and shares["base"] is not None:
+            held_out += f"{metric} {shares['base']:.1%} -> {shares['adapter']:.1%}; "
     early = f", stopped early (best: step {record['best_step']})" if record["stopped_early"] else ""
     steps = f"{record['steps']} steps{early}, {record['tokens']} tokens"
     return f"{output}: {name}, {steps}; {held_out}details in train.json"

@@ -22,7 +22,8 @@ from ...edge.datasets.prompts import dolly_messages
 from ...edge.errors import InputError
 from ...edge.files.text import is_text, loads_json
 from ...edge.gguf.chat_template import Message, checked_messages
-from .examples import Row, asked_of, numbered_rows, text_of
+from .examples import Pair, Row, asked_of, numbered_rows, text_of
+from .task import Skip
 
 MOST_FAULTS: Final = 10
 _ROLES: Final = {
@@ -197,3 +198,22 @@ def read_conversations(path: Path) -> Iterator[Row]:
             yield made
     if faults:
         raise InputError(f"has rows that are no {form} rows", where=path, problems=faults)
+
+
+def conversation_pair(row: Row) -> Pair:
+    """The last answer is the completion, and those before it are learned too."""
+    form = form_of(row)
+    if form is None:
+        raise Skip("no conversation")
+    made = conversation_of(row, form)
+    turns = made["messages"]
+    while turns and turns[-1]["role"] != "assistant":
+        # A question that nobody answered
+        turns = turns[:-1]
+    if len(turns) < 2:
+        raise Skip("no answer of the assistant")
+    last = turns[-1]
+    if not last["content"].strip() and not last.get("tool_calls"):
+        raise Skip("the last answer is empty")
+    tools = {"tools": made["tools"]} if "tools" in made else {}
+    return Pair(turns[:-1], last["content"].strip(), last, all_turns=True, arguments=tools)

@@ -80,17 +80,17 @@ class Turns:
         base, text = self._base, turn["content"].strip()
         plain = "tool_calls" not in turn and "reasoning_content" not in turn and "</" not in text
         if plain and self._direct:
-            return [*base.encode(text), *self._end]
+            return [*base.answer_ids(text), *self._end]
         prompt = base.template.render(before, arguments=pair.arguments)
         written = base.template.render([*before, turn], False, arguments=pair.arguments)
         if not written.startswith(prompt):
             if plain:
                 # The prompt has opened and closed the thoughts, say, where the template writes none.
-                return [*base.encode(text), *self._end]
+                return [*base.answer_ids(text), *self._end]
             raise InputError("the chat template writes this answer in another way than its prompt begins it")
         tail = written[len(prompt) :]
         if tail.startswith(text) and "tool_calls" not in turn:
-            return [*base.encode(text), *self._end]
+            return [*base.answer_ids(text), *self._end]
         whole = base.encode(written)
         ids = whole[len(prompt_ids) :] if whole[: len(prompt_ids)] == prompt_ids else base.encode(tail)
         for at, token_id in enumerate(ids):

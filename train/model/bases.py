@@ -18,6 +18,7 @@ from ...edge.gguf.rope import check_rope, settle_rope
 from ...edge.llama.prompt import PromptEncoder
 from ...edge.llama.vocab import Vocab
 from ..recipe import Weights
+from .hf_tokens import HfTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,11 +46,15 @@ class Base(Protocol):
         ...
 
     def prompt_ids(self, messages: Sequence[Message], arguments: Mapping[str, Any] | None = None) -> list[int]:
-        """Token ids of a conversation that an answer is to follow.
+        """Token ids of a conversation that an answer is to follow; what its messages say makes no special token.
 
         Args:
             arguments: what the chat template is told besides, see `ChatTemplate.render`.
         """
+        ...
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Token ids of an answer's text, which makes no control token either."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -89,6 +94,10 @@ class GgufBase:
     def prompt_ids(self, messages: Sequence[Message], arguments: Mapping[str, Any] | None = None) -> list[int]:
         """Token ids as on the device."""
         return self._prompts.encode(messages, arguments=arguments)
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Token ids as on the device."""
+        return self._vocab.encode(text, special=False, add_bos=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, as on the device."""
@@ -139,6 +148,8 @@ class HfBase:
         self.name = name or str(path)
         special = self._tokenizer.special_tokens_map
         self.template = ChatTemplate(source, tokens={k: v for k, v in special.items() if isinstance(v, str)})
+        self._tokens = HfTokens(self._tokenizer)
+        self._prompts = PromptEncoder(self._tokens.kinds, self.template, self._tokens)
         self.n_context_tokens = int(config.get("max_position_embeddings", 2048))
         ends = self._generation_ends(path)
         self._ends = ends | {self._tokenizer.eos_token_id}
@@ -154,9 +165,12 @@ class HfBase:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def prompt_ids(self, messages: Sequence[Message], arguments: Mapping[str, Any] | None = None) -> list[int]:
-        """Token ids of the rendered text; the folder's tokenizer reads special tokens wherever they stand."""
-        self.template.check_arguments(arguments or {})
-        return self.encode(self.template.render(messages, arguments=arguments))
+        """Token ids of the rendered text."""
+        return self._prompts.encode(messages, arguments=arguments)
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Token ids of the folder's tokenizer."""
+        return self._tokens.encode(text, special=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""

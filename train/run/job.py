@@ -3,6 +3,7 @@
 train(recipe, base="base.gguf", data=[Path("train.jsonl")], output=Path("peft/math"))
 """
 
+import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from ...edge.errors import InputError
 from ...edge.files.atomic import atomic_folder, make_folder, write_json
 from ..data.prepare import as_sources, lengths, prepare
 from ..data.sources import Source, find_base
-from ..data.task import find_task
+from ..data.task import Task, find_task
 from ..model import attention
 from ..model.bases import open_base
 from ..model.device import device_record, prepare_device
@@ -26,7 +27,7 @@ from ..model.start import load_start, start_identity
 from ..recipe import Recipe
 from . import checkpoint
 from .curve_svg import curve_svg
-from .loop import Machine, held_out_loss, memory_advice, run
+from .loop import Machine, held_out_loss, held_out_share, memory_advice, run
 from .model_card import CURVE, model_card
 from .ranks import Ranks
 from .workers import Workers, available_cores
@@ -70,6 +71,7 @@ def train(
     fresh: bool = False,
     save_every_s: float = 60.0,
     finish: bool = False,
+    task: Task | None = None,
 ) -> dict[str, Any]:
     """Trains and writes the PEFT folder `output`; takes up a checkpoint of the same run if there is one.
 
@@ -80,6 +82,7 @@ def train(
         save_every_s: seconds between checkpoints; 0 writes one after every step.
         fresh: begin anew, though there is a checkpoint.
         finish: train no further; write what the checkpoint holds.
+        task: what makes the examples; None: as the recipe names it.
 
     Returns:
         The record, as in train.json.
@@ -98,7 +101,9 @@ def train(
         make_folder(output.absolute().parent)
         source = find_base(str(base))
         opened = open_base(source.path, source.name)
-        task = find_task(recipe.task)
+        if task is None:
+            task = find_task(recipe.task)
+            recipe = dataclasses.replace(recipe, task=task.name)
         prepared = prepare(task, recipe, opened, as_sources(data), as_sources(extras.replay), extras.benchmarks)
         settings: dict[str, Any] = {
             "recipe": recipe.as_dict(),
@@ -107,6 +112,7 @@ def train(
             "examples_sha256": prepared.digest(),
             "versions": versions(),
             **start,
+            **({"task": {"name": task.name, "text": task.text}} if task.text else {}),
         }
         n_steps = recipe.steps_for(len(prepared.data.train))
         counted = prepared.counts.as_dict()
@@ -128,6 +134,7 @@ def train(
             loaded = opened.load_model(attention.register(), recipe.weights, machine.device)
             model = add_lora(loaded, recipe, opened.name, prepared.invocation)
             losses = {"base": held_out_loss(model, prepared.data, recipe, machine)}  # B is zero: still the base
+            shares = {"base": held_out_share(model, prepared.data, recipe, machine, task.metric)}
             if extras.start:
                 load_start(model, extras.start)
                 losses["start"] = held_out_loss(model, prepared.data, recipe, machine)
@@ -135,6 +142,7 @@ def train(
                 model, prepared.data, recipe, folder, hashed, machine, save_every_s=save_every_s, stop_at=stop_at
             )
             losses["adapter"] = held_out_loss(model, prepared.data, recipe, machine)
+            shares["adapter"] = held_out_share(model, prepared.data, recipe, machine, task.metric)
         record = {
             **settings,
             "counts": {**counted, "train": len(prepared.data.train), "held_out": len(prepared.data.held_out)},
@@ -147,6 +155,7 @@ def train(
             "tokens": state.tokens,
             "completion_tokens": state.completion_tokens,
             "held_out_loss": losses,
+            **({f"held_out_{task.metric}": shares} if task.metric != "loss" else {}),
             "trained_parameters": sum(p.numel() for p in trainable(model).values()),
             "processes": ranks.n,
             **device_record(device),

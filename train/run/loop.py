@@ -22,7 +22,7 @@ from ..recipe import Recipe
 from . import checkpoint
 from .batches import Packed, pack, split_by_tokens, steps
 from .checkpoint import State
-from .loss import completion_loss
+from .loss import completion_loss, likeliest
 from .ranks import Ranks
 from .workers import Workers
 
@@ -40,10 +40,14 @@ class Machine:
 
     def passes(self, rows: Sequence[Example], data: Data, recipe: Recipe) -> list[Packed]:
         """This process's share of the forward passes over `rows`."""
+        return [pack(part, data.prefix_tokens).to(self.device) for part in self.parts(rows, data, recipe)]
+
+    def parts(self, rows: Sequence[Example], data: Data, recipe: Recipe) -> list[list[Example]]:
+        """The rows of each of these passes."""
         # two at least for the cores of a CPU; a GPU computes one after another, and each costs it the same launches
         multiple = self.ranks.n if self.ranks.n > 1 or self.device != "cpu" else 2
         split = split_by_tokens(rows, data.prefix_tokens, recipe.forward_tokens, multiple)
-        return [pack(part, data.prefix_tokens).to(self.device) for part in self.ranks.mine(split)]
+        return list(self.ranks.mine(split))
 
 
 def memory_bytes() -> int:
@@ -106,6 +110,29 @@ def held_out_loss(model: "PeftModel", data: Data, recipe: Recipe, machine: Machi
 
     total, n = machine.ranks.sum_([], [sum(machine.workers.map(one, parts)), sum(len(part.targets) for part in parts)])
     return total / n
+
+
+def held_out_share(model: "PeftModel", data: Data, recipe: Recipe, machine: Machine, metric: str) -> float | None:
+    """Share of the held-out examples ("exact") or of their completion tokens ("tokens") that the model is right in.
+
+    A token is right where it is the likeliest one behind all that stands before it; an example where all of its tokens
+    are, so that its answers are those that greedy decoding gives. None for the metric "loss", or without examples.
+    """
+    if not data.held_out or metric == "loss":
+        return None
+    model.eval()
+    causal: Any = model.get_base_model()
+
+    @torch.no_grad()
+    def right(part: list[Example]) -> list[float]:
+        batch = pack(part, data.prefix_tokens).to(machine.device)
+        hits = likeliest(completion_states(model, batch), causal.lm_head) == batch.targets
+        rows = torch.split(hits, [len(example.learned) for example in part])
+        return [sum(float(row.all()) for row in rows), float(len(rows)), float(hits.sum()), float(len(hits))]
+
+    found = machine.workers.map(right, machine.parts(data.held_out, data, recipe))
+    sums = machine.ranks.sum_([], [sum(one[i] for one in found) for i in range(4)])
+    return sums[0] / sums[1] if metric == "exact" else sums[2] / sums[3]
 
 
 def train_step(

@@ -79,3 +79,12 @@ def completion_loss(hidden: Tensor, head: Tensor | nn.Linear, targets: Tensor) -
     if isinstance(head, Tensor) and head.requires_grad:
         return F.cross_entropy(hidden @ head.t(), targets, reduction="sum")
     return _FrozenHeadLoss.apply(hidden, head, targets)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def likeliest(hidden: Tensor, head: Tensor | nn.Linear) -> Tensor:
+    """The likeliest tokens (m,) under hidden states (m, width) and a head, as of `completion_loss`."""
+    if isinstance(head, nn.Linear) and not isinstance(head, FrozenLinear):
+        head = dense_of(head)
+    n_piece = PIECE_TOKENS_CPU if hidden.device.type == "cpu" else PIECE_TOKENS
+    pieces = [hidden[start : start + n_piece] for start in range(0, len(hidden), n_piece)]
+    return torch.cat([_logits(piece, head).argmax(dim=1) for piece in pieces])

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args, get_origin
 from ...edge.errors import InputError
 from ...edge.files.text import read_text
 from ...edge.names import did_you_mean
-from ..data.task import find_task, task_names
+from ..data.task import Task, find_task
 from ..recipe import CANNOT_SHIP, FIELDS_HINT, Recipe, checked_fields
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
@@ -57,11 +57,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A recipe and its inputs; relative paths begin in `folder`."""
+    """A recipe, its inputs and its task; relative paths begin in `folder`."""
 
     recipe: Recipe
     inputs: Inputs
     folder: Path
+    task: Task | None = None
 
 
 def parse(values: Mapping[str, Any], folder: Path) -> RecipeFile:
@@ -74,16 +75,19 @@ def parse(values: Mapping[str, Any], folder: Path) -> RecipeFile:
     mine = {entry.name for entry in dataclasses.fields(Inputs)}
     inputs, problems = checked_fields(Inputs, {key: value for key, value in values.items() if key in mine})
     given = {key: value for key, value in values.items() if key not in mine}
-    task = given.get("task")
-    known = isinstance(task, str) and task in task_names()
-    if "task" in given and not known:
-        problems.append(f"task: no task {task!r}; there are {', '.join(task_names())}")
+    task: Task | None = None
+    if "task" in given:
+        try:
+            task = find_task(str(given["task"]), folder)
+            given["task"] = task.name
+        except InputError as error:
+            problems += [f"task: {error}", *error.problems]
     if not any(key in CANNOT_SHIP for key in given):
         problems += checked_fields(Recipe, given)[1]
         if problems:
             raise InputError("the recipe is not valid", problems=problems, hint=FIELDS_HINT)
-    defaults = find_task(str(task)).defaults if known else {}
-    return RecipeFile(Recipe.from_mapping({**defaults, **given}), Inputs(**inputs), folder)
+    defaults = task.defaults if task is not None else {}
+    return RecipeFile(Recipe.from_mapping({**defaults, **given}), Inputs(**inputs), folder, task)
 
 
 def read(path: Path) -> dict[str, Any]:

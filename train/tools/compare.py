@@ -18,6 +18,7 @@ from ...edge.errors import InputError
 from ...edge.files.atomic import read_table, write_json
 from ..data.prepare import as_sources, prepare
 from ..data.task import find_task
+from ..data.task_file import task_of
 from ..model import attention
 from ..model.bases import open_base
 from ..model.frozen import dense_of
@@ -51,7 +52,9 @@ def compare(base: Path, data: Sequence[Path], *, before: Path, after: Path) -> d
         raise InputError("is not a record of slm-edge train: the rows held out are not known", where=before / RECORD)
     recipe = replace(Recipe.from_mapping(record["recipe"]), replay=0.0, contamination="off")
     opened = open_base(base)
-    prepared = prepare(find_task(recipe.task), recipe, opened, as_sources(list(data)))
+    written = record.get("task")
+    task = task_of(written["text"], before / RECORD) if written else find_task(recipe.task)
+    prepared = prepare(task, recipe, opened, as_sources(list(data)))
     if not prepared.data.held_out:
         raise InputError("nothing was held out when it was trained", where=before / RECORD)
     if record.get("examples_sha256", prepared.digest()) != prepared.digest():

@@ -34,6 +34,12 @@ from ..options import (
 @context_option("Longest conversation")
 @engine_option
 @session_options
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Keep of the conversation only what is bit for bit what computing it anew gives; else the last answer is not "
+    "computed again either, and near ties may differ.",
+)
 @click.option("--pin", "pinned", metavar="NAME", multiple=True, help="Adapter that is never unloaded; repeatable.")
 @grammar_options
 @template_options
@@ -46,12 +52,13 @@ def chat(
     adapter: str | None,
     system: str | None,
     engine: str,
+    exact: bool,
     pinned: tuple[str, ...],
     **given: Any,
 ) -> None:
     """Talk with the model; it remembers the conversation. /help lists the commands, Ctrl-D ends.
 
-    MODEL is a GGUF file, a pack's folder, or a reference as in slm-edge pull; without it, --pack or --model it is the
+    MODEL is a GGUF file, a pack's folder, or a reference as "pull" takes it; without it, --pack or --model it is the
     starter pack.
 
     When the context is full, the oldest questions are dropped with their answers, and a note says so. Ctrl-C stops an
@@ -69,6 +76,7 @@ def chat(
     """
     settings = settings_of(given)
     options = engine_options_of(given)
+    options["reuse"] = "exact" if exact else "fast"
     if pinned:
         options["pinned"] = pinned
     from ..source import chosen

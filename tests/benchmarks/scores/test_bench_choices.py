@@ -9,11 +9,12 @@ from functools import partial
 import numpy as np
 import pytest
 from build_gguf import task_pack, tiny_base
-from slm_edge.benchmarks.likelihood.log_probs import log_probs_after
+from slm_edge.benchmarks.likelihood.log_probs import log_probs_after, scoring_context
 from slm_edge.benchmarks.likelihood.perplexity import chunks_of, score_chunk
 from slm_edge.benchmarks.scores.choices import score_endings
 from slm_edge.benchmarks.tasks import hellaswag
-from slm_edge.edge.errors import InputError
+from slm_edge.edge.errors import EngineError, InputError
+from slm_edge.edge.gguf.file import GgufFile
 from slm_edge.edge.llama.context import Context
 from slm_edge.edge.llama.model import Model
 from slm_edge.edge.session.session import Session
@@ -175,3 +176,17 @@ def test_perplexity_command_goes_on_and_compares(pack, tmp_path):
 def test_text_that_is_too_short(tmp_path):
     with Model.load(tiny_base(tmp_path / "a.gguf")) as model, pytest.raises(InputError, match="one chunk has 512"):
         chunks_of(model.vocab, "short", 512)
+
+
+def test_what_is_no_number_is_no_score(tmp_path):
+    """A comparison with NaN is false, so that some ending would always win."""
+    base = tiny_base(tmp_path / "base.gguf")
+    place = GgufFile.open(base).tensors["blk.1.ffn_down.weight"]
+    with base.open("r+b") as out:
+        out.seek(place.offset_bytes)
+        out.write(np.array([np.nan], np.float32).tobytes())
+    refused = partial(pytest.raises, EngineError, match="not a number")
+    with Session.of_files(base, {}, threads=1, **EXACT) as session, refused():
+        score_endings(session, None, ITEMS, lambda *_: None)
+    with Model.load(base) as model, scoring_context(model, 32, 1) as context, refused():
+        log_probs_after(context, model.vocab.encode(TEXT)[:32], 16)

@@ -101,3 +101,25 @@ def test_servers_that_think(data, tmp_path):
         assert record.text == (f"#### {2 * number}" if right else "")
         assert record.thinking == ("#### 1" if right else f"#### {2 * number}")
         assert next(iter(record.scores.values())) == float(right)
+
+
+def test_template_arguments_reach_every_column(data, tmp_path, slm_edge):
+    template = CHATML + "{% if enable_thinking is false %}{{ 'At once: ' }}{% endif %}"
+    base = tiny_base(tmp_path / "base.gguf", chat_template=template)
+    build_pack(tmp_path / "pack", base=base, adapters=[NewAdapter("math", tiny_adapter(tmp_path / "m.gguf", base))])
+    command = ["bench", "gsm8k", "--pack", tmp_path / "pack", "--data", data, "--out", tmp_path / "out"]
+    command += ["--limit", "3", "--max-tokens", "8", "--threads", "1", "--parallel", "1"]
+    for more in ([], ["--no-think"]):
+        code, _, err = slm_edge(*command, *more)
+        assert code == 0, err
+    with Session.open(tmp_path / "pack", adapter="math", threads=1) as session:
+        for told in (None, {"think": False}):
+            [cell] = plan(
+                [task("gsm8k")], session._pack, columns_of(session._pack, ["math"]), data,
+                Wanted(max_tokens=8, template_args=told or {}),
+            )  # fmt: skip
+            records = AnswerFile(tmp_path / "out" / "answers", cell.identity).records
+            assert len(records) == 3
+            for item in cell.items[:3]:
+                asked = session.ask(item.messages, max_tokens=8, template_args=told)
+                assert (records[item.id].text, records[item.id].n_prompt_tokens) == (asked.text, asked.n_prompt_tokens)

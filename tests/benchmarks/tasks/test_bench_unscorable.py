@@ -47,7 +47,7 @@ def test_programs_are_judged_by_an_assert(tmp_path):
     problem = {"task_id": "HumanEval/0", "prompt": "def f():\n", "entry_point": "f"}
     with pytest.raises(InputError, match="HumanEval/0"):
         path = write(tmp_path / "h.jsonl", [{**problem, "test": "def check(candidate):\n    candidate()\n"}])
-        humaneval.read_problems(path)
+        humaneval.judging_problems(path)
 
 
 def test_a_reference_has_words(tmp_path):

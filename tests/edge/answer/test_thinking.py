@@ -154,6 +154,21 @@ def test_sessions_batches_and_engines_tell_them_apart(thinker):
         assert engine.submit(ids, max_tokens=5).result().thinking == ""
 
 
+def test_a_model_that_ends_while_it_thinks_tells_its_thoughts_once(tmp_path):
+    # An end of turn is near: the random base ends soon where all is sampled
+    base = tiny_base(tmp_path / "base.gguf", chat_template=CHATML + "{{ '<think>' }}{# </think> #}")
+    with Session.of_files(base, {}, threads=1) as session:
+        settings = {"temperature": 3.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 600}
+        for seed in range(20):
+            told: list[str] = []
+            pending = session.submit("the world", seed=seed, on_thinking=told.append, **settings)
+            answer = pending.result()
+            assert "".join(told).strip() == answer.thinking
+            if answer.stop_reason == "end" and answer.thinking and not answer.text:
+                return
+    pytest.fail("no answer ended within its thoughts")
+
+
 def test_a_conversation_keeps_thoughts_out_of_the_next_prompt(thinker):
     pack, thought, said = thinker
     with Session.open(pack, threads=1) as session:

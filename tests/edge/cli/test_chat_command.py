@@ -333,3 +333,12 @@ def test_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert "Ctrl-D ends" in done.stdout
     assert done.stdout.endswith("[]\n")
+
+
+def test_the_next_turn_computes_the_answer_again_only_when_asked_to(pack):
+    lines = ["the world and the rest of it " * 20, "and then?"]
+    kept = {}
+    for flag in ((), ("--exact",)):
+        shown = chat(pack, [*lines, "/stats"], "-n", "8", *flag).stderr
+        kept[flag] = int(re.findall(r"(\d+) of \d+ prompt tokens kept", shown)[-1])
+    assert kept["--exact",] % 128 == 0 < kept["--exact",] < kept[()]

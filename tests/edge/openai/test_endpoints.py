@@ -201,6 +201,7 @@ def test_control_tokens_come_from_the_template_alone(server):
         ({"model": "base", "messages": [{"role": "user", "content": "word " * 5000}]}, 400, "messages"),
         ({"model": "base", "messages": USER, "stream_options": {"include_usage": True}}, 400, "stream_options"),
         ({"model": "base", "messages": USER, "top_logprobs": 2}, 400, "top_logprobs"),
+        ({"model": "base", "messages": [{"role": "user", "content": "a" * 900_000}]}, 400, "messages"),
         ({"messages": USER}, 400, "model"),
         ({"model": "base"}, 400, "messages"),
     ],
@@ -210,6 +211,13 @@ def test_refusals_have_one_shape(server, body, status, param):
     assert reply.status == status
     assert set(reply.error) == {"message", "type", "param", "code"} and reply.error["param"] == param
     assert reply.headers["x-request-id"]
+
+
+def test_texts_that_no_context_holds_are_refused_before_they_are_cut(server):
+    long = "a" * 900_000
+    refused = server.post("/v1/completions", {"model": "base", "prompt": long})
+    assert (refused.status, refused.error["code"]) == (400, "context_length_exceeded")
+    assert server.post("/tokenize", {"content": long}).status == 400
 
 
 def test_ignored_fields_are_named(server):

@@ -323,6 +323,16 @@ def test_a_new_version_takes_the_name_and_the_old_one_stays(hub, made, tmp_path)
     assert pulled(parse("house")).path == second.folder
 
 
+def test_a_mirror_that_tells_no_sums(hub, monkeypatch):
+    """Small files have git's id; a large one could be anything."""
+    hub.sums = False
+    small = fetch(parse("hf:org/tiny-GGUF:Q8_0"))
+    assert small.version.digest == sha256_of(small.path)
+    monkeypatch.setattr("slm_edge.edge.pack.fetch._SMALL_BYTES", 1000)
+    with pytest.raises(InputError, match="the hub gives no sha256 of it"):
+        fetch(parse("hf:org/tiny-GGUF:Q4_K_M"))
+
+
 def test_a_disk_without_room_is_told_before_anything_comes(hub, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(DoesNotFitError, match=r"are needed for hf\.co/org/tiny-GGUF:Q8_0"):

@@ -179,6 +179,11 @@ def test_a_name_stands_for_another_file_while_answers_keep_theirs(engine, files,
             assert same(ticket.result(), expected[digest])
             assert ticket.result().adapter == ticket.adapter == "a"
     assert engine.stats().loaded_bytes.keys() == {"a"}
+    # The same bytes in another place need not be loaded again.
+    moved = tmp_path / "moved.gguf"
+    moved.write_bytes(other.read_bytes())
+    assert engine.load("a", moved, card=adapters["a"][1], expect_digest=after) == after
+    assert [one.path for one in engine._host.session.adapters.values() if one.sha256 == after] == [moved]
     assert len(engine.stats().loaded_bytes) == 1
     engine.unload("a", expect_digest=after)
     assert engine.adapters == ("b",)
@@ -189,6 +194,18 @@ def test_a_name_stands_for_another_file_while_answers_keep_theirs(engine, files,
     with pytest.raises(SlmEdgeError):
         engine.load("c", bad)
     assert engine.adapters == ("b",)
+
+
+def test_a_watchdog_sees_whether_the_engine_works(engine):
+    assert engine.silent_s == 0.0
+    ticket = engine.submit("the world", "a", max_tokens=1500)
+    pieces = ticket.read()
+    for _ in range(20):
+        next(pieces)
+        assert 0.0 <= engine.silent_s < 60
+    pieces.close()
+    assert engine.drain() == 0
+    assert engine.silent_s == 0.0
 
 
 def test_draining_ends_what_runs_and_takes_no_more(engine, session):
@@ -214,6 +231,40 @@ def test_closing_ends_every_wait(files):
         with pytest.raises(EngineError, match="closed"):
             call()
     engine.close()
+
+
+def test_when_the_engine_itself_fails_nobody_is_left_waiting(files):
+    """As a fault of our own would: the thread ends in the middle of a step."""
+    session = None
+
+    def opened():
+        nonlocal session
+        session = Session.of_files(*files, threads=1)
+        make = session.row_maker()
+
+        def rows(*sizes):
+            made = make(*sizes)
+            step, n_steps = made.step, iter(range(5))
+
+            def failing(*arguments):
+                if next(n_steps, None) is None:
+                    raise ZeroDivisionError("a fault of ours")
+                step(*arguments)
+
+            made.step = failing
+            return made
+
+        session.row_maker = lambda: rows
+        return session
+
+    with Engine.of_session(opened, parallel=2) as engine:
+        tickets = [engine.submit(prompt, "a", max_tokens=100) for prompt in PROMPTS[:5]]
+        for ticket in tickets:
+            with pytest.raises(EngineError, match="before the answer was whole"):
+                ticket.result()
+        assert engine.drain() == 0
+        with pytest.raises(EngineError, match="closed: a fault of ours"):
+            engine.submit("the world")
 
 
 def test_what_opening_raises_is_told_to_who_opens(tmp_path):

@@ -85,6 +85,15 @@ def test_a_busy_adapter_and_a_modest_one_share_the_work(direct):
     assert max(one.first_after) <= 2 * SLICE + own_prompt + SWAP
 
 
+def test_who_asks_again_at_once_loses_nothing_by_the_moment_between(direct):
+    """Requests that take a little more than a slice: the rest of one is owed to the next."""
+    many = [Client(direct, "a", max_tokens=256) for _ in range(4)]
+    one = Client(direct, "b", max_tokens=11)
+    spent, _ = run(direct, [*many, one], 6_000)
+    assert SLICE < spent["b"] / (one.n_asked - 1) < 1.5 * SLICE
+    assert jain([spent["a"], spent["b"]]) >= 0.999
+
+
 def test_with_four_adapters_everyone_begins_in_time(direct):
     clients = [Client(direct, name, max_tokens=100) for name in "abc"] + [Client(direct, "d", max_tokens=8)]
     spent, _ = run(direct, clients, 10_000)

@@ -133,6 +133,29 @@ def test_wrong_words(slm_edge, pack, words, said):
     assert code == 2 and said in err
 
 
+def test_a_file_of_options(slm_edge, pack, tmp_path):
+    config = tmp_path / "serve.toml"
+    config.write_text(f'model = "{pack}"\nparallel = 2\nalias = ["mine=math", "other=code"]\nstrict = true\n')
+    words = [sys.executable, "-m", "slm_edge.edge", "serve", "--config", str(config), "--port", "0", "--json"]
+    with subprocess.Popen([*words, "--alias", "told=math"], stdout=subprocess.PIPE, text=True) as process:
+        text = ""
+        while not text.endswith("\n}\n"):
+            line = process.stdout.readline()
+            assert line
+            text += line
+        said = json.loads(text)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    # The command line goes before the file, option by option.
+    assert said["models"] == ["tiny llama", "math", "code", "told"]
+    config.write_text("paralel = 2\n")
+    code, _, err = slm_edge("serve", "--config", config)
+    assert code == 2 and "'paralel'" in err and "did you mean parallel?" in err
+    config.write_text("parallel = 'many'\n")
+    assert slm_edge("serve", "--config", config)[0] == 2
+    assert slm_edge("serve", "--config", tmp_path / "missing.toml")[0] == 2
+
+
 def test_a_key_is_shown_once(slm_edge, tmp_path):
     path = tmp_path / "keys.txt"
     code, out, err = slm_edge("serve", "--keys", path, "--new-key", "alice")
@@ -149,3 +172,16 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=60)
     assert done.returncode == 1 and "[serve]" in done.stderr and "Traceback" not in done.stderr
+
+def test_a_wait_that_is_too_long_is_refused_with_a_time(pack):
+    with serving(pack, "--parallel", 1, "--max-wait", "0.001") as server:
+        # How fast it is, it knows from answers that it gave.
+        for _ in range(3):
+            server.chat(max_tokens=100)
+        threads, replies = begun(server, 6)
+        for one in threads:
+            one.join()
+        found = sorted(reply.status for reply in replies.values())
+        assert found[0] == 200 and found[-1] == 429
+        refused = next(reply for reply in replies.values() if reply.status == 429)
+        assert refused.error["code"] == "queue_full" and 1 <= int(refused.headers["retry-after"]) <= 60

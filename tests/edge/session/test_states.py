@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import transformers
 from build_gguf import WINDOW_TOKENS, tiny_adapter, tiny_base
 from build_other import OTHERS, other_base
 from click.testing import CliRunner
@@ -12,8 +13,12 @@ from slm_edge.edge.errors import DoesNotFitError, InputError, UnsupportedError
 from slm_edge.edge.gguf import adapter as adapter_checks
 from slm_edge.edge.gguf.base import BaseInfo
 from slm_edge.edge.gguf.other_bases import OTHER_FAMILIES
+from slm_edge.edge.llama.context import Context
 from slm_edge.edge.llama.model import Model
 from slm_edge.edge.options import CHUNK_TOKENS
+from slm_edge.edge.prefix.cache import PrefixCache
+from slm_edge.edge.prefix.chunks import KvRecord, Section
+from slm_edge.edge.prefix.store import PrefixStore
 from slm_edge.edge.session.session import Session
 
 WORDS = ("the", "world", "and", "rest", "of", "it", "again", "he", "was", "on", "her", "way", "to", "sea", "light")
@@ -137,6 +142,15 @@ def test_a_pack_says_what_was_not_proved(tmp_path):
     assert json.loads(runner.invoke(cli, run, catch_exceptions=False).stdout)["n_tokens"] > 0
 
 
+def test_a_model_that_cannot_be_cut_is_profiled(tmp_path):
+    """A depth is computed again for each repeat, since nothing behind it can be forgotten."""
+    base = other_base(tmp_path, "lfm2")[1]
+    options = ["profile", "--base", str(base), "--quick", "--repeats", "2", "--context", "1024", "--threads", "1"]
+    result = CliRunner().invoke(cli, [*options, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "tokens_per_s" in result.stdout
+
+
 def test_a_kind_of_matrix_that_does_nothing_is_found(tmp_path, monkeypatch):
     """Convolutions are known not to be adapted; an adapter of another architecture may hold what nobody knows of."""
     base = other_base(tmp_path, "lfm2")[1]
@@ -157,6 +171,32 @@ def test_beyond_a_window_that_llama_cpp_ignores_is_refused(tmp_path):
         assert session.ask("hello", max_tokens=4).token_ids
 
 
+def test_contexts_that_turn_at_other_speeds_share_nothing(tmp_path):
+    """Longrope: above the original context llama.cpp takes the long factors for every token, the first one too."""
+    factors = {"short_factor": [1.0] * 8, "long_factor": [1.0 + i for i in range(8)]}
+    rope = {"rope_type": "longrope", "type": "longrope", "rope_theta": 10000.0, **factors}
+    if transformers.__version__ < "5":
+        fields = {"rope_scaling": {"type": "longrope", **factors}}
+    else:
+        fields = {"rope_parameters": rope | {"original_max_position_embeddings": 512, "partial_rotary_factor": 1.0}}
+    base = other_base(tmp_path, "phi3", original_max_position_embeddings=512, **fields)[1]
+    ids = np.random.default_rng(0).integers(3, 300, 400).tolist()
+    sections = [Section(300, shared=True), Section(400)]
+    cache, found = PrefixCache(PrefixStore(64 << 20)), []
+    with Model.load(base) as model:
+        assert model.memory.short_tokens == 512
+        for n_ctx_tokens in (512, 512, 1024):
+            with Context(model, n_ctx_tokens=n_ctx_tokens, n_batch_tokens=256, threads=1) as context:
+                kept = cache.prefill(context, KvRecord(), ids, sections, keep=True)
+                found.append((kept, context.logits()))
+        with Context(model, n_ctx_tokens=1024, n_batch_tokens=256, threads=1) as context:
+            PrefixCache(PrefixStore(0)).prefill(context, KvRecord(), ids, sections)
+            expected = context.logits()
+    assert [kept for kept, _ in found] == [0, 300, 0]
+    assert same(found[0][1], found[1][1]) and same(found[2][1], expected)
+    assert np.abs(found[0][1] - expected).max() > 0.1
+
+
 def test_what_llama_cpp_would_fail_on_or_compute_otherwise_is_refused(tmp_path):
     from gguf import GGUFValueType
 
@@ -166,7 +206,8 @@ def test_what_llama_cpp_would_fail_on_or_compute_otherwise_is_refused(tmp_path):
         BaseInfo.open(base)
     with pytest.raises(Exception, match="cannot load the model"):
         Model.load(base)
+    # Its windows are computed with 64 layers only.
     window = {"exaone4.attention.sliding_window": (64, GGUFValueType.UINT32)}
     base = tiny_base(tmp_path / "exaone.gguf", architecture="exaone4", keys=window)
-    with pytest.raises(UnsupportedError, match="has 2 layers that attend within a window"):
+    with pytest.raises(UnsupportedError, match=r"exaone4.attention.sliding_window is not handled here"):
         BaseInfo.open(base)

@@ -17,9 +17,10 @@ from slm_edge.edge.pack.pack import Pack, verify_folder
 from slm_edge.edge.store.store import Store
 from slm_edge.edge.update.channel import Channel, Release
 from slm_edge.edge.update.machine import bucket_percent, machine_id
+from slm_edge.edge.update.place import Place
 from slm_edge.edge.update.publish import change, publish
 from slm_edge.edge.update.state import ENOUGH_GOOD, MOST_BAD, changing, read_state, settle, take_back
-from slm_edge.edge.update.update import rollback, update
+from slm_edge.edge.update.update import read_channel, rollback, update
 from slm_edge.edge.update.watch import watched
 
 
@@ -214,6 +215,28 @@ def test_refused_channels(maker, tmp_path, monkeypatch):
         update(NAME)
     assert version() == "1.1"
     put_back()
+
+
+class Between(Place):
+    """A place whose maker is between its two files when it is first looked at."""
+
+    def small(self, path, most_bytes):
+        data = super().small(path, most_bytes)
+        if path.endswith(".minisig") and not self.folder.with_name("looked").exists():
+            self.folder.with_name("looked").touch()
+            return self.folder.with_name("next").read_bytes()
+        return data
+
+
+def test_a_list_beside_the_signature_of_the_next(maker):
+    maker.release("1.0")
+    texts = [(maker.site / name).read_bytes() for name in ("channel.json", "channel.json.minisig")]
+    maker.release("1.1")
+    shutil.copy(maker.site / "channel.json.minisig", maker.site.with_name("next"))
+    for name, data in zip(("channel.json", "channel.json.minisig"), texts, strict=True):
+        (maker.site / name).write_bytes(data)
+    assert read_channel(Between("channel", maker.site), NAME).sequence == 1
+    assert maker.site.with_name("looked").exists()
 
 
 def test_an_expired_channel_and_a_clock_that_is_behind(maker):

@@ -52,6 +52,7 @@ CASES = {
     "olmo2 tied": {"family": "olmo2"},
     "hunyuan": {"family": "hunyuan"},
     "hunyuan, stretched base": {"family": "hunyuan", "rope_scaling": ALPHA, "head_dim": 32},
+    "exaone4": {"family": "exaone4", "rope_scaling": LLAMA3_SCALING, "n_ctx_tokens": 256},
     "gemma3": {"family": "gemma3"},
     "gemma3, stretched": {"family": "gemma3", "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
     "gemma3, untied, 13 layers": {
@@ -122,6 +123,7 @@ def config_of(folder):
         ("olmo2", {"head_dim": 32}, "heads x head size = width"),
         ("hunyuan", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "rope_parameters": None}, "'dynamic'"),
         ("llama", {"rope_scaling": ALPHA, "rope_parameters": None}, "'dynamic'"),
+        ("exaone4", {"sliding_window": 64}, "sliding_window = 64"),
         ("gemma3", {"query_pre_attn_scalar": 32}, "query_pre_attn_scalar is 32; llama.cpp takes 16"),
         ("gemma3", {"layer_types": ["sliding_attention"] * 3 + ["full_attention"] * 3}, "pattern of windows"),
         ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0"),

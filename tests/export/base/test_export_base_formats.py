@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from slm_edge.edge.errors import DamagedError, InputError
-from slm_edge.edge.gguf.families import interleave_rows
 from slm_edge.edge.gguf.file import GgufFile, ValueType
+from slm_edge.edge.gguf.hf_form import interleave_rows
 from slm_edge.edge.gguf.types import GgmlType
 from slm_edge.export.files.encode import encode_rows
 from slm_edge.export.files.gguf_writer import (

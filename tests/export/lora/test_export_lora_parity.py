@@ -12,6 +12,7 @@ from build_peft import ALL, real_adapter
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from slm_edge.edge.errors import InputError, UnsupportedError
+from slm_edge.edge.gguf.families import FAMILIES
 from slm_edge.edge.gguf.file import GgufFile
 from slm_edge.export.base.base import Options, export_base
 from slm_edge.export.base.quantize import TYPES
@@ -25,6 +26,8 @@ BOUND = 2e-3
 EFFECT = 2.0
 
 
+# Those whose every scaling and every layer is proved below; of the first three llama stands for all.
+NEWER = ("smollm3", "granite", "olmo2", "hunyuan", "gemma3", "exaone4")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -122,15 +125,20 @@ def test_scaling_is_pefts(tmp_path, llama, name):
 
 
 @pytest.mark.parametrize("name", SCALINGS)
-@pytest.mark.parametrize("family", ["smollm3", "granite", "olmo2", "hunyuan", "gemma3"])
+@pytest.mark.parametrize("family", NEWER)
 def test_scaling_is_pefts_on_every_family(tmp_path, newer, family, name):
     prove(tmp_path, newer(family), **SCALINGS[name][0])
 
 
 @pytest.mark.parametrize("target", ALL)
-@pytest.mark.parametrize("family", ["smollm3", "granite", "olmo2", "hunyuan", "gemma3"])
+@pytest.mark.parametrize("family", NEWER)
 def test_each_linear_layer_of_every_family(tmp_path, newer, family, target):
     prove(tmp_path, newer(family), r=4, lora_alpha=16, target_modules=[target], size=2.0)
+
+
+def test_no_row_says_that_adapters_are_exported_without_a_proof_here():
+    proved = {"llama", "qwen2", "qwen3", *NEWER}
+    assert {name.removesuffix("-dense") for name, row in FAMILIES.items() if "lora" in row.uses} == proved
 
 
 def test_a_rank_above_the_smaller_side(tmp_path, llama):

@@ -31,6 +31,12 @@ WRAPPED = {
     "prefix twice": lambda n: n.replace(P, P + P),
     "multimodal": lambda n: n.replace(P + "model.", P + "model.language_model."),
     "multimodal of before": lambda n: n.replace(P, P + "language_model."),
+    "multimodal, Idefics": lambda n: n.replace(P + "model.", P + "model.text_model."),
+    "AutoModel, without a head": lambda n: n.replace(P + "model.", P),
+    "AutoModel, bare": lambda n: n.removeprefix(P + "model."),
+    "Lightning around PEFT": lambda n: "model." + n.replace(".weight", ".default.weight"),
+    "Lightning around the model": lambda n: n.replace(P, "model."),
+    "TRL's value head": lambda n: "pretrained_model." + n,
     "all at once": lambda n: (
         "module._orig_mod." + n.replace(P, P + P + "language_model.").replace(".weight", ".a.weight")
     ),

@@ -41,6 +41,7 @@ IDS = random_ids(250, 40)
         ("olmo2", {"tied": False}),
         ("hunyuan", {}),
         ("gemma3", {}),
+        ("exaone4", {"tied": False}),
     ],
     ids=str,
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -221,10 +222,24 @@ def test_an_adapter_without_effect_proves_nothing(tmp_path, exact):
 def test_an_error_as_large_as_the_effect_proves_nothing(exact):
     """Rounding of the base drowns a small adapter: the bound on KL alone would pass any other adapter too."""
     report = run(exact)
-    assert report.passed and report.effect_error < 1e-3
-    noisy = tuple(dataclasses.replace(result, error_squares=result.effect_squares) for result in report.results)
-    judged = _judge(noisy, False, same_weights=True, asked={"max_kl": 1.0})
-    assert len(judged.failures) == 1 and "100% of the adapter's effect comes out otherwise" in judged.failures[0]
+    assert report.passed and report.change.error < 1e-3 and report.change.strength == pytest.approx(1, abs=1e-3)
+
+    def judged(**sums):
+        """With sums in parts of the effect's."""
+        made = {name: part * report.change.squares for name, part in sums.items()}
+        results = tuple(
+            dataclasses.replace(result, change=dataclasses.replace(report.change, **made)) for result in report.results
+        )
+        return "; ".join(_judge(results, False, same_weights=True, asked={"max_kl": 1.0}).failures)
+
+    drowned = judged(error_squares=1.0, rounding_squares=0.5)
+    assert "100% of the adapter's effect comes out otherwise" in drowned and "too small for this base" in drowned
+    assert "it is another adapter" in judged(error_squares=1.0, rounding_squares=0.01)
+    # A right adapter of little effect on a base of 4 bits, and one whose error the base's rounding does not explain
+    assert not judged(error_squares=0.36, rounding_squares=0.25)
+    assert "rounding explains 40%" in judged(error_squares=0.36, rounding_squares=0.04)
+    assert "45% of its strength" in judged(error_squares=0.36, rounding_squares=0.25, products=0.45)
+    assert judged(error_squares=math.nan) and judged(largest=math.nan) and judged(products=math.nan)
 
 
 def test_a_small_adapter_of_another_seed_fails_on_a_quantised_base(tmp_path):

@@ -45,7 +45,7 @@ def llama_cpp_logits(path, ids):
     [
         *(("llama", True, 2), ("llama", False, 4), ("llama", True, 1), ("qwen2", True, 2), ("qwen3", False, 2)),
         *(("smollm3", True, 2), ("granite", True, 2), ("olmo2", False, 2), ("hunyuan-dense", True, 2)),
-        *(("gemma3", True, 1), ("gemma3", False, 2)),
+        *(("gemma3", True, 1), ("gemma3", False, 2), ("exaone4", True, 2)),
     ],
 )
 def test_logits_equal_llama_cpps(tmp_path, architecture, tied, n_kv_heads):
