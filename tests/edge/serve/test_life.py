@@ -173,6 +173,7 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=60)
     assert done.returncode == 1 and "[serve]" in done.stderr and "Traceback" not in done.stderr
 
+
 def test_a_wait_that_is_too_long_is_refused_with_a_time(pack):
     with serving(pack, "--parallel", 1, "--max-wait", "0.001") as server:
         # How fast it is, it knows from answers that it gave.
