@@ -1,7 +1,12 @@
 """What deploy/ and .github/ say, against the commands, options and files that there are."""
 
+import importlib.util
+import platform
 import re
 import shlex
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -81,3 +86,38 @@ def test_scripts_that_are_called_are_there():
     pattern = re.search(r"grep -qx (.+) pyproject.toml", tag)[1]
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     assert shlex.split(pattern)[0].replace("${TAG#v}", version) in (ROOT / "pyproject.toml").read_text()
+
+
+def test_libraries_built_apart_become_a_wheel_that_pip_takes(tmp_path):
+    source, libraries = tmp_path / "source", tmp_path / "bin"
+    for folder in (source / "llama_cpp", source / "vendor/llama.cpp", libraries):
+        folder.mkdir(parents=True)
+    (source / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: llama_cpp_python\nVersion: 9.8.7\n")
+    for name in ("LICENSE.md", "vendor/llama.cpp/LICENSE", "llama_cpp/__init__.py", "llama_cpp/llama_cpp.py"):
+        (source / name).write_text(name)
+    for name in ("libggml.so.0.25.3", "libllama.so.0.5.0", "libggml-cpu-zen4.so", "libother.so"):
+        (libraries / name).write_text(name)
+    for link, to in (("libggml.so.0", "libggml.so.0.25.3"), ("libllama.so.0", "libllama.so.0.5.0")):
+        (libraries / link).symlink_to(to)
+        (libraries / link.removesuffix(".0")).symlink_to(link)
+    machine = platform.machine()
+    command = [sys.executable, ROOT / ".ci/pack_llama.py", source, libraries, tmp_path, machine]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == f"llama_cpp_python-9.8.7-py3-none-linux_{machine}.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.testzip() is None
+        inside = {name: archive.read(name).decode() for name in archive.namelist()}
+    libs = {name.rpartition("/")[2]: text for name, text in inside.items() if "/lib/" in name}
+    # Under the names by which they are asked for, each once
+    assert libs == {
+        "libggml.so.0": "libggml.so.0.25.3",
+        "libllama.so": "libllama.so.0.5.0",
+        "libggml-cpu-zen4.so": "libggml-cpu-zen4.so",
+    }
+    if platform.system() == "Linux":
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target"]
+        if importlib.util.find_spec("pip") is None:
+            pytest.skip("no pip here")
+        subprocess.run([*pip, tmp_path / "site", wheel], check=True, capture_output=True)
+        assert (tmp_path / "site/llama_cpp/lib/libllama.so").read_text() == "libllama.so.0.5.0"

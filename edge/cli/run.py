@@ -71,8 +71,8 @@ def run(
 ) -> None:
     """Answer PROMPT with a task adapter. PROMPT is read from standard input when it is - or left out.
 
-    MODEL is a GGUF file, a pack's folder, the name of something pulled, or a place elsewhere as "pull" takes it, from
-    which it is fetched if it is not here; without it, --pack or --model the starter pack answers.
+    MODEL is a GGUF file, a pack's folder, or a reference as "pull" takes it, which is fetched if it is not here;
+    without it, --pack or --model the starter pack answers.
 
     Without --adapter the pack's default adapter answers ("slm-edge pack show" names it), with "none" the base
     alone, with "auto" the one that the pack's router chooses for the prompt, or the base if none fits. The
