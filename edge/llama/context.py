@@ -298,11 +298,6 @@ class Context(NotCopied, Sequences):
         """Another context over the same base, computing as this one does; options as of the class."""
         return Context(self._model, **options)
 
-    def clear(self) -> None:
-        """Forgets everything in the KV cache."""
-        self._alive()
-        self._llama.llama_memory_clear(self._cache, True)
-
     def close(self) -> None:
         """Frees it. Calling it twice does nothing."""
         if not self.handle:

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from .context import Context
     from .states import Memory
 
 Blob = npt.NDArray[np.uint8]
@@ -55,18 +54,6 @@ def of_streams(blob: Blob, n_streams: int, memory: "Memory") -> Blob:
     if n_streams == 1:
         return blob
     return _mapped(blob, memory, lambda cache: [_word(n_streams), cache[WORD_BYTES:], empty])
-
-
-def zero_rest(context: "Context") -> None:
-    """Zeroes what the KV cache's memory holds beside its sequences.
-
-    What was forgotten stays in memory behind a mask, and NaN behind a mask is NaN: without flash attention every later
-    answer would be computed from it.
-    """
-    held = [(sequence, context.read_sequence(sequence)) for sequence in context.sequences if context.length(sequence)]
-    context.clear()
-    for sequence, blob in held:
-        context.write_sequence(sequence, blob)
 
 
 def _mapped(blob: Blob, memory: "Memory", change: "Callable[[Blob], list[Blob]]") -> Blob:

@@ -88,6 +88,7 @@ class Sequences:
 
     handle: Any
     memory: Memory
+    sequences: range
     _llama: Any
     _model: "Model"
     _cache: Any
@@ -161,6 +162,22 @@ class Sequences:
         if n_bytes != blob.size:
             self.remove(sequence, 0)
         return bool(n_bytes == blob.size)
+
+    def clear(self) -> None:
+        """Forgets everything in the KV cache."""
+        self._alive()
+        self._llama.llama_memory_clear(self._cache, True)
+
+    def zero_rest(self) -> None:
+        """Zeroes what the KV cache's memory holds beside its sequences.
+
+        What was forgotten stays in memory behind a mask, and NaN behind a mask is NaN: without flash attention every
+        later answer would be computed from it.
+        """
+        held = [(sequence, self.read_sequence(sequence)) for sequence in self.sequences if self.length(sequence)]
+        self.clear()
+        for sequence, blob in held:
+            self.write_sequence(sequence, blob)
 
     def settle(self, sequence: int) -> None:
         """Lays the windows of a sequence as they would lie if it had just been put back; see above.

@@ -18,7 +18,6 @@ from ..files.cache import user_path
 from ..gguf.base import BaseInfo
 from ..llama.canary import check_numbers
 from ..llama.context import Context, Outputs
-from ..llama.kv_bytes import zero_rest
 from ..options import DEFAULT_BUDGET_BYTES, DEFAULT_DISK_BYTES, EngineOptions
 from .chunks import Chunk, KvRecord, Section, chunk_ends, chunks_of
 from .store import PrefixStore, Snapshot
@@ -164,7 +163,7 @@ class PrefixCache:
                     except EngineError:
                         record.cut(0)
                         context.remove(sequence, 0)
-                        zero_rest(context)
+                        context.zero_rest()
                         raise
                     before = wanted[-2][0] if len(wanted) > 1 else 0
                     record.n_stable_tokens = max((end for end, _ in record.chunks if end <= before), default=0)

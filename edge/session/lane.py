@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from ..errors import EngineError
 from ..llama.context import Context
-from ..llama.kv_bytes import zero_rest
 from ..llama.sampling import Sampler
 from ..prefix.cache import PrefixCache
 from ..prefix.chunks import KvRecord, Section
@@ -80,7 +79,7 @@ class Lane:
         if self.context.handle:
             self.record.cut(0)
             self.context.remove(0, 0)
-            zero_rest(self.context)
+            self.context.zero_rest()
 
     def rest(self, turn: int) -> None:
         """The answer that began as `turn` needs nothing more; its adapters may go."""

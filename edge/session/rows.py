@@ -10,7 +10,6 @@ import numpy.typing as npt
 from ..errors import EngineError
 from ..llama.abort import AbortFlag, stopped_by
 from ..llama.context import Context
-from ..llama.kv_bytes import zero_rest
 from ..llama.model import Adapter
 from ..llama.sampling import Sampler
 from ..prefix.cache import PrefixCache
@@ -129,7 +128,7 @@ class LlamaRows:
         except EngineError:
             if self._context.handle:
                 self.release(self._sequences[i])
-                zero_rest(self._context)
+                self._context.zero_rest()
             raise
 
     def logits(self, i: int) -> npt.NDArray[np.float32]:

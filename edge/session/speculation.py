@@ -29,7 +29,6 @@ from ..answer.choice import Choice
 from ..answer.engine import Worker
 from ..errors import EngineError
 from ..llama.context import Context
-from ..llama.kv_bytes import zero_rest
 from ..llama.sampling import Sampler
 from ..options import MOST_AT_ONCE, Speculate
 from ..prefix.chunks import AdapterState, Section
@@ -255,7 +254,7 @@ class DraftingLane:
         self._context.remove(0, self.n_tokens)
         # A wrong guess may overflow where the right token does not.
         if not np.isfinite([row.max() for row in rows]).all():
-            zero_rest(self._context)
+            self._context.zero_rest()
 
     def _compare(self, token_id: int) -> None:
         """Compares the row after a token that was computed by itself with that of the proof, if one is going on."""

@@ -42,8 +42,8 @@ def test_an_unknown_command_is_met_with_the_nearest():
     assert "Traceback" not in result.stderr
 
 
-OTHERS_WORDS = ["list", "ls", "rm", "version", "config", "cache", "completion", "models", "create", "stop"]
-OTHERS_WORDS += ["show", "help"]
+OTHERS_WORDS = ["ls", "version", "config", "cache", "completion", "models", "create", "stop"]
+OTHERS_WORDS += ["delete", "help"]
 
 
 @pytest.mark.parametrize("word", OTHERS_WORDS)
