@@ -86,7 +86,8 @@ class RouterKind:
         elif way == 1:
             members[draw.choice(list(members))] = data
         elif way == 2:
-            head = data.index(b"\n") + 1
+            # An earlier damage may have taken the line's end.
+            head = data.find(b"\n") + 1
             part = draw.choice((b"(", b"'descr': ", b"False"))
             members[name] = data[:head].replace(part, draw.choice(_HEADERS)) + data[head:]
         elif way == 3:

@@ -69,7 +69,10 @@ def read_npz(path: Path, what: str, most_bytes: int) -> tuple[dict[str, Any], di
                 if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & ENCRYPTED:
                     raise ValueError(f"its member {name[:80]!r} is compressed or encrypted")
                 arrays[name.removesuffix(".npy")] = _array(archive.read(entry))
-        meta = loads_json(arrays.pop("meta").astype(np.uint8).tobytes().decode("utf-8"))
+        text = arrays.pop("meta")
+        if text.dtype != np.uint8:
+            raise ValueError("its meta is no text")
+        meta = loads_json(text.tobytes().decode("utf-8"))
         if not isinstance(meta, dict) or not isinstance(meta.get("format"), int):
             raise ValueError("its meta has no format")
     return meta, arrays
