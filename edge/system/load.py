@@ -16,6 +16,7 @@ There are more again when the others' CPUs fall idle. Who is nice (`nice 10`) ma
 processes more threads are tried from time to time, and kept if they get their CPU time.
 """
 
+import contextlib
 import functools
 import math
 import os
@@ -26,14 +27,17 @@ from typing import Final, Protocol
 from .cpu import allowed_cpus
 
 STAT: Final = Path("/proc/stat")
+TASKS: Final = Path("/proc/self/task")
 # Columns of a CPU's line in /proc/stat that are work: user, nice, system, irq, softirq, steal (others' too).
 # Guests' time is counted in user's as well.
 _WORK: Final = (0, 1, 2, 5, 6, 7)
 _NICE: Final = 1
 # How often the counters are read. The system counts in ticks of 10 ms.
 WINDOW_S: Final = 0.1
-# After so long without computing, what is known is old.
+# After so long without computing, what is known is old: then who runs is looked at so often, so far apart.
 STALE_S: Final = 2.0
+LOOKS: Final = 3
+LOOK_S: Final = 0.002
 # Others may take so much of a CPU before it counts as taken.
 SLACK_CPUS: Final = 0.3
 # Threads that together get so much less than the CPU time that they ask for stand in somebody's way.
@@ -81,6 +85,16 @@ def n_running(stat: Path = STAT) -> int | None:
     return next((int(line.split()[1]) for line in lines if line.startswith("procs_running ")), None)
 
 
+def n_running_here(tasks: Path = TASKS) -> int:
+    """Threads of this process that run or wait for a CPU at this moment, this one too; 1 where it is not told."""
+    n = 0
+    for task in tasks.glob("*/stat"):
+        with contextlib.suppress(OSError):
+            # The name before it may hold anything, parentheses and spaces too.
+            n += task.read_text(encoding="ascii", errors="replace").rpartition(") ")[2].startswith("R")
+    return max(1, n)
+
+
 class OthersCores:
     """Cores that other processes keep busy, from its making to each call."""
 
@@ -124,7 +138,7 @@ class Machine(Protocol):
         """Seconds of CPU time that all processes took, and those of niced ones in it that count as polite."""
 
     def running(self) -> int | None:
-        """Threads that run or wait for one of these CPUs now, this one among them; None: not known."""
+        """Threads that run or wait for one of these CPUs now, of this process this one alone; None: not known."""
 
 
 class ThisMachine:
@@ -146,7 +160,19 @@ class ThisMachine:
 
     def running(self) -> int | None:
         """As `Machine.running`; None where other CPUs than these are counted too."""
-        return n_running() if self.n_cpus == os.cpu_count() else None
+        if self.n_cpus != os.cpu_count():
+            return None
+        least = None
+        for _ in range(LOOKS):
+            # Who wants a CPU for a moment is no busy process.
+            time.sleep(LOOK_S)
+            running = n_running()
+            if running is None:
+                return None
+            # Threads of ours spin for a while when they have computed: they stand in nobody's way.
+            found = max(1, running - n_running_here() + 1)
+            least = found if least is None else min(least, found)
+        return least
 
 
 class Room:
