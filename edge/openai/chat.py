@@ -98,6 +98,8 @@ class _Reply:
 
     def _message(self, i: int, answer: Answer) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.thinking:
+            message["reasoning_content"] = answer.thinking
         if self._readers:
             reader = self._readers[i]
             events = [*reader.feed(answer.text), *reader.finish()]
@@ -136,11 +138,13 @@ class _Reply:
         """What of a step can be shown: text, or parts of calls."""
         logprobs = await self._logprobs([piece]) if piece.token_id is not None else None
         if not self._readers:
-            deltas = [{"content": piece.text}] if piece.text or logprobs else []
+            deltas = [{"content": piece.text}] if piece.text else []
         else:
             deltas = self._deltas(i, self._readers[i].feed(piece.text))
-            if logprobs and not deltas:
-                deltas = [{"content": ""}]
+        if piece.thinking:
+            deltas.insert(0, {"reasoning_content": piece.thinking})
+        if logprobs and not deltas:
+            deltas = [{"content": ""}]
         # The first one has the token's; what more there is, is of the same token.
         return [(None, self._chunk(i, delta, logprobs=None if j else logprobs)) for j, delta in enumerate(deltas)]
 

@@ -45,6 +45,8 @@ def conversation(messages: Sequence[ChatMessage], where: str = "messages") -> li
             made[0]["content"] += f"\n\n{text}"
         else:
             made.append({"role": role, "content": text})
+        if message.reasoning_content and role == "assistant":
+            made[-1]["reasoning_content"] = message.reasoning_content
         if message.tool_calls:
             calls |= {call.id for call in message.tool_calls}
             made[-1]["tool_calls"] = [

@@ -39,6 +39,8 @@ class ChatMessage(Struct, kw_only=True):
     content: str | Annotated[list[Part], Meta(max_length=MOST_PARTS)] | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=MOST_TOOLS)] | None = None
     tool_call_id: str | None = None
+    # What it thought before; the chat template decides whether that is written
+    reasoning_content: str | None = None
 
 
 class StreamOptions(Struct, kw_only=True):

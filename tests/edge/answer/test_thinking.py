@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from build_gguf import CHATML, tiny_adapter, tiny_base, vocabulary
+from build_server import serving
 from gguf import GGUFValueType
 from slm_edge.edge.answer.text_out import TextOut
 from slm_edge.edge.answer.thinking import FORMS, Thinking, form_of, split, thinking_of
@@ -152,6 +153,25 @@ def test_sessions_batches_and_engines_tell_them_apart(thinker):
         assert "".join(piece.thinking for piece in ticket.pieces).strip() == thought
         ids = engine.tokenize("the world")
         assert engine.submit(ids, max_tokens=5).result().thinking == ""
+
+
+def test_over_http_they_are_reasoning_content(thinker):
+    pack, thought, said = thinker
+    asked = {"model": "math", "messages": [{"role": "user", "content": "the world"}], "max_tokens": N}
+    with serving(pack) as server:
+        message = server.post("/v1/chat/completions", asked).json["choices"][0]["message"]
+        assert (message["content"], message["reasoning_content"]) == (said, thought)
+        events = server.post("/v1/chat/completions", {**asked, "stream": True}).events()[:-1]
+        deltas = [event["choices"][0]["delta"] for event in events if event["choices"]]
+        assert "".join(delta.get("reasoning_content", "") for delta in deltas).strip() == thought
+        assert "".join(delta.get("content", "") for delta in deltas) == said
+        # A client hands it back; this template writes none of it.
+        told = [*asked["messages"], message, {"role": "user", "content": "and?"}]
+        plain = [*asked["messages"], {"role": "assistant", "content": said}, {"role": "user", "content": "and?"}]
+        used = [
+            server.post("/v1/chat/completions", {**asked, "messages": some}).json["usage"] for some in (told, plain)
+        ]
+        assert used[0]["prompt_tokens"] == used[1]["prompt_tokens"]
 
 
 def test_a_model_that_ends_while_it_thinks_tells_its_thoughts_once(tmp_path):
