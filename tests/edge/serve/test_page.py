@@ -103,13 +103,14 @@ def test_an_answer_says_which_adapter_gave_it(page, server):
 
 def test_stop_takes_the_request_back(page, server):
     before = server.get("/v1/slm/state").json["cancelled"]
-    # All places are taken for a while: answers that may not end soon.
+    # All places of this adapter are taken for a while, and others wait for them: who comes then waits behind.
     shape = {"type": "array", "items": {"type": "integer"}, "minItems": 400}
     form = {"type": "json_schema", "json_schema": {"name": "numbers", "schema": shape}}
-    with ThreadPoolExecutor(4) as busy:
-        for _ in range(4):
-            busy.submit(server.chat, max_tokens=1200, response_format=form)
-        while server.get("/v1/slm/state").json["running"] < 4:
+    page.select_option("#model", "math")
+    with ThreadPoolExecutor(12) as busy:
+        for _ in range(12):
+            busy.submit(server.chat, model="math", max_tokens=400, response_format=form)
+        while server.get("/v1/slm/state").json["waiting"] < 4:
             time.sleep(0.02)
         page.fill("#text", "the rest")
         page.click("#send")
