@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..errors import EngineError
 from ..llama.canary import check_numbers
 from ..llama.sampling import Sampler
-from ..prefix.chunks import AdapterState, KvRecord, Section, chunks_of
+from ..prefix.chunks import AdapterState, KvRecord, Section, chunks_of, run_through
 from .adapter import Array
 from .engine import OnnxEngine
 
@@ -54,11 +54,7 @@ class OnnxLane:
     def begin(self, prompt: Sequence[int], sections: Sequence[Section]) -> int:
         """Computes a prompt; returns how many of its tokens were kept from before."""
         self.turn += 1
-        filling = self.fill(prompt, sections, self._fast)
-        kept = next(filling)
-        for _ in filling:
-            pass
-        return kept
+        return run_through(self.fill(prompt, sections, self._fast))
 
     def fill(self, prompt: Sequence[int], sections: Sequence[Section], fast: bool = False) -> Iterator[int]:
         """Computes a prompt chunk by chunk; yields how many of its tokens are there, first what was kept.

@@ -15,7 +15,7 @@ from ..errors import EngineError
 from ..llama.abort import AbortFlag
 from ..llama.sampling import Sampler
 from ..options import DEFAULT_BUDGET_BYTES
-from ..prefix.chunks import AdapterState, KvRecord, Section, chunks_of
+from ..prefix.chunks import AdapterState, KvRecord, Section, chunks_of, run_through
 from .engine import OnnxEngine
 from .lane import OnnxLane, Pairs
 
@@ -98,11 +98,7 @@ class OnnxRows:
 
     def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
         """Computes a prompt in a row; how many of its tokens were kept."""
-        filling = self.fill(sequence, prompt, sections)
-        kept = next(filling)
-        for _ in filling:
-            pass
-        return kept
+        return run_through(self.fill(sequence, prompt, sections))
 
     def step(self, token_ids: Sequence[int], sequences: Sequence[int]) -> None:
         """Computes one more token for each of several rows, which rise and have the same adapters to come."""

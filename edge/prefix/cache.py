@@ -19,7 +19,7 @@ from ..gguf.base import BaseInfo
 from ..llama.canary import check_numbers
 from ..llama.context import Context, Outputs
 from ..options import DEFAULT_BUDGET_BYTES, DEFAULT_DISK_BYTES, EngineOptions
-from .chunks import Chunk, KvRecord, Section, chunk_ends, chunks_of
+from .chunks import Chunk, KvRecord, Section, chunk_ends, chunks_of, run_through
 from .store import PrefixStore, Snapshot
 
 if TYPE_CHECKING:
@@ -66,13 +66,7 @@ class PrefixCache:
             EngineError: llama.cpp cannot compute it, or the output is no number.
         """
         filling = self.fill(context, record, prompt, sections, sequence=sequence, keep=keep, fast=fast)
-        kept = at = next(filling)
-        for n_tokens in filling:
-            if n_tokens <= at:
-                # It began again, without what the disk had.
-                kept = n_tokens
-            at = n_tokens
-        return kept
+        return run_through(filling)
 
     def fill(
         self,

@@ -6,7 +6,7 @@ same chunks, `chunks_of(sections)`, and only whole chunks of the same extent are
 what would be computed anew. Its last chunk is always computed, for its logits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..llama.model import Adapter
@@ -58,6 +58,17 @@ def chunk_ends(n_tokens: int) -> list[int]:
     """Where the chunks of a section end: 600 -> [128, 256, 512, 600]."""
     ends = [CHUNK_TOKENS, *range(BATCH_TOKENS, n_tokens, BATCH_TOKENS)]
     return [*(end for end in ends if end < n_tokens), n_tokens] if n_tokens else []
+
+
+def run_through(filling: Iterator[int]) -> int:
+    """Computes a prompt to its end, as `PrefixCache.fill` goes through it; how many tokens were kept from before."""
+    kept = at = next(filling)
+    for n_tokens in filling:
+        if n_tokens <= at:
+            # It began again, without what the disk had.
+            kept = n_tokens
+        at = n_tokens
+    return kept
 
 
 def chunks_of(sections: Sequence[Section]) -> list[Chunk]:

@@ -13,7 +13,7 @@ from ..llama.context import Context
 from ..llama.model import Adapter
 from ..llama.sampling import Sampler
 from ..prefix.cache import PrefixCache
-from ..prefix.chunks import KvRecord, Section
+from ..prefix.chunks import KvRecord, Section, run_through
 
 if TYPE_CHECKING:
     from ..llama.kv_bytes import Blob
@@ -102,11 +102,7 @@ class LlamaRows:
 
     def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
         """Computes a prompt in an empty sequence; how many of its tokens were kept from before."""
-        filling = self.fill(sequence, prompt, sections)
-        kept = next(filling)
-        for _ in filling:
-            pass
-        return kept
+        return run_through(self.fill(sequence, prompt, sections))
 
     def step(self, token_ids: Sequence[int], sequences: Sequence[int]) -> None:
         """Computes one more token for each of several sequences, which rise and have the same adapters to come."""
