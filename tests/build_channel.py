@@ -16,9 +16,20 @@ from slm_edge.edge.pack.card import TaskCard
 from slm_edge.edge.pack.write import NewAdapter, build_pack
 from slm_edge.edge.store.store import Store
 from slm_edge.edge.update.publish import change, publish
-from slm_edge.edge.update.state import changing
+from slm_edge.edge.update.state import changing, read_state
 
 NAME = "tiny"
+
+
+def current():
+    """The folder of the pack's version in use; None where there is none."""
+    found = Store().find(NAME)
+    return None if found is None else found[1]
+
+
+def version():
+    """Its number."""
+    return read_state(Store(), NAME).versions[Store().ref(NAME).current]
 
 
 class Maker:

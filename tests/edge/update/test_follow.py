@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from build_channel import NAME, Maker
+from build_channel import NAME
 from build_gguf import tiny_base
 from build_server import serving
 from slm_edge.edge.engines import open_session
@@ -14,13 +14,6 @@ from slm_edge.edge.store.store import Store
 from slm_edge.edge.update.follow import Follower
 from slm_edge.edge.update.state import MOST_BAD
 from slm_edge.edge.update.update import update
-
-
-@pytest.fixture
-def maker(tmp_path):
-    folder = tmp_path / "maker"
-    folder.mkdir()
-    return Maker(folder)
 
 
 def current():

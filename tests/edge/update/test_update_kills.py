@@ -9,8 +9,7 @@ import shutil
 import signal
 from pathlib import Path
 
-import pytest
-from build_channel import NAME, Maker, tried
+from build_channel import NAME, tried
 from slm_edge.edge.files.cache import state_folder, store_folder
 from slm_edge.edge.pack.pack import Pack, verify_folder
 from slm_edge.edge.store.store import Store
@@ -57,13 +56,6 @@ def in_a_child(work, kill_at=None, after=False):
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert status in (0, -signal.SIGKILL), f"the child ended with {status}"
     return int(said) if status == 0 else None
-
-
-@pytest.fixture
-def maker(tmp_path):
-    folder = tmp_path / "maker"
-    folder.mkdir()
-    return Maker(folder)
 
 
 class Disk:
