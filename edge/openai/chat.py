@@ -14,8 +14,8 @@ from .faults import Fault
 from .fields import ChatRequest
 from .logprobs import Spoken, entries
 from .reply import Call
-from .service import FINISH, Asked, Service, numbers_of, usage_of
-from .streaming import Event, Reading, now_s, stream
+from .service import FINISH, Asked, Service
+from .streaming import Choices, Event, stream
 from .tools import choice_of
 
 
@@ -58,43 +58,22 @@ async def chat(service: Service, call: Call) -> None:
         await reply.whole(call)
 
 
-class _Reply:
-    """One answer to a chat request, with all of its choices; a `streaming.Shape`."""
-
-    ends_with_done = True
+class _Reply(Choices):
+    """One answer to a chat request; a `streaming.Shape`."""
 
     def __init__(self, service: Service, request: ChatRequest, asked: Asked, form: Form | None) -> None:
-        self._service = service
-        self._asked = asked
+        kind = "chat.completion.chunk" if request.stream else "chat.completion"
+        super().__init__(service, request, asked, "chatcmpl", kind)
         self._with_logprobs = bool(request.logprobs)
-        options = request.stream_options
-        self._with_usage = bool(options is not None and options.include_usage)
         self._readers = [CallReader(form) for _ in asked.tickets] if form is not None else []
-        self._head = {
-            "id": f"chatcmpl-{secrets.token_hex(12)}",
-            "object": "chat.completion.chunk" if request.stream else "chat.completion",
-            "created": now_s(),
-            "model": asked.model,
-            "system_fingerprint": asked.fingerprint,
-        }
 
-    async def whole(self, call: Call) -> None:
-        """Sends one JSON document, once all is there."""
-        async with Reading(self._asked.tickets, call.receive, self._service.observer) as reading:
-            answers = await reading.answers()
-        choices = [
-            {
-                "index": i,
-                "message": self._message(i, answer),
-                "logprobs": await self._logprobs(self._asked.tickets[i].pieces),
-                "finish_reason": self._reason(i, answer),
-            }
-            for i, answer in enumerate(answers)
-        ]
-        call.headers["x-slm-queue-ms"] = self._asked.queue_ms()
-        call.facts |= numbers_of(answers)
-        more = {"usage": usage_of(answers, len(answers)), "slm_edge": self._asked.facts(answers[0])}
-        await call.answer({**self._head, "choices": choices, **more})
+    async def choice(self, i: int, answer: Answer) -> dict[str, Any]:
+        return {
+            "index": i,
+            "message": self._message(i, answer),
+            "logprobs": await self._logprobs(self._asked.tickets[i].pieces),
+            "finish_reason": self._reason(i, answer),
+        }
 
     def _message(self, i: int, answer: Answer) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
@@ -169,19 +148,8 @@ class _Reply:
             rows[-1]["slm_edge"] = self._asked.facts(answer)
         return [(None, row) for row in rows]
 
-    def last(self, answers: Sequence[Answer]) -> list[Event]:
-        """The numbers, where they were asked for: some clients look into `choices` of every event."""
-        if not self._with_usage:
-            return []
-        return [(None, {**self._head, "choices": [], "usage": usage_of(answers, len(answers))})]
-
-    def failed(self, fault: Fault) -> list[Event]:
-        """The error, as clients raise it."""
-        return [(None, fault.as_dict())]
-
     def _chunk(self, i: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> dict[str, Any]:
-        choice = {"index": i, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        return {**self._head, "choices": [choice], **({"usage": None} if self._with_usage else {})}
+        return self.chunk({"index": i, "delta": delta, "logprobs": logprobs, "finish_reason": reason})
 
 
 def _call(index: int, name: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """POST /v1/completions: a text goes on, without chat template and system message; and /tokenize, /detokenize."""
 
-import secrets
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -13,8 +12,8 @@ from .faults import Fault, fault_of
 from .fields import MOST_PROMPTS, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from .logprobs import Spoken, legacy
 from .reply import Call
-from .service import FINISH, Asked, Service, numbers_of, usage_of
-from .streaming import Event, Reading, now_s, stream
+from .service import FINISH, Asked, Service
+from .streaming import Choices, Event, stream
 
 # More letters than that a token rarely has.
 TOKEN_LETTERS: Final = 64
@@ -55,38 +54,15 @@ async def complete(service: Service, call: Call) -> None:
         await reply.whole(call)
 
 
-class _Reply:
-    """One answer to a completion request, with all of its choices; a `streaming.Shape`."""
-
-    ends_with_done = True
+class _Reply(Choices):
+    """One answer to a completion request; a `streaming.Shape`."""
 
     def __init__(self, service: Service, request: CompletionRequest, asked: Asked) -> None:
-        self._service = service
-        self._asked = asked
+        super().__init__(service, request, asked, "cmpl", "text_completion")
         self._with_logprobs = request.logprobs is not None
-        self._n = request.n or 1
-        options = request.stream_options
-        self._with_usage = bool(options is not None and options.include_usage)
-        self._head = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
-            "object": "text_completion",
-            "created": now_s(),
-            "model": asked.model,
-            "system_fingerprint": asked.fingerprint,
-        }
 
-    async def whole(self, call: Call) -> None:
-        """Sends one JSON document, once all is there."""
-        async with Reading(self._asked.tickets, call.receive, self._service.observer) as reading:
-            answers = await reading.answers()
-        choices = [
-            _choice(i, one.text, FINISH[one.stop_reason], await self._logprobs(self._asked.tickets[i].pieces))
-            for i, one in enumerate(answers)
-        ]
-        call.headers["x-slm-queue-ms"] = self._asked.queue_ms()
-        call.facts |= numbers_of(answers)
-        more = {"usage": usage_of(answers, self._n), "slm_edge": self._asked.facts(answers[0])}
-        await call.answer({**self._head, "choices": choices, **more})
+    async def choice(self, i: int, answer: Answer) -> dict[str, Any]:
+        return _choice(i, answer.text, FINISH[answer.stop_reason], await self._logprobs(self._asked.tickets[i].pieces))
 
     async def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any] | None:
         if not self._with_logprobs:
@@ -101,24 +77,11 @@ class _Reply:
         """A step's text."""
         if not piece.text and not (self._with_logprobs and piece.token_id is not None):
             return []
-        return [self._chunk(_choice(i, piece.text, None, await self._logprobs([piece])))]
+        return [(None, self.chunk(_choice(i, piece.text, None, await self._logprobs([piece]))))]
 
     def ended(self, i: int, answer: Answer) -> list[Event]:
         """The reason of the end."""
-        return [self._chunk(_choice(i, "", FINISH[answer.stop_reason]))]
-
-    def last(self, answers: Sequence[Answer]) -> list[Event]:
-        """The numbers, where they were asked for."""
-        if not self._with_usage:
-            return []
-        return [(None, {**self._head, "choices": [], "usage": usage_of(answers, self._n)})]
-
-    def failed(self, fault: Fault) -> list[Event]:
-        """The error, as clients raise it."""
-        return [(None, fault.as_dict())]
-
-    def _chunk(self, choice: dict[str, Any]) -> Event:
-        return None, {**self._head, "choices": [choice], **({"usage": None} if self._with_usage else {})}
+        return [(None, self.chunk(_choice(i, "", FINISH[answer.stop_reason])))]
 
 
 def _choice(i: int, text: str, reason: str | None, logprobs: Any = None) -> dict[str, Any]:

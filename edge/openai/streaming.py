@@ -5,6 +5,7 @@ The events of every endpoint come the same way; each says only how its own look 
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections.abc import Sequence
 from typing import Any, Final, Protocol, Self
@@ -13,8 +14,9 @@ from ..answer.stream import Answer
 from ..errors import SlmEdgeError
 from ..scheduler.ticket import Piece, Ticket
 from .faults import Fault, fault_of
+from .fields import ChatRequest, CompletionRequest
 from .reply import SILENCE_S, Call, EventStream, Gone, Receive
-from .service import Asked, Observer, Service, numbers_of
+from .service import Asked, Observer, Service, numbers_of, usage_of
 
 # So long the headers of a stream wait for the time that the request spent in the queue.
 _HEAD_S: Final = 0.5
@@ -147,6 +149,56 @@ class Shape(Protocol):
 
     def failed(self, fault: Fault) -> list[Event]:
         """It broke off."""
+
+
+class Choices:
+    """One answer with all of its choices, as chat and completions send it: half of a `Shape`, the choice is theirs."""
+
+    ends_with_done = True
+
+    def __init__(
+        self, service: Service, request: ChatRequest | CompletionRequest, asked: Asked, id_begin: str, kind: str
+    ) -> None:
+        self._service = service
+        self._asked = asked
+        self._n = request.n or 1
+        options = request.stream_options
+        self._with_usage = bool(options is not None and options.include_usage)
+        self._head = {
+            "id": f"{id_begin}-{secrets.token_hex(12)}",
+            "object": kind,
+            "created": now_s(),
+            "model": asked.model,
+            "system_fingerprint": asked.fingerprint,
+        }
+
+    async def whole(self, call: Call) -> None:
+        """Sends one JSON document, once all is there."""
+        async with Reading(self._asked.tickets, call.receive, self._service.observer) as reading:
+            answers = await reading.answers()
+        choices = [await self.choice(i, answer) for i, answer in enumerate(answers)]
+        call.headers["x-slm-queue-ms"] = self._asked.queue_ms()
+        call.facts |= numbers_of(answers)
+        more = {"usage": usage_of(answers, self._n), "slm_edge": self._asked.facts(answers[0])}
+        await call.answer({**self._head, "choices": choices, **more})
+
+    async def choice(self, i: int, answer: Answer) -> dict[str, Any]:
+        """The i-th choice of a document."""
+        raise NotImplementedError
+
+    def chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """An event's document, which tells of one choice."""
+        return {**self._head, "choices": [choice], **({"usage": None} if self._with_usage else {})}
+
+    def last(self, answers: Sequence[Answer]) -> list[Event]:
+        """The numbers, where they were asked for: some clients look into `choices` of every event."""
+        if not self._with_usage:
+            return []
+        return [(None, {**self._head, "choices": [], "usage": usage_of(answers, self._n)})]
+
+    def failed(self, fault: Fault) -> list[Event]:
+        """The error, as clients raise it."""
+        return [(None, fault.as_dict())]
 
 
 async def stream(service: Service, call: Call, asked: Asked, shape: Shape) -> None:
