@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import EngineError, InputError
-from ..files.watch import FileWatch
-from ..system.bus_error import expect_mapped
+from ..files.watch import FileWatch, expect_mapped
 from ..system.load import room
 from .binding import NotCopied, lib, quiet_logs
 from .states import Memory

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from ..errors import DoesNotFitError, EngineError, InputError
 from ..extras import extra_hint
-from ..system.bus_error import expect_mapped
+from ..files.watch import expect_mapped
 from ..system.cpu import default_threads
 from ..system.huge_pages import to_huge_pages
 from .adapter import Array
