@@ -68,8 +68,8 @@ def perplexity(
       slm-edge bench perplexity DATA/wikitext2/test.txt --pack my-pack --engine onnx
     """
     from ...edge.errors import InputError
-    from ...edge.files.atomic import sha256_file, write_json
-    from ...edge.files.text import read_text
+    from ...edge.files.atomic import write_json
+    from ...edge.files.read import read_text, sha256_file
     from ...edge.pack.pack import Pack
     from ..likelihood.perplexity import chunks_of, summary
     from ..scores.answers import held, identity_sha256

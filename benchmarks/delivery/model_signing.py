@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ...edge.errors import SlmEdgeError
-from ...edge.files.atomic import sha256_file
+from ...edge.files.read import sha256_file
 from ...edge.pack.pack import starter_folder
 from ...edge.pack.sign import sign_pack
 from ...edge.trust.gate import OMS_FILE

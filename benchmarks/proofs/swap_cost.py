@@ -19,7 +19,7 @@ from typing import Any
 import click
 import psutil
 
-from ...edge.files.atomic import sha256_file
+from ...edge.files.read import sha256_file
 from ...edge.gguf.base import BaseInfo
 from ...edge.llama.context import Context
 from ...edge.llama.model import Model

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...edge.errors import InputError, SlmEdgeError, UnsupportedError
-from ...edge.files.atomic import make_folder, read_table, sha256_file, write_json
+from ...edge.files.atomic import make_folder, write_json
+from ...edge.files.read import read_table, sha256_file
 
 # Task of the adapter -> its training files, and the column of the table that it is for
 TRAINING: Final[dict[str, tuple[str, ...]]] = {

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ...edge.datasets.prompts import dolly_held_out, dolly_messages, gsm8k_messages, mbpp_messages
 from ...edge.errors import InputError
-from ...edge.files.text import is_text, json_rows, lines_of, read_text
+from ...edge.files.read import is_text, json_rows, lines_of, read_text
 
 FOLDER: Final = Path(__file__).parent
 POLICY: Final = """\

@@ -21,7 +21,7 @@ from ...edge.console import note
 from ...edge.errors import DamagedError, InputError
 from ...edge.files.atomic import atomic_file, locked
 from ...edge.files.journal import Journal, line_of, rows_of
-from ...edge.files.text import read_bytes
+from ...edge.files.read import read_bytes
 
 Identity = Mapping[str, Any]
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from ...edge.answer.thinking import split
 from ...edge.errors import EngineError, InputError
-from ...edge.files.text import loads_json
+from ...edge.files.read import loads_json
 from ..tasks.benchmark import Item, sample_seed
 from .cells import Cell
 from .runner import Generate

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...edge.errors import InputError
-from ...edge.files.text import is_text, json_rows
+from ...edge.files.read import is_text, json_rows
 from ...edge.gguf.chat_template import Message
 
 # One running order for all: a run that stops early, or --limit, leaves a random sample, the same for each adapter

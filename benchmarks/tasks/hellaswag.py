@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...edge.errors import InputError
-from ...edge.files.text import is_text
+from ...edge.files.read import is_text
 from .benchmark import Benchmark, Item, Metric, json_lines
 
 _FILE = "hellaswag/hellaswag_val.jsonl"

@@ -240,7 +240,7 @@ def calibrate(profile_file: Path, device_name: str, as_json: bool) -> None:
     Example:
       slm-edge profile --quick --json > profile.json && slm-edge devices calibrate profile.json
     """
-    from ...edge.files.atomic import read_table
+    from ...edge.files.read import read_table
     from ..catalogue.catalogue import find_device
     from ..machine.probe import kept_probe
     from ..predict.unit_factors import calibrate as calibrated

@@ -67,7 +67,8 @@ def profile(ctx: click.Context, /, **given: Any) -> None:
     if given["schema"]:
         click.echo(SCHEMA_FILE.read_text(encoding="utf-8").rstrip())
         return
-    from ...edge.files.atomic import atomic_file, read_table, write_json
+    from ...edge.files.atomic import atomic_file, write_json
+    from ...edge.files.read import read_table
     from ..profile.compare import check_comparable, compare, compare_text, reading_profile
     from ..profile.html import report
     from ..profile.text import failed_assertions, jsonl, metrics, parse_assertion, table

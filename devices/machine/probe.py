@@ -19,8 +19,9 @@ import numpy as np
 
 from ...edge.console import Advance
 from ...edge.errors import InputError
-from ...edge.files.atomic import make_folder, read_table, write_json
+from ...edge.files.atomic import make_folder, write_json
 from ...edge.files.cache import cache_folder
+from ...edge.files.read import read_table
 from ...edge.system.cpu import default_threads
 from ...edge.system.load import OthersCores, is_busy
 from ..catalogue.catalogue import GIB, Device, Fact, core_classes

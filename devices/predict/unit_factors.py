@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ...edge.errors import InputError
-from ...edge.files.atomic import make_folder, read_table, write_json
+from ...edge.files.atomic import make_folder, write_json
 from ...edge.files.cache import cache_folder
+from ...edge.files.read import read_table
 from ...edge.gguf.types import GgmlType
 from ..catalogue.catalogue import Device
 from ..catalogue.workload import Workload

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ...edge.console import Advance, progress
 from ...edge.engines import open_session
-from ...edge.files.atomic import sha256_file
+from ...edge.files.read import sha256_file
 from ...edge.options import EngineOptions
 from ...edge.pack.pack import Pack, PackedAdapter, find_adapter
 from ...edge.session.session import Session

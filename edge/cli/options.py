@@ -219,7 +219,7 @@ def template_options(command: Command) -> Command:
 
 def named_values(texts: Sequence[str]) -> dict[str, Any]:
     """The values of `--template-arg`; InputError for one that is not NAME=VALUE."""
-    from ..files.text import loads_json
+    from ..files.read import loads_json
 
     told: dict[str, Any] = {}
     for text in texts:
@@ -241,7 +241,7 @@ def template_args_of(given: Mapping[str, Any]) -> dict[str, Any] | None:
     Raises:
         InputError: a file or a value that is not of its form.
     """
-    from ..files.text import loads_json, read_text
+    from ..files.read import loads_json, read_text
     from ..gguf.chat_template import MOST_ARGUMENT_BYTES, checked_arguments
 
     told = named_values(given["template_args"])

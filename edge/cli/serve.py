@@ -12,7 +12,7 @@ import click
 
 from ..console import emit, harmless, json_option, note, waiting
 from ..errors import InputError, SlmEdgeError
-from ..files.text import read_text
+from ..files.read import read_text
 from ..names import nearest
 from ..serve.running import LOAD_S, ask, chosen_server, servers, view
 from ..sizes import human_bytes

@@ -34,7 +34,7 @@ def passphrase(file: Path | None, *, new: bool = False) -> str:
     Raises:
         InputError: there is nobody to ask, or the file cannot be read.
     """
-    from ..files.text import lines_of, read_text
+    from ..files.read import lines_of, read_text
 
     if file is not None:
         return next(iter(lines_of(read_text(file, 1 << 16))), "")
@@ -154,7 +154,7 @@ def trust(public: str, name: str | None, as_json: bool) -> None:
       slm-edge key trust maker.pub
       slm-edge key trust RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3 --name maker
     """
-    from ..files.text import read_text
+    from ..files.read import read_text
     from ..trust.keys import MOST_KEY_BYTES, trust_key
 
     path = Path(public)
@@ -180,7 +180,7 @@ def revoke(named: str, as_json: bool) -> None:
     Example:
       slm-edge key revoke maker
     """
-    from ..files.text import read_text
+    from ..files.read import read_text
     from ..trust.keys import MOST_KEY_BYTES, revoke_key
 
     path = Path(named)
@@ -206,7 +206,7 @@ def sign(folder: Path, key_file: Path, version: str | None, passphrase_file: Pat
       slm-edge pack sign my-pack --key ecdsa.key
     """
     from ..files.atomic import atomic_file
-    from ..files.text import read_text
+    from ..files.read import read_text
     from ..pack.sign import sign_pack
     from ..trust.keys import MOST_KEY_BYTES
 
@@ -244,7 +244,7 @@ def _signing(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _secret(key_file: Path, passphrase_file: Path | None) -> "SecretKey":
-    from ..files.text import read_text
+    from ..files.read import read_text
     from ..trust.keys import MOST_KEY_BYTES
     from ..trust.secret_key import SecretKey
 

@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written is ever seen, hashing them, and locking.
+"""Writing files so that nothing half-written is ever seen, and locking.
 
 with atomic_file("out.gguf") as aside:
     aside.write_bytes(b"...")       # `out.gguf` appears whole when the block ends, or not at all
@@ -7,7 +7,6 @@ A killed process leaves `.out.gguf.XXXXXXXX.aside/`; the next one that writes `o
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -17,10 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .regular import open_regular
-from .text import is_text, parse_json, read_text
-
-CHUNK_BYTES = 1 << 20
+from .read import CHUNK_BYTES, is_text, open_regular
 
 
 def sync_folder(folder: Path) -> None:
@@ -113,22 +109,6 @@ def atomic_folder(dest: str | os.PathLike[str], *, replace: bool = False) -> Ite
         sync_folder(parent)
 
 
-def sha256_file(path: str | os.PathLike[str], on_bytes: Callable[[int], object] | None = None) -> str:
-    """The sha256 of a file as hex; `on_bytes` is called with each chunk's length, for a progress bar."""
-    digest = hashlib.sha256()
-    with open_regular(path) as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-            if on_bytes is not None:
-                on_bytes(len(chunk))
-    return digest.hexdigest()
-
-
-def sha256_json(value: Any) -> str:
-    """sha256 of what JSON can say, whatever the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def write_json(path: str | os.PathLike[str], data: Any) -> None:
     """Writes `data` as indented UTF-8 JSON, atomically. NaN and infinity are refused; lone surrogates are escaped."""
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
@@ -136,23 +116,6 @@ def write_json(path: str | os.PathLike[str], data: Any) -> None:
         text = json.dumps(data, indent=2, allow_nan=False)
     with atomic_file(path) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        InputError: it is not there, no UTF-8 JSON, nested too deep, or holds a number without end.
-    """
-    return parse_json(read_text(path), path)
-
-
-def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a JSON file that holds an object; errors as `read_json`, and InputError where it holds something else."""
-    data = read_json(path)
-    if not isinstance(data, dict):
-        raise InputError("holds no JSON object", where=path)
-    return data
 
 
 def make_folder(folder: str | os.PathLike[str]) -> Path:

@@ -18,7 +18,8 @@ from typing import Any, Final
 from ..console import Advance, note
 from ..errors import DamagedError, SlmEdgeError, is_full
 from .aside import full_disk, require_room
-from .atomic import CHUNK_BYTES, make_folder, read_table, sync_folder, write_json
+from .atomic import make_folder, sync_folder, write_json
+from .read import CHUNK_BYTES, read_table
 from .web import Access, DownloadError, opened, request_of, wait_s
 
 # Tries in a row in which nothing moved

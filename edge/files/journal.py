@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from ..errors import DamagedError, is_full
 from .aside import full_disk
-from .text import loads_json
+from .read import loads_json
 
 
 def line_of(row: Mapping[str, Any]) -> bytes:

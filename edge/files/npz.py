@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .archive import entries, reading
 from .atomic import atomic_file
-from .text import loads_json
+from .read import loads_json
 
 ENCRYPTED: Final = 1
 _MAGIC: Final = b"\x93NUMPY\x01\x00"

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DamagedError, InputError, UnsupportedError
-from ..files.regular import open_regular
+from ..files.read import open_regular
 from .types import GgmlType
 
 MAX_DIMS: Final = 4

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from ..errors import InputError
-from ..files.text import is_text, loads_json, read_text
+from ..files.read import is_text, loads_json, read_text
 
 MAX_GRAMMAR_BYTES: Final = 1 << 20
 # Below these a GBNF grammar costs next to nothing, whatever it says.

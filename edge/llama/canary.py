@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError, InputError
-from ..files.atomic import CHUNK_BYTES
+from ..files.read import CHUNK_BYTES
 from ..gguf.file import GgufFile
 from .context import Context
 from .model import Adapter, Model

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import DamagedError, DoesNotFitError, EngineError, SlmEdgeError
-from ..files.atomic import make_folder, sha256_file, write_json
+from ..files.atomic import make_folder, write_json
 from ..files.cache import first_load_path
+from ..files.read import sha256_file
 from ..gguf.base import BaseInfo
 
 # Words of several scripts, spaces, line ends, digits and marks: each way through a tokenizer

@@ -24,8 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DamagedError, InputError
-from ..files.atomic import read_json
-from ..files.regular import open_regular
+from ..files.read import open_regular, read_json
 from .folder import LoraInput, OnnxBase
 
 IDENTIFIER: Final = b"TORT"

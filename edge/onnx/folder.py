@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from ..errors import DamagedError, InputError, UnsupportedError
-from ..files.atomic import read_json, sha256_file
+from ..files.read import read_json, sha256_file
 from ..gguf.base import BaseInfo
 from ..gguf.file import GgufFile
 from ..gguf.vocabulary import check_tokenizer

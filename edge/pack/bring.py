@@ -9,8 +9,9 @@ from pathlib import Path
 from ..console import Advance, note, silent
 from ..errors import DamagedError, SlmEdgeError
 from ..files.aside import remove_leftovers
-from ..files.atomic import make_folder, sha256_file
+from ..files.atomic import make_folder
 from ..files.download import download
+from ..files.read import sha256_file
 from ..files.web import Access, hub_token
 from ..hub.elsewhere import copies_of
 from ..store.blobs import READ_ONLY

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from ..errors import InputError
-from ..files.text import is_text, loads_json, read_text
+from ..files.read import is_text, loads_json, read_text
 from ..names import did_you_mean
 from ..options import Speculate
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DamagedError, SlmEdgeError
-from ..files.atomic import sha256_file
+from ..files.read import sha256_file
 from ..store.store import Store
 from ..store.version import Version, is_sha256
 from ..trust.check import judge

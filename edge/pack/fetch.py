@@ -19,8 +19,8 @@ from urllib.parse import quote
 from ..console import Advance, note, progress
 from ..errors import DamagedError, InputError, SlmEdgeError, UnreachableError
 from ..files.aside import folder_beside, require_room
-from ..files.atomic import make_folder, sha256_file
-from ..files.text import loads_json
+from ..files.atomic import make_folder
+from ..files.read import loads_json, sha256_file
 from ..files.web import (
     OFFLINE,
     Access,

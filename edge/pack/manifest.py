@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import DamagedError, InputError, UnsupportedError
-from ..files.text import loads_json, read_bytes
+from ..files.read import loads_json, read_bytes
 from ..names import check_name
 from ..trust.gate import SIGNATURE_FILES, admit
 from .sources import check_source, has_keys

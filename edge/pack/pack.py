@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..errors import DamagedError, InputError, SlmEdgeError
-from ..files.atomic import sha256_file
 from ..files.cache import base_cache_path, store_folder
-from ..files.text import loads_json, read_bytes
+from ..files.read import loads_json, read_bytes, sha256_file
 from ..names import did_you_mean
 from ..trust.gate import OMS_FILE, admit, signatures_of
 from .card import TaskCard

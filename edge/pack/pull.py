@@ -26,8 +26,9 @@ from ..console import Advance, note, progress
 from ..errors import DamagedError, DoesNotFitError, InputError, SlmEdgeError, UnreachableError, of_system
 from ..files.archive import pieces, reading
 from ..files.aside import folder_beside, full_disk, remove_leftovers, require_room
-from ..files.atomic import CHUNK_BYTES, atomic_file, make_folder, sha256_file
+from ..files.atomic import atomic_file, make_folder
 from ..files.cache import old_base_path, user_path
+from ..files.read import CHUNK_BYTES, sha256_file
 from ..files.web import OFFLINE, access_of, hub_url, is_offline
 from ..store.blobs import READ_ONLY
 from ..store.store import Store

@@ -15,8 +15,9 @@ from typing import Any, Final
 from ..console import note, progress
 from ..errors import InputError, UnsupportedError
 from ..files.aside import folder_beside
-from ..files.atomic import atomic_folder, copy_file, make_folder, sha256_file
+from ..files.atomic import atomic_folder, copy_file, make_folder
 from ..files.hub import hub_errors
+from ..files.read import sha256_file
 from ..files.web import hub_endpoint, is_offline
 from ..hub.reference import parse
 from ..store.blobs import place

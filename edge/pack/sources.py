@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from ..errors import InputError
 from ..files.cache import user_path
-from ..files.text import is_text
+from ..files.read import is_text
 
 # What each kind of source must and may say.
 SOURCE_KEYS: Final[dict[str, tuple[set[str], set[str]]]] = {

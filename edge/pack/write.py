@@ -15,7 +15,8 @@ from typing import Any
 
 from ..console import Advance, note, progress
 from ..errors import DoesNotFitError, InputError, SlmEdgeError
-from ..files.atomic import atomic_file, atomic_folder, copy_file, sha256_file, write_json
+from ..files.atomic import atomic_file, atomic_folder, copy_file, write_json
+from ..files.read import sha256_file
 from ..gguf.adapter import AdapterInfo, check_adapter
 from ..gguf.base import BaseInfo
 from ..gguf.chat_template import OTHER_TEMPLATE, ChatTemplate

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import EngineError, InputError
-from ..files.atomic import make_folder
 from ..files.cache import user_path
 from ..gguf.base import BaseInfo
 from ..llama.canary import check_numbers
@@ -270,6 +269,7 @@ def open_prefix_cache(
     place = options.get("prefix_cache")
     if place is None:
         return PrefixCache(PrefixStore(budget_bytes, whole=whole))
+    from ..files.atomic import make_folder
     from .disk import PrefixDisk
     from .domain import kv_domain
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import SlmEdgeError
-from ..files.atomic import locked, read_json, sha256_file, write_json
+from ..files.atomic import locked, write_json
+from ..files.read import read_json, sha256_file
 from ..gguf.base import BaseInfo
 from ..llama.binding import lib
 from ..llama.context import Context

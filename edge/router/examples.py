@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..files.text import is_text, json_rows, lines_of, read_text
+from ..files.read import is_text, json_rows, lines_of, read_text
 from .features import NAMES, Features, read_prompt
 from .file import ADDED_SLOTS, Background, RouterModel
 from .hashing import N_SLOTS

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..errors import DamagedError, UnsupportedError
 from ..files.npz import read_npz, write_npz
-from ..files.text import is_text, loads_json
+from ..files.read import is_text, loads_json
 from .features import FEATURES_VERSION, NAMES
 from .hashing import N_SLOTS
 

@@ -17,9 +17,9 @@ from msgspec import Meta, Struct
 
 from ..console import note
 from ..errors import InputError, SlmEdgeError
-from ..files.atomic import sha256_file, write_json
+from ..files.atomic import write_json
 from ..files.cache import state_folder
-from ..files.text import parse_json, read_text
+from ..files.read import parse_json, read_text, sha256_file
 from ..openai.checks import decoded
 from ..openai.faults import Fault
 from ..openai.reply import Call

@@ -21,7 +21,7 @@ from typing import Final
 
 from ..errors import InputError
 from ..files.atomic import atomic_file
-from ..files.text import read_text
+from ..files.read import read_text
 
 PREFIX: Final = "slm-"
 # Where systemd puts what `LoadCredential=slm-edge-keys:…` names

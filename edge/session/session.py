@@ -20,7 +20,7 @@ from ..answer.base import SessionBase
 from ..answer.choice import Choice
 from ..answer.engine import Worker
 from ..errors import InputError
-from ..files.atomic import sha256_file
+from ..files.read import sha256_file
 from ..files.watch import FileWatch
 from ..gguf.adapter import check_adapter
 from ..gguf.base import BaseInfo

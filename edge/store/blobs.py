@@ -11,7 +11,8 @@ from typing import Final
 
 from ..console import Advance, silent
 from ..errors import DamagedError
-from ..files.atomic import atomic_file, copy_file, make_folder, sha256_file
+from ..files.atomic import atomic_file, copy_file, make_folder
+from ..files.read import sha256_file
 
 READ_ONLY: Final = 0o444
 _FICLONE: Final = 0x40049409

@@ -28,8 +28,9 @@ from pathlib import Path
 
 from ..console import Advance, note, silent
 from ..errors import InputError, SlmEdgeError
-from ..files.atomic import atomic_file, atomic_folder, locked, make_folder, read_table, write_json
+from ..files.atomic import atomic_file, atomic_folder, locked, make_folder, write_json
 from ..files.cache import store_folder
+from ..files.read import read_table
 from . import blobs
 from .version import Ref, Version, as_table, check_stored_name, decoded, encoded, is_inside, read_ref, read_version
 

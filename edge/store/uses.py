@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import SlmEdgeError
-from ..files.atomic import read_table
+from ..files.read import read_table
 from .store import Store
 
 # A time that is nearly right is enough, and spares memory cards.

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 from urllib.parse import quote, unquote
 
 from ..errors import DamagedError, InputError
-from ..files.text import is_text
+from ..files.read import is_text
 
 Kind = Literal["pack", "model"]
 KINDS: Final = ("pack", "model")

@@ -14,7 +14,7 @@ from typing import Final
 
 from ..errors import DamagedError, InputError, SlmEdgeError
 from ..extras import extra_hint
-from ..files.text import read_bytes
+from ..files.read import read_bytes
 from ..store.store import Store
 from .gate import MINISIG_FILE, OMS_FILE, signatures_of
 from .keys import TrustedKey, revoked_keys, trusted_keys

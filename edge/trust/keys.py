@@ -16,7 +16,7 @@ from typing import Final
 from ..errors import InputError
 from ..files.atomic import atomic_file, make_folder
 from ..files.cache import trust_folder
-from ..files.text import read_text
+from ..files.read import read_text
 from ..names import check_name, did_you_mean
 from .minisign import PublicKey
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import DamagedError, InputError, UnsupportedError
-from ..files.text import loads_json
+from ..files.read import loads_json
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec

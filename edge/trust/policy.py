@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, get_args
 
 from ..errors import InputError
 from ..files.cache import trust_folder
-from ..files.text import read_text
+from ..files.read import read_text
 from .gate import POLICY_FILE
 from .keys import TrustedKey
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ..errors import InputError
-from ..files.atomic import locked, make_folder, read_table, write_json
+from ..files.atomic import locked, make_folder, write_json
 from ..files.cache import state_folder
+from ..files.read import read_table
 from .keys import revoked_keys
 from .minisign import shown_time, version_parts
 

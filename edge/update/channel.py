@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from ..errors import DamagedError, InputError, UnsupportedError
-from ..files.text import is_text, loads_json
+from ..files.read import is_text, loads_json
 from ..names import check_name
 from ..store.version import is_sha256
 from ..trust.minisign import version_parts

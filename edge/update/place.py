@@ -13,7 +13,7 @@ from pathlib import Path
 from ..console import Advance, note, silent
 from ..errors import DamagedError, InputError
 from ..files.cache import user_path
-from ..files.text import read_bytes
+from ..files.read import read_bytes
 from ..files.web import Access, access_of, read_small
 from ..pack.bring import bring, is_here
 from ..store.store import Store

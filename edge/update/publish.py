@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import InputError
-from ..files.atomic import atomic_file, copy_file, make_folder, sha256_file
-from ..files.text import read_bytes
+from ..files.atomic import atomic_file, copy_file, make_folder
+from ..files.read import read_bytes, sha256_file
 from ..names import check_name
 from ..pack.manifest import PACK_FILE, raw_manifest
 from ..pack.pack import Pack, verify_folder

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from ..console import note
 from ..errors import InputError
-from ..files.atomic import locked, make_folder, read_table, write_json
+from ..files.atomic import locked, make_folder, write_json
+from ..files.read import read_table
 from ..store.store import Store
 from ..store.version import Ref, encoded
 

@@ -20,7 +20,7 @@ from ...edge.console import progress
 from ...edge.errors import InputError
 from ...edge.files.aside import require_room
 from ...edge.files.atomic import atomic_file, check_new
-from ...edge.files.regular import open_regular
+from ...edge.files.read import open_regular
 from ...edge.gguf.chat_template import ChatTemplate
 from ...edge.gguf.file import GgufFile
 from ...edge.gguf.types import GgmlType

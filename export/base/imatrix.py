@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...edge.errors import DamagedError, InputError
-from ...edge.files.regular import open_regular
-from ...edge.files.text import read_bytes
+from ...edge.files.read import open_regular, read_bytes
 from ...edge.gguf.file import GgufFile, TensorInfo
 
 MAX_NAME_BYTES: Final = 4096

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...edge.errors import InputError
-from ...edge.files.atomic import read_table
-from ...edge.files.text import read_text
+from ...edge.files.read import read_table, read_text
 from ...edge.gguf.chat_template import ChatTemplate
 from ...edge.gguf.file import GgufFile, ValueType
 from ..files.gguf_writer import Value, array, float32, text

@@ -20,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...edge.errors import DamagedError, InputError, UnsupportedError
-from ...edge.files.atomic import read_table
-from ...edge.files.text import is_text
+from ...edge.files.read import is_text, read_table
 from ...edge.gguf.hf_form import interleave_rows
 from ...edge.gguf.types import GgmlType
 from ..files.encode import Q8_0_BLOCK_VALUES, encode_rows

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...edge.errors import InputError, UnsupportedError
-from ...edge.files.atomic import read_json
+from ...edge.files.read import read_json
 from ...edge.gguf.families import ALWAYS, OUTSIDE, Family, HfClass, find_class, known_classes, text_fields
 from ...edge.gguf.rope import Rope, read_rope, yarn_attention_factor, yarn_default_factor
 from ..files.gguf_writer import Value, float32, text, uint32

@@ -19,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...edge.errors import DamagedError
-from ...edge.files.regular import open_regular
-from ...edge.files.text import LFS_HINT, is_lfs_pointer, is_text, loads_json
+from ...edge.files.read import LFS_HINT, is_lfs_pointer, is_text, loads_json, open_regular
 from .encode import widen_bf16
 
 MAX_HEADER_BYTES: Final = 100_000_000

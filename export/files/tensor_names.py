@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from ...edge.files.atomic import CHUNK_BYTES
+from ...edge.files.read import CHUNK_BYTES
 from ...edge.gguf.families import OTHER_SENSES
 from .safetensors import SafetensorsFile
 

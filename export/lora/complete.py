@@ -7,7 +7,7 @@ not name; a GGUF adapter would run with what there is. Names are compared by PEF
 from collections.abc import Collection, Iterable
 from typing import Any, Final
 
-from ...edge.files.atomic import read_json
+from ...edge.files.read import read_json
 from ...edge.gguf.base import BaseInfo
 from ..files.tensor_names import plain_name
 from ..reasons import Reasons

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from ...edge.console import progress
 from ...edge.errors import InputError, UnsupportedError
-from ...edge.files.atomic import atomic_file, check_new, sha256_file
+from ...edge.files.atomic import atomic_file, check_new
+from ...edge.files.read import sha256_file
 from ...edge.gguf.adapter import (
     ALORA_TOKENS_KEY,
     ALPHA_KEY,

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from ...edge.errors import InputError
-from ...edge.files.atomic import read_json
+from ...edge.files.read import read_json
 from ..files.safetensors import READABLE, SafetensorsFile
 from ..files.tensor_names import other_sense, plain_name
 from ..reasons import Reasons

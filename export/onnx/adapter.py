@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...edge.errors import InputError, UnsupportedError
-from ...edge.files.atomic import atomic_file, check_new, sha256_file, write_json
+from ...edge.files.atomic import atomic_file, check_new, write_json
+from ...edge.files.read import sha256_file
 from ...edge.gguf.adapter import AdapterInfo, check_adapter
 from ...edge.gguf.families import FAMILIES
 from ...edge.gguf.file import GgufFile

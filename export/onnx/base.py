@@ -19,7 +19,8 @@ import numpy as np
 from ...edge.console import progress
 from ...edge.errors import InputError, UnsupportedError
 from ...edge.files.aside import folder_beside
-from ...edge.files.atomic import atomic_folder, sha256_file, write_json
+from ...edge.files.atomic import atomic_folder, write_json
+from ...edge.files.read import sha256_file
 from ...edge.gguf.base import BaseInfo
 from ...edge.onnx.folder import BASE_FILE, DATA_FILE, MODEL_FILE, ONNX_FILE, SCHEMA, TOKENIZER_FILE, LoraInput, OnnxBase
 from ..base.base import export_base

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from ...edge.files.atomic import read_json, write_json
+from ...edge.files.atomic import write_json
+from ...edge.files.read import read_json
 from ...edge.gguf.base import BaseInfo
 from ...edge.onnx.folder import MODEL_FILE
 from .rope import head_size_of

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...edge.errors import InputError
-from ...edge.files.text import is_text, json_rows, lines_of, read_text
+from ...edge.files.read import is_text, json_rows, lines_of, read_text
 from ...edge.gguf.chat_template import ChatTemplate, Message
 from ...edge.gguf.file import GgufFile
 from ...edge.llama.vocab import Vocab

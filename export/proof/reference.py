@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...edge.errors import InputError, SlmEdgeError
-from ...edge.files.atomic import read_table
+from ...edge.files.read import read_table
 from ...edge.gguf.file import GgufFile
 from ...edge.gguf.hf_form import classes_of, dtype_word, hf_config, places, tensor_of, trained_family
 from ...edge.gguf.rope import check_rope, gguf_rope, give_rope, settle_rope, with_buffers

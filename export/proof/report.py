@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ...edge.errors import InputError
-from ...edge.files.atomic import sha256_file, write_json
+from ...edge.files.atomic import write_json
+from ...edge.files.read import sha256_file
 from ...edge.onnx.folder import ONNX_FILE
 from ...edge.onnx.in_pack import ONNX_FOLDER, adapter_file
 from ...edge.pack.pack import Pack, find_adapter

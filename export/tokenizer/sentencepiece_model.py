@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...edge.errors import DamagedError, UnsupportedError
-from ...edge.files.text import read_bytes
+from ...edge.files.read import read_bytes
 
 BPE: Final = 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5

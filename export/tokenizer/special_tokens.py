@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ...edge.files.atomic import read_json
+from ...edge.files.read import read_json
 from ..files.gguf_writer import Value, boolean, uint32
 
 # GGUF's word -> field of tokenizer_config.json, field of config.json

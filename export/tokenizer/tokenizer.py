@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...edge.errors import InputError, UnsupportedError
-from ...edge.files.atomic import read_json
+from ...edge.files.read import read_json
 from ...edge.gguf.file import ValueType
 from ..files.gguf_writer import Value, array, boolean, text, uint32
 from .sentencepiece_model import SentencePieceModel

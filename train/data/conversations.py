@@ -20,7 +20,7 @@ from typing import Any, Final
 from ...edge.console import note
 from ...edge.datasets.prompts import dolly_messages
 from ...edge.errors import InputError
-from ...edge.files.text import is_text, loads_json
+from ...edge.files.read import is_text, loads_json
 from ...edge.gguf.chat_template import Message, checked_messages
 from .examples import Pair, Row, asked_of, numbered_rows, text_of
 from .task import Skip

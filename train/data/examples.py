@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...edge.errors import InputError
-from ...edge.files.atomic import sha256_file
-from ...edge.files.text import is_text, json_rows
+from ...edge.files.read import is_text, json_rows, sha256_file
 from ...edge.gguf.chat_template import Message
 
 Row = dict[str, Any]

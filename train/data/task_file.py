@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from ...edge.errors import InputError
-from ...edge.files.text import is_text, read_text
+from ...edge.files.read import is_text, read_text
 from ...edge.gguf.chat_template import Message
 from ...edge.names import check_name, did_you_mean
 from ...edge.pack.card import TASK_KEYS, TaskCard

@@ -18,7 +18,7 @@ from ...edge.console import Advance, note
 from ...edge.errors import DamagedError, InputError
 from ...edge.files.atomic import atomic_file
 from ...edge.files.journal import Journal, line_of, rows_of
-from ...edge.files.text import read_bytes
+from ...edge.files.read import read_bytes
 from ...edge.gguf.chat_template import Message
 from ...edge.session.batch import generate_batch
 from ...edge.session.session import Session

@@ -10,7 +10,7 @@ from pathlib import Path
 from ...edge.console import Advance, silent
 from ...edge.datasets.prompts import dolly_held_out, dolly_messages, user_message
 from ...edge.errors import InputError
-from ...edge.files.atomic import sha256_file, sha256_json
+from ...edge.files.read import sha256_file, sha256_json
 from ...edge.gguf.chat_template import Message
 from ...edge.session.session import Session
 from ..data.examples import Row, read_rows, text_of, turns_of

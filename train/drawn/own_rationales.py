@@ -21,8 +21,7 @@ from ...edge.console import Advance, silent
 from ...edge.datasets.numbers import INVALID, flexible_answer, normalise, same_number, strict_answer
 from ...edge.datasets.prompts import gsm8k_messages
 from ...edge.errors import InputError
-from ...edge.files.atomic import sha256_file, sha256_json
-from ...edge.files.text import is_text
+from ...edge.files.read import is_text, sha256_file, sha256_json
 from ...edge.session.session import Session
 from ..data.examples import read_rows
 from ..model.bases import Base, open_base

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...edge.errors import InputError, UnsupportedError
-from ...edge.files.atomic import read_table, sha256_file
+from ...edge.files.read import read_table, sha256_file
 from ...edge.gguf.base import BaseInfo
 from ...edge.gguf.chat_template import ChatTemplate, Message
 from ...edge.gguf.hf_form import dtype_word

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...edge.errors import InputError, UnsupportedError
-from ...edge.files.atomic import atomic_folder, read_table, write_json
+from ...edge.files.atomic import atomic_folder, write_json
+from ...edge.files.read import read_table
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...edge.errors import InputError
-from ...edge.files.atomic import read_table, sha256_file
+from ...edge.files.read import read_table, sha256_file
 from ..recipe import Recipe
 from .compress import CONFIG, WEIGHTS, read_weights
 from .lora import ADAPTER, trainable

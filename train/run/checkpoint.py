@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ...edge.errors import DamagedError, InputError
-from ...edge.files.atomic import atomic_file, make_folder, sha256_json
+from ...edge.files.atomic import atomic_file, make_folder
+from ...edge.files.read import sha256_json
 
 FILE = "checkpoint.pt"
 

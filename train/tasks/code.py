@@ -4,7 +4,7 @@ MBPP's own split: task 1-10 prompts, 11-510 test, 511-600 validation, 601-974 tr
 """
 
 from ...edge.datasets.prompts import mbpp_messages, user_message
-from ...edge.files.text import is_text
+from ...edge.files.read import is_text
 from ..data.examples import Pair, Row, asked_of, text_of
 from ..data.task import Skip, Task
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ...edge.console import note, progress
 from ...edge.errors import InputError
-from ...edge.files.atomic import read_table, write_json
+from ...edge.files.atomic import write_json
+from ...edge.files.read import read_table
 from ..data.prepare import as_sources, prepare
 from ..data.task import find_task
 from ..data.task_file import task_of

@@ -18,8 +18,9 @@ from ...answer.settings import Settings, max_tokens_of, sampling_of
 from ...answer.stream import Answer
 from ...console import Aside, awaited, remark, show
 from ...errors import DoesNotFitError, InputError, SlmEdgeError, of_system
-from ...files.atomic import read_table, write_json
+from ...files.atomic import write_json
 from ...files.cache import user_path
+from ...files.read import read_table
 from ...gguf.chat_template import Message, checked_messages
 from ...llama.vocab import n_same
 from ...names import did_you_mean

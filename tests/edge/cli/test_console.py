@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from build_gguf import tiny_pack
 from slm_edge.edge import console
-from slm_edge.edge.files.atomic import sha256_file
+from slm_edge.edge.files.read import sha256_file
 from slm_edge.edge.pack.manifest import PACK_FILE, render
 
 BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"

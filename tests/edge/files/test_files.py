@@ -7,7 +7,8 @@ import time
 
 import pytest
 from slm_edge.edge.errors import InputError
-from slm_edge.edge.files.atomic import atomic_file, atomic_folder, locked, read_json, sha256_file, write_json
+from slm_edge.edge.files.atomic import atomic_file, atomic_folder, locked, write_json
+from slm_edge.edge.files.read import read_json, sha256_file
 
 
 def names_in(folder):

@@ -5,9 +5,9 @@ import json
 
 import pytest
 from slm_edge.edge.errors import InputError
-from slm_edge.edge.files.atomic import read_json, write_json
+from slm_edge.edge.files.atomic import write_json
 from slm_edge.edge.files.journal import line_of, rows_of
-from slm_edge.edge.files.text import decode, is_text, json_rows, lines_of, read_text
+from slm_edge.edge.files.read import decode, is_text, json_rows, lines_of, read_json, read_text
 
 # All that str.splitlines cuts at, but LF: each may stand raw in a JSON text (JSON wants only C0 escaped)
 SEPARATORS = "\u2028\u2029\x85\x7f"

@@ -8,7 +8,7 @@ import sys
 import pytest
 from build_gguf import tiny_adapter, tiny_base
 from slm_edge.edge.errors import InputError
-from slm_edge.edge.files.atomic import sha256_file
+from slm_edge.edge.files.read import sha256_file
 from slm_edge.edge.pack.card import TaskCard
 from slm_edge.edge.pack.manifest import render
 from slm_edge.edge.pack.write import NewAdapter, build_pack

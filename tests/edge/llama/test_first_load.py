@@ -9,8 +9,8 @@ import pytest
 from build_gguf import tiny_base
 from gguf import GGUFValueType as Kind
 from slm_edge.edge.errors import DamagedError, EngineError
-from slm_edge.edge.files.atomic import sha256_file
 from slm_edge.edge.files.cache import first_load_path
+from slm_edge.edge.files.read import sha256_file
 from slm_edge.edge.gguf.base import BaseInfo
 from slm_edge.edge.gguf.file import GgufFile
 from slm_edge.edge.llama import first_load

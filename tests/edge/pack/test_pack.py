@@ -8,8 +8,8 @@ import sys
 import pytest
 from build_packs import HUB, new, tree
 from slm_edge.edge.errors import DamagedError, DoesNotFitError, InputError
-from slm_edge.edge.files.atomic import sha256_file
 from slm_edge.edge.files.cache import base_cache_path
+from slm_edge.edge.files.read import sha256_file
 from slm_edge.edge.pack.card import TaskCard
 from slm_edge.edge.pack.pack import Pack, starter_folder
 from slm_edge.edge.pack.write import NewAdapter, add_adapter, build_pack, remove_adapter

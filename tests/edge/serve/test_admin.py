@@ -7,7 +7,7 @@ import time
 import pytest
 from build_gguf import tiny_adapter, tiny_pack
 from build_server import serving
-from slm_edge.edge.files.atomic import sha256_file
+from slm_edge.edge.files.read import sha256_file
 from slm_edge.edge.serve.keys import new_key
 from slm_edge.edge.serve.running import servers
 

@@ -1,21 +1,89 @@
-"""Texts, JSON and rows out of files that anyone may have written: each is refused by one message, or read rightly.
+"""Reads and hashes files that anyone may have written: each is refused by one message, or read rightly.
 
+    with open_regular("base.gguf") as stream: ...   # no folder, FIFO, device, nor a file that is all holes
     read_text(path)                     # UTF-8, without the byte-order mark that editors of Windows put first
     parse_json(text, path)              # deep nesting, numbers without end, a Git LFS pointer: InputError
     for number, row in json_rows(path): # JSON Lines, gzipped or not, cut at LF only
 
-JSON may hold raw U+2028, U+0085 and form feeds in its texts, where `str.splitlines` cuts.
+A FIFO or a terminal would be waited on for ever, a device read without end, and a file with holes is as long as it
+likes to be. JSON may hold raw U+2028, U+0085 and form feeds in its texts, where `str.splitlines` cuts.
 """
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, Final, TypeGuard, cast
+from typing import IO, Any, BinaryIO, Final, TypeGuard, cast
 
-from ..errors import InputError
-from .regular import open_regular
+from ..errors import DamagedError, InputError
+
+# Of a file that is mostly holes, at least this share is there; others are as they were made by hand.
+_LEAST_WRITTEN: Final = 1 / 16
+_SMALL_BYTES: Final = 1 << 20
+_KINDS: Final = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def open_regular(path: str | os.PathLike[str], *, whole: bool = False) -> BinaryIO:
+    """Opens a file for reading bytes.
+
+    Args:
+        whole: refuse a file that is nearly all holes.
+
+    Raises:
+        InputError: there is no such file, it cannot be read, or it is a folder, FIFO, device or socket.
+        DamagedError: it is nearly all holes.
+    """
+    path = Path(path)
+    try:
+        # Before it is opened: that alone rewinds a tape.
+        _check_kind(path.stat().st_mode, path)
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        handle = os.open(path, flags)
+    except FileNotFoundError:
+        raise InputError("no such file", where=path) from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=path) from None
+    except ValueError as error:
+        raise InputError(f"is no name of a file ({error})", where=repr(str(path))) from None
+    try:
+        found = os.fstat(handle)
+        # It may be another one by now.
+        _check_kind(found.st_mode, path)
+        if whole and _is_hollow(handle, found):
+            raise DamagedError(
+                f"has {found.st_size} bytes, but only {found.st_blocks * 512} were ever written",
+                where=path,
+                hint="copy or download it again",
+            )
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _check_kind(mode: int, path: Path) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "no file")
+        raise InputError(f"is {kind}; a regular file is needed", where=path)
+
+
+def _is_hollow(handle: int, found: os.stat_result) -> bool:
+    if found.st_size <= _SMALL_BYTES or not hasattr(os, "SEEK_HOLE"):
+        return False
+    if found.st_blocks * 512 >= found.st_size * _LEAST_WRITTEN:
+        return False
+    # A file system that counts blocks in its own way, by compressing them for example, knows of no hole.
+    return os.lseek(handle, 0, os.SEEK_HOLE) < found.st_size and os.lseek(handle, 0, os.SEEK_SET) == 0
+
 
 BOM: Final = "\ufeff"
 LFS_START: Final = b"version https://git-lfs.github.com/spec/"
@@ -24,7 +92,7 @@ LFS_HINT: Final = "run `git lfs pull` where the file comes from, or download it"
 MOST_DIGITS: Final = 300
 MOST_BYTES: Final = 1 << 30
 MOST_LEVELS: Final = 200
-_PART_BYTES: Final = 1 << 20
+CHUNK_BYTES: Final = 1 << 20
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -61,7 +129,7 @@ def _at_most(stream: IO[bytes], most_bytes: int) -> bytes:
     """What a stream has, up to so many bytes, by parts: `read(n)` takes n bytes of memory whatever there is."""
     parts: list[bytes] = []
     left = most_bytes
-    while left > 0 and (part := stream.read(min(left, _PART_BYTES))):
+    while left > 0 and (part := stream.read(min(left, CHUNK_BYTES))):
         parts.append(part)
         left -= len(part)
     return b"".join(parts)
@@ -154,3 +222,36 @@ def json_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(lines_of(text), 1):
         if line.strip():
             yield number, parse_json(line, path, f"line {number} ")
+
+
+def sha256_file(path: str | os.PathLike[str], on_bytes: Callable[[int], object] | None = None) -> str:
+    """The sha256 of a file as hex; `on_bytes` is called with each chunk's length, for a progress bar."""
+    digest = hashlib.sha256()
+    with open_regular(path) as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+            if on_bytes is not None:
+                on_bytes(len(chunk))
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """sha256 of what JSON can say, whatever the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        InputError: it is not there, no UTF-8 JSON, nested too deep, or holds a number without end.
+    """
+    return parse_json(read_text(path), path)
+
+
+def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a JSON file that holds an object; errors as `read_json`, and InputError where it holds something else."""
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise InputError("holds no JSON object", where=path)
+    return data
