@@ -14,8 +14,7 @@ from build_gguf import ALL, adapter_parts, tiny_adapter, tiny_base, write_gguf
 from gguf import GGMLQuantizationType as Ggml
 from gguf import GGUFValueType as Kind
 from slm_edge.edge.errors import DamagedError, InputError, SlmEdgeError, UnsupportedError
-from slm_edge.edge.gguf.adapter import check_adapter
-from slm_edge.edge.gguf.adapter_values import FLOATS, SCALES
+from slm_edge.edge.gguf.adapter import FLOATS, SCALES, check_adapter
 from slm_edge.edge.gguf.base import BaseInfo
 from slm_edge.edge.gguf.families import FAMILIES
 
