@@ -25,8 +25,8 @@ from typing import Any, Final, Self
 from ..errors import DamagedError, InputError, UnsupportedError
 from ..files.read import read_json, sha256_file
 from ..gguf.base import BaseInfo
+from ..gguf.base_keys import check_tokenizer
 from ..gguf.file import GgufFile
-from ..gguf.vocabulary import check_tokenizer
 
 SCHEMA: Final = 1
 ONNX_FILE: Final = "slm_edge_onnx.json"

@@ -13,7 +13,7 @@ from build_onnx import empty_cache, onnx_logits, plain_session
 from compare_logits import gguf_logits, hf_logits, random_ids
 from gguf import GGMLQuantizationType, quants
 from slm_edge.edge.errors import DamagedError, InputError, UnsupportedError
-from slm_edge.edge.gguf.adapter_values import SCALES
+from slm_edge.edge.gguf.adapter import SCALES
 from slm_edge.edge.gguf.base import BaseInfo
 from slm_edge.edge.gguf.families import FAMILIES
 from slm_edge.edge.onnx.folder import ONNX_FILE, OnnxBase
