@@ -102,7 +102,7 @@ def build(
     from ..gguf.base import BaseInfo
     from ..gguf.chat_template import ChatTemplate
     from ..pack.card import TaskCard
-    from ..pack.sources import parse_source
+    from ..pack.manifest import parse_source
     from ..pack.write import NewAdapter, build_pack
     from ..router.in_pack import router_path
 

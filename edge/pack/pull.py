@@ -34,8 +34,7 @@ from ..store.blobs import READ_ONLY
 from ..store.store import Store
 from ..store.version import Origin
 from .bring import adopt, fetch
-from .manifest import BaseRef
-from .sources import check_source
+from .manifest import BaseRef, check_source
 
 SHOWN_LETTERS: Final = 200
 # pip, ended when its standard input closes: a download must not go on when the one who wanted it was killed.

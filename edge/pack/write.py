@@ -32,12 +32,12 @@ from .manifest import (
     AdapterRow,
     BaseRef,
     Manifest,
+    check_source,
     is_safe_path,
     read_manifest,
     render,
 )
 from .pack import ADAPTERS_FOLDER, Pack
-from .sources import check_source
 
 _SPARE_BYTES = 1 << 20
 # Where the ONNX forms of adapters lie (`onnx/in_pack.py`); they go with their adapter.

@@ -19,10 +19,9 @@ from slm_edge.edge.files.download import download
 from slm_edge.edge.files.web import Access, DownloadError
 from slm_edge.edge.pack import write
 from slm_edge.edge.pack.leftovers import find_leftovers
-from slm_edge.edge.pack.manifest import BaseRef
+from slm_edge.edge.pack.manifest import BaseRef, check_source, parse_source
 from slm_edge.edge.pack.pack import Pack, verify_folder
 from slm_edge.edge.pack.pull import pull_base
-from slm_edge.edge.pack.sources import check_source, parse_source
 from slm_edge.edge.pack.write import NewAdapter, add_adapter, build_pack, remove_adapter
 
 CONTENT = bytes(range(256)) * 400

