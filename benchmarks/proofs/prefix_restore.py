@@ -21,7 +21,7 @@ import click
 import numpy as np
 
 from ...edge.gguf.base import BaseInfo
-from ...edge.prefix.store import PrefixStore
+from ...edge.prefix.chunks import PrefixStore
 from ...edge.session.session import Session
 from ..made.random_adapter import write_random_adapter
 

@@ -146,7 +146,7 @@ class Sequences:
         """Replaces what the KV cache holds of a sequence; False, with the sequence empty, when llama.cpp refuses it.
 
         llama.cpp checks that layers, types and row sizes fit, and nothing else: not which model computed them, under
-        which adapters, from which tokens. `prefix/store.py` and `prefix/disk.py` keep those books.
+        which adapters, from which tokens. `prefix/chunks.py` and `prefix/disk.py` keep those books.
         """
         # Bytes of an empty sequence would leave it as it is.
         self.remove(sequence, 0)

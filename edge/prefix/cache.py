@@ -18,8 +18,7 @@ from ..gguf.base import BaseInfo
 from ..llama.canary import check_numbers
 from ..llama.context import Context, Outputs
 from ..options import DEFAULT_BUDGET_BYTES, DEFAULT_DISK_BYTES, EngineOptions
-from .chunks import Chunk, KvRecord, Section, chunk_ends, chunks_of, run_through
-from .store import PrefixStore, Snapshot
+from .chunks import Chunk, KvRecord, PrefixStore, Section, Snapshot, chunk_ends, chunks_of, run_through
 
 if TYPE_CHECKING:
     from .disk import PrefixDisk

@@ -24,8 +24,7 @@ import numpy as np
 from ..errors import SlmEdgeError
 from ..files.atomic import atomic_file, locked, make_folder
 from ..llama.kv_bytes import Blob
-from .chunks import Chunk
-from .store import Snapshot
+from .chunks import Chunk, Snapshot
 
 MAGIC: Final = b"SLMKV 1\n"
 DIGEST_BYTES: Final = 32

@@ -207,7 +207,7 @@ from pathlib import Path
 import numpy as np
 from slm_edge.edge.prefix.chunks import Section, chunks_of
 from slm_edge.edge.prefix.disk import PrefixDisk
-from slm_edge.edge.prefix.store import Snapshot
+from slm_edge.edge.prefix.chunks import Snapshot
 disk = PrefixDisk(Path(sys.argv[1]), "d", cap_bytes=10_000_000)
 print("ready", flush=True)
 for i in itertools.count():

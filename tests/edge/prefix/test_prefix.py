@@ -11,9 +11,8 @@ from build_gguf import tiny_adapters, tiny_base
 from slm_edge.edge.errors import InputError
 from slm_edge.edge.files.atomic import locked
 from slm_edge.edge.pack.card import TaskCard
-from slm_edge.edge.prefix.chunks import AdapterState, Section, chunks_of
+from slm_edge.edge.prefix.chunks import AdapterState, PrefixStore, Section, Snapshot, chunks_of
 from slm_edge.edge.prefix.disk import DIGEST_BYTES, PrefixDisk
-from slm_edge.edge.prefix.store import PrefixStore, Snapshot
 from slm_edge.edge.session.session import Session
 
 SYSTEM = "Answer as the keeper of the light house would, in the words of the sea, and be brief. " * 4
@@ -238,7 +237,7 @@ import numpy as np
 from pathlib import Path
 from slm_edge.edge.prefix.chunks import Section, chunks_of
 from slm_edge.edge.prefix.disk import DIGEST_BYTES, PrefixDisk
-from slm_edge.edge.prefix.store import Snapshot
+from slm_edge.edge.prefix.chunks import Snapshot
 disk = PrefixDisk(Path(sys.argv[1]), "d", cap_bytes=60_000)
 rng = np.random.default_rng(int(sys.argv[2]))
 hits = 0

@@ -17,8 +17,7 @@ from slm_edge.edge.llama.context import Context
 from slm_edge.edge.llama.model import Model
 from slm_edge.edge.options import CHUNK_TOKENS
 from slm_edge.edge.prefix.cache import PrefixCache
-from slm_edge.edge.prefix.chunks import KvRecord, Section
-from slm_edge.edge.prefix.store import PrefixStore
+from slm_edge.edge.prefix.chunks import KvRecord, PrefixStore, Section
 from slm_edge.edge.session.session import Session
 
 WORDS = ("the", "world", "and", "rest", "of", "it", "again", "he", "was", "on", "her", "way", "to", "sea", "light")
