@@ -8,8 +8,13 @@ once more: what a mark parts in the text is not read as a special token. A templ
 begin with <think>?"); so the text without the marks must be the text that was rendered without them. Where it is not,
 marks are put elsewhere, message by message, and last, places are told by what stands around them. Ids are those of the
 whole text wherever no message holds the text of a special token.
+
+`SystemPrefix` says how many tokens are the same for every prompt with that system message. It is where the chat
+template puts the first user's text, found by rendering two texts that begin differently. The prompt is cut there, so
+that what stands before is kept, whatever the question that follows.
 """
 
+import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -20,7 +25,7 @@ from ..errors import DoesNotFitError, InputError, SlmEdgeError
 from ..gguf.chat_template import ChatTemplate, Message
 from ..gguf.file import GgufFile
 from .text_pieces import SpecialToken
-from .vocab import SHORT_BYTES
+from .vocab import SHORT_BYTES, n_same
 
 # GGUF's tokenizer.ggml.token_type
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
@@ -259,3 +264,48 @@ def _all_places(text: str, wanted: str) -> Iterator[int]:
     while at >= 0:
         yield at
         at = text.find(wanted, at + 1)
+
+
+# A shorter one is computed anew in no time; cutting there would only make the prompt slower.
+MIN_TOKENS: Final = 32
+_PROBES: Final = ("0", "Why", "\n#")
+_MOST_KNOWN: Final = 64
+
+
+class SystemPrefix:
+    """Lengths by system message, each found once.
+
+    Args:
+        prompts: of the base.
+    """
+
+    def __init__(self, prompts: PromptEncoder) -> None:
+        self._prompts = prompts
+        self._known: dict[tuple[str | None, str], list[int]] = {}
+
+    def length(
+        self, messages: Sequence[Message], token_ids: Sequence[int], arguments: Mapping[str, Any] | None = None
+    ) -> int:
+        """Tokens of the system part of a rendered conversation; 0 if it is short or does not stand by itself.
+
+        Args:
+            arguments: of the template, as it was rendered with: tools stand in the system part too.
+        """
+        system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+        key = system, json.dumps(arguments, sort_keys=True) if arguments else ""
+        prefix = self._known.get(key)
+        if prefix is None:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            prefix = self._known[key] = self._found(system, arguments)
+        n_tokens = len(prefix)
+        return n_tokens if MIN_TOKENS <= n_tokens < len(token_ids) and token_ids[:n_tokens] == prefix else 0
+
+    def _found(self, system: str | None, arguments: Mapping[str, Any] | None) -> list[int]:
+        first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        asked: list[list[Message]] = [[*first, {"role": "user", "content": probe}] for probe in _PROBES]
+        try:
+            rows = [self._prompts.encode(one, arguments=arguments) for one in asked]
+        except SlmEdgeError:
+            return []
+        return rows[0][: n_same(*rows)]

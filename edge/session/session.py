@@ -29,7 +29,7 @@ from ..llama.canary import Canary
 from ..llama.context import Context
 from ..llama.kernels import copied_spans
 from ..llama.model import Adapter, Model
-from ..llama.prompt import PromptEncoder
+from ..llama.prompt import PromptEncoder, SystemPrefix
 from ..memory.fit import limit_of, plan_session
 from ..memory.plan import MemoryPlan
 from ..options import MOST_AT_ONCE, EngineOptions, Swap
@@ -37,7 +37,6 @@ from ..pack.card import TaskCard, own_card
 from ..pack.pack import Pack, PackedAdapter
 from ..prefix.cache import open_prefix_cache
 from ..prefix.chunks import Section
-from ..prefix.system_prompt import SystemPrefix
 from .lane import Lane
 from .sections import sections_of, swap_of
 from .shelf import Shelf, pinned_of
