@@ -2,6 +2,7 @@
 # make test    set up everything and run the tests
 # make test-optimum  compare with Hugging Face's optimum, in an environment of its own (.venv-optimum)
 # make test-oldest  the tests of export and training with the oldest libraries that they take (.venv-oldest)
+# make peers   what we are measured beside, in an environment of its own (.venv-peers)
 # make check   linters, types, layers
 # make starter train, export and pack the starter adapters again:  make starter DATA=folder-with-the-data-sets
 # make router  train the starter's router again and put it into edge/starter:  make router DATA=folder
@@ -21,7 +22,7 @@ BIN    := $(VENV)/bin
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/.ci/llama-lean.cmake
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test test-optimum test-oldest check starter router wheelhouse clean uninstall setup setup-dev
+.PHONY: run test test-optimum test-oldest peers check starter router wheelhouse clean uninstall setup setup-dev
 .DELETE_ON_ERROR:
 
 run: setup
@@ -49,6 +50,14 @@ test-oldest: .venv-oldest/.ready
 	.venv-oldest/bin/pip install --quiet "$(TORCH)"
 	.venv-oldest/bin/pip install --quiet -e '.[export,onnx,train,bench,dev]' \
 		'transformers==4.52.4' 'huggingface-hub==0.30.2' 'tokenizers==0.21.1' 'peft==0.18.0'
+	@touch $@
+
+# Only measured beside, by `python -m slm_edge.benchmarks.peers`; 600 MB.
+peers: .venv-peers/.ready
+
+.venv-peers/.ready:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet xllamacpp openvino-genai onnxruntime-genai mistralrs
 	@touch $@
 
 check: setup-dev
@@ -86,9 +95,9 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-optimum .venv-oldest
+	rm -rf $(VENV) .venv-optimum .venv-oldest .venv-peers
 
 uninstall:
 	@test ! -x $(BIN)/slm-edge || $(BIN)/slm-edge cache clean --bases
 	@test ! -x $(BIN)/slm-edge || echo "packs and models stay: slm-edge list, or delete $$($(BIN)/python -c 'from slm_edge.edge.files.cache import store_folder; print(store_folder())')"
-	rm -rf $(VENV) .venv-optimum .venv-oldest build wheelhouse *.egg-info
+	rm -rf $(VENV) .venv-optimum .venv-oldest .venv-peers build wheelhouse *.egg-info
