@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Worker(Protocol):
-    """Computes prompts and tokens for one answer at a time: `session.lane.Lane`, or `onnx.lane.OnnxLane`."""
+    """Computes prompts and tokens for one answer at a time: `prefix.cache.Lane`, or `onnx.lane.OnnxLane`."""
 
     n_drafted_tokens: int
     n_accepted_tokens: int

@@ -1,4 +1,4 @@
-"""One sequence on onnxruntime, with the book of what its KV cache holds: the twin of `session.lane.Lane`.
+"""One sequence on onnxruntime, with the book of what its KV cache holds: the twin of `prefix.cache.Lane`.
 
 Prompts are cut into the same chunks, and a chunk is kept only under the adapters that computed it (`prefix/chunks.py`).
 """
