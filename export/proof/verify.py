@@ -24,7 +24,7 @@ from ...edge.gguf.types import GgmlType
 from ...edge.llama.canary import check_numbers
 from ...edge.llama.context import Context
 from ...edge.llama.model import Adapter, Model
-from ...edge.session.sections import activation_start
+from ...edge.session.shelf import activation_start
 from .difference import Difference, Logits
 from .effect import Change
 from .onnx import OnnxResult, OnnxSide, failures_of
