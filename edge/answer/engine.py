@@ -5,7 +5,7 @@ import abc
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,10 @@ from .choice import Choice
 if TYPE_CHECKING:
     from ..llama.abort import AbortFlag
     from ..memory.plan import MemoryPlan
+
+
+# What every engine tries an adapter on before the adapter answers anything
+CANARY: Final = "The answer is 42"
 
 
 class Worker(Protocol):

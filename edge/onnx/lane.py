@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError
-from ..llama.canary import check_numbers
-from ..llama.sampling import Sampler
+from ..llama.sampling import Sampler, check_numbers
 from ..prefix.chunks import AdapterState, KvRecord, Section, chunks_of, run_through
 from .adapter import Array
 from .engine import OnnxEngine

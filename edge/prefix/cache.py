@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING
 from ..errors import EngineError, InputError
 from ..files.cache import user_path
 from ..gguf.base import BaseInfo
-from ..llama.canary import check_numbers
 from ..llama.context import Context, Outputs
-from ..llama.sampling import Sampler
+from ..llama.sampling import Sampler, check_numbers
 from ..options import DEFAULT_BUDGET_BYTES, DEFAULT_DISK_BYTES, EngineOptions
 from .chunks import Chunk, KvRecord, PrefixStore, Section, Snapshot, chunk_ends, chunks_of, run_through
 

@@ -25,7 +25,6 @@ from ..files.watch import FileWatch
 from ..gguf.adapter import check_adapter
 from ..gguf.base import BaseInfo
 from ..gguf.chat_template import ChatTemplate, Message
-from ..llama.canary import Canary
 from ..llama.context import Context
 from ..llama.kernels import copied_spans
 from ..llama.model import Adapter, Model
@@ -37,7 +36,7 @@ from ..pack.card import TaskCard, own_card
 from ..pack.pack import Pack, PackedAdapter
 from ..prefix.cache import Lane, open_prefix_cache
 from ..prefix.chunks import Section
-from .shelf import Shelf, pinned_of, sections_of, swap_of
+from .shelf import Canary, Shelf, pinned_of, sections_of, swap_of
 
 if TYPE_CHECKING:
     from .rows import LlamaRows
