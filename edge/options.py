@@ -26,7 +26,7 @@ FlashAttention = Literal["auto", "on", "off"]
 Speculate = Literal["off", "exact", "fast"]
 # What is kept of what was computed, see docs/prefix-cache.md
 Reuse = Literal["exact", "fast"]
-# How an adapter is taken up in the middle of a conversation, see `session.sections.swap_of`.
+# How an adapter is taken up in the middle of a conversation, see `session.shelf.swap_of`.
 Swap = Literal["recompute", "activated"]
 
 # Tokens computed at once, at a prompt's beginning and later. Small enough to keep most of a shared prefix, and to

@@ -6,13 +6,14 @@ from typing import Any, Final
 
 import numpy as np
 
+from ...edge.answer.engine import CANARY
 from ...edge.gguf.adapter import ALORA_TOKENS_KEY, PROMPT_PREFIX_KEY, TASK_NAME_KEY, check_adapter
 from ...edge.gguf.base import BaseInfo
 from ...edge.gguf.chat_template import ChatTemplate
 from ...edge.gguf.families import FAMILIES
-from ...edge.llama.canary import CANARY, Canary
 from ...edge.llama.context import Context
 from ...edge.llama.model import Model
+from ...edge.session.shelf import Canary
 from ..made.gguf_out import finish
 from ..made.random_adapter import write_random_adapter
 from .damage import damaged_bytes

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...edge.llama.canary import check_numbers
 from ...edge.llama.context import Context
 from ...edge.llama.model import Model
+from ...edge.llama.sampling import check_numbers
 from ...edge.onnx.adapter import Array
 from ...edge.onnx.engine import OnnxEngine
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from ...edge.answer.base import SessionBase
 from ...edge.errors import DoesNotFitError
 from ...edge.llama.binding import lib
-from ...edge.llama.canary import check_numbers
 from ...edge.llama.context import Context
+from ...edge.llama.sampling import check_numbers
 from ..tasks.benchmark import Item
 
 if TYPE_CHECKING:

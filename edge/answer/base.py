@@ -34,11 +34,11 @@ from .engine import RowsT
 from .owner import Owner
 from .settings import Settings, arguments_of, request_of
 from .stream import Answer, Request, Stream
-from .thinking import thinking_of
 
 if TYPE_CHECKING:
     from ..router.router import Router
     from .batcher import Batcher, Pending
+    from .thinking import Thinking
 
 
 class SessionBase(NotCopied, Choosing[RowsT]):
@@ -231,11 +231,19 @@ class SessionBase(NotCopied, Choosing[RowsT]):
             lambda: self.sections(choice, ids, n_shared_tokens),
             room_tokens=room_tokens or self.n_ctx_tokens,
             longest=self.longest,
-            thinking=thinking_of(self.template, choice.card, self.vocab, ids),
+            thinking=self._thinking(choice.card, ids),
         )
         # A missing invocation of an activated LoRA is told now, not when the answer is read.
         self.sections(choice, ids)
         return request
+
+    def _thinking(self, card: TaskCard, ids: Sequence[int]) -> "Thinking | None":
+        """How the thoughts in the answer to a rendered prompt are told; most models have none."""
+        if not (self.template.thinking_form if card.thinking is None else card.thinking):
+            return None
+        from .thinking import thinking_of
+
+        return thinking_of(self.template, card, self.vocab, ids)
 
     def stream(
         self,

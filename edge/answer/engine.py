@@ -5,7 +5,7 @@ import abc
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,12 @@ if TYPE_CHECKING:
     from ..memory.plan import MemoryPlan
 
 
+# What every engine tries an adapter on before the adapter answers anything
+CANARY: Final = "The answer is 42"
+
+
 class Worker(Protocol):
-    """Computes prompts and tokens for one answer at a time: `session.lane.Lane`, or `onnx.lane.OnnxLane`."""
+    """Computes prompts and tokens for one answer at a time: `prefix.cache.Lane`, or `onnx.lane.OnnxLane`."""
 
     n_drafted_tokens: int
     n_accepted_tokens: int

@@ -5,17 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..errors import DoesNotFitError, InputError
-from ..gguf.chat_template import checked_arguments
 from ..llama.sampling import Sampling
 from ..options import check_given
 from ..pack.card import TaskCard
 from ..prefix.chunks import Section
 from .choice import Choice
 from .stream import Request
-from .thinking import Thinking
 
 if TYPE_CHECKING:
     from ..grammar.rules import Rules
+    from .thinking import Thinking
 
 
 class Settings(TypedDict, total=False):
@@ -55,6 +54,8 @@ def arguments_of(
     """
     if template_args is None and tools is None and not card.template:
         return {}
+    from ..gguf.template_arguments import checked_arguments
+
     called = {} if tools is None else {"tools": list(tools)}
     return checked_arguments({**card.template, **checked_arguments(template_args or {}), **called})
 
@@ -115,7 +116,7 @@ def request_of(
     *,
     room_tokens: int,
     longest: str,
-    thinking: Thinking | None = None,
+    thinking: "Thinking | None" = None,
 ) -> Request:
     """Everything that decides the answer to a rendered prompt, checked.
 

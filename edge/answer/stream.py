@@ -18,10 +18,10 @@ from ..prefix.chunks import Section
 from .engine import Worker
 from .owner import Owner
 from .text_out import TextOut
-from .thinking import Thinking
 
 if TYPE_CHECKING:
     from ..grammar.rules import Rules
+    from .thinking import Thinking
 
 StopReason = Literal["end", "stop", "max_tokens", "context"]
 
@@ -90,7 +90,7 @@ class Request:
     max_tokens: int
     room_tokens: int
     grammar: "Rules | None" = None
-    thinking: Thinking | None = None
+    thinking: "Thinking | None" = None
 
     def sampler(self, vocab: Vocab) -> Sampler:
         """A new sampler; errors as `grammar.matcher.Grammar`."""

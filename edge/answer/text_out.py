@@ -10,10 +10,9 @@ import codecs
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .thinking import Thinking, Thoughts, longest_beginning
-
 if TYPE_CHECKING:
     from ..llama.vocab import Vocab
+    from .thinking import Thinking
 
 
 class TextOut:
@@ -29,11 +28,11 @@ class TextOut:
         thought: what the last piece added to the thoughts.
     """
 
-    def __init__(self, stop: Sequence[str] = (), thinking: Thinking | None = None) -> None:
+    def __init__(self, stop: Sequence[str] = (), thinking: "Thinking | None" = None) -> None:
         self._stop = tuple(text for text in stop if text)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
-        self._thoughts = Thoughts(thinking) if thinking is not None else None
+        self._thoughts = thinking.thoughts() if thinking is not None else None
         self._thought: list[str] = []
         self.thought = ""
         self.stopped = False
@@ -93,3 +92,8 @@ class TextOut:
         cut = len(self._held) - keep
         shown, self._held = self._held[:cut], self._held[cut:]
         return shown
+
+
+def longest_beginning(text: str, mark: str) -> int:
+    """Length of the longest end of a text with which a mark begins."""
+    return next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0)

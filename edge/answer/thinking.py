@@ -12,20 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from ..gguf.chat_template import ChatTemplate
+from ..gguf.chat_template import THINKING_FORMS, ChatTemplate
 from ..llama.vocab import Vocab
 from ..pack.card import TaskCard
+from .text_out import longest_beginning
 
-# What opens and closes it: Qwen3, DeepSeek R1, SmolLM3 and most others; EXAONE Deep; Magistral; Seed-OSS; Command R7B;
-# Gemma 4
-FORMS: Final = (
-    ("<think>", "</think>"),
-    ("<thought>", "</thought>"),
-    ("[THINK]", "[/THINK]"),
-    ("<seed:think>", "</seed:think>"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("<|channel>thought\n", "<channel|>"),
-)
 _TAIL_TOKENS: Final = 16
 
 
@@ -43,13 +34,16 @@ class Thinking:
     begun: bool = False
     markers: Mapping[int, bytes] = field(default_factory=dict)
 
+    def thoughts(self) -> "Thoughts":
+        """What splits one answer."""
+        return Thoughts(self)
+
 
 def form_of(template: ChatTemplate, card: TaskCard) -> tuple[str, str] | None:
     """What opens and closes a model's thinking, by the task card, else by its chat template; None for none."""
     if card.thinking is not None:
         return (card.thinking[0], card.thinking[1]) if card.thinking else None
-    # Some templates take thoughts out of what was said, and write no opening mark themselves.
-    return next((form for form in FORMS if form[1].strip() in template.source), None)
+    return template.thinking_form
 
 
 def thinking_of(template: ChatTemplate, card: TaskCard, vocab: Vocab, ids: Sequence[int]) -> Thinking | None:
@@ -109,12 +103,7 @@ class Thoughts:
         return (held, "") if self._inside else ("", held)
 
 
-def longest_beginning(text: str, mark: str) -> int:
-    """Length of the longest end of a text with which a mark begins."""
-    return next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0)
-
-
-def split(text: str, forms: Sequence[tuple[str, str]] = FORMS) -> tuple[str, str]:
+def split(text: str, forms: Sequence[tuple[str, str]] = THINKING_FORMS) -> tuple[str, str]:
     """Thoughts and answer of a whole text whose template is not known, as servers give it."""
     for form in forms:
         begun = not text.lstrip().startswith(form[0]) and form[0] not in text and form[1] in text

@@ -242,7 +242,7 @@ def template_args_of(given: Mapping[str, Any]) -> dict[str, Any] | None:
         InputError: a file or a value that is not of its form.
     """
     from ..files.read import loads_json, read_text
-    from ..gguf.chat_template import MOST_ARGUMENT_BYTES, checked_arguments
+    from ..gguf.template_arguments import MOST_ARGUMENT_BYTES, checked_arguments
 
     told = named_values(given["template_args"])
     for name in ("tools", "documents"):

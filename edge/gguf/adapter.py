@@ -299,7 +299,7 @@ def takes_lora(base: BaseInfo, tensor: str) -> bool:
     found = _BLOCK_MATRIX.fullmatch(tensor)
     if found is None or found[1] in base.family.matrices:
         return found is not None
-    # Whether it does is seen when the adapter is tried (`llama/canary.py`).
+    # Whether it does is seen when the adapter is tried (`session/shelf.py`).
     return not base.family.proved and len(base.tensor_shapes[tensor]) == 2 and not _NEVER.search(found[1])
 
 

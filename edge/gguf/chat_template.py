@@ -36,8 +36,16 @@ _EXAMPLE: Final = 'a conversation is a list such as [{"role": "user", "content":
 OTHER_TEMPLATE: Final = "give one when the base is exported: slm-edge export base … --chat-template FILE.jinja"
 # Beyond the largest real one by a factor of five
 MOST_SOURCE_BYTES: Final = 256 << 10
-# Of all template arguments of a prompt together, as JSON
-MOST_ARGUMENT_BYTES: Final = 1 << 20
+# What opens and closes thinking: Qwen3, DeepSeek R1, SmolLM3 and most others; EXAONE Deep; Magistral; Seed-OSS;
+# Command R7B; Gemma 4
+THINKING_FORMS: Final = (
+    ("<think>", "</think>"),
+    ("<thought>", "</thought>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>thought\n", "<channel|>"),
+)
 # What switches thinking on and off, in the templates that can
 THINKING_SWITCHES: Final = ("enable_thinking", "thinking")
 _SPECIAL_TOKENS: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -109,6 +117,12 @@ class ChatTemplate:
     def _switch(self) -> str | None:
         return next((name for name in THINKING_SWITCHES if name in self._variables), None)
 
+    @property
+    def thinking_form(self) -> tuple[str, str] | None:
+        """What opens and closes the model's thinking; None where its template knows of none."""
+        # Some templates take thoughts out of what was said, and write no opening mark themselves.
+        return next((form for form in THINKING_FORMS if form[1].strip() in self.source), None)
+
     def check_arguments(self, arguments: Mapping[str, Any]) -> None:
         """Raises InputError for a name that the template never reads: it would change nothing, in silence."""
         for name in arguments:
@@ -123,7 +137,9 @@ class ChatTemplate:
         """The variables that the arguments stand for."""
         told = {"tools": None, "documents": None, **arguments}
         if arguments.get("date") is not None:
-            midnight = datetime.datetime.combine(_day_of(arguments["date"]), datetime.time(0))
+            from .template_arguments import day_of
+
+            midnight = datetime.datetime.combine(day_of(arguments["date"]), datetime.time(0))
             told["strftime_now"] = midnight.strftime
             if "strftime_now" not in self._variables:
                 # Llama 3.1 has a fixed day in place of today's.
@@ -172,7 +188,7 @@ class ChatTemplate:
 
     @staticmethod
     def _refuse(reason: str) -> None:
-        raise UnsupportedError(f"the model's chat template refuses these messages: {_in_a_line(reason)}")
+        raise UnsupportedError(f"the model's chat template refuses these messages: {in_a_line(reason)}")
 
     @classmethod
     def of(cls, file: GgufFile) -> "ChatTemplate":
@@ -211,7 +227,7 @@ class ChatTemplate:
 
         Args:
             tools: what the model may call, as {"type": "function", "function": {…}} each; the template writes them.
-            arguments: what else the template is told, as {"enable_thinking": False}; see `checked_arguments`.
+            arguments: what else the template is told, as {"enable_thinking": False}; see `template_arguments.py`.
 
         Raises:
             UnsupportedError: the template refuses these roles or their order.
@@ -240,7 +256,8 @@ class ChatTemplate:
         return text
 
 
-def _in_a_line(text: object) -> str:
+def in_a_line(text: object) -> str:
+    """An error's text, short and in one line."""
     return " ".join(str(text).split())[:300]
 
 
@@ -248,8 +265,8 @@ def _reason(error: Exception) -> str:
     """What went wrong, in one line."""
     from jinja2 import TemplateError
 
-    text = _in_a_line(error)
-    return text if text and isinstance(error, TemplateError) else _in_a_line(f"{type(error).__name__}: {text}")
+    text = in_a_line(error)
+    return text if text and isinstance(error, TemplateError) else in_a_line(f"{type(error).__name__}: {text}")
 
 
 def checked_messages(prompt: str | Sequence[Message]) -> list[Message]:
@@ -305,46 +322,6 @@ def _checked_call(call: Any, i: int) -> dict[str, Any]:
             hint='a call is {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}',
         )
     return dict(call) | {"function": {"name": name, "arguments": arguments}}
-
-
-def checked_arguments(arguments: Any, where: str = "the template arguments") -> dict[str, Any]:
-    """Template arguments as plain JSON values: texts, numbers, truth values, lists, tables; a date as YYYY-MM-DD.
-
-    "tools" and "documents" are lists of tables, "date" is the day that the template takes for today, "think" switches
-    thinking on and off.
-
-    Raises:
-        InputError: they are something else, or too large.
-    """
-    if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
-        raise InputError(f"{where} are {type(arguments).__name__}; they are names with values")
-    given = {
-        name: value.isoformat() if isinstance(value, datetime.date) else value for name, value in arguments.items()
-    }
-    try:
-        text = json.dumps(given, allow_nan=False, ensure_ascii=False)
-        n_bytes = len(text.encode())
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{where} are no JSON values ({_in_a_line(error)})") from None
-    if n_bytes > MOST_ARGUMENT_BYTES:
-        raise InputError(f"{where} have {n_bytes} bytes; {MOST_ARGUMENT_BYTES} are taken")
-    plain: dict[str, Any] = json.loads(text)
-    for name in ("tools", "documents"):
-        rows = plain.get(name)
-        if rows is not None and not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
-            raise InputError(f"{name} in {where} is no list of tables")
-    if plain.get("date") is not None:
-        _day_of(plain["date"])
-    return plain
-
-
-def _day_of(text: object) -> datetime.date:
-    if isinstance(text, datetime.date):
-        return text
-    try:
-        return datetime.date.fromisoformat(text)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise InputError(f"{text!r} is no date", hint="for example 2026-11-30") from None
 
 
 def check_text(text: object, what: str) -> None:

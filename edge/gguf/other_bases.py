@@ -5,7 +5,7 @@
     check_silent(file, "My Phi-3 tune")
 
 Whether llama.cpp loads and computes such a file is tried in a child process before it reaches this one
-(`llama/first_load.py`), and of each adapter every kind of matrix is seen to act (`llama/canary.py`). What no trial
+(`llama/first_load.py`), and of each adapter every kind of matrix is seen to act (`session/shelf.py`). What no trial
 shows, since llama.cpp computes it without a word and otherwise than the model was trained, is refused here.
 """
 

@@ -19,13 +19,15 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import DoesNotFitError, InputError, SlmEdgeError
 from ..gguf.chat_template import ChatTemplate, Message
 from ..gguf.file import GgufFile
-from .text_pieces import SpecialToken
 from .vocab import SHORT_BYTES, n_same
+
+if TYPE_CHECKING:
+    from .text_pieces import SpecialToken
 
 # GGUF's tokenizer.ggml.token_type
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
@@ -49,7 +51,7 @@ class Tokenizer(Protocol):
     """What conversations are encoded with: `vocab.Vocab`, or a twin of it on another tokenizer."""
 
     @property
-    def special_tokens(self) -> list[SpecialToken]:
+    def special_tokens(self) -> "list[SpecialToken]":
         """All of them."""
 
     @property

@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from ..errors import EngineError, InputError
 from .binding import NotCopied, lib
-from .canary import check_numbers
 from .context import Context
 
 if TYPE_CHECKING:
@@ -257,3 +256,13 @@ def nucleus(logits: npt.NDArray[np.float32], top_p: float) -> npt.NDArray[np.int
     ids = ids[np.argsort(-weights[ids])]
     total = np.cumsum(weights[ids], dtype=np.float64)
     return ids[: int(np.searchsorted(total, needed)) + 1]
+
+
+def check_numbers(logits: npt.NDArray[np.float32]) -> None:
+    """Raises EngineError when logits, shape (n,), are no numbers, from which any token might be chosen."""
+    # NaN is the maximum wherever it stands; minus infinity is a token that is left out.
+    if not np.isfinite(logits.max()):
+        raise EngineError(
+            "the model's output is not a number",
+            hint="values of the base or an adapter are damaged or overflow; slm-edge pack verify checks their bytes",
+        )

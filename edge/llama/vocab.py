@@ -9,16 +9,20 @@ import os
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import EngineError, InputError
 from .binding import NotCopied, lib, quiet_logs
-from .text_pieces import SpecialToken, Spelled, cut_long_runs, has_long_run, pieces_of, special_tokens
+
+if TYPE_CHECKING:
+    from .text_pieces import SpecialToken
 
 # llama.cpp counts bytes in 32 bits.
 MOST_BYTES: Final = (1 << 31) - 1024
 # Up to here llama.cpp's own search for special tokens costs nothing, and their list need not be known.
 SHORT_BYTES: Final = 16 << 10
+# Nor is a run of letters looked for in a text that is no longer than one that is cut (`text_pieces.MOST_LETTERS`).
+SHORT_LETTERS: Final = 512
 
 
 class Vocab(NotCopied):
@@ -93,8 +97,10 @@ class Vocab(NotCopied):
         self.close()
 
     @cached_property
-    def special_tokens(self) -> list[SpecialToken]:
+    def special_tokens(self) -> "list[SpecialToken]":
         """All special tokens, the longest first."""
+        from .text_pieces import special_tokens
+
         return special_tokens(self.handle, self.n_tokens)
 
     @cached_property
@@ -173,13 +179,11 @@ class Vocab(NotCopied):
             starts = [0, *breaks]
             parts = [text[a:b] for a, b in zip(starts, breaks, strict=False)]
             breaks = list(accumulate(len(part.encode("utf-8", errors="surrogateescape")) for part in parts))
-        if (
-            special
-            and not breaks
-            and len(data) <= SHORT_BYTES
-            and (not self._is_bpe or not has_long_run(text, self._pre))
-        ):
+        if special and not breaks and len(data) <= SHORT_BYTES and not self._has_long_run(text):
             return self._call(data, add_bos=add_bos, special=True)
+        # Most prompts need none of it.
+        from .text_pieces import Spelled, pieces_of
+
         pieces = pieces_of(data, self.special_tokens, control=special, breaks=breaks, apart=apart)
         # What is plain text here must not become a control token by merging its letters either.
         plain_only = bool(breaks) or not special
@@ -199,9 +203,18 @@ class Vocab(NotCopied):
         front, behind = self._ends_added
         return [*front, *ids, *behind]
 
+    def _has_long_run(self, text: str) -> bool:
+        if len(text) <= SHORT_LETTERS or not self._is_bpe:
+            return False
+        from .text_pieces import has_long_run
+
+        return has_long_run(text, self._pre)
+
     def _plain(self, data: bytes, plain_only: bool) -> list[int]:
         """Token ids of a text without special tokens to be read."""
         if self._is_bpe:
+            from .text_pieces import cut_long_runs
+
             text = data.decode("utf-8", errors="surrogateescape")
             parts = [part.encode("utf-8", errors="surrogateescape") for part in cut_long_runs(text, self._pre)]
         else:

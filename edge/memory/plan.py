@@ -171,7 +171,7 @@ def plan_memory(
     metadata_bytes = ADAPTER_MATRIX_BYTES * context.n_matrices
     adapters_bytes += n_adapters * metadata_bytes
     if n_adapters:
-        # As canary.py tries it, with graphs of its own.
+        # As the canary tries it, with graphs of its own.
         adapters_bytes += sum(context.bytes(1, n_batch_tokens=8, n_threads=n_threads)) + metadata_bytes
 
     copies = repacked_tensors(file, cpu_features() if features is None else features) if repack else []

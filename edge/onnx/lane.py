@@ -1,4 +1,4 @@
-"""One sequence on onnxruntime, with the book of what its KV cache holds: the twin of `session.lane.Lane`.
+"""One sequence on onnxruntime, with the book of what its KV cache holds: the twin of `prefix.cache.Lane`.
 
 Prompts are cut into the same chunks, and a chunk is kept only under the adapters that computed it (`prefix/chunks.py`).
 """
@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError
-from ..llama.canary import check_numbers
-from ..llama.sampling import Sampler
+from ..llama.sampling import Sampler, check_numbers
 from ..prefix.chunks import AdapterState, KvRecord, Section, chunks_of, run_through
 from .adapter import Array
 from .engine import OnnxEngine

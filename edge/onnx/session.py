@@ -21,10 +21,9 @@ import numpy.typing as npt
 
 from ..answer.base import SessionBase
 from ..answer.choice import Choice
-from ..answer.engine import Worker
+from ..answer.engine import CANARY, Worker
 from ..errors import DamagedError, EngineError, UnsupportedError
 from ..gguf.chat_template import ChatTemplate
-from ..llama.canary import CANARY
 from ..llama.prompt import PromptEncoder
 from ..llama.vocab import Vocab
 from ..options import EngineOptions, Swap

@@ -257,7 +257,7 @@ def _faults(card: TaskCard) -> list[str]:
     if not isinstance(card.stop, tuple) or not all(_is_text(text) and text for text in card.stop):
         faults.append(f"stop is {card.stop!r}, not a list of texts")
     if card.template != {}:
-        from ..gguf.chat_template import checked_arguments
+        from ..gguf.template_arguments import checked_arguments
 
         try:
             checked_arguments(card.template, "the values of template")

@@ -25,7 +25,6 @@ from ..files.watch import FileWatch
 from ..gguf.adapter import check_adapter
 from ..gguf.base import BaseInfo
 from ..gguf.chat_template import ChatTemplate, Message
-from ..llama.canary import Canary
 from ..llama.context import Context
 from ..llama.kernels import copied_spans
 from ..llama.model import Adapter, Model
@@ -35,11 +34,9 @@ from ..memory.plan import MemoryPlan
 from ..options import MOST_AT_ONCE, EngineOptions, Swap
 from ..pack.card import TaskCard, own_card
 from ..pack.pack import Pack, PackedAdapter
-from ..prefix.cache import open_prefix_cache
+from ..prefix.cache import Lane, open_prefix_cache
 from ..prefix.chunks import Section
-from .lane import Lane
-from .sections import sections_of, swap_of
-from .shelf import Shelf, pinned_of
+from .shelf import Canary, Shelf, pinned_of, sections_of, swap_of
 
 if TYPE_CHECKING:
     from .rows import LlamaRows
@@ -183,7 +180,7 @@ class Session(SessionBase["LlamaRows"]):
 
     @property
     def swap(self) -> Swap:
-        """How the adapter in use is taken up in the middle of a conversation, see `sections.swap_of`."""
+        """How the adapter in use is taken up in the middle of a conversation, see `shelf.swap_of`."""
         self._owner.check()
         return swap_of(self._shelf.load([name for name, _ in self._choice.scales]))
 

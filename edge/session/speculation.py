@@ -31,9 +31,9 @@ from ..errors import EngineError
 from ..llama.context import Context
 from ..llama.sampling import Sampler
 from ..options import MOST_AT_ONCE, Speculate
+from ..prefix.cache import Lane
 from ..prefix.chunks import AdapterState, Section
 from .exactness import Exactness
-from .lane import Lane
 from .ngrams import Ngrams
 
 # Tokens computed at once, the guessed ones and the one before them, and how many must agree with what stood before.

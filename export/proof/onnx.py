@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ...edge.llama.canary import check_numbers
+from ...edge.llama.sampling import check_numbers
 from ...edge.onnx.adapter import OnnxAdapter
 from ...edge.onnx.engine import OnnxEngine
 from ...edge.onnx.folder import OnnxBase

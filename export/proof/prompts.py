@@ -10,7 +10,7 @@ from ...edge.files.read import is_text, json_rows, lines_of, read_text
 from ...edge.gguf.chat_template import ChatTemplate, Message
 from ...edge.gguf.file import GgufFile
 from ...edge.llama.vocab import Vocab
-from ...edge.session.sections import activation_start
+from ...edge.session.shelf import activation_start
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from ...edge.gguf.adapter import AdapterInfo, check_adapter
 from ...edge.gguf.base import BaseInfo
 from ...edge.gguf.file import GgufFile
 from ...edge.gguf.types import GgmlType
-from ...edge.llama.canary import check_numbers
 from ...edge.llama.context import Context
 from ...edge.llama.model import Adapter, Model
-from ...edge.session.sections import activation_start
+from ...edge.llama.sampling import check_numbers
+from ...edge.session.shelf import activation_start
 from .difference import Difference, Logits
 from .effect import Change
 from .onnx import OnnxResult, OnnxSide, failures_of

@@ -9,8 +9,8 @@ from peft import PeftModel
 from slm_edge.edge.answer.choice import parse_choice
 from slm_edge.edge.errors import InputError, UnsupportedError
 from slm_edge.edge.pack.card import TaskCard
-from slm_edge.edge.session.sections import activation_start
 from slm_edge.edge.session.session import Session
+from slm_edge.edge.session.shelf import activation_start
 from slm_edge.export.base.base import export_base
 from slm_edge.export.base.quantize import TYPES
 from slm_edge.export.lora.lora import export_lora

@@ -10,11 +10,11 @@ from build_gguf import CHATML, tiny_adapter, tiny_base, vocabulary
 from build_server import serving
 from gguf import GGUFValueType
 from slm_edge.edge.answer.text_out import TextOut
-from slm_edge.edge.answer.thinking import FORMS, Thinking, form_of, split, thinking_of
+from slm_edge.edge.answer.thinking import Thinking, form_of, split, thinking_of
 from slm_edge.edge.cli.conversation.talk import Talk
 from slm_edge.edge.console import harmless
 from slm_edge.edge.errors import InputError
-from slm_edge.edge.gguf.chat_template import ChatTemplate
+from slm_edge.edge.gguf.chat_template import THINKING_FORMS, ChatTemplate
 from slm_edge.edge.llama.vocab import Vocab
 from slm_edge.edge.pack.card import TaskCard
 from slm_edge.edge.pack.write import NewAdapter, build_pack
@@ -66,7 +66,7 @@ def test_stop_texts_are_the_answers_alone():
 
 
 def test_the_form_is_the_cards_or_the_templates():
-    for form in FORMS:
+    for form in THINKING_FORMS:
         template = ChatTemplate("{{ messages[0].content.split(" + json.dumps(form[1]) + ")[-1] }}")
         assert form_of(template, CARD) == form
         assert form_of(template, TaskCard(task="x", thinking=())) is None

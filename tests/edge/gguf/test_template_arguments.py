@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from build_gguf import tiny_base
 from slm_edge.edge.errors import InputError
-from slm_edge.edge.gguf.chat_template import ChatTemplate, checked_arguments, checked_messages
+from slm_edge.edge.gguf.chat_template import ChatTemplate, checked_messages
 from slm_edge.edge.gguf.file import GgufFile
+from slm_edge.edge.gguf.template_arguments import checked_arguments
 from slm_edge.edge.llama.prompt import PromptEncoder
 from slm_edge.edge.llama.vocab import Vocab
 

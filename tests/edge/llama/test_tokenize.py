@@ -18,7 +18,7 @@ from slm_edge.edge.llama.text_pieces import (
     cut_long_runs,
     pieces_of,
 )
-from slm_edge.edge.llama.vocab import Vocab
+from slm_edge.edge.llama.vocab import SHORT_LETTERS, Vocab
 
 # The kinds of letters, over which pre-tokenizers recurse each in its own way
 RUNS = ("1", "a", "A", " ", "!", "的", "\n", "a\u0301", "a b ", "\t ", "$", "…")
@@ -104,6 +104,7 @@ def test_cuts_leave_texts_without_long_runs_alone():
     text = "A sentence of words, 12345 numbers (and more)!\n" * 200
     assert list(cut_long_runs(text, "tekken")) == [text]
     assert list(cut_long_runs("a" * 5000, "llama-bpe")) == ["a" * 5000]
+    assert SHORT_LETTERS <= MOST_LETTERS
     # Without spaces it is cut where a word ends, which the pre-tokenizer does too.
     parts = list(cut_long_runs("word,other;" * 300, "tekken"))
     assert "".join(parts) == "word,other;" * 300 and max(map(len, parts)) <= MOST_LETTERS

@@ -161,8 +161,8 @@ def test_unknown_adapters_are_answered_with_those_that_are(base, two):
 
 
 def test_an_adapter_that_does_nothing_or_too_much_is_refused(base, tmp_path):
-    from slm_edge.edge.llama.canary import Canary
     from slm_edge.edge.llama.model import Model
+    from slm_edge.edge.session.shelf import Canary
 
     nothing = tiny_adapter(tmp_path / "nothing.gguf", base, size=0.0)
     too_much = tiny_adapter(tmp_path / "much.gguf", base, size=2e4)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from slm_edge.edge.errors import InputError, UnsupportedError
 from slm_edge.edge.gguf.file import GgufFile
 from slm_edge.edge.gguf.rope import Rope, check_rope
-from slm_edge.edge.session.sections import activation_start
+from slm_edge.edge.session.shelf import activation_start
 from slm_edge.export.base.base import Options, export_base
 from slm_edge.export.base.quantize import TYPES
 from slm_edge.export.cli.group import export
