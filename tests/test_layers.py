@@ -93,6 +93,7 @@ TOPICS = {
         "delivery": "made",
         "proofs": "likelihood made stats tasks",
         "peers": "proofs stats",
+        "scaling": "made stats",
         "experiments": "proofs report scores stats",
         "cli": "*",
     },
@@ -100,7 +101,7 @@ TOPICS = {
 EVERYONES = {"errors", "recipe"}
 # Of edge's command line, other folders take the lazy group and the shared options alone, and only into their own.
 SHARED_OF_CLI = ("slm_edge.edge.cli.lazy", "slm_edge.edge.cli.options")
-COMMAND_LINES = ("cli", "proofs", "peers", "experiments")
+COMMAND_LINES = ("cli", "proofs", "peers", "scaling", "experiments")
 NOT_ON_A_DEVICE = {"torch", "transformers", "peft", "safetensors", "tokenizers", "accelerate", "datasets"}
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 MOST_FILES, MOST_LINES = 16, 400
