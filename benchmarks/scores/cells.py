@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ...edge.answer.choice import BASE_CARD
+from ...edge.answer.settings import BASE_CARD
 from ...edge.answer.thinking import form_of
 from ...edge.errors import InputError, SlmEdgeError
 from ...edge.files.cache import base_cache_path

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ..answer.choice import AdapterName, parse_choice
+from ..answer.settings import AdapterName, parse_choice
 from ..errors import InputError
 from ..names import did_you_mean
 from ..scheduler.stats import AdapterFacts, EngineFacts

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..answer.base import SessionBase
-from ..answer.choice import AdapterName
-from ..answer.settings import Settings
+from ..answer.settings import AdapterName, Settings
 from ..errors import BusyError, EngineError
 from ..llama.sampling import Sampler
 from ..names import check_name
