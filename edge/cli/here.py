@@ -80,8 +80,7 @@ def doctor(as_json: bool) -> None:
     """
     from ..files.web import hub_endpoint, hub_state
     from ..pack.pack import Pack
-    from ..system.cpu import default_threads
-    from ..system.memory import available_bytes, machine_bytes, memory_limit_bytes
+    from ..system.machine import available_bytes, default_threads, machine_bytes, memory_limit_bytes
 
     faults, advice = [], []
     try:

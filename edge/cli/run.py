@@ -145,7 +145,7 @@ def _prompt(argument: str | None) -> str:
 
 
 def _numbers(answer: "Answer", load_s: float) -> dict[str, Any]:
-    from ..system.memory import peak_memory_bytes
+    from ..system.machine import peak_memory_bytes
 
     data = dataclasses.asdict(answer)
     del data["token_ids"]

@@ -25,7 +25,7 @@ from ...gguf.chat_template import Message, checked_messages
 from ...llama.vocab import n_same
 from ...names import did_you_mean
 from ...sizes import human_bytes
-from ...system.memory import peak_memory_bytes
+from ...system.machine import peak_memory_bytes
 from .typed import files_like
 
 HELP: Final = '''/adapter NAME|none|auto   answer with another adapter from now on
