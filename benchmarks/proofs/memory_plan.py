@@ -38,8 +38,8 @@ from ...edge.llama.kernels import cpu_features, faster_as_stored
 from ...edge.memory.fit import fit, plan_session
 from ...edge.memory.plan import MemoryPlan, plan_memory
 from ...edge.options import EngineOptions
-from ...edge.sizes import human_bytes
 from ...edge.system.machine import CGROUP
+from ...edge.written import human_bytes
 from ..made.random_adapter import write_random_adapter
 from ..made.random_base import make_base, make_shape
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from ...edge.console import emit, json_option, progress
 from ...edge.onnx.adapter import ADAPTER_VERSION, SUFFIX
-from ...edge.sizes import human_bytes
+from ...edge.written import human_bytes
 
 if TYPE_CHECKING:
     from ...edge.onnx.folder import OnnxBase

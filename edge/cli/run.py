@@ -9,8 +9,8 @@ import click
 
 from ..console import Aside, awaited, emit, json_option, note, show, waiting
 from ..errors import InputError
-from ..sizes import human_bytes
 from ..system.load import OthersCores, busy_words
+from ..written import human_bytes
 from .options import (
     answer_options,
     context_option,

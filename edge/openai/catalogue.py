@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from ..answer.settings import AdapterName, parse_choice
 from ..errors import InputError
-from ..names import did_you_mean
 from ..scheduler.stats import AdapterFacts, EngineFacts
+from ..written import did_you_mean
 from .faults import Fault, fault_of
 
 BASE: Final = "base"

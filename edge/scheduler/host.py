@@ -14,9 +14,9 @@ from ..answer.base import SessionBase
 from ..answer.settings import AdapterName, Settings
 from ..errors import BusyError, EngineError
 from ..llama.sampling import Sampler
-from ..names import check_name
 from ..pack.card import TaskCard
 from ..pack.pack import PackedAdapter
+from ..written import check_name
 from .adapters import Adapters, Bound
 from .admission import Expected
 from .core import Core
