@@ -15,7 +15,7 @@ from .options import LEFT_OUT, EngineOptions, LeftOut
 
 if TYPE_CHECKING:
     from .answer.base import SessionBase
-    from .answer.choice import AdapterName
+    from .answer.settings import AdapterName
     from .onnx.session import OnnxSession
     from .pack.pack import Pack
     from .session.session import Session

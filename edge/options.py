@@ -119,7 +119,7 @@ def check_given(given: Mapping[str, object], known: type, what: str, unchecked: 
     kinds = _kinds(known, unchecked)
     for name, value in given.items():
         if name not in kinds:
-            from .names import nearest
+            from .written import nearest
 
             near = nearest(name, kinds)
             hint = f"did you mean {near}?" if near else f"there are: {', '.join(kinds)}"

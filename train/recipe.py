@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
 from ..edge.errors import InputError, UnsupportedError
-from ..edge.names import did_you_mean
+from ..edge.written import did_you_mean
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 Schedule = Literal["cosine", "linear", "constant"]

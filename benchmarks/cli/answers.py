@@ -27,7 +27,7 @@ def pack_answers(folder: Path, output: Path | None, as_json: bool) -> None:
     from ...edge.errors import InputError
     from ...edge.files.atomic import atomic_file, make_folder
     from ...edge.files.read import read_bytes
-    from ...edge.sizes import human_bytes
+    from ...edge.written import human_bytes
     from ..scores.answers import answer_places, answers_below, archive_path, packed, parsed, unpacked
 
     files = [place for place in answer_places(folder) if place.suffix == ".jsonl"]

@@ -277,7 +277,7 @@ def _measure_pack(
 ) -> None:
     from ...devices.machine.sensors import Sensors
     from ...edge.engines import open_session
-    from ...edge.system.cpu import default_decode_threads, default_threads
+    from ...edge.system.machine import default_decode_threads, default_threads
     from ..scores.answers import AnswerFile
     from ..scores.energy import Joules
     from ..scores.generate import session_generator

@@ -24,8 +24,8 @@ import click
 
 from ...edge.llama.context import Context
 from ...edge.llama.model import Model
-from ...edge.system.cpu import default_threads
 from ...edge.system.load import OthersCores
+from ...edge.system.machine import default_threads
 from ..stats import spread
 
 IDLE_BOUND: Final = 0.99

@@ -38,15 +38,15 @@ from ...edge.llama.kernels import cpu_features, faster_as_stored
 from ...edge.memory.fit import fit, plan_session
 from ...edge.memory.plan import MemoryPlan, plan_memory
 from ...edge.options import EngineOptions
-from ...edge.sizes import human_bytes
-from ...edge.system.memory import CGROUP
+from ...edge.system.machine import CGROUP
+from ...edge.written import human_bytes
 from ..made.random_adapter import write_random_adapter
 from ..made.random_base import make_base, make_shape
 
 CHILD = """
 import json, sys
 from slm_edge.edge.errors import DoesNotFitError
-from slm_edge.edge.system.memory import peak_memory_bytes
+from slm_edge.edge.system.machine import peak_memory_bytes
 from slm_edge.edge.session.session import Session
 path, adapters, options = json.loads(sys.argv[1])
 try:

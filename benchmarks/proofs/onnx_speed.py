@@ -24,7 +24,7 @@ import numpy as np
 
 from ...edge.console import emit, json_option, progress
 from ...edge.onnx.adapter import ADAPTER_VERSION, SUFFIX
-from ...edge.sizes import human_bytes
+from ...edge.written import human_bytes
 
 if TYPE_CHECKING:
     from ...edge.onnx.folder import OnnxBase
@@ -132,7 +132,7 @@ def measure_llama(gguf: str, threads: int, adapter: str | None, n_tokens: int) -
 
 def _timed(decode: Callable[[Sequence[int], int], None], n_tokens: int, settle: Callable[[], None]) -> dict[str, Any]:
     """Prefill and decode through `decode(ids, position)`, warmed up first."""
-    from ...edge.system.memory import peak_memory_bytes
+    from ...edge.system.machine import peak_memory_bytes
 
     decode(_ids(PREFILL_TOKENS), 0)
     for step in range(WARM_TOKENS):

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...edge.errors import InputError
 from ...edge.files.atomic import atomic_file, make_folder
-from ...edge.system.cpu import usable_cpus
+from ...edge.system.machine import usable_cpus
 from ..sandbox.sandbox import Limits
 from ..scores.answers import AnswerFile
 from ..scores.cells import Cell

@@ -13,18 +13,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ...edge.answer.choice import BASE_CARD
+from ...edge.answer.settings import BASE_CARD
 from ...edge.answer.thinking import form_of
 from ...edge.errors import InputError, SlmEdgeError
 from ...edge.files.cache import base_cache_path
 from ...edge.gguf.chat_template import ChatTemplate
 from ...edge.gguf.file import GgufFile
-from ...edge.names import did_you_mean
 from ...edge.onnx.engine import runtime
 from ...edge.onnx.folder import TOKENIZER_FILE
 from ...edge.onnx.in_pack import ONNX_FOLDER, base_sha256, onnx_adapters
 from ...edge.pack.manifest import ROUTER_FILE
 from ...edge.pack.pack import Pack, PackedAdapter
+from ...edge.written import did_you_mean
 from ..tasks.benchmark import Benchmark, Decoding, Item, items_sha256, sampled
 from .answers import Identity
 

@@ -21,7 +21,7 @@ from .choices import score_endings
 from .runner import Generate
 
 if TYPE_CHECKING:
-    from ...edge.answer.choice import Choice
+    from ...edge.answer.settings import Choice
 
 AnySession = SessionBase[Any]
 # Answers per place in the batch between two points where all are done

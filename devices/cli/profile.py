@@ -148,7 +148,7 @@ def _measure(given: dict[str, Any], sustain_s: float, device: "Device | None") -
         raise click.UsageError("Give either --pack or --base.")
     threads = given["threads"]
     if device is not None:
-        from ...edge.system.cpu import default_threads
+        from ...edge.system.machine import default_threads
 
         threads = min(threads or device.n_cores, device.n_cores, default_threads())
     return run_profile(

@@ -22,8 +22,8 @@ from ...edge.errors import InputError
 from ...edge.files.atomic import make_folder, write_json
 from ...edge.files.cache import cache_folder
 from ...edge.files.read import read_table
-from ...edge.system.cpu import default_threads
 from ...edge.system.load import OthersCores, is_busy
+from ...edge.system.machine import default_threads
 from ..catalogue.catalogue import GIB, Device, Fact, core_classes
 from ..predict.predict import Calibration, Predictor
 from .probe_kernels import N_DECODE, N_PROMPT, PROBED_TYPES, KernelRates, kernel_rates

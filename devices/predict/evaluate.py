@@ -22,7 +22,7 @@ import click
 from ...edge.console import emit, json_option, note
 from ...edge.errors import InputError, SlmEdgeError
 from ...edge.files.atomic import atomic_file
-from ...edge.sizes import human_bytes
+from ...edge.written import human_bytes
 from .constants import FITTED_FILE, BoardFit, Constants, render
 from .predict import Kernel, Predictor
 from .published import PUBLISHED_FILE, Row, merge_repeats, read_rows

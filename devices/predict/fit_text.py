@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ...edge.sizes import human_bytes
+from ...edge.written import human_bytes
 from ..catalogue.workload import Workload
 from .constants import KV_PART_OF_RATE
 from .fit import Target, Verdict

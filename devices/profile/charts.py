@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from ...edge.sizes import human_bytes
+from ...edge.written import human_bytes
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 260, 60, 40, 16
 # Room for half a point and half a line beside the last one

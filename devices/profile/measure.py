@@ -230,8 +230,8 @@ def _long_prompt(session: Session, head: str) -> tuple[str, int]:
 
 def memory_now() -> dict[str, int | None]:
     """RSS, PSS, USS and page faults of this process; None if the system does not tell."""
+    from ...edge.system.machine import peak_memory_bytes
     from ...edge.system.mappings import counted_twice_bytes
-    from ...edge.system.memory import peak_memory_bytes
 
     names = ("peak_rss_bytes", "rss_bytes", "pss_bytes", "uss_bytes", "major_faults", "minor_faults")
     found: dict[str, int | None] = dict.fromkeys(names)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from ...edge.errors import InputError
-from ...edge.sizes import human_bytes
+from ...edge.written import human_bytes
 
 _COMPARE: Final[dict[str, Callable[[float, float], bool]]] = {
     ">=": operator.ge,

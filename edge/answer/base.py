@@ -8,8 +8,8 @@
 Sampling settings come from the call, else from the adapter's task card, else they are greedy; what a base file
 recommends (general.sampling.*) is not read, so that an answer follows from the pack and the call alone.
 
-A session belongs to the thread that opened it (`owner.py`) and makes one answer at a time; `submit` hands requests in
-that are answered together. An engine adds what only it can say: how a choice is loaded (`_load`), the parts of a
+A session belongs to the thread that opened it (`stream.Owner`) and makes one answer at a time; `submit` hands requests
+in that are answered together. An engine adds what only it can say: how a choice is loaded (`_load`), the parts of a
 prompt (`_sections`), what computes one answer (`_worker`) and several (`_rows`).
 """
 
@@ -28,12 +28,9 @@ from ..options import DEFAULT_PARALLEL, LEFT_OUT, EngineOptions, Left, LeftOut, 
 from ..pack.card import TaskCard
 from ..pack.pack import Pack, PackedAdapter
 from ..prefix.chunks import Section
-from .choice import AdapterName, Choice, choice_of
-from .choosing import Choosing, router_of
-from .engine import RowsT
-from .owner import Owner
-from .settings import Settings, arguments_of, request_of
-from .stream import Answer, Request, Stream
+from .engine import Choosing, RowsT, router_of
+from .settings import AdapterName, Choice, Settings, arguments_of, choice_of, request_of
+from .stream import Answer, Owner, Request, Stream
 
 if TYPE_CHECKING:
     from ..router.router import Router

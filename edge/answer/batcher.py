@@ -18,11 +18,10 @@ from typing import Any, Generic
 
 from ..errors import DoesNotFitError, EngineError, InputError, SlmEdgeError
 from ..llama.vocab import Vocab
-from .choice import Choice
 from .engine import RowsT
 from .growing import Growing
-from .owner import Owner
-from .stream import Answer, Request
+from .settings import Choice
+from .stream import Answer, Owner, Request
 
 # llama.cpp rounds every sequence's part of a context up to this.
 _ROUND_TOKENS = 256

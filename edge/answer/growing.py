@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 
 from ..llama.sampling import Sampler
 from ..llama.vocab import Vocab
-from .stream import Answer, Request, StopReason
-from .text_out import TextOut
+from .stream import Answer, Request, StopReason, TextOut
 
 
 @dataclass

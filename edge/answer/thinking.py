@@ -15,7 +15,7 @@ from typing import Final
 from ..gguf.chat_template import THINKING_FORMS, ChatTemplate
 from ..llama.vocab import Vocab
 from ..pack.card import TaskCard
-from .text_out import longest_beginning
+from .stream import longest_beginning
 
 _TAIL_TOKENS: Final = 16
 

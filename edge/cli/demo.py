@@ -7,7 +7,7 @@ import click
 from ..console import emit, json_option
 from ..datasets.prompts import dolly_messages, gsm8k_messages, mbpp_messages
 from ..gguf.chat_template import Message
-from ..sizes import human_bytes
+from ..written import human_bytes
 from .options import PackType
 
 PASSAGE = (

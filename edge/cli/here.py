@@ -15,7 +15,7 @@ from ..console import emit, json_option
 from ..errors import InputError, SlmEdgeError
 from ..extras import EXTRA_OF_PACKAGE, extra_hint
 from ..files.cache import base_cache_path, cache_folder, store_folder
-from ..sizes import human_bytes
+from ..written import human_bytes
 
 if TYPE_CHECKING:
     from ..serve.unit import Service
@@ -80,8 +80,7 @@ def doctor(as_json: bool) -> None:
     """
     from ..files.web import hub_endpoint, hub_state
     from ..pack.pack import Pack
-    from ..system.cpu import default_threads
-    from ..system.memory import available_bytes, machine_bytes, memory_limit_bytes
+    from ..system.machine import available_bytes, default_threads, machine_bytes, memory_limit_bytes
 
     faults, advice = [], []
     try:
@@ -296,8 +295,8 @@ def service(
       slm-edge service install --user my-pack
       sudo /opt/slm/bin/slm-edge service uninstall
     """
-    from ..names import check_name
     from ..serve.unit import install, uninstall, unit_text
+    from ..written import check_name
 
     check_name(name, "the name of the service")
     action = words[0] if words and words[0] in ("install", "uninstall") else None

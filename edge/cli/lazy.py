@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..errors import SlmEdgeError
-from ..names import nearest
+from ..written import nearest
 
 
 @dataclass(frozen=True)

@@ -290,7 +290,7 @@ def size_bytes_of(size: str | None) -> int | None:
     """The size of `--ram` or `--adapter-budget` in bytes; InputError if it is none."""
     if size is None:
         return None
-    from ..sizes import parse_bytes
+    from ..written import parse_bytes
 
     return parse_bytes(size)
 

@@ -7,7 +7,7 @@ import click
 
 from ..console import emit, json_option, note, progress
 from ..errors import SlmEdgeError
-from ..sizes import human_bytes
+from ..written import human_bytes
 from .options import PackType
 from .trust import sign
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ..console import emit, json_option
-from ..sizes import human_bytes
+from ..written import human_bytes
 from .lazy import Entry, LazyGroup
 from .options import PackType
 

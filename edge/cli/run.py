@@ -9,8 +9,8 @@ import click
 
 from ..console import Aside, awaited, emit, json_option, note, show, waiting
 from ..errors import InputError
-from ..sizes import human_bytes
 from ..system.load import OthersCores, busy_words
+from ..written import human_bytes
 from .options import (
     answer_options,
     context_option,
@@ -145,7 +145,7 @@ def _prompt(argument: str | None) -> str:
 
 
 def _numbers(answer: "Answer", load_s: float) -> dict[str, Any]:
-    from ..system.memory import peak_memory_bytes
+    from ..system.machine import peak_memory_bytes
 
     data = dataclasses.asdict(answer)
     del data["token_ids"]

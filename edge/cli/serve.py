@@ -13,9 +13,8 @@ import click
 from ..console import emit, harmless, json_option, note, waiting
 from ..errors import InputError, SlmEdgeError
 from ..files.read import read_text
-from ..names import nearest
 from ..serve.running import LOAD_S, ask, chosen_server, servers, view
-from ..sizes import human_bytes
+from ..written import human_bytes, nearest
 from .options import engine_option, pulled_names, size_bytes_of, special_option, threads_option
 
 if TYPE_CHECKING:

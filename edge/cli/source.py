@@ -18,10 +18,10 @@ import click
 from ..console import waiting
 from ..errors import InputError
 from ..files.cache import store_folder
-from ..names import check_name
 from ..options import EngineOptions
 from ..pack.manifest import PACK_FILE
 from ..pack.pack import Pack
+from ..written import check_name
 
 if TYPE_CHECKING:
     from ..answer.base import SessionBase

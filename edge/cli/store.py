@@ -7,7 +7,7 @@ import click
 
 from ..console import emit, json_option, progress
 from ..errors import DamagedError, InputError
-from ..sizes import human_bytes
+from ..written import human_bytes
 from .options import PackType, pulled_names
 
 if TYPE_CHECKING:

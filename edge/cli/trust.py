@@ -79,8 +79,8 @@ def new_key(name: str, output: Path, ecdsa: bool, passphrase_file: Path | None, 
       slm-edge key new maker -o ~/keys --passphrase-file passphrase.txt
     """
     from ..files.atomic import atomic_file, check_new
-    from ..names import check_name
     from ..trust.keys import parse_key, write_secret
+    from ..written import check_name
 
     check_name(name, "a key")
     secret_path, public_path = output / f"{name}.key", output / f"{name}.pub"

@@ -7,7 +7,7 @@ import click
 
 from ..console import emit, json_option, note
 from ..errors import InputError, SlmEdgeError
-from ..sizes import human_bytes
+from ..written import human_bytes
 
 # Of `update`, where a new version was tried and is not used
 FAILED_EXIT: Final = 5

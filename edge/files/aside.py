@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import DoesNotFitError, InputError, is_full
-from ..sizes import human_bytes
+from ..written import human_bytes
 
 SUFFIX: Final = ".aside"
 _OURS: Final = re.compile(rf"\.(.*)\.[a-z0-9_]{{8}}{re.escape(SUFFIX)}", re.DOTALL)

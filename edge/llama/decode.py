@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from ..errors import InputError
-from ..system.cpu import default_decode_threads, default_threads
 from ..system.load import room
+from ..system.machine import default_decode_threads, default_threads
 from .binding import lib
 
 # GGML_MAX_N_THREADS of ggml.h
@@ -55,7 +55,7 @@ class Threads:
     Args:
         llama: the binding.
         one, many: for single tokens, and for prompts and batches. None: `many` is as `one` or the fast physical cores,
-            `one` is `cpu.default_decode_threads`, and fewer while other processes want the CPUs.
+            `one` is `machine.default_decode_threads`, and fewer while other processes want the CPUs.
 
     Attributes:
         one, many: the most that are used.

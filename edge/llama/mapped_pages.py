@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ..system.machine import CAN_LET_GO
 from ..system.mappings import MADV_DONTNEED, advise, mappings
-from ..system.memory import CAN_LET_GO
 from .binding import called_by_c, interrupt_waits
 
 # Share of the weights that is loaded between two times.

@@ -13,9 +13,8 @@ from ..errors import DoesNotFitError
 from ..gguf.base import BaseInfo
 from ..llama.kernels import cpu_features, faster_as_stored, repacked_tensors
 from ..options import BATCH_TOKENS, CHUNK_TOKENS, DEFAULT_BUDGET_BYTES, MOST_LOADED, EngineOptions
-from ..sizes import human_bytes
-from ..system.cpu import default_threads
-from ..system.memory import CAN_LET_GO, available_bytes, machine_bytes, memory_limit_bytes
+from ..system.machine import CAN_LET_GO, available_bytes, default_threads, machine_bytes, memory_limit_bytes
+from ..written import human_bytes
 from .layers import kept_of
 from .plan import ContextSize, MemoryPlan, plan_memory
 

@@ -22,8 +22,8 @@ from ..gguf.base import BaseInfo
 from ..gguf.file import GgufFile
 from ..llama.kernels import cpu_features, repacked_tensors
 from ..options import BATCH_TOKENS, KvType
-from ..sizes import human_bytes
-from ..system.memory import CAN_LET_GO
+from ..system.machine import CAN_LET_GO
+from ..written import human_bytes
 from .layers import Kept, kept_of
 
 MIB: Final = 1 << 20

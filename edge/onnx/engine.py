@@ -24,8 +24,8 @@ import numpy.typing as npt
 from ..errors import DoesNotFitError, EngineError, InputError
 from ..extras import extra_hint
 from ..files.watch import expect_mapped
-from ..system.cpu import default_threads
 from ..system.huge_pages import to_huge_pages
+from ..system.machine import default_threads
 from .adapter import Array
 from .folder import BASE_FILE, DATA_FILE, FIRST_LOGIT, MODEL_FILE, OnnxBase
 

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..answer.base import SessionBase
-from ..answer.choice import Choice
 from ..answer.engine import CANARY, Worker
+from ..answer.settings import Choice
 from ..errors import DamagedError, EngineError, UnsupportedError
 from ..gguf.chat_template import ChatTemplate
 from ..llama.prompt import PromptEncoder

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ..answer.choice import AdapterName, parse_choice
+from ..answer.settings import AdapterName, parse_choice
 from ..errors import InputError
-from ..names import did_you_mean
 from ..scheduler.stats import AdapterFacts, EngineFacts
+from ..written import did_you_mean
 from .faults import Fault, fault_of
 
 BASE: Final = "base"

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from ..names import nearest
+from ..written import nearest
 from .faults import Fault
 
 RequestT = TypeVar("RequestT", bound=msgspec.Struct)

@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from ..errors import InputError
 from ..files.read import is_text, loads_json, read_text
-from ..names import did_you_mean
 from ..options import Speculate
+from ..written import did_you_mean
 
 if TYPE_CHECKING:
     from ..gguf.adapter import AdapterInfo

@@ -37,10 +37,10 @@ from ..gguf.join import join
 from ..hub.listing import HubFile, Listing, list_repository, no_such_file
 from ..hub.quants import chosen_files, models_in, parts_of, quant_of
 from ..hub.reference import PACK_FILE, Reference
-from ..names import check_name
 from ..store.store import Store
 from ..store.version import Origin, Version, is_inside, is_sha256
 from ..trust.gate import SIGNATURE_FILES
+from ..written import check_name
 from .bring import bring
 from .manifest import MAX_PACK_FILE_BYTES, Manifest, parse_manifest
 from .pack import Pack

@@ -10,9 +10,9 @@ from pathlib import Path
 from ..console import note
 from ..errors import InputError
 from ..hub.reference import Reference, parse
-from ..names import nearest
 from ..store.store import Store
 from ..store.version import Version
+from ..written import nearest
 from .pack import starter_folder
 
 

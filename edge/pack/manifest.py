@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 from ..errors import DamagedError, InputError, UnsupportedError
 from ..files.cache import user_path
 from ..files.read import is_text, loads_json, read_bytes
-from ..names import check_name
 from ..trust.gate import SIGNATURE_FILES, admit
+from ..written import check_name
 
 SCHEMA: Final = 1
 PACK_FILE: Final = "pack.json"

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from ..sizes import human_bytes
+from ..written import human_bytes
 from .pack import Pack, PackedAdapter
 
 # How the hub calls the licences that cards name most

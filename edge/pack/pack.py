@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Final
 from ..errors import DamagedError, InputError, SlmEdgeError
 from ..files.cache import base_cache_path, store_folder
 from ..files.read import loads_json, read_bytes, sha256_file
-from ..names import did_you_mean
 from ..trust.gate import OMS_FILE, admit, signatures_of
+from ..written import did_you_mean
 from .card import TaskCard
 from .manifest import (
     NOT_LISTED,

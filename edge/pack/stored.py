@@ -14,11 +14,11 @@ from ..console import note
 from ..errors import InputError, SlmEdgeError
 from ..files.cache import old_base_path
 from ..hub.reference import parse
-from ..names import nearest
 from ..store.prune import PART_DAYS, Unneeded, prune, unneeded
 from ..store.store import Store, size_bytes
 from ..store.uses import Use, uses_of
 from ..store.version import Version
+from ..written import nearest
 from .located import pulled
 from .manifest import read_manifest
 from .pack import Pack, starter_folder

@@ -20,9 +20,8 @@ from ..files.read import sha256_file
 from ..gguf.adapter import AdapterInfo, check_adapter
 from ..gguf.base import BaseInfo
 from ..gguf.chat_template import OTHER_TEMPLATE, ChatTemplate
-from ..names import check_name, did_you_mean
-from ..sizes import human_bytes
 from ..trust.gate import signatures_of
+from ..written import check_name, did_you_mean, human_bytes
 from .card import TaskCard, own_card
 from .leftovers import changing, remove_pack_leftovers
 from .manifest import (

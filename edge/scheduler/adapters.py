@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..answer.choice import AdapterName, Choice, choice_of
+from ..answer.settings import AdapterName, Choice, choice_of
 from ..errors import ConflictError
-from ..names import check_name
 from ..pack.pack import PackedAdapter, find_adapter
+from ..written import check_name
 
 
 @dataclass(frozen=True)

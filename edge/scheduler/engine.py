@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack, get_args
 
 from ..answer.base import SessionBase
-from ..answer.choice import AdapterName
-from ..answer.settings import Settings
+from ..answer.settings import AdapterName, Settings
 from ..answer.stream import Answer
 from ..errors import InputError
 from ..options import LEFT_OUT, EngineOptions, Left, LeftOut, Reuse

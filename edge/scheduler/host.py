@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..answer.base import SessionBase
-from ..answer.choice import AdapterName
-from ..answer.settings import Settings
+from ..answer.settings import AdapterName, Settings
 from ..errors import BusyError, EngineError
 from ..llama.sampling import Sampler
-from ..names import check_name
 from ..pack.card import TaskCard
 from ..pack.pack import PackedAdapter
+from ..written import check_name
 from .adapters import Adapters, Bound
 from .admission import Expected
 from .core import Core

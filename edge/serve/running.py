@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..console import harmless, note
 from ..errors import InputError, SlmEdgeError
 from ..files.cache import runtime_folder
-from ..sizes import human_bytes
+from ..written import human_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,1 +1,1 @@
-"""The session on llama.cpp: shelf of adapters, lane, rows, speculation."""
+"""The session on llama.cpp: shelf of adapters, rows, speculation."""

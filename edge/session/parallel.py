@@ -8,7 +8,7 @@ from ..llama.context import Context
 from ..memory.plan import ContextSize, MemoryPlan
 from ..options import FlashAttention
 from ..prefix.cache import PrefixCache
-from ..sizes import human_bytes
+from ..written import human_bytes
 from .rows import LlamaRows
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from ..answer.base import SessionBase
-from ..answer.choice import Choice
 from ..answer.engine import Worker
+from ..answer.settings import Choice
 from ..errors import InputError
 from ..files.read import sha256_file
 from ..files.watch import FileWatch

@@ -34,7 +34,7 @@ from ..llama.vocab import Vocab
 from ..options import MOST_LOADED, Swap
 from ..pack.pack import PackedAdapter, check_packed, find_adapter
 from ..prefix.chunks import AdapterState, Section
-from ..sizes import human_bytes
+from ..written import human_bytes
 
 
 class Canary:

@@ -25,8 +25,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ..answer.choice import Choice
 from ..answer.engine import Worker
+from ..answer.settings import Choice
 from ..errors import EngineError
 from ..llama.context import Context
 from ..llama.sampling import Sampler

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Final, Protocol
 
-from .cpu import allowed_cpus
+from .machine import allowed_cpus
 
 STAT: Final = Path("/proc/stat")
 TASKS: Final = Path("/proc/self/task")

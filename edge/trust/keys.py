@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..files.atomic import atomic_file, make_folder
 from ..files.cache import trust_folder
 from ..files.read import read_text
-from ..names import check_name, did_you_mean
+from ..written import check_name, did_you_mean
 from .minisign import PublicKey
 
 MOST_KEY_BYTES: Final = 4096

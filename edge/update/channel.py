@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from ..errors import DamagedError, InputError, UnsupportedError
 from ..files.read import is_text, loads_json
-from ..names import check_name
 from ..store.version import is_sha256
 from ..trust.minisign import version_parts
+from ..written import check_name
 from .machine import bucket_percent
 
 SCHEMA: Final = 1

@@ -16,13 +16,13 @@ from typing import Final
 from ..errors import InputError
 from ..files.atomic import atomic_file, copy_file, make_folder
 from ..files.read import read_bytes, sha256_file
-from ..names import check_name
 from ..pack.manifest import PACK_FILE, raw_manifest
 from ..pack.pack import Pack, verify_folder
 from ..trust.gate import MINISIG_FILE
 from ..trust.minisign import MOST_BYTES as MOST_SIGNATURE_BYTES
 from ..trust.minisign import PublicKey, Signature
 from ..trust.secret_key import SecretKey
+from ..written import check_name
 from .channel import CHANNEL_FILE, MOST_BYTES, Channel, Release
 
 SIGNED_BY: Final = f"{CHANNEL_FILE}.minisig"

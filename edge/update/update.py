@@ -22,7 +22,6 @@ from ..console import note, progress
 from ..errors import DamagedError, DoesNotFitError, InputError, SlmEdgeError
 from ..files.aside import require_room
 from ..files.atomic import locked, make_folder
-from ..names import check_name
 from ..pack.manifest import MAX_PACK_FILE_BYTES, PACK_FILE, Manifest, parse_manifest
 from ..pack.pack import Pack
 from ..pack.pull import pull_base
@@ -35,6 +34,7 @@ from ..trust.gate import MINISIG_FILE
 from ..trust.minisign import MOST_BYTES as MOST_SIGNATURE_BYTES
 from ..trust.minisign import Signature, version_parts
 from ..trust.seen import Seen, record
+from ..written import check_name
 from .channel import CHANNEL_FILE, MOST_BYTES, Channel, Release
 from .machine import machine_id
 from .place import Place, place_of

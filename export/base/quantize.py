@@ -20,8 +20,8 @@ from typing import Final
 from ...edge.errors import EngineError, InputError
 from ...edge.files.aside import full_disk
 from ...edge.gguf.types import GgmlType
-from ...edge.names import did_you_mean
-from ...edge.system.cpu import usable_cpus
+from ...edge.system.machine import usable_cpus
+from ...edge.written import did_you_mean
 
 WAIT_AFTER_END_S: Final = 10
 

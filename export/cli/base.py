@@ -7,7 +7,7 @@ import click
 
 from ...edge.console import emit, json_option, note
 from ...edge.errors import InputError
-from ...edge.sizes import human_bytes
+from ...edge.written import human_bytes
 from ..base.quantize import TYPES, find_type
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ...edge.console import emit, json_option, note
-from ...edge.sizes import human_bytes
+from ...edge.written import human_bytes
 
 A_FILE = click.Path(dir_okay=False, path_type=Path)
 A_PATH = click.Path(path_type=Path)

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ...edge.console import emit, json_option, note
-from ...edge.sizes import human_bytes
+from ...edge.written import human_bytes
 from ..base.quantize import TYPES, find_type
 
 A_FILE = click.Path(dir_okay=False, path_type=Path)

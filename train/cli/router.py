@@ -7,7 +7,7 @@ import click
 from ...edge.cli.options import data_option
 from ...edge.console import emit, json_option, note
 from ...edge.errors import InputError
-from ...edge.sizes import human_bytes
+from ...edge.written import human_bytes
 
 PATH = click.Path(path_type=Path)
 

@@ -26,8 +26,8 @@ from typing import Any, Final, Literal, get_args
 from ...edge.errors import InputError
 from ...edge.files.read import is_text, read_text
 from ...edge.gguf.chat_template import Message
-from ...edge.names import check_name, did_you_mean
 from ...edge.pack.card import TASK_KEYS, TaskCard
+from ...edge.written import check_name, did_you_mean
 from .conversations import conversation_pair, read_conversations
 from .examples import Pair, Row, read_rows
 from .task import Skip, Task

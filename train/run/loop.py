@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...edge.console import Advance, note, progress
 from ...edge.errors import DoesNotFitError
-from ...edge.sizes import human_bytes
+from ...edge.written import human_bytes
 from ..data.examples import Example
 from ..data.prepare import Data
 from ..model.alora import activated

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from ...edge.errors import InputError
 from ...edge.files.read import read_text
-from ...edge.names import did_you_mean
+from ...edge.written import did_you_mean
 from ..data.task import Task, find_task
 from ..recipe import CANNOT_SHIP, FIELDS_HINT, Recipe, checked_fields
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from ...edge.system.cpu import usable_cpus
+from ...edge.system.machine import usable_cpus
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...edge.console import note
 from ...edge.errors import EngineError, InputError
-from ...edge.sizes import human_bytes
+from ...edge.written import human_bytes
 from ..recipe import Weights
 from .memory_shapes import SHAPES, TYPES, write_shape
 

@@ -23,9 +23,8 @@ from ...files.cache import user_path
 from ...files.read import read_table
 from ...gguf.chat_template import Message, checked_messages
 from ...llama.vocab import n_same
-from ...names import did_you_mean
-from ...sizes import human_bytes
-from ...system.memory import peak_memory_bytes
+from ...system.machine import peak_memory_bytes
+from ...written import did_you_mean, human_bytes
 from .typed import files_like
 
 HELP: Final = '''/adapter NAME|none|auto   answer with another adapter from now on

@@ -6,7 +6,7 @@ import torch
 from build_hf import tiny_checkpoint
 from build_peft import real_adapter
 from peft import PeftModel
-from slm_edge.edge.answer.choice import parse_choice
+from slm_edge.edge.answer.settings import parse_choice
 from slm_edge.edge.errors import InputError, UnsupportedError
 from slm_edge.edge.pack.card import TaskCard
 from slm_edge.edge.session.session import Session

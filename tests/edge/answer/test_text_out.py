@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from slm_edge.edge.answer.text_out import TextOut
+from slm_edge.edge.answer.stream import TextOut
 
 
 def shown(pieces, stop):

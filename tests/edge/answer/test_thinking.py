@@ -9,7 +9,7 @@ import pytest
 from build_gguf import CHATML, tiny_adapter, tiny_base, vocabulary
 from build_server import serving
 from gguf import GGUFValueType
-from slm_edge.edge.answer.text_out import TextOut
+from slm_edge.edge.answer.stream import TextOut
 from slm_edge.edge.answer.thinking import Thinking, form_of, split, thinking_of
 from slm_edge.edge.cli.conversation.talk import Talk
 from slm_edge.edge.console import harmless

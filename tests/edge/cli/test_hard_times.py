@@ -9,7 +9,7 @@ from build_soak import soak
 from slm_edge.edge.errors import DamagedError, SlmEdgeError
 from slm_edge.edge.pack.card import TaskCard
 from slm_edge.edge.session.session import Session
-from slm_edge.edge.system.memory import CAN_LET_GO
+from slm_edge.edge.system.machine import CAN_LET_GO
 
 SYSTEM = "Answer as the keeper of the light house would, in the words of the sea. " * 3
 

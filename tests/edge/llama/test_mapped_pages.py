@@ -15,7 +15,7 @@ from slm_edge.edge.llama.mapped_pages import let_go
 from slm_edge.edge.memory.fit import fit, maps_well, plan_session
 from slm_edge.edge.memory.plan import plan_memory
 from slm_edge.edge.session.session import Session
-from slm_edge.edge.system.memory import CAN_LET_GO
+from slm_edge.edge.system.machine import CAN_LET_GO
 
 pytestmark = [
     pytest.mark.skipif(not CAN_LET_GO, reason="pages are let go on Linux alone"),

@@ -10,8 +10,8 @@ from slm_edge.edge.llama.context import Context
 from slm_edge.edge.llama.model import Model
 from slm_edge.edge.session.session import Session
 from slm_edge.edge.session.speculation import SPLIT_TOKENS
-from slm_edge.edge.system.cpu import default_threads, usable_cpus
 from slm_edge.edge.system.load import Room
+from slm_edge.edge.system.machine import default_threads, usable_cpus
 
 IDS = [7 + i * 31 % 200 for i in range(600)]
 

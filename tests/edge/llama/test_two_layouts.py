@@ -23,8 +23,8 @@ from slm_edge.edge.llama.two_layouts import LEAST_TOKENS, StoredModel, TwoLayout
 from slm_edge.edge.memory.fit import fit, layouts, plan_session
 from slm_edge.edge.memory.plan import plan_memory
 from slm_edge.edge.session.session import Session
+from slm_edge.edge.system.machine import CAN_LET_GO
 from slm_edge.edge.system.mappings import counted_twice_bytes
-from slm_edge.edge.system.memory import CAN_LET_GO
 
 pytestmark = pytest.mark.skipif(not CAN_LET_GO, reason="two layouts are for Linux")
 OPTIONS = {"n_ctx_tokens": 4 * 1024, "n_batch_tokens": 256, "n_seq_max": 4, "n_outputs_max": 8, "threads": 1}

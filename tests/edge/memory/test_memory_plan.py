@@ -24,8 +24,8 @@ from slm_edge.edge.memory.fit import fit, plan_session
 from slm_edge.edge.memory.plan import MIB, ContextSize, plan_memory
 from slm_edge.edge.pack.write import NewAdapter, build_pack
 from slm_edge.edge.session.session import Session
-from slm_edge.edge.sizes import parse_bytes
-from slm_edge.edge.system.memory import memory_limit_bytes
+from slm_edge.edge.system.machine import memory_limit_bytes
+from slm_edge.edge.written import parse_bytes
 
 WORK_BYTES = 128 * 768 * 292 // 256 + (512 << 10)
 COMMAND = [sys.executable, "-m", "slm_edge.edge"]

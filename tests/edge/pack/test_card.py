@@ -4,8 +4,8 @@ import json
 
 import pytest
 from slm_edge.edge.errors import InputError
-from slm_edge.edge.names import check_name, did_you_mean
 from slm_edge.edge.pack.card import TaskCard
+from slm_edge.edge.written import check_name, did_you_mean
 
 TOML = """
 task = "math"

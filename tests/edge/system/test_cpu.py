@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from slm_edge.edge.system.cpu import cpu_quota, default_decode_threads, default_threads, fast_cores
+from slm_edge.edge.system.machine import cpu_quota, default_decode_threads, default_threads, fast_cores
 
 
 def board(root, cores, *, lists=None):

@@ -6,8 +6,8 @@ import time
 
 import psutil
 import pytest
-from slm_edge.edge.system.cpu import allowed_cpus
 from slm_edge.edge.system.load import LONGEST_HOLD_S, OthersCores, Room, ThisMachine, busy_seconds, is_busy, n_running
+from slm_edge.edge.system.machine import allowed_cpus
 
 TICK_S = 0.01
 
