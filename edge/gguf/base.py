@@ -152,7 +152,7 @@ def check_base(file: GgufFile) -> BaseInfo:
     if not family.proved or "phi" in (name or "").lower():
         from .other_bases import check_silent, computed_tokens
 
-        check_silent(file, name)
+        check_silent(file, architecture, name)
         n_ctx_tokens = computed_tokens(file, architecture, n_ctx_tokens)
     if not faults:
         _check_tensors(file, family, sizes, n_vocab, faults)

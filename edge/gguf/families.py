@@ -73,7 +73,8 @@ class Family:
     Attributes:
         architecture: llama.cpp's name.
         classes: those of transformers; training from a GGUF makes the first.
-        block: the modules of one block, in the order in which they are written.
+        block: the modules of one block, in the order in which they are written; parts of one module hold its rows one
+            after the other.
         interleaves_qk: llama.cpp rotates neighbouring pairs, transformers two halves: rows of q and k are reordered.
         square_attention: llama.cpp takes n_heads * head size = width only.
         activation, activation_field: of transformers, and the config field that says it.
@@ -146,11 +147,14 @@ class Family:
 
     def gguf_name(self, module: str) -> str | None:
         """The GGUF name, without its suffix, of a module such as "model.layers.3.mlp.up_proj"; None if unknown."""
+        return next(iter(self.gguf_names(module)), None)
+
+    def gguf_names(self, module: str) -> list[str]:
+        """Those of all tensors that hold rows of a module, in their order."""
         if module in OUTSIDE:
-            return OUTSIDE[module]
+            return [OUTSIDE[module]]
         match = _LAYER.fullmatch(module)
-        found = next((part for part in self.block if match and part.module == match[2]), None)
-        return None if match is None or found is None else f"blk.{match[1]}.{found.name}"
+        return [f"blk.{match[1]}.{part.name}" for part in self.block if match and part.module == match[2]]
 
     def module(self, gguf_name: str) -> str | None:
         """The module of a GGUF name without its suffix, such as "blk.3.ffn_up"; None if unknown."""

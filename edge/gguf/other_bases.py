@@ -9,6 +9,7 @@ Whether llama.cpp loads and computes such a file is tried in a child process bef
 shows, since llama.cpp computes it without a word and otherwise than the model was trained, is refused here.
 """
 
+from collections.abc import Collection
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +28,8 @@ _PHI3_NAMES: Final = ("phi-3", "phi3")
 _PHI3_TOKENS: Final = ("</s>", "<unk>", "<s>", "<|endoftext|>")
 
 
+_ORIGINAL_CONTEXT: Final = "rope.scaling.original_context_length"
+
 _LORA: Final = frozenset({"lora"})
 
 
@@ -39,6 +42,13 @@ def _matrix(name: str, module: str) -> Part:
     # Shapes are the file's own.
     return Part(name, module, ("", ""))
 
+
+# Granite 4's gate and up are one module of transformers.
+_SHARED_MLP: Final = (
+    _matrix("ffn_gate", "shared_mlp.input_linear"),
+    _matrix("ffn_up", "shared_mlp.input_linear"),
+    _matrix("ffn_down", "shared_mlp.output_linear"),
+)
 
 # Whose adapters are exported: matrices by name, of layers of all kinds together.
 _ROWS: Final = (
@@ -71,6 +81,18 @@ _ROWS: Final = (
         tiled_values=True,
     ),
     _row(
+        "granitehybrid",
+        "GraniteMoeHybridForCausalLM",
+        (
+            *attention(),
+            *_SHARED_MLP,
+            _matrix("ssm_in", "mamba.in_proj"),
+            _matrix("ssm_out", "mamba.out_proj"),
+        ),
+        config="GraniteMoeHybridConfig",
+        interleaves_qk=True,
+    ),
+    _row(
         "phi3",
         "Phi3ForCausalLM",
         (
@@ -96,6 +118,17 @@ _ROWS: Final = (
     ),
 )
 OTHER_FAMILIES: Final[dict[str, Family]] = {row.architecture: row for row in _ROWS}
+
+# Of an architecture that has a row, models of another class of transformers: Granite 4 with attention alone.
+OTHER_CLASSES: Final[dict[str, Family]] = {
+    "granite": _row("granite", "GraniteMoeHybridForCausalLM", (*attention(), *_SHARED_MLP), interleaves_qk=True),
+}
+
+
+def adapted_family(family: Family, modules: Collection[str]) -> Family:
+    """The row that names the modules of an adapter: of Granite 4 with attention alone another than of Granite 3."""
+    other = OTHER_CLASSES.get(family.architecture, family)
+    return other if any(other.gguf_name(one) and not family.gguf_name(one) for one in modules) else family
 
 
 def other_family(architecture: str) -> Family:
@@ -178,8 +211,8 @@ def other_sizes(file: GgufFile, architecture: str, faults: list[str]) -> dict[st
     }
 
 
-def check_silent(file: GgufFile, name: str | None) -> None:
-    """Refuses what llama.cpp fails on without saying why.
+def check_silent(file: GgufFile, architecture: str, name: str | None) -> None:
+    """Refuses what llama.cpp fails on without saying why, and what it computes otherwise than the model was trained.
 
     Args:
         name: of the model, which llama.cpp goes by.
@@ -187,6 +220,9 @@ def check_silent(file: GgufFile, name: str | None) -> None:
     Raises:
         UnsupportedError: with the reason.
     """
+
+    def key(word: str) -> Any:
+        return file.get(f"{architecture}.{word}")
 
     reason = None
     if name is not None and any(part in name.lower() for part in _PHI3_NAMES):
@@ -197,6 +233,16 @@ def check_silent(file: GgufFile, name: str | None) -> None:
                 f"is called {name!r}: by that llama.cpp takes its vocabulary for Phi-3's and fails, as it holds no "
                 f"{missing[0]}; give it another name with slm-edge export base … keep --name NAME"
             )
+    if architecture == "granitehybrid" and key("rope.scaling.finetuned") is None:
+        reason = (
+            "does not say whether its positions turn (granitehybrid.rope.scaling.finetuned): llama.cpp would turn "
+            "them, the model was trained without"
+        )
+    elif architecture == "mistral3" and key("attention.temperature_scale") and not key(_ORIGINAL_CONTEXT):
+        reason = (
+            f"scales its queries by their position and does not say from which on (mistral3.{_ORIGINAL_CONTEXT}): "
+            "llama.cpp would begin elsewhere than the model was trained with"
+        )
     if reason is not None:
         raise UnsupportedError(reason, where=file.path)
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from ...edge.files.read import read_json
 from ...edge.gguf.base import BaseInfo
+from ...edge.gguf.other_bases import adapted_family
 from ..files.tensor_names import plain_name
 from ..reasons import Reasons
 from .patterns import named_by
@@ -25,10 +26,11 @@ def check_complete(folder: PeftFolder, base: BaseInfo, reasons: Reasons) -> None
     # mlx-lm's config names none.
     if reasons or not targets or not isinstance(targets, list | str) or "peft_type" not in raw:
         return
+    family = adapted_family(base.family, [pair.module for pair in folder.pairs])
     blocks = {
         f"model.layers.{layer}.{part.module}": (part.module, layer)
         for layer in range(base.n_layers)
-        for part in base.family.block
+        for part in family.block
         if part.is_matrix and f"blk.{layer}.{part.name}.weight" in base.tensor_shapes
     }
     known = [*blocks, *_OTHERS]

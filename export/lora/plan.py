@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...edge.gguf.base import BaseInfo
+from ...edge.gguf.families import Family
 from ...edge.gguf.hf_form import interleave_rows
-from ...edge.gguf.other_bases import value_orders
+from ...edge.gguf.other_bases import adapted_family, value_orders
 from ...edge.gguf.types import GgmlType
 from ..files.encode import F16_MAX, decode_rows, encode_rows
 from ..files.gguf_writer import Chunk, NewTensor
@@ -46,7 +47,7 @@ class PlannedTensor:
         factor: what the values are multiplied by.
         transposed: the source lies the other way round (an embedding's A; both of mlx-lm's).
         n_heads: heads whose rows are reordered; None if they stay.
-        rows, columns: which of the source's stand at each place; None: as they are.
+        rows, columns: which of the source's stand at each place; None: all as they are.
     """
 
     name: str
@@ -100,27 +101,32 @@ def plan_tensors(
         return []
     planned: list[PlannedTensor] = []
     zero = True
+    family = adapted_family(base.family, [pair.module for pair in folder.pairs])
     for pair in folder.pairs:
-        target = _target(pair, base, weights, reasons)
-        if target is None or not all(weights.tensors[name].dtype in READABLE for name in (pair.a, pair.b)):
+        targets = _targets(pair, base, family, weights, reasons)
+        if not targets or not all(weights.tensors[name].dtype in READABLE for name in (pair.a, pair.b)):
             continue
-        n_heads = base.family.n_interleaved_heads(target, base.n_heads, base.n_kv_heads)
-        in_rows, in_columns = value_orders(base.file, target) if base.family.tiled_values else (None, None)
         sizes = []
         for part, source in (("lora_a", pair.a), ("lora_b", pair.b)):
             is_b = part == "lora_b"
             turned = pair.turned != (pair.embedding and not is_b)
-            rows, length = weights.tensors[source].shape[:: -1 if turned else 1]
+            n_rows, length = weights.tensors[source].shape[:: -1 if turned else 1]
             factor = scaling.factor_of(pair.module) if is_b else 1.0
             with np.errstate(over="ignore"):
                 size = _Size.of(_values(weights, source, factor, False, None))
             sizes.append(size)
             _check_range(source, size, reasons)
             stored = _choose(kind, length, size)
-            heads = n_heads if is_b else None
-            order = (in_rows, None) if is_b else (None, in_columns)
-            name = f"{target}.{part}"
-            planned.append(PlannedTensor(name, source, rows, length, stored, factor, turned, heads, *order))
+            start = 0
+            for target in targets:
+                rows, columns = value_orders(base.file, target) if family.tiled_values else (None, None)
+                heads = family.n_interleaved_heads(target, base.n_heads, base.n_kv_heads)
+                if len(targets) > 1:
+                    rows = np.arange(start, start + base.tensor_shapes[target][1])
+                    start += len(rows)
+                order = (heads, rows, None) if is_b else (None, None, columns)
+                n = len(rows) if is_b and rows is not None else n_rows
+                planned.append(PlannedTensor(f"{target}.{part}", source, n, length, stored, factor, turned, *order))
         zero = zero and min(size.largest for size in sizes) == 0
     _check_copies(folder, base, weights, reasons)
     if planned and zero:
@@ -170,11 +176,10 @@ def _check_range(source: str, size: _Size, reasons: Reasons) -> None:
         reasons.wrong(f"values beyond {F16_MAX:.0f}, F16's largest number", f"{source} reaches {size.largest:.3g}")
 
 
-def _target(pair: LoraPair, base: BaseInfo, weights: SafetensorsFile, reasons: Reasons) -> str | None:
-    """The base's tensor that a pair changes, or None with a reason."""
-    stem = base.family.gguf_name(pair.module)
-    target = f"{stem}.weight"
-    if target in ("token_embd.weight", "output.weight") and not base.has_output:
+def _targets(pair: LoraPair, base: BaseInfo, family: Family, weights: SafetensorsFile, reasons: Reasons) -> list[str]:
+    """The base's tensors that a pair changes, in the order of its rows; none with a reason."""
+    targets = [f"{name}.weight" for name in family.gguf_names(pair.module)]
+    if {"token_embd.weight", "output.weight"}.intersection(targets) and not base.has_output:
         reasons.unsupported(
             "the base uses one matrix as embedding and as head, where llama.cpp cannot adapt either", pair.module
         )
@@ -182,31 +187,32 @@ def _target(pair: LoraPair, base: BaseInfo, weights: SafetensorsFile, reasons: R
             "export the base with a head of its own: slm-edge export base HF_DIR -o base.gguf --output-weight; "
             "then the adapter for that base"
         )
-        return None
-    if pair.module in base.family.unreached:
+        return []
+    if pair.module in family.unreached:
         reasons.unsupported("llama.cpp multiplies these past the adapter, which would do nothing", pair.module)
-        return None
-    if stem is None or target not in base.tensor_shapes or len(base.tensor_shapes[target]) != 2:
+        return []
+    shapes = [base.tensor_shapes.get(target, ()) for target in targets]
+    if not targets or any(len(shape) != 2 for shape in shapes):
         reasons.wrong("the base has no such matrix (is it another model's adapter?)", pair.module)
-        return None
-    n_in, n_out = base.tensor_shapes[target]
+        return []
+    n_in, n_out = shapes[0][0], sum(shape[1] for shape in shapes)
     a, b = (weights.tensors[name].shape[:: -1 if pair.turned else 1] for name in (pair.a, pair.b))
-    if pair.embedding != (target == "token_embd.weight"):
+    if pair.embedding != (targets == ["token_embd.weight"]):
         reasons.wrong("an embedding's pair on another layer, or the other way round", pair.module)
-        return None
+        return []
     found = (a[1], b[0]) if not pair.embedding else (b[0], a[1])
     if found != (n_in, n_out):
-        resized = target in ("token_embd.weight", "output.weight") and found[0] == n_in
+        resized = targets[0] in ("token_embd.weight", "output.weight") and found[0] == n_in
         reasons.wrong(
             "the vocabulary was resized: a GGUF adapter holds no new token rows"
             if resized
             else "made for matrices of another size than the base's (is it another model's adapter?)",
             f"{pair.module} is {found[0]} -> {found[1]}, the base's {n_in} -> {n_out}",
         )
-        return None
+        return []
     if pair.rank > max(n_in, n_out):
         reasons.wrong("a rank above the matrix's sides", f"{pair.module} has rank {pair.rank} on {n_in} -> {n_out}")
-    return target
+    return targets
 
 
 def _check_copies(folder: PeftFolder, base: BaseInfo, weights: SafetensorsFile, reasons: Reasons) -> None:

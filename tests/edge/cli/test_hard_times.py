@@ -27,8 +27,9 @@ def test_windows_stay_right_too(tmp_path):
     assert soak(tmp_path, 200, architecture="gemma3") < 16 << 20
 
 
-def test_so_do_states(tmp_path):
-    assert soak(tmp_path, 200, base=other_base(tmp_path, "lfm2")[1]) < 16 << 20
+@pytest.mark.parametrize("architecture", ["lfm2", "granitehybrid"])
+def test_so_do_states(tmp_path, architecture):
+    assert soak(tmp_path, 150, base=other_base(tmp_path, architecture)[1]) < 16 << 20
 
 
 @pytest.fixture

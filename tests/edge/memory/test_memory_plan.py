@@ -87,7 +87,7 @@ def test_so_are_those_of_windows(windowed_path, n_ctx, n_batch, n_seq, flash_att
     assert (compute_bytes - work_bytes) / MIB == pytest.approx(compute, rel=0.05, abs=0.06)
 
 
-@pytest.mark.parametrize("architecture", ["lfm2", "qwen35"])
+@pytest.mark.parametrize("architecture", ["lfm2", "qwen35", "granitehybrid"])
 @pytest.mark.parametrize(("n_ctx", "n_seq"), [(1024, 1), (512, 3)])
 def test_so_are_those_of_states(tmp_path, architecture, n_ctx, n_seq):
     path = other_base(tmp_path, architecture)[1]

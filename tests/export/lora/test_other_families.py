@@ -11,16 +11,14 @@ from compare_logits import gguf_logits, hf_logits, random_ids
 from safetensors.torch import load_file
 from slm_edge.edge.errors import UnsupportedError
 from slm_edge.edge.gguf.file import GgufFile
-from slm_edge.edge.gguf.other_bases import OTHER_FAMILIES
+from slm_edge.edge.gguf.other_bases import OTHER_CLASSES, OTHER_FAMILIES
 from slm_edge.export.lora.lora import export_lora
 from slm_edge.export.proof.prompts import BUILT_IN
 from slm_edge.export.proof.verify import verify
 
 BOUND = 2e-3
-MODULES = {
-    name: sorted({part.module.split(".")[-1] for part in OTHER_FAMILIES[name].block if part.is_matrix})
-    for name in OTHERS
-}
+ROWS = OTHER_FAMILIES | OTHER_CLASSES
+MODULES = {name: sorted({part.module.split(".")[-1] for part in ROWS[name].block if part.is_matrix}) for name in OTHERS}
 SCALINGS = {
     "alpha / r": {"r": 8, "lora_alpha": 24},
     "rank 1": {"r": 1, "lora_alpha": 2},
@@ -68,6 +66,14 @@ def test_scaling_is_pefts(tmp_path, bases, architecture, scaling):
 def test_each_linear_layer(tmp_path, bases, architecture, module):
     done = prove(tmp_path, bases(architecture), target_modules=[module], r=4, lora_alpha=16, size=1.0)
     assert len(done.info.targets) == done.info.n_pairs > 0
+
+
+def test_ministral_is_right_beyond_its_original_context(bases):
+    """Its queries grow with their position there, and yarn stretches the positions."""
+    hf, base = bases("mistral3")
+    ids = random_ids(384, 600)
+    assert GgufFile.open(base).get("mistral3.rope.scaling.original_context_length") == 256
+    assert np.abs(hf_logits(hf, ids) - gguf_logits(base, ids)).max() <= BOUND
 
 
 def test_heads_of_values_are_reordered(tmp_path, bases):
