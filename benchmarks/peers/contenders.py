@@ -81,7 +81,7 @@ class Ours(Contender):
 
     def __init__(self, base: Path, lora: Path | None, *, threads: int, context: int, parallel: int) -> None:
         from slm_edge.edge.scheduler.engine import Engine
-        from slm_edge.edge.system.cpu import default_threads
+        from slm_edge.edge.system.machine import default_threads
 
         adapters = {} if lora is None else {"a": (lora, None)}
         # The number that it would choose by itself is left to it, and it may choose anew beside a busy process.
