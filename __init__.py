@@ -9,10 +9,10 @@
 describes what is public. The command line is `slm-edge --help`.
 """
 
-from typing import TYPE_CHECKING
-
-# Absolute: pytest imports this file by its folder's name, which in a clone is no Python name ("slm-edge").
-from slm_edge.edge.public import handed_on
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "Engine",
@@ -22,6 +22,26 @@ __all__ = [
     "__version__",
     "open_session",
 ]
+
+
+def handed_on(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
+    """A package's `__getattr__`: names that it hands on, imported when they are first asked for.
+
+    __getattr__ = handed_on(__name__, {"Session": ".session.session"})
+
+    Args:
+        places: name -> the module that defines it, relative to the package.
+    """
+
+    def look_up(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])
+        found = getattr(importlib.import_module(places[name], package), name)
+        setattr(sys.modules[package], name, found)
+        return found
+
+    return look_up
+
 
 if TYPE_CHECKING:
     from .edge import Engine, Pack, Session, SlmEdgeError, open_session

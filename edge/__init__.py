@@ -11,7 +11,7 @@ The names in `__all__` are public; all else may move. docs/python-api.md describ
 
 from typing import TYPE_CHECKING
 
-from .public import handed_on
+from .. import handed_on
 
 __all__ = [
     "Answer",

@@ -23,7 +23,6 @@ TOPICS = {
     "edge": {
         "errors": "",
         "extras": "",
-        "public": "",
         "console": "",
         "written": "",
         "options": "written",

@@ -83,7 +83,7 @@ def test_importing_costs_nothing():
         code = f"import sys; before = set(sys.modules); import {package}\n"
         code += "new = set(sys.modules) - before\n"
         code += "print(*sorted(name for name in new if name.partition('.')[0] not in sys.stdlib_module_names))"
-        assert set(fresh(code)) == {"slm_edge", "slm_edge.edge", "slm_edge.edge.public", package}
+        assert set(fresh(code)) == {"slm_edge", package}
 
 
 def test_errors_and_choices_need_no_engine():

@@ -5,7 +5,7 @@ The names in `__all__` are public; all else may move.
 
 from typing import TYPE_CHECKING
 
-from ..edge.public import handed_on
+from .. import handed_on
 
 __all__ = [
     "Recipe",
