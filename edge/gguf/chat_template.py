@@ -78,8 +78,7 @@ class ChatTemplate:
         eos_token: str = "",
         tokens: Mapping[str, str] | None = None,
     ) -> None:
-        from .template_budget import limits
-        from .template_limits import limited_environment
+        from .template_limits import limited_environment, limits
 
         self.source = source
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token, **(tokens or {})}
@@ -97,8 +96,7 @@ class ChatTemplate:
     @cached_property
     def _variables(self) -> frozenset[str]:
         """What the template reads from outside: names that it never sets, and those that it asks after first."""
-        from .template_budget import limits
-        from .template_limits import names_from_outside
+        from .template_limits import limits, names_from_outside
 
         with limits():
             return names_from_outside(self._template.environment.parse(self.source))
@@ -233,7 +231,7 @@ class ChatTemplate:
             UnsupportedError: the template refuses these roles or their order.
             InputError: the template fails on them.
         """
-        from .template_budget import check_letters, limits
+        from .template_limits import check_letters, limits
 
         given = [dict(message) for message in messages]
         told = self._told(
