@@ -18,7 +18,7 @@ import click
 import numpy as np
 from slm_edge.devices.profile.measure import adapter_set
 from slm_edge.edge.cli.demo import EXAMPLES
-from slm_edge.edge.llama.kernels import cpu_features
+from slm_edge.edge.llama.model import cpu_features
 from slm_edge.edge.options import CHUNK_TOKENS
 from slm_edge.edge.session.session import Session
 

@@ -49,7 +49,7 @@ class EngineOptions(TypedDict, total=False):
     """How a session sets up llama.cpp.
 
     n_ctx_tokens: longest prompt and answer together; by default 2,048, or what the base was trained for if less.
-    threads, threads_batch: for single tokens, and for prompts and batches; as in `llama.decode.Threads`.
+    threads, threads_batch: for single tokens, and for prompts and batches; as in `system.load.Threads`.
     ram_bytes: the most memory that the session may take; what is left out below is then chosen to fit, or refused with
         the numbers. By default a limit of the process (control group, rlimit) is kept to.
     mmap, repack: as in `llama.model.Model.load`; by default the weights are repacked if that is faster, and mapped if

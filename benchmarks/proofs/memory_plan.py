@@ -34,7 +34,7 @@ from ...edge.errors import DoesNotFitError
 from ...edge.gguf.base import BaseInfo
 from ...edge.gguf.file import GgufFile
 from ...edge.gguf.types import GgmlType
-from ...edge.llama.kernels import cpu_features, faster_as_stored
+from ...edge.llama.model import cpu_features, faster_as_stored
 from ...edge.memory.fit import fit, plan_session
 from ...edge.memory.plan import MemoryPlan, plan_memory
 from ...edge.options import EngineOptions

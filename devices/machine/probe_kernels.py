@@ -58,8 +58,7 @@ def kernel_rates(label: str, threads: int) -> KernelRates:
     """Measures one of `PROBED_TYPES`."""
     from ...edge.gguf.file import GgufFile
     from ...edge.llama.context import Context
-    from ...edge.llama.kernels import cpu_features, faster_as_stored
-    from ...edge.llama.model import Model
+    from ...edge.llama.model import Model, cpu_features, faster_as_stored
 
     with tempfile.TemporaryDirectory(prefix="slm-edge-probe-") as folder:
         path = Path(folder) / f"{label}.gguf"

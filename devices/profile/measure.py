@@ -18,8 +18,7 @@ import numpy as np
 
 from ...edge.gguf.base import BaseInfo
 from ...edge.llama.context import Context
-from ...edge.llama.kernels import copied_spans
-from ...edge.llama.model import Adapter, Model
+from ...edge.llama.model import Adapter, Model, copied_spans
 from ...edge.options import CHUNK_TOKENS
 from ...edge.session.session import Session
 

@@ -32,7 +32,7 @@ def engine() -> dict[str, Any]:
         EngineError: it does not load.
     """
     from ..llama.binding import lib
-    from ..llama.kernels import cpu_features
+    from ..llama.model import cpu_features
 
     return {
         "llama_cpp_python": metadata.version("llama-cpp-python"),

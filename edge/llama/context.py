@@ -18,10 +18,40 @@ import numpy.typing as npt
 
 from ..errors import DoesNotFitError, EngineError, InputError
 from ..options import FlashAttention, KvType
+from ..system.load import Threads
 from .binding import NotCopied, lib, unheard
-from .decode import Threads, TokenBatch
 from .model import Adapter, Model, created
 from .states import Sequences
+
+
+class TokenBatch:
+    """Made once and filled anew for every decode; each token belongs to one sequence.
+
+    Attributes:
+        tokens, positions, sequences, outputs: shape (n_tokens,); an output is a token whose logits are wanted.
+        struct: the `llama_batch` that points to them; its `n_tokens` says how many count.
+    """
+
+    def __init__(self, n_tokens: int) -> None:
+        self.tokens = np.zeros(n_tokens, np.int32)
+        self.positions = np.zeros(n_tokens, np.int32)
+        self.sequences = np.zeros(n_tokens, np.int32)
+        self.outputs = np.zeros(n_tokens, np.int8)
+        self._n_sequences = np.ones(n_tokens, np.int32)
+        # seq_id is an array of pointers, each to one token's list of sequences: here a list of length one.
+        self._pointers = self.sequences.ctypes.data + 4 * np.arange(n_tokens, dtype=np.uintp)
+        llama = lib()
+        types = dict(llama.llama_batch._fields_)
+        self.struct = llama.llama_batch()
+        for name, array in (
+            ("token", self.tokens),
+            ("pos", self.positions),
+            ("n_seq_id", self._n_sequences),
+            ("seq_id", self._pointers),
+            ("logits", self.outputs),
+        ):
+            setattr(self.struct, name, ctypes.cast(array.ctypes.data, types[name]))
+
 
 Outputs = Literal["last", "all", "none"]
 
@@ -45,7 +75,7 @@ class Context(NotCopied, Sequences):
         n_seq_max: sequences kept apart.
         n_outputs_max: logit rows that one batch may give; None: one for each sequence. Rows are paid for in memory
             (4 bytes x vocabulary each), so ask for `n_batch_tokens` only where `outputs="all"` is used.
-        threads, threads_batch: for one token at a time, and for prompts and batches; see `decode.Threads`.
+        threads, threads_batch: for one token at a time, and for prompts and batches; see `system.load.Threads`.
         kv_type: element type of the KV cache.
         flash_attention: "q8_0" needs it on; results differ in the last bits between on and off.
         kv_unified: all sequences share the whole room; else each has an equal part of it and attends to it alone.
@@ -167,7 +197,7 @@ class Context(NotCopied, Sequences):
         Args:
             token_ids: at least one.
             outputs: which tokens give logits. "all" needs a context made with `n_outputs_max=n_batch_tokens`.
-            steady: the bits must not depend on how busy the machine is, see `decode.Threads`.
+            steady: the bits must not depend on how busy the machine is, see `system.load.Threads`.
 
         Raises:
             InputError: no tokens, or "all" in a context that has no room for so many rows.

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ..errors import DoesNotFitError
 from ..gguf.base import BaseInfo
-from ..llama.kernels import cpu_features, faster_as_stored, repacked_tensors
+from ..llama.model import cpu_features, faster_as_stored, repacked_tensors
 from ..options import BATCH_TOKENS, CHUNK_TOKENS, DEFAULT_BUDGET_BYTES, MOST_LOADED, EngineOptions
 from ..system.machine import CAN_LET_GO, available_bytes, default_threads, machine_bytes, memory_limit_bytes
 from ..written import human_bytes

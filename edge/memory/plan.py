@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from ..gguf.base import BaseInfo
 from ..gguf.file import GgufFile
-from ..llama.kernels import cpu_features, repacked_tensors
+from ..llama.model import cpu_features, repacked_tensors
 from ..options import BATCH_TOKENS, KvType
 from ..system.machine import CAN_LET_GO
 from ..written import human_bytes

@@ -25,7 +25,7 @@ from typing import Final
 from ..gguf.base import BaseInfo
 from ..gguf.file import GgufFile
 from ..gguf.types import GgmlType
-from ..llama.kernels import cpu_features, repacked_tensors
+from ..llama.model import cpu_features, repacked_tensors
 from ..options import FlashAttention
 from ..pack.pack import PackedAdapter
 

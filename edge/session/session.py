@@ -26,8 +26,7 @@ from ..gguf.adapter import check_adapter
 from ..gguf.base import BaseInfo
 from ..gguf.chat_template import ChatTemplate, Message
 from ..llama.context import Context
-from ..llama.kernels import copied_spans
-from ..llama.model import Adapter, Model
+from ..llama.model import Adapter, Model, copied_spans
 from ..llama.prompt import PromptEncoder, SystemPrefix
 from ..memory.fit import limit_of, plan_session
 from ..memory.plan import MemoryPlan

@@ -14,6 +14,12 @@ process, all others spin: two threads beside one busy process are 2 to 40 times 
 as soon as two things are seen together: the threads got less CPU time than they asked for, and other processes took it.
 There are more again when the others' CPUs fall idle. Who is nice (`nice 10`) may take nothing away: beside such
 processes more threads are tried from time to time, and kept if they get their CPU time.
+
+`Threads` are those of one context of llama.cpp. Their number is one that was given, or as many as the machine has room
+for. The bits of a prompt do not depend on it, nor do those of single tokens while at most 256 are in the cache. Beyond
+that flash attention splits one token's keys and values among the threads, and adds the parts up in another order. So a
+single token that belongs to a prompt is computed on one thread where the number is left open: a kept prefix is the same
+then.
 """
 
 import contextlib
@@ -22,9 +28,10 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
-from .machine import allowed_cpus
+from ..errors import InputError
+from .machine import allowed_cpus, default_decode_threads, default_threads
 
 STAT: Final = Path("/proc/stat")
 TASKS: Final = Path("/proc/self/task")
@@ -257,3 +264,72 @@ class Room:
 def room() -> Room:
     """This process's: whatever computes in it stands in the same room."""
     return Room()
+
+
+# GGML_MAX_N_THREADS of ggml.h
+MAX_THREADS: Final = 512
+
+
+class Threads:
+    """The numbers of threads of one context.
+
+    Args:
+        llama: the binding.
+        one, many: for single tokens, and for prompts and batches. None: `many` is as `one` or the fast physical cores,
+            `one` is `machine.default_decode_threads`, and fewer while other processes want the CPUs.
+
+    Attributes:
+        one, many: the most that are used.
+        given: as they were given.
+        adapts: whether fewer may be used.
+        llama: the binding, where a proof may put a clock around `llama_decode`.
+
+    Raises:
+        InputError: a number out of range.
+    """
+
+    def __init__(self, llama: Any, one: int | None, many: int | None) -> None:
+        for number in (one, many):
+            if number is not None and not 1 <= number <= MAX_THREADS:
+                raise InputError(f"{number} threads are asked for; 1 to {MAX_THREADS} are allowed")
+        self.given = one, many
+        self.one: int = one or default_decode_threads()
+        self.many: int = many or one or default_threads()
+        self.adapts = one is None and max(self.one, self.many) > 1
+        self._many_adapts = many is None
+        self.llama = llama
+        self._set = (self.one, self.many)
+
+    @property
+    def now(self) -> int:
+        """For the next single token."""
+        return min(self.one, room().cpus) if self.adapts else self.one
+
+    @property
+    def many_now(self) -> int:
+        """For the next prompt or batch."""
+        return min(self.many, room().cpus) if self.adapts and self._many_adapts else self.many
+
+    def decode(self, handle: Any, batch: Any, steady: bool = False) -> int:
+        """`llama_decode` on as many threads as there is room for; returns its code.
+
+        Args:
+            steady: a single token is computed on one thread.
+        """
+        llama_decode = self.llama.llama_decode
+        if not self.adapts:
+            return int(llama_decode(handle, batch))
+        space, (one, many) = room(), self._set
+        if batch.n_tokens > 1:
+            measured = self._many_adapts
+            many = space.begin(self.many) if measured else many
+        else:
+            measured = not steady
+            one = space.begin(self.one) if measured else 1
+        if (one, many) != self._set:
+            self.llama.llama_set_n_threads(handle, one, many)
+            self._set = one, many
+        code = int(llama_decode(handle, batch))
+        if measured:
+            space.end()
+        return code

@@ -10,8 +10,8 @@ import pytest
 from slm_edge.benchmarks.made.random_base import make_shape
 from slm_edge.devices.catalogue.shapes import find_shape
 from slm_edge.edge.gguf.base import BaseInfo
-from slm_edge.edge.llama.kernels import copied_spans, cpu_features, repacked_tensors
 from slm_edge.edge.llama.mapped_pages import let_go
+from slm_edge.edge.llama.model import copied_spans, cpu_features, repacked_tensors
 from slm_edge.edge.memory.fit import fit, maps_well, plan_session
 from slm_edge.edge.memory.plan import plan_memory
 from slm_edge.edge.session.session import Session

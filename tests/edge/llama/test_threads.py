@@ -77,7 +77,7 @@ def test_beside_busy_processes_fewer_threads_give_the_same_tokens(base, tmp_path
     with Session.of_files(base, files, threads=default_threads(), n_ctx_tokens=SPLIT_TOKENS) as session:
         alone = session.ask("How many?", **settings).token_ids
     room = Room()
-    monkeypatch.setattr("slm_edge.edge.llama.decode.room", lambda: room)
+    monkeypatch.setattr("slm_edge.edge.system.load.room", lambda: room)
     spawn = multiprocessing.get_context("spawn")
     end_s = time.monotonic() + 60
     others = [spawn.Process(target=spin, args=(end_s,), daemon=True) for _ in range(usable_cpus())]

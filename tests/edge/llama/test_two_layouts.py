@@ -16,8 +16,7 @@ from slm_edge.edge.errors import DoesNotFitError
 from slm_edge.edge.gguf.base import BaseInfo
 from slm_edge.edge.gguf.types import GgmlType
 from slm_edge.edge.llama.context import Context
-from slm_edge.edge.llama.kernels import cpu_features, faster_as_stored
-from slm_edge.edge.llama.model import Model
+from slm_edge.edge.llama.model import Model, cpu_features, faster_as_stored
 from slm_edge.edge.llama.sampling import Sampler, Sampling
 from slm_edge.edge.llama.two_layouts import LEAST_TOKENS, StoredModel, TwoLayouts
 from slm_edge.edge.memory.fit import fit, layouts, plan_session

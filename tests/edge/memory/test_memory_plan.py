@@ -18,8 +18,7 @@ from slm_edge.edge.errors import DoesNotFitError, InputError
 from slm_edge.edge.gguf.base import BaseInfo
 from slm_edge.edge.llama.binding import quiet_logs
 from slm_edge.edge.llama.context import Context
-from slm_edge.edge.llama.kernels import cpu_features, repacked_tensors
-from slm_edge.edge.llama.model import Model
+from slm_edge.edge.llama.model import Model, cpu_features, repacked_tensors
 from slm_edge.edge.memory.fit import fit, plan_session
 from slm_edge.edge.memory.plan import MIB, ContextSize, plan_memory
 from slm_edge.edge.pack.write import NewAdapter, build_pack

@@ -11,8 +11,7 @@ from slm_edge.edge.gguf.base import BaseInfo
 from slm_edge.edge.gguf.file import GgufFile
 from slm_edge.edge.gguf.types import GgmlType
 from slm_edge.edge.llama.context import Context
-from slm_edge.edge.llama.kernels import cpu_features
-from slm_edge.edge.llama.model import Model
+from slm_edge.edge.llama.model import Model, cpu_features
 from slm_edge.edge.pack.card import TaskCard
 from slm_edge.edge.pack.pack import Pack
 from slm_edge.edge.session.exactness import TILE_ROWS, Exactness, tiled_products
