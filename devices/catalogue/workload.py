@@ -16,7 +16,7 @@ from typing import Final
 from ...edge.errors import UnsupportedError
 from ...edge.gguf.file import GgufFile
 from ...edge.gguf.types import GgmlType
-from ...edge.memory.layers import kept_of
+from ...edge.llama.states import kept_of
 from .quant_mix import LABELS, types_of
 from .shapes import ModelShape
 

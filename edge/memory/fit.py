@@ -12,10 +12,10 @@ from typing import Any, Final
 from ..errors import DoesNotFitError
 from ..gguf.base import BaseInfo
 from ..llama.model import cpu_features, faster_as_stored, repacked_tensors
+from ..llama.states import kept_of
 from ..options import BATCH_TOKENS, CHUNK_TOKENS, DEFAULT_BUDGET_BYTES, MOST_LOADED, EngineOptions
 from ..system.machine import CAN_LET_GO, available_bytes, default_threads, machine_bytes, memory_limit_bytes
 from ..written import human_bytes
-from .layers import kept_of
 from .plan import ContextSize, MemoryPlan, plan_memory
 
 DEFAULT_CTX_TOKENS: Final = 2048

@@ -21,10 +21,10 @@ from typing import Any, Final
 from ..gguf.base import BaseInfo
 from ..gguf.file import GgufFile
 from ..llama.model import cpu_features, repacked_tensors
+from ..llama.states import Kept, kept_of
 from ..options import BATCH_TOKENS, KvType
 from ..system.machine import CAN_LET_GO
 from ..written import human_bytes
-from .layers import Kept, kept_of
 
 MIB: Final = 1 << 20
 # llama.cpp rounds the cells of a KV cache up to this.
