@@ -241,6 +241,8 @@ def template_args_of(given: Mapping[str, Any]) -> dict[str, Any] | None:
     Raises:
         InputError: a file or a value that is not of its form.
     """
+    if not given["template_args"] and all(given[name] is None for name in ("tools", "documents", "date", "think")):
+        return None
     from ..files.read import loads_json, read_text
     from ..gguf.template_arguments import MOST_ARGUMENT_BYTES, checked_arguments
 
@@ -255,7 +257,7 @@ def template_args_of(given: Mapping[str, Any]) -> dict[str, Any] | None:
             if not isinstance(told[name], list):
                 raise InputError(f"is no JSON list of {name}", where=path)
     told |= {name: given[name] for name in ("date", "think") if given[name] is not None}
-    return checked_arguments(told) if told else None
+    return checked_arguments(told)
 
 
 def engine_options_of(given: Mapping[str, Any]) -> "EngineOptions":
