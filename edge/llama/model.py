@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import EngineError, InputError
-from ..files.watch import FileWatch, expect_mapped
+from ..files.read import FileWatch, expect_mapped
 from ..gguf.base import BaseInfo
 from ..gguf.file import GgufFile, TensorInfo
 from ..gguf.types import GgmlType

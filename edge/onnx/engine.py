@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from ..errors import DoesNotFitError, EngineError, InputError
 from ..extras import extra_hint
-from ..files.watch import expect_mapped
+from ..files.read import expect_mapped
 from ..system.huge_pages import to_huge_pages
 from ..system.machine import default_threads
 from .adapter import Array

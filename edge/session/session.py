@@ -20,8 +20,7 @@ from ..answer.base import SessionBase
 from ..answer.engine import Worker
 from ..answer.settings import Choice
 from ..errors import InputError
-from ..files.read import sha256_file
-from ..files.watch import FileWatch
+from ..files.read import FileWatch, sha256_file
 from ..gguf.adapter import check_adapter
 from ..gguf.base import BaseInfo
 from ..gguf.chat_template import ChatTemplate, Message
