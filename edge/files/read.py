@@ -15,7 +15,6 @@ instruction that read would be run again. What can be done is to say what happen
 """
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
@@ -324,6 +323,8 @@ def _catch_cuts() -> None:
     global _cut_handler
     if _cut_handler is not None or sys.platform == "win32":
         return
+    import ctypes
+
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(_end_with_reason)
     # Not by Python's `signal`: its handlers wait for the interpreter, while the read is tried again and again.
     set_handler = ctypes.CDLL(None).signal

@@ -7,6 +7,7 @@ import pytest
 import transformers
 from build_gguf import WINDOW_TOKENS, tiny_adapter, tiny_base
 from build_other import OTHERS, other_base
+from build_walks import adapters_of, same, some_text
 from click.testing import CliRunner
 from slm_edge.edge.cli.main import cli
 from slm_edge.edge.errors import DoesNotFitError, InputError, UnsupportedError
@@ -20,8 +21,6 @@ from slm_edge.edge.prefix.cache import PrefixCache
 from slm_edge.edge.prefix.chunks import KvRecord, PrefixStore, Section
 from slm_edge.edge.session.session import Session
 
-WORDS = ("the", "world", "and", "rest", "of", "it", "again", "he", "was", "on", "her", "way", "to", "sea", "light")
-
 
 @pytest.fixture(scope="module", params=["lfm2", "qwen35", "granitehybrid"])
 def base(request, tmp_path_factory):
@@ -33,68 +32,8 @@ def two(base):
     return adapters_of(base)
 
 
-def adapters_of(base):
-    info = BaseInfo.open(base)
-    targets = [part.name.split(".")[-1] for part in info.family.block if part.is_matrix]
-    return {
-        name: (tiny_adapter(base.with_name(f"{name}.gguf"), base, seed=seed, targets=targets, size=0.5), None)
-        for seed, name in enumerate("ab", 1)
-    }
-
-
 def opened(base, adapters, **options):
     return Session.of_files(base, adapters, **({"threads": 1} | options))
-
-
-def some_text(rng, n_words):
-    return " ".join(WORDS[int(i)] for i in rng.integers(len(WORDS), size=n_words))
-
-
-def same(one, other):
-    return np.array_equal(one.view(np.uint32), other.view(np.uint32))
-
-
-def test_random_conversations_are_bit_for_bit_those_of_a_fresh_session(base, two):
-    rng = np.random.default_rng(0)
-    systems = [some_text(rng, 100), some_text(rng, 30), None]
-    conversation, n_kept = [], 0
-    with opened(base, two) as session:
-        assert session.model.memory.has_state and not session.plan.choices.both_layouts
-        for _ in range(20):
-            if not conversation or rng.random() < 0.3 or sum(len(m["content"]) for m in conversation) > 900:
-                system = systems[int(rng.integers(3))]
-                conversation = [{"role": "system", "content": system}] if system else []
-            conversation = [*conversation, {"role": "user", "content": some_text(rng, int(rng.integers(1, 90)))}]
-            name, max_tokens = [None, "a", "b"][int(rng.integers(3))], int(rng.integers(1, 40))
-            answer = session.use(name).ask(conversation, max_tokens=max_tokens)
-            logits = session.context.logits()
-            with opened(base, two, prefix_budget_bytes=0) as fresh:
-                expected = fresh.use(name).ask(conversation, max_tokens=max_tokens)
-                assert answer.token_ids == expected.token_ids
-                assert same(logits, fresh.context.logits())
-            n_kept += answer.n_kept_tokens > 0
-            conversation = [*conversation, {"role": "assistant", "content": answer.text or "x"}]
-    assert n_kept >= 6
-
-
-def test_answers_at_once_share_beginnings(base, two):
-    rng = np.random.default_rng(2)
-    system = some_text(rng, 150)
-    prompts = [some_text(rng, n) for n in (3, 60, 90, 5)]
-    names = ["a", None, "a", "a"]
-    with opened(base, two) as session:
-        expected = [
-            session.ask(prompt, system=system, adapter=name, max_tokens=6).token_ids
-            for prompt, name in zip(prompts, names, strict=True)
-        ]
-    with opened(base, two, n_parallel=3) as session:
-        waiting = [
-            session.submit(prompt, system=system, adapter=name, max_tokens=6)
-            for prompt, name in zip(prompts, names, strict=True)
-        ]
-        answers = [pending.result() for pending in waiting]
-    assert [answer.token_ids for answer in answers] == expected
-    assert [answer.n_kept_tokens > CHUNK_TOKENS for answer in answers].count(True) == 2
 
 
 def test_nothing_is_guessed_and_a_prefix_lasts_on_disk(base, two, tmp_path):

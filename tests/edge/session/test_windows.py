@@ -3,15 +3,12 @@
 import numpy as np
 import pytest
 from build_gguf import WINDOW_TOKENS, tiny_adapter, tiny_base
+from build_walks import same, some_text
 from slm_edge.edge.llama.context import Context
 from slm_edge.edge.llama.model import Model
 from slm_edge.edge.options import CHUNK_TOKENS
 from slm_edge.edge.session.session import Session
 
-WORDS = [
-    *("the", "world", "and", "the", "rest", "of", "it", "again", "he", "was", "on", "her", "way"),
-    *("to", "see", "the", "sea", "in", "the", "morning", "light", "of", "day"),
-]
 N_CTX_TOKENS = 3072
 
 
@@ -29,41 +26,6 @@ def two(base):
 
 def opened(base, adapters, **options):
     return Session.of_files(base, adapters, **({"threads": 1, "n_ctx_tokens": N_CTX_TOKENS} | options))
-
-
-def some_text(rng, n_words):
-    return " ".join(WORDS[int(i)] for i in rng.integers(len(WORDS), size=n_words))
-
-
-def same(one, other):
-    return np.array_equal(one.view(np.uint32), other.view(np.uint32))
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_random_conversations_are_bit_for_bit_those_of_a_fresh_session(base, two, seed):
-    rng = np.random.default_rng(seed)
-    systems = [some_text(rng, 120), some_text(rng, 30), None]
-    conversation, kept, longest = [], [], 0
-    with opened(base, two) as session:
-        for _ in range(25):
-            if not conversation or rng.random() < 0.25 or sum(len(m["content"]) for m in conversation) > 3000:
-                system = systems[int(rng.integers(3))]
-                conversation = [{"role": "system", "content": system}] if system else []
-            conversation = [*conversation, {"role": "user", "content": some_text(rng, int(rng.integers(1, 200)))}]
-            name = [None, "a", "b"][int(rng.integers(3))]
-            max_tokens = int(rng.integers(1, 60))
-            answer = session.use(name).ask(conversation, max_tokens=max_tokens)
-            logits = session.context.logits()
-            with opened(base, two, prefix_budget_bytes=0) as fresh:
-                expected = fresh.use(name).ask(conversation, max_tokens=max_tokens)
-                assert answer.token_ids == expected.token_ids
-                assert same(logits, fresh.context.logits())
-            kept.append(answer.n_kept_tokens)
-            longest = max(longest, answer.n_prompt_tokens)
-            conversation = [*conversation, {"role": "assistant", "content": answer.text or "x"}]
-        assert session.prefixes.store.n_restored == sum(n > 0 for n in kept) >= 8
-    # Beyond what the cells of the windows hold
-    assert longest > 3 * (WINDOW_TOKENS + 2 * CHUNK_TOKENS)
 
 
 def test_a_conversation_goes_on_from_what_was_kept(base):
@@ -98,26 +60,6 @@ def test_what_is_put_back_in_another_order_would_differ(base, two, monkeypatch):
     assert all(map(same, last_logits(), last_logits(prefix_budget_bytes=0)))
     monkeypatch.setattr(Context, "settle", lambda self, sequence: None)
     assert not all(map(same, last_logits(), last_logits(prefix_budget_bytes=0)))
-
-
-def test_answers_at_once_share_beginnings(base, two):
-    rng = np.random.default_rng(2)
-    system = some_text(rng, 150)
-    prompts = [some_text(rng, n) for n in (3, 90, 200, 5)]
-    names = ["a", None, "a", "a"]
-    with opened(base, two) as session:
-        expected = [
-            session.ask(prompt, system=system, adapter=name, max_tokens=8).token_ids
-            for prompt, name in zip(prompts, names, strict=True)
-        ]
-    with opened(base, two, n_parallel=3) as session:
-        waiting = [
-            session.submit(prompt, system=system, adapter=name, max_tokens=8)
-            for prompt, name in zip(prompts, names, strict=True)
-        ]
-        answers = [pending.result() for pending in waiting]
-    assert [answer.token_ids for answer in answers] == expected
-    assert sum(answer.n_kept_tokens > 0 for answer in answers) == 2
 
 
 def test_a_prefix_lasts_on_disk(base, two, tmp_path):
