@@ -14,7 +14,7 @@ rules that cannot be kept, or more work than the engine gets done in time (`Busy
 """
 
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack, get_args
 
@@ -215,11 +215,16 @@ class Engine:
         return self._host.session.template.source
 
     def prompt_tokens(
-        self, prompt: Prompt, adapter: AdapterName | LeftOut = LEFT_OUT, *, system: str | None = None
+        self,
+        prompt: Prompt,
+        adapter: AdapterName | LeftOut = LEFT_OUT,
+        *,
+        system: str | None = None,
+        template_args: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Token ids of a prompt, through the chat template; arguments and errors as `submit`."""
+        """Token ids of a prompt, through the chat template; arguments, settings and errors as `submit`."""
         bound, _ = self._host.bound(prompt, self._named(adapter))
-        return self._host.front.rendered(prompt, system, bound.choice.card).ids
+        return self._host.front.rendered(prompt, system, bound.choice.card, None, template_args).ids
 
     def count(self, prompt: Prompt, adapter: AdapterName | LeftOut = LEFT_OUT, *, system: str | None = None) -> int:
         """How many tokens a prompt is, through the chat template; arguments and errors as `submit`."""
@@ -244,6 +249,8 @@ class Engine:
             self._host.front.router is not None,
             self.default_adapter,
             self._host.adapter_facts(),
+            session.template.argument_names,
+            session.template.thinking_form is not None,
         )
 
     def load(
