@@ -9,7 +9,7 @@ import msgspec
 
 from ...edge.errors import InputError
 from ...edge.openai.checks import decoded
-from ...edge.openai.conversation import conversation, rules_of, settings_of
+from ...edge.openai.conversation import conversation, rules_asked, settings_of
 from ...edge.openai.faults import Fault
 from ...edge.openai.fields import ChatRequest, CompletionRequest, DetokenizeRequest, ResponsesRequest, TokenizeRequest
 from ...edge.openai.responses import as_chat
@@ -97,7 +97,7 @@ class RequestKind:
             if isinstance(request, ChatRequest):
                 conversation(request.messages)
                 settings_of(request, request.max_tokens, 2048)
-                rules_of(request.response_format)
+                rules_asked(request, request.response_format)
                 choice_of(request, _TEMPLATE)
             return msgspec.json.encode(ignored)
         except Fault as fault:

@@ -106,7 +106,7 @@ class SessionBase(NotCopied, Choosing[RowsT]):
         """
         cls._check_options(options)
         pack = pack if isinstance(pack, Pack) else Pack.open(pack)
-        adapters = cls._adapters_in(pack)
+        adapters = cls.adapters_in(pack)
         default = pack.default_adapter if pack.default_adapter in adapters else None
         router = None
         # Told before anything is fetched or loaded

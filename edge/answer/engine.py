@@ -176,7 +176,7 @@ class Engine(abc.ABC, Generic[RowsT]):
 
     @classmethod
     @abc.abstractmethod
-    def _adapters_in(cls, pack: Pack) -> dict[str, PackedAdapter]:
+    def adapters_in(cls, pack: Pack) -> dict[str, PackedAdapter]:
         """The pack's adapters in the engine's format."""
 
     @classmethod
@@ -188,6 +188,11 @@ class Engine(abc.ABC, Generic[RowsT]):
     @abc.abstractmethod
     def loose(cls, base: Any, name: str, path: Path, card: TaskCard | None) -> PackedAdapter:
         """A loose adapter; InputError if the file is not there."""
+
+    @property
+    @abc.abstractmethod
+    def base_path(self) -> Path:
+        """The base's file, or its folder, as the class takes it."""
 
     @abc.abstractmethod
     def _load(self, choice: Choice, swap: Swap | None) -> None:

@@ -119,6 +119,8 @@ class Settings(TypedDict, total=False):
 
     max_tokens: its longest length.
     temperature, top_k, top_p, min_p, seed: as in `sampling.Sampling`.
+    frequency_penalty, presence_penalty, repeat_penalty, repeat_last_n, logit_bias: likewise; task cards say nothing of
+        these.
     stop: texts that end the answer, in place of the card's.
     grammar: what the answer keeps to, in place of the card's; "" for none. A text is GBNF; `grammar.rules` has
         `schema_grammar` for a JSON schema, and others.
@@ -133,6 +135,11 @@ class Settings(TypedDict, total=False):
     top_p: float | None
     min_p: float | None
     seed: int | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    repeat_penalty: float | None
+    repeat_last_n: int | None
+    logit_bias: Mapping[int, float] | None
     stop: str | Sequence[str] | None
     grammar: "Rules | str | None"
     template_args: Mapping[str, Any] | None
@@ -151,10 +158,13 @@ def arguments_of(
     """
     if template_args is None and tools is None and not card.template:
         return {}
+    from ..gguf.chat_template import THINKING_SWITCHES
     from ..gguf.template_arguments import checked_arguments
 
-    called = {} if tools is None else {"tools": list(tools)}
-    return checked_arguments({**card.template, **checked_arguments(template_args or {}), **called})
+    called = {**checked_arguments(template_args or {}), **({} if tools is None else {"tools": list(tools)})}
+    # "think" stands for the template's own word, which the card may have
+    hidden = THINKING_SWITCHES if called.get("think") is not None else ()
+    return checked_arguments({**{name: one for name, one in card.template.items() if name not in hidden}, **called})
 
 
 def sampling_of(card: TaskCard, settings: Settings) -> Sampling:
@@ -162,7 +172,11 @@ def sampling_of(card: TaskCard, settings: Settings) -> Sampling:
     values: dict[str, Any] = {}
     for entry in dataclasses.fields(Sampling):
         given = settings.get(entry.name)
-        values[entry.name] = getattr(card, entry.name) if given is None else given
+        if given is None:
+            # What no card says is as where nothing is said.
+            given = getattr(card, entry.name, None)
+        if given is not None:
+            values[entry.name] = given
     return Sampling(**values)
 
 

@@ -235,12 +235,13 @@ class Request:
     thinking: "Thinking | None" = None
 
     def sampler(self, vocab: Vocab) -> Sampler:
-        """A new sampler; errors as `grammar.matcher.Grammar`."""
+        """A new sampler; errors as `grammar.matcher.Grammar`, and InputError for a bias of a token that is not."""
+        self.sampling.check_tokens(vocab.n_tokens)
         if self.grammar is None:
-            return Sampler(self.sampling)
+            return Sampler(self.sampling, None, self.prompt)
         from ..grammar.matcher import Grammar
 
-        return Sampler(self.sampling, Grammar(self.grammar, vocab))
+        return Sampler(self.sampling, Grammar(self.grammar, vocab), self.prompt)
 
 
 class Stream(Iterator[str]):

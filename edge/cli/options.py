@@ -43,6 +43,13 @@ def answer_options(command: Command) -> Command:
         click.option("--top-k", type=click.IntRange(0), help="Draw from the K likeliest tokens; 0 for all."),
         click.option("--top-p", type=click.FloatRange(0, 1), help="Draw from the likeliest that add up to P."),
         click.option("--min-p", type=click.FloatRange(0, 1), help="Draw from those with P of the likeliest's chance."),
+        click.option(
+            "--repeat-penalty",
+            type=click.FloatRange(0, 100, min_open=True),
+            help="Divides the logits of what the last 64 tokens hold; 1 does nothing.",
+        ),
+        click.option("--frequency-penalty", type=click.FloatRange(-2, 2), help="For each time that it was said."),
+        click.option("--presence-penalty", type=click.FloatRange(-2, 2), help="For what was said at all."),
         click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends the answer; repeatable."),
         threads_option,
         click.option(
@@ -282,6 +289,9 @@ def settings_of(given: Mapping[str, Any]) -> "Settings":
         "top_k": given["top_k"],
         "top_p": given["top_p"],
         "min_p": given["min_p"],
+        "repeat_penalty": given["repeat_penalty"],
+        "frequency_penalty": given["frequency_penalty"],
+        "presence_penalty": given["presence_penalty"],
         "stop": given["stop"] or None,
         "grammar": grammar_rules(given["schema"], given["grammar"], given["regex"], given["lark"]),
         "template_args": template_args_of(given),

@@ -203,6 +203,7 @@ def _run(
     from ..serve.server import Server
 
     setup.served = source.base if source.pack is None else source.pack.folder
+    setup.loras = {one.name: one.file for one in source.loras}
     setup.base_path = source.base if source.pack is None else source.pack.base_path(allow_pull=True)
 
     following = contextlib.ExitStack()

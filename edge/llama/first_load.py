@@ -15,6 +15,7 @@ import platform
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,11 +66,34 @@ def try_first_load(
     sha256 = sha256 or sha256_file(path)
     if held_before(sha256):
         return
-    size_bytes = path.stat().st_size
-    timeout_s = timeout_s or _LEAST_TIMEOUT_S + size_bytes / _BYTES_PER_S
+    timeout_s = timeout_s or time_for(path.stat().st_size)
+    arguments = (str(path.absolute()), str(int(timeout_s)))
+    told = told_by_child("slm_edge.edge.llama.first_load", arguments, path, why=why, timeout_s=timeout_s)
+    if not told["held"]:
+        fault = str(told["fault"])
+        if told["kind"] == EngineError.__name__:
+            raise EngineError(fault, where=path, problems=[str(one) for one in told["problems"]])
+        raise _died(fault, path, why, "")
+    remember_held(sha256)
+
+
+def time_for(n_bytes: int) -> float:
+    """Seconds in which so many bytes are loaded and used, on a slow board too."""
+    return _LEAST_TIMEOUT_S + n_bytes / _BYTES_PER_S
+
+
+def told_by_child(
+    module: str, arguments: Sequence[str], path: Path, *, why: tuple[str, ...] = (), timeout_s: float
+) -> dict[str, Any]:
+    """What a module tells that runs as a child process and uses a file: its JSON, with "held" true or false.
+
+    Raises:
+        DamagedError: it dies, tells nothing, or does not end.
+        DoesNotFitError: it was killed for want of memory.
+    """
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "slm_edge.edge.llama.first_load", str(path.absolute()), str(int(timeout_s))],
+            [sys.executable, "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -85,15 +109,12 @@ def try_first_load(
     if child.returncode < 0:
         raise _died(f"ends by signal {-child.returncode} ({signal.Signals(-child.returncode).name})", path, why, said)
     try:
-        told = json.loads(child.stdout)
-        fault = None if told["held"] else str(told["fault"])
+        told: dict[str, Any] = json.loads(child.stdout)
+        if not told["held"]:
+            _ = told["fault"], told["kind"], told["problems"]
     except (ValueError, KeyError, TypeError):
         raise _died(f"ends with code {child.returncode}", path, why, said) from None
-    if fault is not None:
-        if told["kind"] == EngineError.__name__:
-            raise EngineError(fault, where=path, problems=[str(one) for one in told["problems"]])
-        raise _died(fault, path, why, "")
-    remember_held(sha256)
+    return told
 
 
 def _engine() -> str:
@@ -154,25 +175,30 @@ def _use(path: Path) -> None:
                         raise DamagedError("gives other numbers from the state that it saved")
 
 
-def _child(path: str, timeout_s: str) -> None:
+def tell_of(use: Callable[[], object], n_bytes: int, timeout_s: float) -> None:
+    """In the child: does something within limits of memory and time, and prints what `told_by_child` reads.
+
+    Args:
+        n_bytes: of the files that it uses.
+    """
     if sys.platform != "win32":
         import resource
 
-        room_bytes = 3 * Path(path).stat().st_size + _SPARE_BYTES
         for limit, most in (
             (resource.RLIMIT_CORE, 0),
             (resource.RLIMIT_CPU, int(timeout_s) * (os.cpu_count() or 1)),
-            (resource.RLIMIT_AS, room_bytes),
+            (resource.RLIMIT_AS, 3 * n_bytes + _SPARE_BYTES),
         ):
             hard = resource.getrlimit(limit)[1]
             resource.setrlimit(limit, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     told: dict[str, object] = {"held": True}
     try:
-        _use(Path(path))
+        use()
     except SlmEdgeError as error:
         told = {"held": False, "kind": type(error).__name__, "fault": error.message, "problems": error.problems}
     sys.stdout.write(json.dumps(told))
 
 
 if __name__ == "__main__":
-    _child(*sys.argv[1:])
+    tried = Path(sys.argv[1])
+    tell_of(lambda: _use(tried), tried.stat().st_size, int(sys.argv[2]))

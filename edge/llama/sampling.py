@@ -8,9 +8,11 @@ with Sampler(Sampling(temperature=0.7, seed=1)) as sampler:
 """
 
 import ctypes
+import math
 import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +25,8 @@ from .context import Context
 if TYPE_CHECKING:
     from ..grammar.matcher import Grammar
 
+# Of a logit, whichever way: more changes nothing that less does not
+MOST_PENALTY = 100.0
 # Above this value llama.cpp draws a seed itself (LLAMA_DEFAULT_SEED), which would be lost to the user.
 MAX_SEED = (1 << 32) - 2
 # Of the likeliest one's probability: sorted are those above the first of these shares that the nucleus lies above.
@@ -36,7 +40,7 @@ _PART = 4096
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling settings; the order of application is top-k, top-p, min-p, temperature, draw.
+    """Sampling settings; the order of application is bias, penalties, rules, top-k, top-p, min-p, temperature, draw.
 
     Attributes:
         temperature: 0 always takes the likeliest token; the other values then do nothing.
@@ -44,6 +48,14 @@ class Sampling:
         top_p: keep the likeliest whose probabilities first add up to p; 1 keeps all.
         min_p: keep those with at least p times the likeliest's probability; 0 keeps all.
         seed: the same seed gives the same text; None draws one.
+        frequency_penalty, presence_penalty: taken off a token's logit for each time that it is in the answer already,
+            and once if it is; below 0 it becomes likelier.
+        repeat_penalty: the logit of a token that is in the prompt or the answer is divided by it, or multiplied where
+            it is below 0; 1 does nothing.
+        repeat_last_n: so many tokens before the next one count for `repeat_penalty`; -1 for all.
+        logit_bias: token id -> what is added to its logit; minus infinity for never.
+
+    All but `temperature` to `seed` also count where the likeliest token is taken.
 
     Raises:
         InputError: values out of range; all are named.
@@ -54,6 +66,11 @@ class Sampling:
     top_p: float = 0.95
     min_p: float = 0.05
     seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         problems = []
@@ -68,8 +85,85 @@ class Sampling:
         ]
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
             problems.append(f"seed is {self.seed}; it must be between 0 and {MAX_SEED}")
+        problems += [
+            f"{name} is {value}; it must be between -{MOST_PENALTY:g} and {MOST_PENALTY:g}"
+            for name, value in (
+                ("frequency_penalty", self.frequency_penalty),
+                ("presence_penalty", self.presence_penalty),
+            )
+            if not -MOST_PENALTY <= value <= MOST_PENALTY
+        ]
+        if not 0 < self.repeat_penalty <= MOST_PENALTY:
+            problems.append(f"repeat_penalty is {self.repeat_penalty}; it must be above 0 and at most {MOST_PENALTY:g}")
+        if self.repeat_last_n < -1:
+            problems.append(f"repeat_last_n is {self.repeat_last_n}; it must be -1 or more")
+        problems += [
+            f"logit_bias of {token_id!r} is {bias!r}; token ids have numbers, or minus infinity"
+            for token_id, bias in self.logit_bias.items()
+            if not isinstance(token_id, int)
+            or token_id < 0
+            or not isinstance(bias, (int, float))
+            or not bias < math.inf
+        ][:3]
         if problems:
             raise InputError("the sampling settings are not valid", problems=problems)
+
+    @property
+    def bends(self) -> bool:
+        """Whether logits are changed before a token is chosen."""
+        penalties = self.frequency_penalty, self.presence_penalty, self.repeat_penalty - 1
+        return any(penalties) or bool(self.logit_bias)
+
+    def check_tokens(self, n_vocab: int) -> None:
+        """Raises InputError where a bias is for a token that there is not."""
+        wrong = next((token_id for token_id in self.logit_bias if token_id >= n_vocab), None)
+        if wrong is not None:
+            raise InputError(f"there is no token {wrong}; ids are 0 to {n_vocab - 1}", where="logit_bias")
+
+
+class _Bend:
+    """Logits with the biases and the penalties for what was there before.
+
+    Args:
+        prompt: what `repeat_penalty` counts beside the answer.
+    """
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
+        self._sampling = sampling
+        self._bias_ids = np.fromiter(sampling.logit_bias, np.intp)
+        self._biases = np.fromiter(sampling.logit_bias.values(), np.float32)
+        self._said: Counter[int] = Counter()
+        n_last = sampling.repeat_last_n if sampling.repeat_penalty != 1 else 0
+        self._last = deque(prompt, None if n_last < 0 else n_last)
+        self._recent = Counter(self._last)
+
+    def of(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Logits, (n_vocab,), as they are to be chosen from."""
+        bent = logits.copy()
+        bent[self._bias_ids] += self._biases
+        how = self._sampling
+        if self._recent:
+            ids = np.fromiter(self._recent, np.intp, len(self._recent))
+            seen = bent[ids]
+            bent[ids] = np.where(seen > 0, seen / np.float32(how.repeat_penalty), seen * np.float32(how.repeat_penalty))
+        if self._said and (how.frequency_penalty or how.presence_penalty):
+            ids = np.fromiter(self._said, np.intp, len(self._said))
+            n_times = np.fromiter(self._said.values(), np.float32, len(self._said))
+            bent[ids] -= np.float32(how.frequency_penalty) * n_times + np.float32(how.presence_penalty)
+        return bent
+
+    def add(self, token_id: int) -> None:
+        """It was chosen."""
+        self._said[token_id] += 1
+        if self._last.maxlen == 0:
+            return
+        if len(self._last) == self._last.maxlen:
+            gone = self._last[0]
+            self._recent[gone] -= 1
+            if not self._recent[gone]:
+                del self._recent[gone]
+        self._last.append(token_id)
+        self._recent[token_id] += 1
 
 
 class Sampler(NotCopied):
@@ -77,13 +171,15 @@ class Sampler(NotCopied):
 
     Args:
         grammar: what the answer must keep to; closed with the sampler.
+        prompt: token ids before the answer, for `repeat_penalty`.
 
     Attributes:
         seed: the one in use; None when greedy.
     """
 
-    def __init__(self, sampling: Sampling, grammar: "Grammar | None" = None) -> None:
+    def __init__(self, sampling: Sampling, grammar: "Grammar | None" = None, prompt: Sequence[int] = ()) -> None:
         self._grammar = grammar
+        self._bend = _Bend(sampling, prompt) if sampling.bends else None
         self.seed: int | None = None
         # None: the likeliest is taken.
         self._chain: Any = None
@@ -104,7 +200,7 @@ class Sampler(NotCopied):
         Raises:
             EngineError: the logits are no numbers, or no token continues the grammar.
         """
-        if self._grammar is not None:
+        if self._grammar is not None or self._bend is not None:
             return self.sample_row(context.logits_view(i))
         if self._chain is None or self._top_p is not None:
             # llama.cpp's greedy sampler would first write a row of 12 bytes for each of the vocabulary.
@@ -114,6 +210,13 @@ class Sampler(NotCopied):
 
     def sample_row(self, logits: npt.NDArray[np.float32]) -> int:
         """As `sample`, from logits, shape (n_vocab,), that need not be llama.cpp's own."""
+        if self._bend is None:
+            return self._within_rules(logits)
+        token_id = self._within_rules(self._bend.of(logits))
+        self._bend.add(token_id)
+        return token_id
+
+    def _within_rules(self, logits: npt.NDArray[np.float32]) -> int:
         grammar = self._grammar
         if grammar is None:
             return self._draw(logits)
@@ -128,7 +231,9 @@ class Sampler(NotCopied):
         return token_id
 
     def masked(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The logits, (n_vocab,), with minus infinity for what the grammar does not allow next."""
+        """The logits, (n_vocab,), that the next token is chosen from: with biases and penalties, and minus infinity for
+        what the grammar does not allow next."""
+        logits = logits if self._bend is None else self._bend.of(logits)
         return logits if self._grammar is None else self._grammar.mask(logits)
 
     def n_allowed(self, token_ids: Sequence[int]) -> int:

@@ -96,13 +96,19 @@ class OnnxSession(SessionBase[OnnxRows]):
         return onnx_folder(pack)
 
     @classmethod
-    def _adapters_in(cls, pack: Pack) -> dict[str, PackedAdapter]:
+    def adapters_in(cls, pack: Pack) -> dict[str, PackedAdapter]:
+        """A pack's adapters by name."""
         onnx_folder(pack)
         return onnx_adapters(pack)
 
     @classmethod
     def _opened(cls, base_path: str | os.PathLike[str]) -> OnnxBase:
         return OnnxBase.open(base_path)
+
+    @property
+    def base_path(self) -> Path:
+        """The base's folder."""
+        return self.base.folder
 
     @classmethod
     def loose(cls, base: Any, name: str, path: Path, card: TaskCard | None) -> PackedAdapter:

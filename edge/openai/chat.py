@@ -9,7 +9,7 @@ from ..scheduler.ticket import Piece
 from .calls import Argued, Begun, CallReader, Form, Said
 from .calls import Event as CallEvent
 from .checks import decoded
-from .conversation import conversation, rules_of, settings_of
+from .conversation import conversation, rules_asked, settings_of, template_args_of
 from .faults import Fault
 from .fields import ChatRequest
 from .logprobs import Spoken, entries
@@ -34,21 +34,25 @@ async def chat(service: Service, call: Call) -> None:
     if request.top_logprobs and not request.logprobs:
         raise Fault(400, "invalid_value", "`top_logprobs` goes with `logprobs`", param="top_logprobs")
     tools = choice_of(request, service.engine.chat_template)
-    rules = rules_of(request.response_format)
+    rules, place = rules_asked(request, request.response_format)
     if tools.rules is not None and rules is not None:
-        raise Fault(
-            400, "unsupported_value", "an answer keeps to a schema or calls tools, not both", param="response_format"
-        )
+        text = "an answer keeps to a schema or calls tools, not both"
+        raise Fault(400, "unsupported_value", text, param=place.partition(".")[0])
     most = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+    settings = settings_of(request, most, service.n_ctx_tokens)
+    effort = request.reasoning_effort
+    settings["template_args"] = template_args_of(
+        request.chat_template_kwargs, effort, "reasoning_effort", service.facts
+    )
     asked = await service.submit(
         call,
         request,
         [messages],  # type: ignore[list-item]
-        settings_of(request, most, service.n_ctx_tokens),
+        settings,
         n=request.n or 1,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         rules=tools.rules or rules,
-        rules_place="tools" if tools.rules is not None else "response_format.json_schema.schema",
+        rules_place="tools" if tools.rules is not None else place,
         tools=tools.shown,
     )
     reply = _Reply(service, request, asked, tools.form)

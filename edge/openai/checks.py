@@ -14,16 +14,10 @@ from .faults import Fault
 RequestT = TypeVar("RequestT", bound=msgspec.Struct)
 
 _OWN_WAY: Final = "`response_format` with a json_schema says what an answer keeps to"
-_NO_REASONING: Final = "the models here do not reason apart from their answer"
 _NOT_STORED: Final = "nothing is stored here; send the whole conversation as `input`"
 _TEMPLATE: Final = "conversations are written with the model's own chat template"
 # Fields that would change the answer, the values that ask for nothing, and what to do instead.
 ONLY: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
-    "presence_penalty": ((0,), ""),
-    "frequency_penalty": ((0,), ""),
-    "repeat_penalty": ((1,), ""),
-    "repetition_penalty": ((1,), ""),
-    "logit_bias": (({},), ""),
     "best_of": ((1,), "`n` gives several answers"),
     "service_tier": (("auto", "default"), ""),
     "store": ((False,), "nothing is stored here"),
@@ -31,18 +25,12 @@ ONLY: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "previous_response_id": ((), _NOT_STORED),
     "conversation": ((), _NOT_STORED),
     "prompt": ((), "nothing is stored here; send the text itself"),
-    "include": (([], ["reasoning.encrypted_content"]), _NO_REASONING),
+    "include": (([], ["reasoning.encrypted_content"]), "nothing else is there to be included"),
     "truncation": (("disabled",), "a conversation that is too long is refused, not cut"),
     "max_tool_calls": ((), "no tool is run here"),
-    "reasoning_effort": (("none", "minimal"), _NO_REASONING),
-    "reasoning": (
-        ({}, {"effort": None}, {"effort": "none"}, {"effort": None, "summary": None}),
-        "the models here do not reason apart from their answer",
-    ),
     "verbosity": (("medium",), "`max_tokens` limits an answer"),
     "modalities": ((["text"],), "text alone is read and written"),
     "audio": ((), "text alone is read and written"),
-    "prediction": ((), ""),
     "web_search_options": ((), "nothing is fetched by this server"),
     "functions": (([],), "use `tools`"),
     "function_call": (("none", "auto"), "use `tool_choice`"),
@@ -52,13 +40,8 @@ ONLY: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "suffix": (("",), ""),
     "lora": (([],), '`adapter` names adapters here: "math", or {"math": 0.7, "code": 0.3}'),
     "grammar": (("",), _OWN_WAY),
-    "guided_json": ((), _OWN_WAY),
-    "guided_regex": ((), _OWN_WAY),
     "guided_grammar": ((), _OWN_WAY),
-    "guided_choice": ((), _OWN_WAY),
-    "structured_outputs": ((), _OWN_WAY),
     "chat_template": ((), _TEMPLATE),
-    "chat_template_kwargs": (({},), _TEMPLATE),
 }
 
 

@@ -7,7 +7,7 @@ from ..answer.stream import Answer
 from ..errors import SlmEdgeError
 from ..scheduler.ticket import Piece
 from .checks import decoded
-from .conversation import conversation, settings_of
+from .conversation import conversation, rules_asked, settings_of, template_args_of
 from .faults import Fault, fault_of
 from .fields import MOST_PROMPTS, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from .logprobs import Spoken, legacy
@@ -46,7 +46,10 @@ async def complete(service: Service, call: Call) -> None:
         if not one:
             raise Fault(400, "invalid_value", "prompt: it is empty", param="prompt")
     settings = settings_of(request, request.max_tokens, service.n_ctx_tokens)
-    asked = await service.submit(call, request, ids, settings, n=n, logprobs=request.logprobs)
+    rules, place = rules_asked(request)
+    asked = await service.submit(
+        call, request, ids, settings, n=n, logprobs=request.logprobs, rules=rules, rules_place=place
+    )
     reply = _Reply(service, request, asked)
     if request.stream:
         await stream(service, call, asked, reply)
@@ -114,6 +117,7 @@ async def tokenize(service: Service, call: Call) -> None:
     if request.add_special:
         raise Fault(400, "unsupported_value", "the chat template writes what a prompt begins with", param="add_special")
     messages = None if request.messages is None else conversation(request.messages)
+    told = template_args_of(request.chat_template_kwargs, None, "", service.facts)
 
     def work() -> list[int]:
         if messages is None:
@@ -121,7 +125,7 @@ async def tokenize(service: Service, call: Call) -> None:
         catalogue = service.catalogue()
         found = catalogue.found(request.model or catalogue.base_name, call.may_ask)
         adapter = None if found == catalogue.base_name else found
-        return service.engine.prompt_tokens(messages, adapter)  # type: ignore[arg-type]
+        return service.engine.prompt_tokens(messages, adapter, template_args=told)  # type: ignore[arg-type]
 
     def with_pieces(ids: list[int]) -> list[Any]:
         if not request.with_pieces:

@@ -1,18 +1,21 @@
 """A request's messages as the engine takes them, its settings, and the rules that its answer keeps to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ..answer.settings import Settings
 from ..errors import SlmEdgeError
+from ..scheduler.stats import EngineFacts
 from .faults import Fault, fault_of
-from .fields import ChatMessage, Drawn, Part, ResponseFormat, Streamed
+from .fields import ChatMessage, Drawn, Part, ResponseFormat, Streamed, StructuredOutputs
 
 if TYPE_CHECKING:
     from ..grammar.rules import Rules
 
 # Seeds of the engine are below; others are folded into them, always in the same way.
 N_SEEDS: Final = (1 << 32) - 1
+# What clients call a switch for thinking, whatever the template in use calls it
+_SWITCHES: Final = ("think", "thinking", "enable_thinking")
 SCHEMA_PLACE: Final = "response_format.json_schema.schema"
 
 
@@ -99,9 +102,130 @@ def settings_of(request: Drawn, max_tokens: int | None, n_ctx_tokens: int) -> Se
         "top_k": 0 if request.top_k == -1 else request.top_k,
         "min_p": request.min_p,
         "seed": None if request.seed is None else request.seed % N_SEEDS,
+        "frequency_penalty": request.frequency_penalty,
+        "presence_penalty": request.presence_penalty,
+        "repeat_penalty": request.repeat_penalty,
+        "repeat_last_n": request.repeat_last_n,
+        "logit_bias": _biases(request.logit_bias),
         "stop": stop or None,
     }
+    if request.repetition_penalty not in (None, 1):
+        if request.repeat_penalty not in (None, 1):
+            text = "`repetition_penalty` counts all tokens and `repeat_penalty` the last ones; give one of them"
+            raise Fault(400, "invalid_value", text, param="repeat_penalty")
+        settings |= {"repeat_penalty": request.repetition_penalty, "repeat_last_n": -1}
     return settings
+
+
+def _biases(given: Mapping[str, float] | None) -> dict[int, float] | None:
+    """By token id."""
+    for name in given or ():
+        if not name.isascii() or not name.isdigit() or len(name) > 10:
+            text = f"{name[:40]!r} is no token's id; /tokenize has the ids of a text"
+            raise Fault(400, "invalid_value", text, param="logit_bias")
+    return {int(name): bias for name, bias in given.items()} if given else None
+
+
+def template_args_of(
+    kwargs: Mapping[str, Any] | None, effort: str | None, place: str, facts: EngineFacts
+) -> dict[str, Any] | None:
+    """What the chat template is told.
+
+    Args:
+        kwargs: `chat_template_kwargs`; a switch for thinking may have the name of any template.
+        effort: how hard the model is to think.
+        place: the field that says that.
+
+    Raises:
+        Fault: 400; the template never reads it, or thinking cannot be switched so.
+    """
+    told: dict[str, Any] = {}
+    known = facts.template_arguments
+    for name, value in (kwargs or {}).items():
+        where = f"chat_template_kwargs.{name[:100]}"
+        if value is None:
+            continue
+        if name == "tools":
+            raise Fault(400, "unsupported_parameter", "`tools` has a field of its own", param=where)
+        if name in _SWITCHES:
+            _think(told, value is not False, where, facts)
+        elif name in known:
+            told[name] = value
+        else:
+            may = ", ".join(sorted(known - {"tools"})) or "none"
+            text = f"this model's chat template knows no argument {name[:100]!r}; it knows: {may}"
+            raise Fault(400, "unsupported_parameter", text, param=where)
+    if effort is None or told.keys() & {"think", "reasoning_effort"}:
+        return told or None
+    if effort in ("none", "minimal"):
+        _think(told, False, place, facts)
+    elif "reasoning_effort" in known:
+        told["reasoning_effort"] = effort
+    elif effort != "medium" or not facts.thinks:
+        why = "this model thinks as long as it does" if facts.thinks else "this model does not think before it answers"
+        text = f"`{place}` is not supported here but as {'none or medium' if facts.thinks else 'none'}; {why}"
+        raise Fault(400, "unsupported_parameter", text, param=place)
+    return told or None
+
+
+def _think(told: dict[str, Any], wanted: bool, place: str, facts: EngineFacts) -> None:
+    """Switches thinking on or off; what the model does anyway needs no switch."""
+    if "think" in facts.template_arguments:
+        told["think"] = wanted
+    elif wanted != facts.thinks:
+        text = (
+            "this model does not think before it answers" if wanted else "this model's thinking cannot be switched off"
+        )
+        raise Fault(400, "unsupported_parameter", f"`{place}`: {text}", param=place)
+
+
+def other_rules(request: Drawn) -> "tuple[Rules, str] | None":
+    """Rules by the fields that other servers have for them, and the field; None where none was used.
+
+    Raises:
+        Fault: 400; there are two, or they cannot be used.
+    """
+    outputs = request.structured_outputs or StructuredOutputs()
+    given: list[tuple[str, str, Any]] = [
+        ("json_schema", "json", request.json_schema),
+        ("guided_json", "json", request.guided_json),
+        ("guided_regex", "regex", request.guided_regex),
+        ("guided_choice", "choice", request.guided_choice),
+        ("structured_outputs.json", "json", outputs.json),
+        ("structured_outputs.regex", "regex", outputs.regex),
+        ("structured_outputs.choice", "choice", outputs.choice),
+        ("structured_outputs.json", "json", {"type": "object"} if outputs.json_object else None),
+    ]
+    for name in ("grammar", "structural_tag"):
+        if getattr(outputs, name):
+            place = f"structured_outputs.{name}"
+            raise Fault(400, "unsupported_parameter", f"`{place}` is not supported here; `json` is", param=place)
+    asked = [one for one in given if one[2] is not None]
+    if not asked:
+        return None
+    place, kind, value = asked[0]
+    if len(asked) > 1:
+        raise Fault(400, "invalid_value", f"`{place}` and `{asked[1][0]}`: use one of them", param=asked[1][0])
+    from ..grammar import rules
+
+    try:
+        if kind == "regex":
+            return rules.regex_grammar(value), place
+        if kind == "choice":
+            # Each letter by its number, so that none of them says anything to the grammar
+            texts = ('"' + "".join(f"\\U{ord(letter):08X}" for letter in text) + '"' for text in value)
+            return rules.gbnf_grammar(f"root ::= {' | '.join(texts)}"), place
+        return (rules.schema_text(value) if isinstance(value, str) else rules.schema_grammar(value)), place
+    except SlmEdgeError as error:
+        raise fault_of(error, f"{place}{error.where or ''}") from None
+
+
+def rules_asked(request: Drawn, wanted: ResponseFormat | None = None) -> "tuple[Rules | None, str]":
+    """What the answer keeps to, and the field that says it; raises as `rules_of` and `other_rules`."""
+    rules, other = rules_of(wanted), other_rules(request)
+    if rules is not None and other is not None:
+        raise Fault(400, "invalid_value", f"`response_format` and `{other[1]}`: use one of them", param=other[1])
+    return other or (rules, SCHEMA_PLACE)
 
 
 def rules_of(wanted: ResponseFormat | None, place: str = SCHEMA_PLACE) -> "Rules | None":

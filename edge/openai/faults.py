@@ -76,6 +76,8 @@ def fault_of(error: SlmEdgeError, param: str | None = None) -> Fault:
     Args:
         param: the field that the error is about, where the caller knows.
     """
+    if param is None and error.where == "logit_bias":
+        param = error.where
     text = " ".join([error.message, *(f"{problem}." for problem in error.problems), error.hint or ""]).strip()
     if isinstance(error, BusyError):
         if error.wait_s is None:

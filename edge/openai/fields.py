@@ -10,10 +10,17 @@ from msgspec import Meta, Struct
 
 # Longer lists are no conversation that a device could read.
 MOST_MESSAGES, MOST_PARTS, MOST_STOPS, MOST_TOOLS, MOST_PROMPTS = 1000, 1000, 16, 128, 64
+MOST_BIASES, MOST_CHOICES = 1024, 256
 Text = Annotated[str, Meta(min_length=1)]
 Stop = Annotated[str, Meta(min_length=1, max_length=1000)]
 Name = Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]{1,64}$")]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+Choices = Annotated[list[Text], Meta(min_length=1, max_length=MOST_CHOICES)]
+Told = Annotated[dict[str, Any], Meta(description="What the chat template is told beside the messages.")]
 Model = Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class Part(Struct, kw_only=True):
@@ -82,6 +89,17 @@ class NamedTool(Struct, kw_only=True):
     type: Literal["function"] = "function"
 
 
+class StructuredOutputs(Struct, kw_only=True):
+    """What vLLM's answers keep to; one of them."""
+
+    json: dict[str, Any] | str | None = None
+    regex: Text | None = None
+    choice: Choices | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | None = None
+
+
 class Drawn(Struct, kw_only=True):
     """How an answer is drawn; null is as left out: as the adapter's task card says."""
 
@@ -94,21 +112,47 @@ class Drawn(Struct, kw_only=True):
     seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
-    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    repeat_penalty: float | None = None
-    repetition_penalty: float | None = None
+    presence_penalty: (
+        Annotated[float, Meta(ge=-2, le=2, description="Taken off the logits of what the answer has said.")] | None
+    ) = None
+    frequency_penalty: (
+        Annotated[float, Meta(ge=-2, le=2, description="The same for each time that it was said.")] | None
+    ) = None
+    repetition_penalty: (
+        Annotated[
+            float,
+            Meta(gt=0, le=100, description="Divides the logits of what prompt and answer hold, as vLLM has it."),
+        ]
+        | None
+    ) = None
+    repeat_penalty: (
+        Annotated[
+            float,
+            Meta(gt=0, le=100, description="Of the last `repeat_last_n` tokens alone, as llama.cpp has it."),
+        ]
+        | None
+    ) = None
+    repeat_last_n: (
+        Annotated[int, Meta(ge=-1, le=1 << 30, description="64 where it is left out; -1 is all of them.")] | None
+    ) = None
+    logit_bias: (
+        Annotated[
+            dict[str, Bias],
+            Meta(max_length=MOST_BIASES, description="Added to the logits of tokens, by their ids as texts."),
+        ]
+        | None
+    ) = None
     service_tier: str | None = None
     # Others' own ways to say what `adapter` and `response_format` say here
     lora: Any = None
     grammar: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
+    json_schema: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: Text | None = None
     guided_grammar: Any = None
-    guided_choice: Any = None
-    structured_outputs: Any = None
+    guided_choice: Choices | None = None
+    structured_outputs: StructuredOutputs | None = None
     chat_template: Any = None
-    chat_template_kwargs: Any = None
 
 
 class Streamed(Drawn, kw_only=True):
@@ -119,7 +163,6 @@ class Streamed(Drawn, kw_only=True):
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    logit_bias: dict[str, float] | None = None
     best_of: int | None = None
 
 
@@ -138,10 +181,12 @@ class ChatRequest(Streamed, kw_only=True):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
-    reasoning_effort: str | None = None
+    reasoning_effort: Effort | None = None
+    chat_template_kwargs: Told | None = None
     verbosity: str | None = None
     modalities: list[str] | None = None
     audio: Any = None
+    # A guess at the answer, which changes how soon it is there at most
     prediction: Any = None
     web_search_options: Any = None
     functions: Any = None
@@ -202,6 +247,12 @@ class TextOptions(Struct, kw_only=True):
     verbosity: Literal["medium"] | None = None
 
 
+class Reasoning(Struct, kw_only=True):
+    effort: Effort | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
+
+
 class ResponsesRequest(Drawn, kw_only=True):
     """Body of POST /v1/responses; nothing is stored, so `input` is the whole conversation."""
 
@@ -220,7 +271,8 @@ class ResponsesRequest(Drawn, kw_only=True):
     conversation: Any = None
     prompt: Any = None
     include: list[str] | None = None
-    reasoning: Any = None
+    reasoning: Reasoning | None = None
+    chat_template_kwargs: Told | None = None
     truncation: str | None = None
     max_tool_calls: int | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=0)] | None = None
@@ -239,6 +291,7 @@ class TokenizeRequest(Struct, kw_only=True):
     add_special: bool | None = None
     parse_special: bool | None = None
     with_pieces: bool | None = None
+    chat_template_kwargs: Told | None = None
 
 
 class DetokenizeRequest(Struct, kw_only=True):

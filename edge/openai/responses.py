@@ -13,7 +13,7 @@ from ..scheduler.ticket import Piece
 from .calls import Argued, Begun, CallReader, Form, Said
 from .calls import Event as CallEvent
 from .checks import decoded
-from .conversation import conversation, rules_of, settings_of
+from .conversation import conversation, other_rules, rules_of, settings_of, template_args_of
 from .faults import Fault
 from .fields import (
     CalledFunction,
@@ -23,6 +23,7 @@ from .fields import (
     Item,
     NamedFunction,
     NamedTool,
+    Reasoning,
     ResponseFormat,
     ResponsesRequest,
     SchemaFormat,
@@ -43,17 +44,24 @@ async def respond(service: Service, call: Call) -> None:
     asked_as = as_chat(request)
     messages = conversation(asked_as.messages, "input")
     tools = choice_of(asked_as, service.engine.chat_template)
-    rules = rules_of(asked_as.response_format, "text.format.schema")
+    rules, place = rules_of(asked_as.response_format, "text.format.schema"), "text.format.schema"
+    if (other := other_rules(request)) is not None:
+        rules, place = other
     if tools.rules is not None and rules is not None:
         text = "an answer keeps to a schema or calls tools, not both"
-        raise Fault(400, "unsupported_value", text, param="text.format")
+        raise Fault(400, "unsupported_value", text, param=place.removesuffix(".schema"))
+    settings = settings_of(request, request.max_output_tokens, service.n_ctx_tokens)
+    effort = _effort_of(request.reasoning)
+    settings["template_args"] = template_args_of(
+        request.chat_template_kwargs, effort, "reasoning.effort", service.facts
+    )
     asked = await service.submit(
         call,
         request,
         [messages],  # type: ignore[list-item]
-        settings_of(request, request.max_output_tokens, service.n_ctx_tokens),
+        settings,
         rules=tools.rules or rules,
-        rules_place="tools" if tools.rules is not None else "text.format.schema",
+        rules_place="tools" if tools.rules is not None else place,
         tools=tools.shown,
     )
     reply = _Reply(request, asked, tools.form)
@@ -65,6 +73,17 @@ async def respond(service: Service, call: Call) -> None:
     call.headers["x-slm-queue-ms"] = asked.queue_ms()
     call.facts |= numbers_of(answers)
     await call.answer(reply.whole(answers[0]))
+
+
+def _effort_of(reasoning: Reasoning | None) -> str | None:
+    """How hard the model is to think; Fault where a summary of that is asked for."""
+    if reasoning is None:
+        return None
+    for name in ("summary", "generate_summary"):
+        if getattr(reasoning, name) is not None:
+            place = f"reasoning.{name}"
+            raise Fault(400, "unsupported_parameter", f"`{place}` is not supported here", param=place)
+    return reasoning.effort
 
 
 def as_chat(request: ResponsesRequest) -> ChatRequest:
@@ -148,7 +167,7 @@ class _Reply:
             "output": self._output,
             "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {"effort": None if request.reasoning is None else request.reasoning.effort, "summary": None},
             "store": False,
             "temperature": request.temperature,
             "text": {"format": {"type": "text"}} if request.text is None else msgspec.to_builtins(request.text),

@@ -114,7 +114,9 @@ class Service:
     observer: Observer = field(default_factory=Nobody)
 
     def __post_init__(self) -> None:
-        self.n_ctx_tokens = self.engine.facts().n_ctx_tokens
+        # What never changes of them
+        self.facts = self.engine.facts()
+        self.n_ctx_tokens = self.facts.n_ctx_tokens
         self._pool = ThreadPoolExecutor(N_THREADS, thread_name_prefix="slm-edge-http")
         # Of their own: who sends costly schemas waits for others who do, and nobody else.
         self._trials = ThreadPoolExecutor(1, thread_name_prefix="slm-edge-rules")

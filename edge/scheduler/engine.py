@@ -14,7 +14,7 @@ rules that cannot be kept, or more work than the engine gets done in time (`Busy
 """
 
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack, get_args
 
@@ -214,11 +214,16 @@ class Engine:
         return self._host.session.template.source
 
     def prompt_tokens(
-        self, prompt: Prompt, adapter: AdapterName | LeftOut = LEFT_OUT, *, system: str | None = None
+        self,
+        prompt: Prompt,
+        adapter: AdapterName | LeftOut = LEFT_OUT,
+        *,
+        system: str | None = None,
+        template_args: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Token ids of a prompt, through the chat template; arguments and errors as `submit`."""
+        """Token ids of a prompt, through the chat template; arguments, settings and errors as `submit`."""
         bound, _ = self._host.bound(prompt, self._named(adapter))
-        return self._host.front.rendered(prompt, system, bound.choice.card).ids
+        return self._host.front.rendered(prompt, system, bound.choice.card, None, template_args).ids
 
     def count(self, prompt: Prompt, adapter: AdapterName | LeftOut = LEFT_OUT, *, system: str | None = None) -> int:
         """How many tokens a prompt is, through the chat template; arguments and errors as `submit`."""
@@ -243,6 +248,8 @@ class Engine:
             self._host.front.router is not None,
             self.default_adapter,
             self._host.adapter_facts(),
+            session.template.argument_names,
+            session.template.thinking_form is not None,
         )
 
     def load(
@@ -252,6 +259,7 @@ class Engine:
         *,
         card: TaskCard | None = None,
         expect_digest: str | None = None,
+        apart: bool = False,
     ) -> str:
         """Gives a name to an adapter's file, in place of what it stood for; answers in the making keep theirs.
 
@@ -260,6 +268,8 @@ class Engine:
         Args:
             card: how answers are made; None: what the file's metadata says.
             expect_digest: the sha256 that the name must stand for until now, "" for a new name; None: any.
+            apart: try it in a child process first, which may die of it in place of this one; takes a second or more,
+                once for a file.
 
         Returns:
             The file's sha256.
@@ -268,7 +278,7 @@ class Engine:
             ConflictError: the name stands for something else.
             InputError, DamagedError, DoesNotFitError, EngineError: as `Session.use`.
         """
-        return self._host.load(name, Path(path), card, expect_digest)
+        return self._host.load(name, Path(path), card, expect_digest, apart=apart)
 
     def unload(self, name: str, *, expect_digest: str | None = None) -> None:
         """Takes a name away; answers in the making are made to their end.
@@ -278,6 +288,39 @@ class Engine:
             InputError: there is no such adapter.
         """
         self._host.call(lambda: self._host.unload(name, expect_digest))
+
+    def follow(
+        self, pack: "Pack", before: Collection[str], *, stays: Collection[str] = (), apart: bool = False
+    ) -> list[str]:
+        """Serves a pack's adapters as they are now: new and changed ones first, then the default, then what is gone.
+
+        Args:
+            pack: over the same base.
+            before: names that came from the pack until now; others were loaded by hand, and stay.
+            stays: names that are left as they are, whatever the pack has.
+            apart: as in `load`.
+
+        Returns:
+            The names that stand for something else now, or for nothing.
+
+        Raises:
+            SlmEdgeError: as `load`; what comes behind it is as it was.
+        """
+        served = {one.name: one for one in self._host.adapter_facts()}
+        found = self._host.session.adapters_in(pack)
+        changed = []
+        for name, packed in found.items():
+            now = served.get(name)
+            if name not in stays and (now is None or (now.digest, now.card) != (packed.sha256, packed.card)):
+                self.load(name, packed.path, card=packed.card, apart=apart)
+                changed.append(name)
+        default = pack.default_adapter
+        self.default_adapter = default if default == "auto" or default in found else None
+        for name in sorted(served.keys() - found.keys()):
+            if name in before and name not in stays:
+                self.unload(name)
+                changed.append(name)
+        return changed
 
     # The end, and numbers
 

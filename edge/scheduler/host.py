@@ -178,9 +178,19 @@ class Host:
             self._inbox.put(message)
         return future.result()
 
-    def load(self, name: str, path: Path, card: TaskCard | None, expect_digest: str | None) -> str:
+    def load(
+        self, name: str, path: Path, card: TaskCard | None, expect_digest: str | None, *, apart: bool = False
+    ) -> str:
         """As `Engine.load`; the file is read here, and loaded and tried on the engine's thread."""
-        packed = self.session.loose(self.session.base, check_name(name, "an adapter's name"), path, card)
+        session = self.session
+        packed = session.loose(session.base, check_name(name, "an adapter's name"), path, card)
+        if apart:
+            from .trial import try_apart
+
+            with self._lock:
+                # Told before the work, and once more when the name changes hands.
+                self._adapters.check_expected(name, expect_digest)
+            try_apart(session.engine_name, session.base_path, session.base.fingerprint, packed)
         return self.call(lambda: self._adopt(packed, expect_digest))
 
     def drain(self, timeout_s: float | None) -> int:

@@ -37,6 +37,8 @@ class EngineFacts:
         n_rows: answers that can be computed side by side.
         has_router: whether "auto" can be asked for.
         default_adapter: what answers where none is named: a name, "auto", or None for the base alone.
+        template_arguments: what the chat template can be told, as in `ChatTemplate.argument_names`.
+        thinks: the chat template knows thoughts before an answer.
     """
 
     engine: str
@@ -47,6 +49,8 @@ class EngineFacts:
     has_router: bool
     default_adapter: str | None
     adapters: tuple[AdapterFacts, ...]
+    template_arguments: frozenset[str] = frozenset()
+    thinks: bool = False
 
 
 @dataclass(frozen=True)

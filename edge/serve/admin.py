@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -66,6 +67,8 @@ class Kept:
         place = hashlib.sha256(os.fsencode(served.resolve())).hexdigest()[:16]
         self.folder = (Path(folder) if folder else state_folder() / "serve") / place
         self._path = self.folder / "adapters.json"
+        # Around each change, from the copy to the record: two at once would leave one's file with the other's name.
+        self.lock = threading.Lock()
         self.added: dict[str, dict[str, Any]] = {}
         self.removed: list[str] = []
         if self._path.is_file():
@@ -131,7 +134,7 @@ class Kept:
         for name, row in self.added.items():
             try:
                 card = TaskCard.of(row["card"], self._path)
-                service.engine.load(name, self.file_of(row["sha256"]), card=card, expect_digest=None)
+                service.engine.load(name, self.file_of(row["sha256"]), card=card, apart=True)
             except (SlmEdgeError, KeyError, TypeError) as error:
                 note(f"the adapter {name!r}, which was added to this server, is left out: {error}")
 
@@ -147,10 +150,14 @@ async def load_adapter(service: Service, kept: Kept, call: Call) -> None:
         expected = ""
 
     def work() -> dict[str, Any]:
+        with kept.lock:
+            return change()
+
+    def change() -> dict[str, Any]:
         source, card = _source(path, request.lora_name)
         copied = kept.take(source)
         try:
-            digest = service.engine.load(request.lora_name, copied, card=card, expect_digest=expected)
+            digest = service.engine.load(request.lora_name, copied, card=card, expect_digest=expected, apart=True)
         except BaseException:
             kept.forget(copied)
             raise
@@ -166,8 +173,9 @@ async def unload_adapter(service: Service, kept: Kept, call: Call) -> None:
     request, _ = decoded(call.body, UnloadRequest)
 
     def work() -> None:
-        service.engine.unload(request.lora_name, expect_digest=request.expected_generation)
-        kept.remove(request.lora_name)
+        with kept.lock:
+            service.engine.unload(request.lora_name, expect_digest=request.expected_generation)
+            kept.remove(request.lora_name)
 
     await service.run(work)
     await call.answer({"name": request.lora_name, "removed": True})

@@ -3,7 +3,7 @@
     code = asyncio.run(Server(setup, open_engine).run())
 
 SIGTERM and Ctrl-C drain: what is being answered ends within the grace, what comes meanwhile is refused with 503 while
-the sockets are still open. A second signal ends at once. SIGHUP reads the keys again.
+the sockets are still open. A second signal ends at once. SIGHUP reads the keys and the adapters again.
 """
 
 import asyncio
@@ -21,10 +21,13 @@ from typing import Any, Final
 
 from ..console import json_text, note
 from ..errors import InputError, SlmEdgeError
-from ..files.cache import runtime_folder
+from ..files.cache import runtime_folder, store_folder
+from ..files.read import sha256_file
 from ..openai.openapi import document
 from ..openai.reply import Call, Scope, answer_bytes
 from ..openai.service import Service
+from ..pack.manifest import PACK_FILE
+from ..pack.pack import Pack
 from ..scheduler.engine import Engine
 from .admin import Kept, list_adapters, load_adapter, unload_adapter
 from .app import App, Handler
@@ -54,6 +57,7 @@ class Setup:
         json_log: one JSON line on stderr for each request.
         base_path: of the base's file.
         served: the pack's folder or the file that was asked for.
+        loras: adapter files by name, where a file is served.
         open_to_all: keys are not asked for even where others can reach it.
     """
 
@@ -69,6 +73,7 @@ class Setup:
     json_log: bool = False
     base_path: Path | None = None
     served: Path | None = None
+    loras: Mapping[str, Path] = field(default_factory=dict)
     open_to_all: bool = False
 
 
@@ -94,6 +99,8 @@ class Server:
             },
         )
         self._kept: Kept | None = None
+        # Adapters that came from what is served, not by hand
+        self._own_adapters: tuple[str, ...] = ()
         self.metrics = Metrics({"version": metadata.version("slm-edge")})
         self.rules = Rules(
             None if setup.keys_path is None else Keys.open(setup.keys_path),
@@ -186,6 +193,7 @@ class Server:
             {"size": facts.st_size} if facts is not None else {},
             self.metrics,
         )
+        self._own_adapters = engine.adapters
         if path is not None:
             self._kept = Kept(self.setup.served or path)
             self._kept.restore(service)
@@ -269,7 +277,47 @@ class Server:
         }
 
     def reread(self) -> None:
-        """Reads the keys again; where they are not valid, those that were stay."""
+        """Reads the keys and the adapters again; where they are not valid, those that were stay."""
+        self._reread_keys()
+        served = self.setup.served
+        # What was pulled changes by updates, which a server follows by itself.
+        if self.app.state == "ready" and served is not None and store_folder() not in served.absolute().parents:
+            asyncio.get_running_loop().run_in_executor(None, self._reread_adapters)
+
+    def _reread_adapters(self) -> None:
+        """Takes the adapters of what is served as they are now; what was added or removed by hand stays so."""
+        served, kept = self.setup.served, self._kept
+        assert self.engine is not None and kept is not None and served is not None
+        with kept.lock:
+            try:
+                if (served / PACK_FILE).is_file():
+                    pack = Pack.open(served)
+                    if pack.base.fingerprint != self.engine.facts().base_fingerprint:
+                        note("the pack has another base now; restart the server to have it")
+                        return
+                    changed = self.engine.follow(
+                        pack, self._own_adapters, stays={*kept.added, *kept.removed}, apart=True
+                    )
+                    self._own_adapters = tuple(pack.adapters)
+                else:
+                    changed = self._reread_files(kept)
+            except (SlmEdgeError, OSError) as error:
+                note(f"the adapters stay as they were: {error}")
+            else:
+                note(f"the adapters were read; changed: {', '.join(changed) or 'none'}")
+
+    def _reread_files(self, kept: Kept) -> list[str]:
+        """The same for adapter files."""
+        assert self.engine is not None
+        digests = {one.name: one.digest for one in self.engine.facts().adapters}
+        changed = []
+        for name, path in self.setup.loras.items():
+            if name not in (*kept.added, *kept.removed) and digests.get(name) != sha256_file(path):
+                self.engine.load(name, path, apart=True)
+                changed.append(name)
+        return changed
+
+    def _reread_keys(self) -> None:
         if self.setup.keys_path is None:
             return
         try:

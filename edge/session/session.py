@@ -138,12 +138,18 @@ class Session(SessionBase["LlamaRows"]):
         return pack.base_path(allow_pull)
 
     @classmethod
-    def _adapters_in(cls, pack: Pack) -> dict[str, PackedAdapter]:
+    def adapters_in(cls, pack: Pack) -> dict[str, PackedAdapter]:
+        """A pack's adapters by name."""
         return pack.adapters
 
     @classmethod
     def _opened(cls, base_path: str | os.PathLike[str]) -> BaseInfo:
         return BaseInfo.open(base_path)
+
+    @property
+    def base_path(self) -> Path:
+        """The base's file."""
+        return self.base.file.path
 
     @classmethod
     def loose(cls, base: Any, name: str, path: Path, card: TaskCard | None) -> PackedAdapter:

@@ -9,7 +9,6 @@ version on trial whose adapters the engine refuses again and again is taken back
 """
 
 import threading
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -85,7 +84,8 @@ class Follower:
         # Marked as used, so that nobody removes its files while they are served.
         pack.base_path()
         try:
-            self._change(pack)
+            # What was loaded by hand stays.
+            self._engine.follow(pack, self._pack.adapters)
         except SlmEdgeError as error:
             # Memory may suffice another time.
             if not isinstance(error, DoesNotFitError):
@@ -101,20 +101,6 @@ class Follower:
             return "another base"
         routers = [one.manifest.files.get(ROUTER_FILE) for one in (pack, self._pack)]
         return "another router" if routers[0] != routers[1] else None
-
-    def _change(self, pack: Pack) -> None:
-        """New and changed adapters first, then the default, then what is gone."""
-        served = {one.name: one for one in self._engine.facts().adapters}
-        for name, packed in pack.adapters.items():
-            before = served.get(name)
-            if before is None or (before.digest, before.card) != (packed.sha256, packed.card):
-                self._engine.load(name, Path(packed.path), card=packed.card)
-        default = pack.default_adapter
-        self._engine.default_adapter = default if default == "auto" or default in pack.adapters else None
-        for name in served.keys() - pack.adapters.keys():
-            # What was loaded by hand stays.
-            if name in self._pack.adapters:
-                self._engine.unload(name)
 
     def _take(self, pack: Pack, version: Version) -> None:
         note(f"{version.name}: the server has its new version, {version.digest[:12]}")

@@ -31,7 +31,8 @@ HELP: Final = '''/adapter NAME|none|auto   answer with another adapter from now 
 /adapter list             which there are
 /system TEXT              another system message; without a text, the adapter's own again
 /stats                    how long the last answer took, context and memory
-/set NAME VALUE           max_tokens, temperature, top_k, top_p, min_p, seed or stop; without a value, the adapter's own
+/set NAME VALUE           max_tokens, temperature, top_k, top_p, min_p, repeat_penalty, frequency_penalty,
+                          presence_penalty, seed or stop; without a value, the adapter's own again
 /save FILE                write the conversation as JSON
 /load FILE                go on with one that was written
 /clear                    begin anew
@@ -46,6 +47,9 @@ _SETTINGS: Final[dict[str, Callable[[str], Any]]] = {
     "top_k": int,
     "top_p": float,
     "min_p": float,
+    "repeat_penalty": float,
+    "frequency_penalty": float,
+    "presence_penalty": float,
     "seed": int,
     "stop": str,
 }

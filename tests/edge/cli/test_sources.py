@@ -73,6 +73,9 @@ def test_sampling_is_the_librarys(made):
     given = ["--temp", "1.5", "--top-k", "7", "--top-p", "0.9", "--min-p", "0.01", "--seed", "5"]
     answer = expected(made, None, max_tokens=12, **how)
     assert run(made, "model.gguf", *given, "hi") == answer != expected(made, None, max_tokens=12)
+    how = {"repeat_penalty": 9.0, "frequency_penalty": 2.0, "presence_penalty": -1.0}
+    given = [word for name, value in how.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert run(made, "model.gguf", *given, "hi") == expected(made, None, max_tokens=12, **how)
     whole = expected(made, None, max_tokens=12)
     stop = next(letter for letter in whole[1:] if letter.isprintable() and letter != "\N{REPLACEMENT CHARACTER}")
     assert run(made, "model.gguf", "--stop", stop, "hi") == whole.partition(stop)[0]

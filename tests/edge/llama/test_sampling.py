@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from build_gguf import tiny_base
+from slm_edge.edge.errors import InputError
 from slm_edge.edge.grammar.matcher import Grammar
 from slm_edge.edge.llama.binding import lib
 from slm_edge.edge.llama.sampling import Sampler, Sampling, draw, largest, new_chain, nucleus
@@ -107,3 +108,86 @@ def test_a_draw_within_a_grammar_is_a_draw_from_the_masked_row(tmp_path):
                 expected = draw(chain, grammar.mask(logits))
                 assert sampler.sample_row(logits) == expected
                 grammar.accept(expected)
+
+
+def bent_by_formula(logits, said, prompt, how):
+    """OpenAI's formula for the penalties and the biases, CTRL's for repetition, in another way and in float64."""
+    bent = logits.astype(np.float64)
+    for token_id, bias in how.get("logit_bias", {}).items():
+        bent[token_id] += bias
+    n_last, before = how.get("repeat_last_n", 64), [*prompt, *said]
+    recent = before if n_last < 0 else before[len(before) - min(n_last, len(before)) :]
+    for token_id in set(recent):
+        by = how.get("repeat_penalty", 1.0)
+        bent[token_id] = bent[token_id] / by if bent[token_id] > 0 else bent[token_id] * by
+    for token_id in range(len(bent)):
+        n_times = said.count(token_id)
+        bent[token_id] -= n_times * how.get("frequency_penalty", 0) + (n_times > 0) * how.get("presence_penalty", 0)
+    return bent
+
+
+BENDS = [
+    {"frequency_penalty": 0.7},
+    {"presence_penalty": -1.5},
+    {"repeat_penalty": 1.4},
+    {"repeat_penalty": 1.4, "repeat_last_n": 3},
+    {"repeat_penalty": 0.8, "repeat_last_n": -1},
+    {"repeat_penalty": 3.0, "repeat_last_n": 0},
+    {"logit_bias": {7: 2.5, 11: -100, 12: float("-inf")}},
+    {"frequency_penalty": 0.3, "presence_penalty": 0.4, "repeat_penalty": 1.2, "logit_bias": {3: 1.0}},
+]
+
+
+@pytest.mark.parametrize("how", BENDS)
+def test_penalties_and_biases_are_those_of_the_formula(how):
+    prompt = [int(one) for one in np.random.default_rng(1).integers(0, 40, 90)]
+    said = []
+    with Sampler(Sampling(**how), prompt=prompt) as sampler:
+        for logits in rows(40, 60, 1.0):
+            expected = bent_by_formula(logits, said, prompt, how)
+            np.testing.assert_allclose(sampler.masked(logits), expected, rtol=1e-5, atol=1e-5)
+            said.append(sampler.sample_row(logits))
+            assert said[-1] == expected.argmax()
+    plain = rows(40, 60, 1.0).argmax(axis=1).tolist()
+    # A window of no tokens is no penalty.
+    assert (said == plain) == (how.get("repeat_last_n") == 0)
+
+
+def test_a_draw_with_penalties_is_a_draw_of_the_chain_from_what_the_formula_gives():
+    how, prompt = BENDS[-1], [1, 2, 3, 3]
+    sampling = Sampling(temperature=1.2, top_k=9, top_p=0.9, min_p=0.02, seed=4, **how)
+    chain, said = new_chain(sampling, 4), []
+    with Sampler(sampling, prompt=prompt) as sampler:
+        for logits in rows(40, 80, 1.0):
+            expected = draw(chain, bent_by_formula(logits, said, prompt, how).astype(np.float32))
+            said.append(sampler.sample_row(logits))
+            assert said[-1] == expected
+    lib().llama_sampler_free(chain)
+
+
+def test_rules_hold_whatever_the_bias(tmp_path):
+    with Vocab.open(tiny_base(tmp_path / "base.gguf")) as vocab:
+        (wanted,), (other,) = vocab.encode("m", special=False)[-1:], vocab.encode("z", special=False)[-1:]
+        sampling = Sampling(logit_bias={wanted: 50.0, other: 100.0})
+        with Sampler(sampling, Grammar("root ::= [a-m]", vocab)) as sampler:
+            assert sampler.sample_row(np.zeros(vocab.n_tokens, np.float32)) == wanted
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"frequency_penalty": float("nan")},
+        {"presence_penalty": 101},
+        {"repeat_penalty": 0.0},
+        {"repeat_penalty": float("inf")},
+        {"repeat_last_n": -2},
+        {"logit_bias": {"5": 1.0}},
+        {"logit_bias": {5: float("nan")}},
+        {"logit_bias": {5: float("inf")}},
+        {"logit_bias": {-1: 1.0}},
+    ],
+)
+def test_what_no_penalty_or_bias_is_is_refused(wrong):
+    with pytest.raises(InputError) as refused:
+        Sampling(**wrong)
+    assert next(iter(wrong)) in str(refused.value.problems)

@@ -92,7 +92,7 @@ def test_extra_body_reaches_the_adapter_field(client):
         ({"model": "nobody"}, openai.NotFoundError),
         ({"temperature": 1000}, openai.BadRequestError),
         ({"messages": [{"role": "user", "content": "word " * 5000}]}, openai.BadRequestError),
-        ({"frequency_penalty": 1}, openai.BadRequestError),
+        ({"frequency_penalty": 3}, openai.BadRequestError),
     ],
 )
 def test_refusals_are_the_clients_own_errors(client, fields, error):

@@ -202,6 +202,9 @@ def test_control_tokens_come_from_the_template_alone(server):
         ({"model": "base", "messages": USER, "stream_options": {"include_usage": True}}, 400, "stream_options"),
         ({"model": "base", "messages": USER, "top_logprobs": 2}, 400, "top_logprobs"),
         ({"model": "base", "messages": [{"role": "user", "content": "a" * 900_000}]}, 400, "messages"),
+        ({"model": "base", "messages": USER, "logit_bias": {"99999": 1}}, 400, "logit_bias"),
+        ({"model": "base", "messages": USER, "chat_template_kwargs": {"mood": 1}}, 400, "chat_template_kwargs.mood"),
+        ({"model": "base", "messages": USER, "guided_regex": "("}, 400, "guided_regex"),
         ({"messages": USER}, 400, "model"),
         ({"model": "base"}, 400, "messages"),
     ],
@@ -218,6 +221,29 @@ def test_texts_that_no_context_holds_are_refused_before_they_are_cut(server):
     refused = server.post("/v1/completions", {"model": "base", "prompt": long})
     assert (refused.status, refused.error["code"]) == (400, "context_length_exceeded")
     assert server.post("/tokenize", {"content": long}).status == 400
+
+
+def test_penalties_and_biases_are_a_sessions(server, pack):
+    for fields, how in (
+        ({"frequency_penalty": 1.5, "presence_penalty": -0.5}, None),
+        ({"repeat_penalty": 1.5, "repeat_last_n": 4}, None),
+        ({"repetition_penalty": 1.5}, {"repeat_penalty": 1.5, "repeat_last_n": -1}),
+        ({"logit_bias": {"40": 50, "41": -100}}, {"logit_bias": {40: 50.0, 41: -100.0}}),
+    ):
+        with open_session(pack, threads=1) as session:
+            plain = session.ask(USER, adapter="math", max_tokens=60)
+            right = session.ask(USER, adapter="math", max_tokens=60, **(how or fields))
+        assert right.token_ids != plain.token_ids
+        said = chat(server, model="math", max_tokens=60, **fields).json
+        assert said["choices"][0]["message"]["content"] == right.text
+
+
+def test_choices_and_expressions_in_others_fields_are_kept(server):
+    prompt = {"model": "math", "prompt": "It is", "max_tokens": 40}
+    said = server.post("/v1/completions", {**prompt, "guided_choice": ["a cat", "a dog"]}).json["choices"][0]
+    assert said["text"] in ("a cat", "a dog") and said["finish_reason"] == "stop"
+    said = server.post("/v1/completions", {**prompt, "structured_outputs": {"regex": "[0-9]{3}"}}).json["choices"][0]
+    assert len(said["text"]) == 3 and said["text"].isdigit()
 
 
 def test_ignored_fields_are_named(server):

@@ -113,6 +113,52 @@ def test_pieces_have_ids_and_probabilities(engine, session):
     assert ticket.n_prompt_tokens == len(ids) == engine.count(PROMPTS[0], "a")
 
 
+BENT = (
+    {"frequency_penalty": 1.5},
+    {"presence_penalty": 2.0},
+    {"repeat_penalty": 1.5, "repeat_last_n": -1},
+    {"repeat_penalty": 1.5, "repeat_last_n": 4},
+    {"logit_bias": {40: 100.0}, "presence_penalty": 100.0},
+    {},
+)
+
+
+def by_formula(session, prompt, how, n_tokens):
+    """The likeliest tokens by the formulas of OpenAI and of CTRL, from logits that are computed one by one."""
+    ids, said = session.prompt_tokens(prompt), []
+    for at, token_id in enumerate(ids):
+        session.context.decode([token_id], at, outputs="last")
+    for at in range(len(ids), len(ids) + n_tokens):
+        row = session.context.logits().astype("f8")
+        for token_id, bias in how.get("logit_bias", {}).items():
+            row[token_id] += bias
+        n_last = how.get("repeat_last_n", 64)
+        recent = [*ids, *said] if n_last < 0 else [*ids, *said][-n_last:]
+        for token_id in set(recent):
+            row[token_id] *= how.get("repeat_penalty", 1) ** (-1 if row[token_id] > 0 else 1)
+        for token_id in said:
+            row[token_id] -= how.get("frequency_penalty", 0)
+        for token_id in set(said):
+            row[token_id] -= how.get("presence_penalty", 0)
+        said.append(int(row.argmax()))
+        if session.vocab.is_end(said[-1]):
+            return said[:-1]
+        session.context.decode([said[-1]], at, outputs="last")
+    return said
+
+
+def test_penalties_and_biases_of_each_answer_in_a_batch_are_its_own(files, session):
+    with Engine.of_session(lambda: Session.of_files(*files, threads=1), parallel=3) as engine:
+        tickets = [engine.submit(PROMPTS[3], "a", max_tokens=60, **how) for how in BENT]
+        answers = [list(ticket.result().token_ids) for ticket in tickets]
+    session.use("a").ask("Its numbers are bound now.", max_tokens=1)
+    for how, answer in zip(BENT, answers, strict=True):
+        session.context.clear()
+        assert answer == by_formula(session, PROMPTS[3], how, 60), how
+    # The fifth: a token that is biased to the utmost comes first, and its penalty takes it away again.
+    assert len({tuple(answer) for answer in answers}) == len(BENT) and answers[4][0] == 40 not in answers[4][1:]
+
+
 def test_faults_are_told_on_the_callers_thread(engine):
     for faulty, kind in (
         (lambda: engine.submit(" "), InputError),
@@ -121,6 +167,8 @@ def test_faults_are_told_on_the_callers_thread(engine):
         (lambda: engine.submit("hello", max_token=3), InputError),
         (lambda: engine.submit("hello", grammar="root ::= ("), InputError),
         (lambda: engine.submit("hello", logprobs=21), InputError),
+        (lambda: engine.submit("hello", repeat_penalty=0), InputError),
+        (lambda: engine.submit("hello", logit_bias={10**9: 1.0}), InputError),
         (lambda: engine.submit([1, 2, 10**9]), InputError),
         (lambda: engine.submit("y" * 4000), DoesNotFitError),
     ):

@@ -53,6 +53,14 @@ def test_answers_are_those_of_a_session_alone(engine, alone):
     assert stats.n_parked > 0 and stats.parked_bytes == 0
 
 
+def test_penalties_of_each_answer_in_a_batch_are_its_own(engine, alone):
+    bent = [{"frequency_penalty": 1.5}, {"repeat_penalty": 1.5}, {"logit_bias": {40: 9.0}}, {}]
+    tickets = [engine.submit(PROMPTS[3], "a", max_tokens=14, **how) for how in bent]
+    answers = [ticket.result().token_ids for ticket in tickets]
+    assert answers == [alone(PROMPTS[3], "a", max_tokens=14, **how) for how in bent]
+    assert len(set(answers)) == len(bent)
+
+
 def test_a_row_keeps_what_was_computed_in_it(engine, alone):
     first = engine.submit(LONG, "a", max_tokens=20).result()
     again = engine.submit(LONG, "a", max_tokens=20).result()
