@@ -89,6 +89,7 @@ TOPICS = {
         "report": "sandbox scores stats tasks",
         "fuzz": "made report tasks",
         "delivery": "made",
+        "serving": "made",
         "proofs": "likelihood made stats tasks",
         "peers": "proofs stats",
         "scaling": "made stats",

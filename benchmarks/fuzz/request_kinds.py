@@ -15,6 +15,7 @@ from ...edge.openai.fields import ChatRequest, CompletionRequest, DetokenizeRequ
 from ...edge.openai.responses import as_chat
 from ...edge.openai.tools import choice_of
 from .damage import damaged_bytes, damaged_value
+from .text_kinds import made_schema
 
 _SCHEMA: Final = {
     "type": "object",
@@ -69,6 +70,13 @@ def damaged_body(draw: random.Random) -> tuple[str, bytes]:
     """A path, and a body that was once right for it."""
     path = draw.choice([*BODIES])
     value = damaged_value(draw, BODIES[path][0], draw.randrange(4))
+    if isinstance(value, dict) and draw.random() < 0.3:
+        # A whole schema, as strange as they come
+        schema = made_schema(draw)
+        if path == "/v1/chat/completions":
+            value["response_format"] = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        elif path == "/v1/responses":
+            value["text"] = {"format": {"type": "json_schema", "name": "x", "schema": schema}}
     body = json.dumps(value, ensure_ascii=draw.random() < 0.5).encode("utf-8", "surrogatepass")
     return path, damaged_bytes(draw, body) if draw.random() < 0.3 else body
 

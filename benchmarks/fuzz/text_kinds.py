@@ -11,7 +11,7 @@ from ...edge.errors import SlmEdgeError
 from ...edge.files.journal import rows_of
 from ...edge.gguf.chat_template import ChatTemplate, Message
 from ...edge.grammar.matcher import Grammar
-from ...edge.grammar.rules import Rules, read_schema
+from ...edge.grammar.rules import read_schema
 from ...edge.router.examples import read_examples
 from ..report.samples_file import read_samples
 from ..tasks.benchmark import Item
@@ -122,7 +122,7 @@ def _statement(draw: random.Random, depth: int = 0) -> str:
     return form
 
 
-class _Vocabulary:
+class Vocabulary:
     """Every byte, some words, and an end, for masks without a model."""
 
     def __init__(self) -> None:
@@ -144,11 +144,11 @@ class SchemaKind:
 
     def prepare(self, folder: Path) -> None:
         """The vocabulary."""
-        self._vocabulary = _Vocabulary()
+        self._vocabulary = Vocabulary()
 
     def make(self, draw: random.Random, folder: Path) -> None:
         """A schema as generators write it, most often with places damaged."""
-        schema = _schema(draw)
+        schema = made_schema(draw)
         if draw.random() < 0.6:
             schema = damaged_value(draw, schema, draw.choice((1, 1, 2, 4)))
         text = _json(schema)
@@ -157,25 +157,27 @@ class SchemaKind:
     def use(self, folder: Path) -> object:
         """Read, and where it needs no trial in a process of its own, masked a few times."""
         rules = read_schema(folder / "schema.json")
-        return rules.plain and self._walk(rules)
+        return rules.plain and walk(Grammar(rules, self._vocabulary))
 
     def run(self, folder: Path) -> object:
         """Masked a few times, behind the trial in a process of its own."""
-        return self._walk(read_schema(folder / "schema.json"))
-
-    def _walk(self, rules: Rules) -> int:
-        grammar, draw = Grammar(rules, self._vocabulary), random.Random(0)
-        for step in range(6):
-            allowed = grammar.allowed().nonzero()[0].tolist()
-            if not allowed:
-                return step
-            grammar.accept(draw.choice(allowed))
-        return 6
+        return walk(Grammar(read_schema(folder / "schema.json"), self._vocabulary))
 
 
-def _schema(draw: random.Random, depth: int = 0) -> Any:
+def walk(grammar: Grammar) -> int:
+    """Takes a few tokens that a grammar allows; how many there were."""
+    draw = random.Random(0)
+    for step in range(6):
+        allowed = grammar.allowed().nonzero()[0].tolist()
+        if not allowed:
+            return step
+        grammar.accept(draw.choice(allowed))
+    return 6
+
+
+def made_schema(draw: random.Random, depth: int = 0) -> Any:
     def inner() -> Any:
-        return _schema(draw, depth + 1)
+        return made_schema(draw, depth + 1)
 
     n = draw.choice((0, 1, 2, 3, 5, 20000, 10**9)) if draw.random() < 0.1 else draw.randrange(6)
     pattern = draw.choice(

@@ -35,7 +35,7 @@ from .guard import Caller, Guard, Rules
 from .keys import Keys
 from .listen import Listener, all_loopback, remove_socket, tcp_sockets, unix_socket, url_of
 from .metrics import CONTENT_TYPE, Metrics
-from .supervise import tell, watched
+from .supervise import tell, tidied, watched
 
 # What is left to do once every answer is whole: its last bytes.
 _LAST_BYTES_S: Final = 5.0
@@ -135,7 +135,7 @@ class Server:
             await listener.start()
             admin = await self._open_admin()
             try:
-                async with watched(self.app.fault):
+                async with watched(self.app.fault), tidied():
                     await self._serve(loop, listener)
             finally:
                 if admin is not None:

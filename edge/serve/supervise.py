@@ -1,16 +1,21 @@
 """What the service manager is told (systemd's Type=notify): the server answers, it still works, it is about to end.
 
     tell("READY=1")
-    async with watched(fault): …
+    async with watched(fault), tidied(): …
 
-Without a manager that asks for it nothing is sent.
+Without a manager that asks for it nothing is sent. And what a server that runs for months does for its memory.
 """
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final
+
+# Between two times that free memory is given back to the system
+_TIDY_S: Final = 60.0
 
 
 def tell(state: str) -> bool:
@@ -56,3 +61,25 @@ async def _watch(pause_s: float, fault: Callable[[], Awaitable[str | None]]) -> 
         if await fault() is None:
             tell("WATCHDOG=1")
         await asyncio.sleep(pause_s)
+
+
+@contextlib.asynccontextmanager
+async def tidied(pause_s: float = _TIDY_S) -> AsyncIterator[None]:
+    """Meanwhile memory that was freed goes back to the system, again and again; nothing is done where libc cannot.
+
+    glibc keeps what one large request took, in the heap of each thread that ever served one.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    tidying = None if trim is None else asyncio.ensure_future(_tidy(trim, pause_s))
+    try:
+        yield
+    finally:
+        if tidying is not None:
+            tidying.cancel()
+
+
+async def _tidy(trim: Callable[[int], Any], pause_s: float) -> None:
+    while True:
+        await asyncio.sleep(pause_s)
+        # On a thread: it takes milliseconds.
+        await asyncio.to_thread(trim, 0)
