@@ -4,7 +4,6 @@ did_you_mean("mth", ["code", "math", "summarize"])      # ["math", "summarize", 
 parse_bytes("1.5G"), human_bytes(1536)                  # 1610612736, "1.5 KiB"
 """
 
-import difflib
 import re
 from collections.abc import Iterable
 from typing import Final
@@ -20,12 +19,16 @@ _RESERVED: Final = {"none", "auto", "base", "con", "prn", "aux", "nul"} | {
 
 def did_you_mean(name: str, names: Iterable[str]) -> list[str]:
     """All of `names`, the nearest to `name` first."""
+    import difflib
+
     wanted = name.lower()
     return sorted(names, key=lambda known: -difflib.SequenceMatcher(None, wanted, known.lower()).ratio())
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The one of `names` that `name` is most likely meant for; None if none is like it."""
+    import difflib
+
     known = list(names)
     begun = [one for one in known if name and one.startswith(name)]
     return next(iter(begun or difflib.get_close_matches(name, known, 1, 0.6)), None)

@@ -21,7 +21,6 @@ import dataclasses
 import json
 import math
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,6 +158,8 @@ class TaskCard:
         try:
             text = read_text(path, MAX_CARD_BYTES)
             if path.suffix == ".toml":
+                import tomllib
+
                 table = tomllib.loads(text)
                 is_task = bool({"card", "prompt", "name"} & table.keys()) and "task" not in table
                 return cls.of_task(table, path) if is_task else cls.of(table, path)

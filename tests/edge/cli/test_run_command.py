@@ -246,17 +246,11 @@ def test_only_the_low_level_binding_is_imported(pack):
 
 # What only other commands, options and adapters need.
 NOT_FOR_ONE_ANSWER = {
-    *(
-        "answer.batcher",
-        "files.aside",
-        "files.download",
-        "llama.first_load",
-        "grammar.rules",
-        "llama.kv_bytes",
-        "llama.two_layouts",
-    ),
-    *("onnx", "onnx.session", "pack.pull", "pack.write", "prefix.disk", "prefix.domain", "router", "router.router"),
-    *("session.exactness", "session.parallel", "session.rows", "session.speculation"),
+    *("answer.batcher", "answer.thinking", "files.aside", "files.atomic", "files.download", "grammar.rules"),
+    *("gguf.other_bases", "gguf.template_arguments", "gguf.template_growth", "llama.first_load", "llama.kv_bytes"),
+    *("llama.text_pieces", "llama.two_layouts", "onnx", "onnx.session", "pack.pull", "pack.write", "prefix.disk"),
+    *("prefix.domain", "router", "router.router", "session.exactness", "session.parallel", "session.rows"),
+    "session.speculation",
 }
 
 
@@ -285,4 +279,4 @@ def test_few_modules_are_imported_to_the_first_token(pack):
     # Each of these is needed for any answer; what costs a tenth of a second more must not slip in.
     foreign = {name for name in others if not name.startswith(("_", "sitecustomize", "usercustomize"))}
     assert foreign <= {"click", "jinja2", "llama_cpp", "markupsafe", "numpy", "typing_extensions"}
-    assert len(modules) <= 70, "import what a plain run does not need where it is needed"
+    assert len(modules) <= 43, "import what a plain run does not need where it is needed"
