@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...edge.answer.choice import AdapterName
+from ...edge.answer.settings import AdapterName
 from ...edge.session.session import Session
 
 # The tokens differ with the messages as lists of dictionaries
