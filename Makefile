@@ -3,6 +3,7 @@
 # make test-optimum  compare with Hugging Face's optimum, in an environment of its own (.venv-optimum)
 # make test-oldest  the tests of export and training with the oldest libraries that they take (.venv-oldest)
 # make peers   what we are measured beside, in an environment of its own (.venv-peers)
+# make clients  clients of a server, in an environment of its own (.venv-clients)
 # make check   linters, types, layers
 # make starter train, export and pack the starter adapters again:  make starter DATA=folder-with-the-data-sets
 # make router  train the starter's router again and put it into edge/starter:  make router DATA=folder
@@ -22,7 +23,7 @@ BIN    := $(VENV)/bin
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/.ci/llama-lean.cmake
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test test-optimum test-oldest peers check starter router wheelhouse clean uninstall setup setup-dev
+.PHONY: run test test-optimum test-oldest peers clients check starter router wheelhouse clean uninstall setup setup-dev
 .DELETE_ON_ERROR:
 
 run: setup
@@ -60,6 +61,17 @@ peers: .venv-peers/.ready
 	.venv-peers/bin/pip install --quiet xllamacpp openvino-genai onnxruntime-genai mistralrs
 	@touch $@
 
+# Only tried against a server, by `python -m slm_edge.benchmarks.serving.clients`; 900 MB, and needs npm.
+clients: .venv-clients/.ready
+
+.venv-clients/.ready:
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --quiet openai langchain-openai llama-index-llms-openai-like 'litellm[proxy]' \
+		instructor pydantic-ai schemathesis
+	mkdir -p .venv-clients/npm
+	cd .venv-clients/npm && npm init -y >/dev/null && npm install --silent openai ai @ai-sdk/openai-compatible zod
+	@touch $@
+
 check: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -95,9 +107,9 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-optimum .venv-oldest .venv-peers
+	rm -rf $(VENV) .venv-optimum .venv-oldest .venv-peers .venv-clients
 
 uninstall:
 	@test ! -x $(BIN)/slm-edge || $(BIN)/slm-edge cache clean --bases
 	@test ! -x $(BIN)/slm-edge || echo "packs and models stay: slm-edge list, or delete $$($(BIN)/python -c 'from slm_edge.edge.files.cache import store_folder; print(store_folder())')"
-	rm -rf $(VENV) .venv-optimum .venv-oldest .venv-peers build wheelhouse *.egg-info
+	rm -rf $(VENV) .venv-optimum .venv-oldest .venv-peers .venv-clients build wheelhouse *.egg-info

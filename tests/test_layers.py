@@ -89,7 +89,7 @@ TOPICS = {
         "report": "sandbox scores stats tasks",
         "fuzz": "made report tasks",
         "delivery": "made",
-        "serving": "made",
+        "serving": "made stats",
         "proofs": "likelihood made stats tasks",
         "peers": "proofs stats",
         "scaling": "made stats",

@@ -61,17 +61,9 @@ class Served:
     def admin_socket(self) -> Path:
         return runtime_folder() / f"{self.process.pid}.sock"
 
-    def _all(self) -> list[psutil.Process]:
-        own = psutil.Process(self.process.pid)
-        return [own, *own.children(recursive=True)]
-
     def anon_bytes(self) -> int:
-        """RssAnon and VmSwap of the process and its children: what a leak grows, also where it is swapped out."""
-        total = 0
-        for one in self._all():
-            with contextlib.suppress(OSError):
-                total += sum(map(int, _ANON.findall(Path(f"/proc/{one.pid}/status").read_text())))
-        return total * 1024
+        """See `anon_bytes_of`."""
+        return anon_bytes_of(self.process.pid)
 
     def n_descriptors(self) -> int:
         """Open files and sockets of the process."""
@@ -127,6 +119,15 @@ def served(pack: str | Path | None = None, *options: object) -> Iterator[Served]
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 _wait(process)
+
+
+def anon_bytes_of(pid: int) -> int:
+    """RssAnon and VmSwap of a process and its children: what a leak grows, also where it is swapped out."""
+    own, total = psutil.Process(pid), 0
+    for one in (own, *own.children(recursive=True)):
+        with contextlib.suppress(OSError):
+            total += sum(map(int, _ANON.findall(Path(f"/proc/{one.pid}/status").read_text())))
+    return total * 1024
 
 
 def _said(process: subprocess.Popen[str], errors: IO[str]) -> dict[str, Any]:

@@ -49,6 +49,25 @@ def test_mixed(tmp_path):
     assert found["replaced"] == 8 and found["left_early"] and found["compared"] > 40
 
 
+def test_drain(pack):
+    found = proof("drain", pack, "--tokens", 300, "--threads", 1)
+    assert held(found) and len(found["pieces"]) == 8, found
+
+
+def test_overhead(pack):
+    found = proof("overhead", pack, "--runs", 1, "--tokens", 12, "--idle", 1, "--threads", 1)
+    slow = ("decode over a session's", "added to the first token, ms", "idle CPU, of a core")
+    assert held(found, *slow), found
+    assert found["server_bytes"] > found["chat_bytes"] > 1 << 20
+
+
+def test_beside(tmp_path):
+    base = tiny_base(tmp_path / "base.gguf")
+    found = proof("beside", base, "--runs", 1, "--each", 1, "--fair", 1.5, "--rank", 4, "--threads", 1, "--alone")
+    assert held(found, "Jain's index of engine seconds", "share of swaps"), found
+    assert len(found["tokens_per_s"]) == 7 and 0 <= found["swaps"] < found["jain"] <= 1
+
+
 def test_where_answers_part():
     assert parts_at([b"a", b"b"], [b"a", b"b"], is_whole=True) is None
     assert parts_at([b"a"], [b"a", b"b"], is_whole=False) is None
