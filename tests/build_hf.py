@@ -164,7 +164,8 @@ def tiny_checkpoint(
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("norm.weight"):
-                weight.add_(torch.randn_like(weight) * 0.1)
+                # Some releases of transformers begin Gemma's at 1, which doubles it: its norms are one more.
+                weight.fill_(0.0 if family == "gemma3" else 1.0).add_(torch.randn_like(weight) * 0.1)
             elif name.endswith("bias"):
                 weight.copy_(torch.randn_like(weight) * 0.1)
     model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)

@@ -65,6 +65,10 @@ class Base(Protocol):
         """Whether a token ends a generation."""
         ...
 
+    def token_text(self, token_id: int) -> str:
+        """What a token is called, a special one too."""
+        ...
+
     def load_model(self, attention: str, weights: Weights = "f32", device: str = "cpu") -> "PreTrainedModel":
         """The transformers model with that attention implementation, its frozen matrices kept as `weights` says."""
         ...
@@ -106,6 +110,10 @@ class GgufBase:
     def is_end(self, token_id: int) -> bool:
         """Whether llama.cpp stops at the token."""
         return self._vocab.is_end(token_id)
+
+    def token_text(self, token_id: int) -> str:
+        """Its text in the file."""
+        return self._vocab.decode([token_id], special=True)
 
     def load_model(self, attention: str, weights: Weights = "f32", device: str = "cpu") -> "PreTrainedModel":
         """The transformers model of the file's weights, dequantised or kept as blocks."""
@@ -179,6 +187,10 @@ class HfBase:
     def is_end(self, token_id: int) -> bool:
         """Whether the token is an EOS of the tokenizer or of the generation config."""
         return token_id in self._ends
+
+    def token_text(self, token_id: int) -> str:
+        """Its text in the tokenizer."""
+        return str(self._tokenizer.decode([token_id]))
 
     def load_model(self, attention: str, weights: Weights = "f32", device: str = "cpu") -> "PreTrainedModel":
         """The transformers model of the folder's weights.

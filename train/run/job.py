@@ -20,14 +20,15 @@ from ..data.prepare import as_sources, lengths, prepare
 from ..data.sources import Source, find_base
 from ..data.task import Task, find_task
 from ..model import attention
-from ..model.bases import open_base
+from ..model.bases import completion_end, open_base
 from ..model.device import device_record, prepare_device
+from ..model.end_token import check_end_learned
 from ..model.lora import add_lora, trainable
 from ..model.start import load_start, start_identity
 from ..recipe import Recipe
 from . import checkpoint
 from .curve_svg import curve_svg
-from .loop import Machine, held_out_loss, held_out_share, memory_advice, run
+from .loop import Machine, end_states, held_out_loss, held_out_share, memory_advice, run
 from .model_card import CURVE, model_card
 from .ranks import Ranks
 from .workers import Workers, available_cores
@@ -89,6 +90,7 @@ def train(
 
     Raises:
         InputError: data, base, device or the adapter to start from cannot be used, or `output` exists.
+        UnsupportedError: the base never learned the token that ends answers.
         DoesNotFitError: memory ran out.
     """
     output = Path(output)
@@ -133,6 +135,8 @@ def train(
             machine = Machine(workers, ranks, ranks.device(device))
             loaded = opened.load_model(attention.register(), recipe.weights, machine.device)
             model = add_lora(loaded, recipe, opened.name, prepared.invocation)
+            ends = end_states(model, prepared.data.train, machine.device)
+            check_end_learned(loaded.get_output_embeddings(), ends, completion_end(opened)[-1], opened)
             losses = {"base": held_out_loss(model, prepared.data, recipe, machine)}  # B is zero: still the base
             shares = {"base": held_out_share(model, prepared.data, recipe, machine, task.metric)}
             if extras.start:

@@ -91,6 +91,13 @@ def completion_states(model: "PeftModel", batch: Packed) -> Tensor:
     return states
 
 
+@torch.no_grad()
+def end_states(model: "PeftModel", rows: Sequence[Example], device: str, n: int = 4) -> Tensor:
+    """Last hidden states (n, width) from which the ends of the `n` shortest rows' answers are told."""
+    shortest = sorted(rows, key=lambda row: len(row.ids))[:n]
+    return torch.stack([completion_states(model, pack([row], 0).to(device))[-1] for row in shortest])
+
+
 def packed_loss(model: "PeftModel", batch: Packed) -> Tensor:
     """Summed cross-entropy (nats) of the completion tokens of one pass."""
     causal: Any = model.get_base_model()
