@@ -13,7 +13,7 @@ import contextlib
 import ctypes
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .binding import lib
@@ -23,14 +23,24 @@ from .context import Context
 class AbortFlag:
     """Set by whoever wants an end; never unset."""
 
-    __slots__ = ("_text",)
+    __slots__ = ("_also", "_text")
 
     def __init__(self) -> None:
         self._text = ctypes.create_string_buffer(2)
+        self._also: Callable[[], object] | None = None
 
     def set(self) -> None:
         """Ends the computation that looks at it."""
         self._text[0] = b"\x01"
+        also = self._also
+        if also is not None:
+            also()
+
+    def call(self, also: Callable[[], object] | None) -> None:
+        """For computations that cannot look at it: whoever sets it calls this; at once where it is set already."""
+        self._also = also
+        if also is not None and self.is_set:
+            also()
 
     @property
     def is_set(self) -> bool:

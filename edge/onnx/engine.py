@@ -13,8 +13,9 @@ them; each graph is opened when it is first needed.
 A thread moves the weights to huge pages once an answer is long enough to gain by it (`huge_pages.py`).
 """
 
+import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from ..errors import DoesNotFitError, EngineError, InputError
 from ..extras import extra_hint
 from ..files.read import expect_mapped
+from ..llama.abort import AbortFlag
 from ..system.huge_pages import to_huge_pages
 from ..system.machine import default_threads
 from .adapter import Array
@@ -119,6 +121,7 @@ class OnnxEngine:
             for part in ("key", "value")
         }
         self._steps = 0
+        self._run_options: Any = None
         self._mover: threading.Thread | None = None
         self._closed = threading.Event()
         self._mask = np.ones((1, n_ctx_tokens), np.int64)
@@ -236,6 +239,24 @@ class OnnxEngine:
         for values in self._cache.values():
             values[sequence] = 0
 
+    @contextlib.contextmanager
+    def stopped_by(self, flag: AbortFlag | None) -> Iterator[None]:
+        """What is computed inside the block ends with an EngineError soon after the flag is set; None: as ever.
+
+        onnxruntime looks between two operations of the graph.
+        """
+        if flag is None:
+            yield
+            return
+        options = self._run_options = self._ort.RunOptions()
+        options.log_severity_level = 4
+        flag.call(lambda: setattr(options, "terminate", True))
+        try:
+            yield
+        finally:
+            flag.call(None)
+            self._run_options = None
+
     def _has_room(self, n_tokens: int) -> None:
         if n_tokens > self.n_ctx_tokens:
             raise DoesNotFitError(f"the context of {self.n_ctx_tokens} tokens has no room for {n_tokens}")
@@ -254,7 +275,7 @@ class OnnxEngine:
             bound.binding.bind_ortvalue_input(name, view(values))
         bound.binding.bind_ortvalue_output("logits", view(logits))
         try:
-            bound.session.run_with_iobinding(bound.binding)
+            bound.session.run_with_iobinding(bound.binding, self._run_options)
         except Exception as error:  # noqa: BLE001 - as above
             raise EngineError("onnxruntime fails", where=self.base.folder, problems=[str(error)[:500]]) from None
 

@@ -73,7 +73,7 @@ class OnnxRows:
         """Computes a prompt in a row, chunk by chunk, after what another row holds of it already.
 
         Args:
-            flag: once it is set, no further chunk is computed.
+            flag: once it is set, the chunk that is being computed ends.
 
         Yields:
             How many tokens of the prompt the row holds: first what was kept, then after each chunk.
@@ -90,11 +90,14 @@ class OnnxRows:
             lane.record = self._lanes[source].record.beginning(like[source])
             self._engine.copy(source, sequence, like[source])
         self._states[sequence] = sections[-1].state
-        for at in lane.fill(prompt, sections, fast):
+        filling = lane.fill(prompt, sections, fast)
+        while True:
+            with self._engine.stopped_by(flag):
+                at = next(filling, None)
+            if at is None:
+                return
             self._sequences = (sequence,)
             yield at
-            if flag is not None and flag.is_set:
-                raise EngineError("the computation was stopped")
 
     def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
         """Computes a prompt in a row; how many of its tokens were kept."""

@@ -3,6 +3,7 @@
 import pytest
 from build_gguf import tiny_adapter, tiny_base
 from slm_edge.edge import Engine, EngineError
+from slm_edge.edge.llama.abort import AbortFlag
 from slm_edge.edge.onnx.session import OnnxSession
 from slm_edge.export.onnx.adapter import export_onnx_adapter
 from slm_edge.export.onnx.base import export_onnx
@@ -59,6 +60,28 @@ def test_penalties_of_each_answer_in_a_batch_are_its_own(engine, alone):
     answers = [ticket.result().token_ids for ticket in tickets]
     assert answers == [alone(PROMPTS[3], "a", max_tokens=14, **how) for how in bent]
     assert len(set(answers)) == len(bent)
+
+
+def test_a_flag_ends_the_part_of_a_prompt_that_is_being_computed(made, alone):
+    """That part counts as nothing; what was there before stays, and so do other rows."""
+    with OnnxSession.of_files(made[0], {"a": (made[1]["a"], None)}, threads=1) as session:
+        request = session.request(LONG * 4, session.choice_of("a"), None, {"max_tokens": 5})
+        prompt, sections = request.prompt, session.sections(session.choice_of("a"), request.prompt)
+        rows = session.row_maker()(2, session.n_ctx_tokens)
+        other = [token_id + 1 for token_id in prompt]
+        assert list(rows.fill(1, other, sections, True))[-1] == len(other)
+        flag = AbortFlag()
+        filling = rows.fill(0, prompt, sections, True, flag)
+        assert next(filling) == 0
+        first = next(filling)
+        flag.set()
+        with pytest.raises(EngineError, match="onnxruntime") as ended:
+            next(filling)
+        assert "terminate" in str(ended.value.problems).lower()
+        assert rows.kept(0, prompt, sections, True) == first < len(prompt) - 1
+        assert rows.kept(1, other, sections, True) == len(other) - 1
+        assert list(rows.fill(0, prompt, sections, True))[-1] == len(prompt)
+        assert rows.logits(-1).argmax() == alone(LONG * 4, "a", max_tokens=1)[0]
 
 
 def test_a_row_keeps_what_was_computed_in_it(engine, alone):
