@@ -13,7 +13,7 @@ from ..errors import DoesNotFitError
 from ..gguf.base import BaseInfo
 from ..llama.kernels import cpu_features, faster_as_stored, repacked_tensors
 from ..options import BATCH_TOKENS, CHUNK_TOKENS, DEFAULT_BUDGET_BYTES, MOST_LOADED, EngineOptions
-from ..sizes import human_bytes
+from ..sizes import human_bytes, meant_hint
 from ..system.cpu import default_threads
 from ..system.memory import CAN_LET_GO, available_bytes, machine_bytes, memory_limit_bytes
 from .layers import kept_of
@@ -209,7 +209,8 @@ def _kv_q8(base: BaseInfo) -> bool:
 def _refusal(
     base: BaseInfo, ram_bytes: int, least: MemoryPlan, n_ctx_tokens: int | None, sizes: dict[str, Any]
 ) -> DoesNotFitError:
-    hints = [f"at least {human_bytes(least.total_bytes)} would do"]
+    hints = [hint] if (hint := meant_hint(ram_bytes)) else []
+    hints.append(f"at least {human_bytes(least.total_bytes)} would do")
     if n_ctx_tokens and n_ctx_tokens > LEAST_CTX_TOKENS:
         try:
             shorter = fit(base, ram_bytes, **sizes)
