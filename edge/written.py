@@ -71,3 +71,8 @@ def human_bytes(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1024
     raise AssertionError("unreachable")
+
+
+def meant_hint(n_bytes: int) -> str | None:
+    """What was meant by a limit that is too small to be one: "100 are bytes: did you mean 100M?"."""
+    return f"{n_bytes} are bytes: did you mean {n_bytes}M?" if n_bytes < 1 << 20 else None

@@ -1,14 +1,16 @@
 """What threads that adapt are worth beside busy processes, against every fixed number of threads, in turns.
 
     python -m slm_edge.benchmarks.proofs.busy_threads base.gguf --others 0 --others 1 --others 2 --runs 10
-    taskset -c 0,1 python -m slm_edge.benchmarks.proofs.busy_threads base.gguf       # as on two cores
+    python -m slm_edge.benchmarks.proofs.busy_threads base.gguf --cpus 0        # as on one core
+    python -m slm_edge.benchmarks.proofs.busy_threads base.gguf --cpus 0-3      # as on four of more
+    python -m slm_edge.benchmarks.proofs.busy_threads onnx-base                 # onnxruntime, whose number stays
 
 One model, one context for each number of threads from one to the fast cores, and one whose number is left open. In
-each turn each computes a prompt and the tokens after it, while so many other processes compute all the time. A ratio is
-the seconds of the best fixed number over those of the open one, all turns added up: the best is chosen afterwards, from
-its own sums. Bounds: 0.99 with no other process, 0.85 with one or more. Processes that were there before count too:
-they are shown, and with them no ratio tells of an idle machine. Prints a line for each, then one JSON document; ends
-with 1 if a bound is missed.
+each turn each computes a prompt and the tokens after it, while so many other processes compute all the time on the same
+CPUs. A ratio is the seconds of the best fixed number over those of the open one, all turns added up: the best is chosen
+afterwards, from its own sums. Bounds: 0.99 with no other process, 0.85 with one or more. Processes that were there
+before count too: they are shown, and with them no ratio tells of an idle machine. Prints a line for each, then one JSON
+document; ends with 1 if a bound is missed.
 """
 
 import contextlib
@@ -16,7 +18,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,8 +26,10 @@ import click
 
 from ...edge.llama.context import Context
 from ...edge.llama.model import Model
+from ...edge.onnx.engine import OnnxEngine
+from ...edge.onnx.folder import OnnxBase
 from ...edge.system.load import OthersCores
-from ...edge.system.machine import default_threads
+from ...edge.system.machine import cpu_list, default_threads
 from ..stats import spread
 
 IDLE_BOUND: Final = 0.99
@@ -60,15 +64,43 @@ def busy_processes(n: int) -> Iterator[None]:
             process.join()
 
 
-def measure(context: Context, n_decode: int) -> tuple[float, float]:
+Decode = Callable[[list[int], int], object]
+
+
+def opened(base: Path, n_tokens: int, stack: contextlib.ExitStack) -> dict[int, Decode]:
+    """What computes tokens at a position, by its number of threads: of a GGUF file, or of an ONNX base's folder."""
+    numbers = range(OPEN, default_threads() + 1)
+    if base.is_dir():
+        onnx = OnnxBase.open(base)
+        engines = {number: OnnxEngine(onnx, n_ctx_tokens=n_tokens, threads=number or None) for number in numbers}
+        for engine in engines.values():
+            stack.callback(engine.close)
+        return {number: engine.decode for number, engine in engines.items()}
+    model = stack.enter_context(Model.load(base))
+    size: Any = {"n_ctx_tokens": n_tokens, "n_batch_tokens": PROMPT}
+    contexts = {number: stack.enter_context(Context(model, threads=number or None, **size)) for number in numbers}
+
+    def of_llama(context: Context) -> Decode:
+        def decode(token_ids: list[int], position: int) -> None:
+            if position == 0:
+                context.clear()
+                context.decode(token_ids, 0)
+            else:
+                context.decode_one(token_ids[0], position)
+
+        return decode
+
+    return {number: of_llama(context) for number, context in contexts.items()}
+
+
+def measure(decode: Decode, n_decode: int) -> tuple[float, float]:
     """Seconds of a prompt and of `n_decode` tokens after it."""
-    context.clear()
     began_s = time.perf_counter()
-    context.decode([1 + i % 200 for i in range(PROMPT)], 0)
+    decode([1 + i % 200 for i in range(PROMPT)], 0)
     prompt_s = time.perf_counter() - began_s
     began_s = time.perf_counter()
     for i in range(n_decode):
-        context.decode_one(1 + i % 200, PROMPT + i)
+        decode([1 + i % 200], PROMPT + i)
     return prompt_s, time.perf_counter() - began_s
 
 
@@ -81,20 +113,21 @@ def ratio(seconds: dict[int, list[float]]) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("base", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("base", type=click.Path(exists=True, path_type=Path))
 @click.option("--others", "counts", multiple=True, type=click.IntRange(0), default=(0, 1, 2), show_default=True)
 @click.option("--decode", "n_decode", type=click.IntRange(1, 1000), default=100, show_default=True, help="Tokens.")
 @click.option("--runs", type=click.IntRange(1), default=10, show_default=True)
-def main(base: Path, counts: tuple[int, ...], n_decode: int, runs: int) -> None:
-    """Compare threads that adapt with fixed numbers of them on BASE."""
+@click.option("--cpus", metavar="LIST", help="The CPUs that all of it runs on, such as 0 or 0-3.  [default: all]")
+def main(base: Path, counts: tuple[int, ...], n_decode: int, runs: int, cpus: str | None) -> None:
+    """Compare threads that adapt with fixed numbers of them on BASE, a GGUF file or an ONNX base's folder."""
+    if cpus is not None:
+        wanted = cpu_list(cpus)
+        if not wanted or not wanted <= os.sched_getaffinity(0):
+            raise click.UsageError(f"--cpus {cpus}: this process may use {sorted(os.sched_getaffinity(0))}.")
+        os.sched_setaffinity(0, wanted)
     rows = []
-    size: Any = {"n_ctx_tokens": PROMPT + n_decode, "n_batch_tokens": PROMPT}
     with contextlib.ExitStack() as stack:
-        model = stack.enter_context(Model.load(base))
-        contexts = {
-            number: stack.enter_context(Context(model, threads=number or None, **size))
-            for number in range(OPEN, default_threads() + 1)
-        }
+        contexts = opened(base, PROMPT + n_decode, stack)
         for count in counts:
             taken: dict[int, list[tuple[float, float]]] = {number: [] for number in contexts}
             with busy_processes(count):
@@ -122,7 +155,7 @@ def main(base: Path, counts: tuple[int, ...], n_decode: int, runs: int) -> None:
                 f"{found['decode']['best_threads']} threads, prompt {found['prompt']['ratio']:.3f} of "
                 f"{found['prompt']['best_threads']}"
             )
-    click.echo(json.dumps({"base": base.name, "runs": runs, "rows": rows}))
+    click.echo(json.dumps({"base": base.name, "cpus": len(os.sched_getaffinity(0)), "runs": runs, "rows": rows}))
     if not all(row["kept"] for row in rows):
         raise SystemExit(1)
 

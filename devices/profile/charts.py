@@ -93,7 +93,7 @@ def lines(series: Sequence[Series], x_title: str) -> str:
 
 
 def _figures(places: Sequence[tuple[float, float, float, int]]) -> list[str]:
-    """Each point's value: above the highest of a column, below the lowest, beside those between that have no room."""
+    """Each point's value: above the highest of a column, below the lowest, beside those that have no room there."""
     drawn = []
     for x in sorted({place[0] for place in places}):
         column = sorted((place for place in places if place[0] == x), key=lambda place: place[1])
@@ -102,8 +102,11 @@ def _figures(places: Sequence[tuple[float, float, float, int]]) -> list[str]:
             last = at > 0 and at == len(column) - 1
             beside = at > 0 and not last and y - FIGURE_HEIGHT - 5 < taken
             height = max(y + FIGURE_HEIGHT + 3, taken + FIGURE_HEIGHT) if last else y + 4 if beside else y - 7
+            # Below it would stand on the axis's figures: to the left, where between others the right is taken.
+            left = last and height > HEIGHT - BOTTOM and x > LEFT + 40
+            height, beside = (y + 4, True) if left else (height, beside)
             taken = height
-            anchor = "start" if x < LEFT + 20 else "end" if x > RIGHT - 20 else "start" if beside else "middle"
+            anchor = "start" if x < LEFT + 20 else "end" if left or x > RIGHT - 20 else "start" if beside else "middle"
             shift = (-8 if anchor == "end" else 8) if beside else 5 if anchor == "start" else 0
             drawn.append(
                 f"<text class=figure x={x + shift:.1f} y={height:.1f} text-anchor={anchor} style='fill:{_color(i)}'>"

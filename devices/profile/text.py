@@ -77,8 +77,9 @@ def table(profile: Mapping[str, Any]) -> str:
     """A readable table."""
     setup, memory, load = profile["setup"], profile["memory"], profile["load"]
     cold = "not available" if load["cold_s"] is None else f"{load['cold_s']:.2f} s"
+    threads = f"{setup['threads']} thread" + "s" * (setup["threads"] > 1)
     lines = [
-        f"{profile['model']['name']} on {profile['machine']['device']}, {setup['threads']} threads, "
+        f"{profile['model']['name']} on {profile['machine']['device']}, {threads}, "
         f"{setup['n_ctx_tokens']} tokens of context",
         f"  load    {cold} cold, {load['warm_s']:.2f} s warm",
     ]

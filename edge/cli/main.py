@@ -118,8 +118,10 @@ def show_help(ctx: click.Context, words: tuple[str, ...]) -> None:
 
 def _show(error: SlmEdgeError) -> int:
     """Shows the error; returns its exit code."""
+    from ..store.named import told
+
     _show_json(error)
-    note(f"slm-edge: {error}")
+    note(f"slm-edge: {told(error)}")
     return error.exit_code
 
 

@@ -156,6 +156,7 @@ def build(
     help="Speculative decoding, for tasks that copy; see run --speculate.",
 )
 @click.option("--default", "make_default", is_flag=True, help="Make this adapter the pack's default.")
+@click.option("--replace", is_flag=True, help="Put it in the place of the pack's adapter NAME, whose card it keeps.")
 @click.option(
     "--examples", type=PATH, help="Example prompts for this adapter, one per line or JSON Lines; teaches the router."
 )
@@ -167,6 +168,7 @@ def add(
     card: Path | None,
     stop: tuple[str, ...],
     make_default: bool,
+    replace: bool,
     examples: Path | None,
     as_json: bool,
     **values: Any,
@@ -174,12 +176,14 @@ def add(
     """Add the adapter FILE to PACK as NAME. An adapter that was made for another base is refused.
 
     FILE is a GGUF LoRA, or the ONNX form (.onnx_adapter) of an adapter that the pack has. The first adapter of a pack
-    becomes its default.
+    becomes its default. With --replace the pack holds the old adapter or the new one at any moment; sessions see the
+    new one when they are opened again, and an ONNX form of the old one goes.
 
     \b
     Examples:
       slm-edge pack add my-pack math math.gguf --task math --max-tokens 200 --stop "Question:"
       slm-edge pack add my-pack translate translate.gguf --examples twenty-prompts.txt
+      slm-edge pack add my-pack math new-math.gguf --replace
       slm-edge pack add my-pack math math.onnx_adapter
     """
     from ..gguf.adapter import provenance_note
@@ -197,7 +201,8 @@ def add(
     changes = {key: value for key, value in values.items() if value is not None} | ({"stop": stop} if stop else {})
     # Read first: a file of examples that is no good must not leave the adapter behind without them.
     prompts = _checked_examples(folder, name, examples) if examples else None
-    built = add_adapter(folder, NewAdapter(name, file, TaskCard.open(card) if card else None, changes), make_default)
+    new = NewAdapter(name, file, TaskCard.open(card) if card else None, changes)
+    built = add_adapter(folder, new, make_default, replace)
     if line := provenance_note(file, BaseInfo.open(built.base_path())):
         note(f"note: {line}")
     if prompts:
@@ -366,7 +371,8 @@ def described(opened: "Pack") -> tuple[dict[str, Any], str]:
             (mark, adapter.name, human_bytes(adapter.size_bytes), _short(card.task, 16), _sampling(card), _system(card))
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += table if opened.adapters else ["no adapters; slm-edge pack add PACK NAME FILE adds one"]
     said = {None: "none, the base alone", "auto": "auto, the router chooses"}
     lines.append(f"* default: {said.get(opened.default_adapter, opened.default_adapter)}")
     unproved = _unproved(opened)

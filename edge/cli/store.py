@@ -1,5 +1,6 @@
 """What is kept here: `slm-edge pull`, `list`, `show`, `verify`, `rm`, `prune`, and `push` to others."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,8 +92,15 @@ def _emit_base(opened: "Pack", file: Path | None, insecure: bool, as_json: bool)
     emit(
         {"file": str(path), "name": ref.file_name, "sha256": ref.sha256, "size_bytes": ref.size_bytes},
         as_json,
-        f"{ref.file_name}  {human_bytes(ref.size_bytes)}  {path}",
+        f'{ref.file_name}  {human_bytes(ref.size_bytes)}  {ref.sha256[:12]}\nslm-edge run {_typed(opened)}"Hello"',
     )
+
+
+def _typed(opened: "Pack") -> str:
+    """How a pack is named behind `run`: the starter by nothing."""
+    from ..pack.pack import starter_folder
+
+    return "" if opened.folder == starter_folder() else f"--pack {shlex.quote(str(opened.folder))} "
 
 
 def _emit_fetched(fetched: "Fetched", as_json: bool) -> None:

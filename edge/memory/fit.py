@@ -15,7 +15,7 @@ from ..llama.model import cpu_features, faster_as_stored, repacked_tensors
 from ..llama.states import kept_of
 from ..options import BATCH_TOKENS, CHUNK_TOKENS, DEFAULT_BUDGET_BYTES, MOST_LOADED, EngineOptions
 from ..system.machine import CAN_LET_GO, available_bytes, default_threads, machine_bytes, memory_limit_bytes
-from ..written import human_bytes
+from ..written import human_bytes, meant_hint
 from .plan import ContextSize, MemoryPlan, plan_memory
 
 DEFAULT_CTX_TOKENS: Final = 2048
@@ -208,7 +208,8 @@ def _kv_q8(base: BaseInfo) -> bool:
 def _refusal(
     base: BaseInfo, ram_bytes: int, least: MemoryPlan, n_ctx_tokens: int | None, sizes: dict[str, Any]
 ) -> DoesNotFitError:
-    hints = [f"at least {human_bytes(least.total_bytes)} would do"]
+    hints = [hint] if (hint := meant_hint(ram_bytes)) else []
+    hints.append(f"at least {human_bytes(least.total_bytes)} would do")
     if n_ctx_tokens and n_ctx_tokens > LEAST_CTX_TOKENS:
         try:
             shorter = fit(base, ram_bytes, **sizes)

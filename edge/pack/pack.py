@@ -86,6 +86,9 @@ class Pack:
         where = starter_folder() if folder is None else Path(folder)
         manifest = read_manifest(where)
         problems = verify_pack(where, manifest) if verify else _quick_check(where, manifest)
+        if problems and read_manifest(where) != manifest:
+            # It changed meanwhile, and files of before are gone.
+            return cls.open(where, verify)
         if problems:
             raise DamagedError("the pack is not as it was built", where=where, problems=problems)
         adapters = {

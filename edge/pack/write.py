@@ -6,9 +6,10 @@ add_adapter(Path("my-pack"), NewAdapter("code", Path("code.gguf")))
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,8 +164,12 @@ def _check_template(info: BaseInfo, cards: Sequence[TaskCard]) -> None:
         raise InputError(error.message, where=info.file.path, hint=error.hint or OTHER_TEMPLATE) from None
 
 
-def add_adapter(folder: Path, new: NewAdapter, make_default: bool = False) -> Pack:
+def add_adapter(folder: Path, new: NewAdapter, make_default: bool = False, replace: bool = False) -> Pack:
     """Adds an adapter to a pack; a pack without adapters takes it as its default.
+
+    Args:
+        replace: the pack's adapter of that name may go for it, with its ONNX form; its place and, without a new one,
+            its card stay. Who opens the pack meanwhile finds the old adapter or the new one.
 
     Raises:
         InputError: the name is taken, or the adapter does not pass its checks or belongs to another base.
@@ -172,17 +177,22 @@ def add_adapter(folder: Path, new: NewAdapter, make_default: bool = False) -> Pa
     """
     with changing(folder):
         pack = Pack.open(folder)
-        faults = _name_faults([*pack.adapters, new.name])
-        if faults:
-            raise InputError("the adapter cannot be added", where=folder, problems=faults)
+        old = next((row for row in pack.manifest.adapters if replace and row.name == new.name), None)
+        others = [row.name for row in pack.manifest.adapters if row is not old]
+        if faults := _name_faults([*others, new.name]):
+            hint = "--replace puts this one in its place" if new.name in others else None
+            raise InputError("the adapter cannot be added", where=folder, problems=faults, hint=hint)
+        if old is not None and new.card is None:
+            new = dataclasses.replace(new, card=pack.adapters[old.name].card)
         info = BaseInfo.open(pack.base_path())
         adapter_info = check_adapter(new.file, info)
         card = new.final_card(adapter_info)
         if card.template:
             _check_template(info, [card])
         _check_room(folder, adapter_info.size_bytes)
-        files = dict(pack.manifest.files)
-        row = _row(new.name, {adapter_path(new.name): ""}, adapter_info.size_bytes)
+        row = _row(new.name, {}, adapter_info.size_bytes, _free_stem(new.name, pack.manifest.files))
+        gone = [] if old is None else _files_of(pack.manifest, old)
+        files = {path: sha256 for path, sha256 in pack.manifest.files.items() if path not in gone}
         (folder / ADAPTERS_FOLDER).mkdir(exist_ok=True)
         try:
             with progress(f"adding {new.name}", adapter_info.size_bytes, "bytes") as advance:
@@ -191,13 +201,14 @@ def add_adapter(folder: Path, new: NewAdapter, make_default: bool = False) -> Pa
                 write_json(folder / row.card, card.as_dict())
             files[row.card] = sha256_file(folder / row.card)
             default = new.name if make_default or not pack.adapters else pack.default_adapter
-            row = dataclasses.replace(row, sha256=files[row.file])
-            rows = (*pack.manifest.adapters, row)
+            row, before = dataclasses.replace(row, sha256=files[row.file]), pack.manifest.adapters
+            rows = (*before, row) if old is None else tuple(row if other is old else other for other in before)
             changed = dataclasses.replace(pack.manifest, default_adapter=default, adapters=rows, files=files)
             _write_manifest(folder, changed)
         except BaseException:
             _tidy(folder)
             raise
+        _remove(folder, gone)
         return Pack.open(folder)
 
 
@@ -237,19 +248,19 @@ def add_files(folder: Path, files: Mapping[str, Path], remove: Callable[[str], b
         except BaseException:
             _tidy(folder)
             raise
-        for name in gone:
-            (folder / name).unlink(missing_ok=True)
-            _remove_empty(folder, name)
+        _remove(folder, gone)
         return Pack.open(folder)
 
 
-def _remove_empty(folder: Path, name: str) -> None:
-    """Removes the folders on the way to a file that is gone, where nothing else is in them."""
-    for parent in (folder / name).parents:
-        if parent == folder:
-            return
-        with contextlib.suppress(OSError):
-            parent.rmdir()
+def _remove(folder: Path, gone: Sequence[str]) -> None:
+    """Removes files that the pack forgot, and the folders on the way to them where nothing else is in them."""
+    for name in gone:
+        (folder / name).unlink(missing_ok=True)
+        for parent in (folder / name).parents:
+            if parent == folder:
+                break
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
 
 def remove_adapter(folder: Path, name: str) -> Pack:
@@ -269,15 +280,11 @@ def remove_adapter(folder: Path, name: str) -> Pack:
         default = pack.default_adapter
         if default == name:
             default = rows[0].name if rows else None
-        kept = {row.file for row in rows} | {row.card for row in rows}
-        forms = [path for path in pack.manifest.files if path.startswith(f"{ONNX_ADAPTERS}/{name}.onnx_adapter")]
-        unused = [path for path in (gone.file, gone.card, *forms) if path not in kept]
+        unused = _files_of(pack.manifest, gone)
         files = {path: sha256 for path, sha256 in pack.manifest.files.items() if path not in unused}
         # First the pack forgets the files, then they go: whatever happens between, the pack opens.
         _write_manifest(folder, dataclasses.replace(pack.manifest, default_adapter=default, adapters=rows, files=files))
-        for path in unused:
-            (folder / path).unlink(missing_ok=True)
-            _remove_empty(folder, path)
+        _remove(folder, unused)
         return Pack.open(folder)
 
 
@@ -327,10 +334,8 @@ def _check_all(adapters: Sequence[NewAdapter], base: BaseInfo) -> list[tuple[New
 def _included(include: Sequence[Path]) -> dict[str, Path]:
     """Path inside the pack -> file, for every file and every file of every folder."""
     found: dict[str, Path] = {}
-    faults = []
+    faults = [f"{top}: no such file or folder" for top in include if not top.exists()]
     for top in include:
-        if not top.exists():
-            faults.append(f"{top}: no such file or folder")
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
             inside = path.relative_to(top.parent).as_posix()
             if path.is_dir() and not path.is_symlink():
@@ -362,9 +367,23 @@ def _copy(source: Path, dest: Path, advance: Advance) -> str:
     return sha256_file(dest)
 
 
-def _row(name: str, files: Mapping[str, str], size_bytes: int) -> AdapterRow:
-    file = adapter_path(name)
-    return AdapterRow(name, file, files[file], size_bytes, f"{ADAPTERS_FOLDER}/{name}.json")
+def _row(name: str, files: Mapping[str, str], size_bytes: int, stem: str | None = None) -> AdapterRow:
+    file = adapter_path(stem or name)
+    return AdapterRow(name, file, files.get(file, ""), size_bytes, f"{ADAPTERS_FOLDER}/{stem or name}.json")
+
+
+def _free_stem(name: str, taken: Iterable[str]) -> str:
+    """How an adapter's files are called: as it is, or with a number where the pack has those (in any capitals)."""
+    lower = {path.lower() for path in taken}
+    stems = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(2)))
+    return next(stem for stem in stems if adapter_path(stem).lower() not in lower)
+
+
+def _files_of(manifest: Manifest, adapter: AdapterRow) -> list[str]:
+    """The files that a pack has for an adapter alone: file, card and ONNX form."""
+    kept = {path for row in manifest.adapters if row is not adapter for path in (row.file, row.card)}
+    forms = [path for path in manifest.files if path.startswith(f"{ONNX_ADAPTERS}/{adapter.name}.onnx_adapter")]
+    return [path for path in (adapter.file, adapter.card, *forms) if path not in kept]
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:

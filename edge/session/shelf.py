@@ -34,7 +34,7 @@ from ..llama.vocab import Vocab
 from ..options import MOST_LOADED, Swap
 from ..pack.pack import PackedAdapter, check_packed, find_adapter
 from ..prefix.chunks import AdapterState, Section
-from ..written import human_bytes
+from ..written import human_bytes, meant_hint
 
 
 class Canary:
@@ -255,7 +255,8 @@ class Shelf:
                     f"the adapter {packed.name!r} needs {human_bytes(packed.size_bytes)}{beside}; "
                     f"the budget for adapters is {human_bytes(self.budget_bytes)}",
                     where=packed.path,
-                    hint="raise the budget, pin fewer adapters, or read or close the answer that is being made",
+                    hint=meant_hint(self.budget_bytes)
+                    or "raise the budget, pin fewer adapters, or read or close the answer that is being made",
                 )
             while sum(one.size_bytes for one in self._loaded.values()) + packed.size_bytes > self.budget_bytes:
                 self._loaded.pop(may_go.pop(0)).adapter.close()

@@ -39,7 +39,7 @@ def _number(path: Path) -> int | None:
         return None
 
 
-def _cpu_list(text: str) -> set[int]:
+def cpu_list(text: str) -> set[int]:
     """CPUs of the kernel's notation: "0-3,8" is {0, 1, 2, 3, 8}; anything else is empty."""
     cpus: set[int] = set()
     try:
@@ -66,12 +66,12 @@ def _speed(cpu: int, system: Path) -> int:
 def fast_cores(cpus: set[int], system: Path = SYSTEM) -> int | None:
     """Number of distinct fast physical cores among `cpus`, or None if the kernel does not tell (not Linux)."""
     # Intel's hybrids name their P cores; the clocks of their E cores alone would not tell them apart.
-    performance = cpus & _cpu_list(_text(system / "devices/cpu_core/cpus"))
+    performance = cpus & cpu_list(_text(system / "devices/cpu_core/cpus"))
     cores: dict[frozenset[int], int] = {}
     for cpu in performance or cpus:
         # Numbers of cores begin anew in every cluster of an Arm chip: only the hyperthreads of a core tell which it is.
         topology = system / "devices/system/cpu" / f"cpu{cpu}" / "topology"
-        threads = _cpu_list(_text(topology / "core_cpus_list") or _text(topology / "thread_siblings_list"))
+        threads = cpu_list(_text(topology / "core_cpus_list") or _text(topology / "thread_siblings_list"))
         if not threads:
             return None
         core = frozenset(threads)

@@ -130,7 +130,9 @@ class Talk:
                 return command(rest.strip()) is not False
             self._ask(line[1:] if line.startswith("//") else line)
         except SlmEdgeError as error:
-            remark(str(error))
+            from ...store.named import told
+
+            remark(told(error))
         except OSError as error:
             # A name that is too long, a disk that fails: the conversation is worth more.
             remark(str(of_system(error)))

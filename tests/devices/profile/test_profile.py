@@ -159,6 +159,10 @@ def test_charts_have_figures_and_words(profile):
     drawn = charts.lines([("a", [(0, 10.0), (8, 5)]), ("b", [(0, 10.1), (8, 5)])], "x")
     heights = re.findall(r"y=([\d.]+) text-anchor=start", drawn)
     assert len(heights) == 2 and abs(float(heights[0]) - float(heights[1])) >= charts.FIGURE_HEIGHT
+    # The lowest figure of a column stands beside its point where the axis's figures are below.
+    low = charts.lines([("a", [(0, 90.0), (8, 3)]), ("b", [(0, 80.0), (8, 2)]), ("c", [(0, 70.0), (8, 1)])], "x")
+    heights = [float(height) for height in re.findall(r"class=figure x=[\d.]+ y=([\d.]+)", low)]
+    assert len(heights) == 6 and max(heights) <= charts.HEIGHT - charts.BOTTOM + 4
     crowd = charts.lines([(name, [(5, 10 + i / 50), (8, 1)]) for i, name in enumerate("abc")], "x")
     places = re.findall(r"class=figure x=([\d.]+) y=([\d.]+)", crowd)[:3]
     assert len(set(places)) == 3

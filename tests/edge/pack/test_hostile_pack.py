@@ -274,7 +274,7 @@ def ended_at(pack, monkeypatch, change, name="_write_manifest"):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
 
 
-@pytest.mark.parametrize("then", ["add another", "add the same", "remove one"])
+@pytest.mark.parametrize("then", ["add another", "add the same", "remove one", "replace"])
 def test_leftovers_of_a_killed_change(made, tmp_path, monkeypatch, then, slm_edge):
     base, (one, two, three, _) = made
     pack = tmp_path / "pack"
@@ -288,7 +288,13 @@ def test_leftovers_of_a_killed_change(made, tmp_path, monkeypatch, then, slm_edg
     assert find_leftovers(pack, verify_folder(pack).files) == ["adapters/m1.gguf", "adapters/m1.json"]
     code, out, err = slm_edge("pack", "verify", pack, "--json")
     assert code == 0 and "adapters/m1.gguf" in out and "leftovers" in err
-    if then == "add another":
+    if then == "replace":
+        # Ended before pack.json is written, it leaves the old one.
+        again = NewAdapter("m0", two.file)
+        ended_at(pack, monkeypatch, lambda: add_adapter(pack, again, replace=True))
+        assert Pack.open(pack, verify=True).adapters["m0"].sha256 == write.sha256_file(Path(one.file))
+        add_adapter(pack, again, replace=True)
+    elif then == "add another":
         add_adapter(pack, three)
     elif then == "add the same":
         add_adapter(pack, two)
@@ -303,10 +309,10 @@ def test_a_killed_removal(made, tmp_path, monkeypatch):
     base, (one, two, three, _) = made
     pack = tmp_path / "pack"
     build_pack(pack, base=base, adapters=[one, two])
-    ended_at(pack, monkeypatch, lambda: remove_adapter(pack, "m1"), "_remove_empty")
+    ended_at(pack, monkeypatch, lambda: remove_adapter(pack, "m1"), "_remove")
     (pack / "adapters" / "m1.json").write_text("{}")
     assert list(Pack.open(pack).adapters) == ["m0"]
-    assert find_leftovers(pack, verify_folder(pack).files) == ["adapters/m1.json"]
+    assert find_leftovers(pack, verify_folder(pack).files) == ["adapters/m1.gguf", "adapters/m1.json"]
     add_adapter(pack, three)
     assert find_leftovers(pack, verify_folder(pack).files) == []
 

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 from build_packs import HUB, new, tree
@@ -81,6 +82,36 @@ def test_adding_and_removing(pack, made):
     assert (empty.adapters, empty.default_adapter) == ({}, None)
     Pack.open(pack.folder, verify=True)
     assert add_adapter(pack.folder, NewAdapter("math", made / "math.gguf")).default_adapter == "math"
+    Pack.open(pack.folder, verify=True)
+
+
+def test_an_adapter_is_replaced_in_one_step(pack, made):
+    """Its place and card stay, its bytes are the new ones; who opens the pack meanwhile finds one of the two."""
+    with pytest.raises(InputError, match="--replace puts this one in its place"):
+        add_adapter(pack.folder, NewAdapter("math", made / "code.gguf"))
+    found, opened, stop = set(), [], threading.Event()
+
+    def look():
+        while not stop.is_set():
+            opened.append(Pack.open(pack.folder))
+            found.add(opened[-1].adapters["math"].sha256)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        for file in ("code.gguf", "math.gguf") * 10:
+            again = add_adapter(pack.folder, NewAdapter("math", made / file), replace=True)
+            assert again.adapters["math"].sha256 == sha256_file(made / file)
+    finally:
+        stop.set()
+        watcher.join()
+    assert found == {sha256_file(made / "code.gguf"), sha256_file(made / "math.gguf")}
+    assert all(list(each.adapters) == ["math", "code"] for each in opened)
+    assert again.adapters["math"].card == pack.adapters["math"].card and again.default_adapter == "math"
+    other = NewAdapter("math", made / "code.gguf", TaskCard(task="new"))
+    assert add_adapter(pack.folder, other, replace=True).adapters["math"].card.task == "new"
+    add_adapter(pack.folder, NewAdapter("math.2", made / "math.gguf"), replace=True)
+    assert len(list((pack.folder / "adapters").iterdir())) == 6
     Pack.open(pack.folder, verify=True)
 
 
