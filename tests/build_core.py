@@ -38,9 +38,9 @@ class Counted:
             at = end
             yield at
 
-    def step(self, token_ids, sequences):
+    def step(self, token_ids, sequences, *more):
         self._swap(sequences[0])
-        self._rows.step(token_ids, sequences)
+        self._rows.step(token_ids, sequences, *more)
         self.work += STEP + ROW * len(sequences)
 
 

@@ -101,8 +101,12 @@ class Rows(Protocol):
             How many of its tokens the sequence holds: first what was kept, then after each chunk.
         """
 
-    def step(self, token_ids: Sequence[int], sequences: Sequence[int]) -> None:
-        """Computes one more token for each of several sequences, which rise and have the same adapters to come."""
+    def step(self, token_ids: Sequence[int], sequences: Sequence[int], flag: "AbortFlag | None" = None) -> None:
+        """Computes one more token for each of several sequences, which rise and have the same adapters to come.
+
+        Args:
+            flag: once it is set, it ends with an EngineError; the sequences are as they were.
+        """
 
     def sample(self, sampler: Sampler, i: int) -> int:
         """Chooses a token from the logits of the i-th of the last step; -1: from those of the last prompt.

@@ -230,8 +230,8 @@ class Context(NotCopied, Sequences):
         if rows:
             self._kept_rows = np.concatenate(rows)
 
-    def decode_one(self, token_id: int, position: int) -> None:
-        """As `decode((token_id,), position)`, with the least of Python around it.
+    def decode_one(self, token_id: int, position: int, sequence: int = 0) -> None:
+        """As `decode((token_id,), position, sequence=sequence)`, with the least of Python around it.
 
         Between two tokens the weights have gone through the caches, so each line here is fetched from memory: by way of
         `decode` a token of SmolLM2-135M takes 1 % longer.
@@ -239,6 +239,7 @@ class Context(NotCopied, Sequences):
         one = self._one
         one.tokens[0] = token_id
         one.positions[0] = position
+        one.sequences[0] = sequence
         self._kept_rows = None
         if not self.handle:
             self._alive()

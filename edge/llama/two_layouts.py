@@ -121,10 +121,10 @@ class TwoLayouts(Context):
             raise
         self._ahead = True
 
-    def decode_one(self, token_id: int, position: int) -> None:
+    def decode_one(self, token_id: int, position: int, sequence: int = 0) -> None:
         """As `Context.decode_one`."""
         self._take_over()
-        super().decode_one(token_id, position)
+        super().decode_one(token_id, position, sequence)
 
     def decode_step(self, token_ids: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> None:
         """As `Context.decode_step`."""

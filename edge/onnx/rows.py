@@ -103,8 +103,12 @@ class OnnxRows:
         """Computes a prompt in a row; how many of its tokens were kept."""
         return run_through(self.fill(sequence, prompt, sections))
 
-    def step(self, token_ids: Sequence[int], sequences: Sequence[int]) -> None:
-        """Computes one more token for each of several rows, which rise and have the same adapters to come."""
+    def step(self, token_ids: Sequence[int], sequences: Sequence[int], flag: AbortFlag | None = None) -> None:
+        """Computes one more token for each of several rows, which rise and have the same adapters to come.
+
+        Args:
+            flag: once it is set, the step ends soon; the rows are as they were.
+        """
         n_rows = max(sequences) + 1
         lanes = [self._lanes.setdefault(row, OnnxLane(self._engine, self._pairs, row)) for row in range(n_rows)]
         ids = [0] * n_rows
@@ -117,7 +121,8 @@ class OnnxRows:
         self._sequences = sequences
         # A batch has one choice of adapters.
         numbers = lanes[sequences[0]].numbers(self._states[sequences[0]])
-        self._engine.step(ids, [lane.n_tokens for lane in lanes], **numbers)
+        with self._engine.stopped_by(flag):
+            self._engine.step(ids, [lane.n_tokens for lane in lanes], **numbers)
         for token_id, sequence in zip(token_ids, sequences, strict=True):
             lanes[sequence].record.add_answer(token_id)
 

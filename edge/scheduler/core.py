@@ -240,7 +240,10 @@ class Core:
         try:
             self._compute(jobs)
         except SlmEdgeError as error:
-            self._one_by_one(jobs, error)
+            if len(jobs) == 1 and jobs[0].flag.is_set:
+                self._cancelled(jobs[0])
+            else:
+                self._one_by_one(jobs, error)
             return
         took_s = self._clock() - start_s
         over_s = 0.0
@@ -259,7 +262,9 @@ class Core:
 
     def _compute(self, jobs: list[Job]) -> None:
         rows = [job.row for job in jobs if job.row is not None]
-        self._rows.step([job.growing.ids[-1] for job in jobs if job.growing is not None], rows)
+        # Others in the same step are not to be broken off.
+        flag = jobs[0].flag if len(jobs) == 1 else None
+        self._rows.step([job.growing.ids[-1] for job in jobs if job.growing is not None], rows, flag)
 
     def _one_by_one(self, jobs: list[Job], error: SlmEdgeError) -> None:
         """A step failed: whoever fails alone too has failed, the others go on."""

@@ -81,9 +81,12 @@ class Ticket:
         self._pieces: list[Piece] = []
         self._answer: Answer | None = None
         self._error: BaseException | None = None
-        self._changed = threading.Condition(threading.Lock())
+        lock = threading.Lock()
+        # Who waits for the end alone sleeps until then: waking takes a CPU from what computes the next token.
+        self._changed, self._over = threading.Condition(lock), threading.Condition(lock)
         self._n_blocked = 0
         self._waiters: list[_Waiter] = []
+        self._end_waiters: list[_Waiter] = []
 
     def __repr__(self) -> str:
         state = "done" if self.done else "waiting" if self._begun_s is None else "answering"
@@ -121,13 +124,9 @@ class Ticket:
             TimeoutError: it is not there in time; the request goes on.
             SlmEdgeError: what the request failed on; EngineError where it was cancelled.
         """
-        with self._changed:
-            self._n_blocked += 1
-            try:
-                if not self._changed.wait_for(lambda: self.done, timeout_s):
-                    raise TimeoutError(f"the answer was not there after {timeout_s:g} s")
-            finally:
-                self._n_blocked -= 1
+        with self._over:
+            if not self._over.wait_for(lambda: self.done, timeout_s):
+                raise TimeoutError(f"the answer was not there after {timeout_s:g} s")
         return self._outcome()
 
     def __await__(self) -> Generator[Any, None, Answer]:
@@ -191,7 +190,7 @@ class Ticket:
                 if self.done or len(self._pieces) > at >= 0:
                     return self.done, self._pieces[max(at, 0) :]
                 future: asyncio.Future[None] = loop.create_future()
-                self._waiters.append((loop, future))
+                (self._waiters if at >= 0 else self._end_waiters).append((loop, future))
             await future
 
     def _outcome(self) -> Answer:
@@ -225,6 +224,9 @@ def wake(tickets: Iterable[Ticket]) -> None:
             if ticket._n_blocked:
                 ticket._changed.notify_all()
             waiters, ticket._waiters = ticket._waiters, []
+            if ticket.done:
+                ticket._over.notify_all()
+                waiters, ticket._end_waiters = waiters + ticket._end_waiters, []
         for loop, future in waiters:
             by_loop.setdefault(loop, []).append(future)
     for loop, futures in by_loop.items():

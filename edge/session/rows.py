@@ -93,23 +93,45 @@ class LlamaRows:
                 with stopped_by(flag, self._context):
                     at = next(filling, None)
             except BaseException:
-                self._context.remove(sequence, len(record.tokens))
+                self._forget_from(sequence, len(record.tokens))
                 raise
             if at is None:
                 return
             self._sequences = (sequence,)
             yield at
 
+    def _forget_from(self, sequence: int, place: int) -> None:
+        """What was broken off is forgotten, and the whole sequence where the model cannot forget a part."""
+        try:
+            self._context.remove(sequence, place)
+        except EngineError:
+            self.release(sequence)
+
     def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
         """Computes a prompt in an empty sequence; how many of its tokens were kept from before."""
         return run_through(self.fill(sequence, prompt, sections))
 
-    def step(self, token_ids: Sequence[int], sequences: Sequence[int]) -> None:
-        """Computes one more token for each of several sequences, which rise and have the same adapters to come."""
+    def step(self, token_ids: Sequence[int], sequences: Sequence[int], flag: AbortFlag | None = None) -> None:
+        """Computes one more token for each of several sequences, which rise and have the same adapters to come.
+
+        Args:
+            flag: once it is set, the step ends at once; the sequences are as they were.
+        """
         records = [self._records[sequence] for sequence in sequences]
         self._sequences = sequences
         self._context.set_adapters(self._adapters[sequences[0]])
-        self._context.decode_step(token_ids, [len(record.tokens) for record in records], sequences)
+        places = [len(record.tokens) for record in records]
+        try:
+            with stopped_by(flag, self._context):
+                if len(places) == 1:
+                    self._context.decode_one(token_ids[0], places[0], sequences[0])
+                else:
+                    self._context.decode_step(token_ids, places, sequences)
+        except EngineError:
+            if flag is not None:
+                for sequence, place in zip(sequences, places, strict=True):
+                    self._forget_from(sequence, place)
+            raise
         for token_id, record in zip(token_ids, records, strict=True):
             record.add_answer(token_id)
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from build_core import Direct, error_of
 from build_gguf import tiny_adapter, tiny_base, vocabulary
+from slm_edge.edge.errors import EngineError
+from slm_edge.edge.llama.abort import AbortFlag
 from slm_edge.edge.pack.card import TaskCard
 from slm_edge.edge.session.session import Session
 
@@ -243,3 +245,43 @@ def test_a_base_with_windows_keeps_whole_sequences_and_answers_alike(tmp_path):
                     job.ticket.result().token_ids == other.ask(text + str(i), adapter=names[i], max_tokens=30).token_ids
                 )
         assert error_of(jobs[4])
+
+
+def test_a_flag_ends_a_step_and_leaves_what_was_there(opened, alone):
+    """The only answer of a step is broken off in the middle of it; in a step of two nobody is."""
+    direct = opened(2)
+    right = alone(LONG, "a", max_tokens=12)
+    one = direct.submit(LONG, "a", max_tokens=12)
+    while len(one.ticket.pieces) < 6:
+        direct.core.work()
+    place = len(direct.rows._records[one.row].tokens)
+    flag = AbortFlag()
+    flag.set()
+    with pytest.raises(EngineError, match="code 2"):
+        direct.rows.step([right[5]], [one.row], flag)
+    assert len(direct.rows._records[one.row].tokens) == direct.rows._context.length(one.row) == place
+    two = direct.submit(PROMPTS[1], "a", max_tokens=12)
+    while not two.ticket.pieces:
+        direct.core.work()
+    one.flag.set()
+    direct.core.work()
+    assert not one.ticket.done
+    direct.core.cancel(one.ticket)
+    direct.run()
+    assert two.ticket.result().token_ids == alone(PROMPTS[1], "a", max_tokens=12)
+    assert tuple(piece.token_id for piece in one.ticket.pieces) == right[: len(one.ticket.pieces)]
+    # Its row serves whoever begins alike.
+    again = direct.submit(LONG, "a", max_tokens=12)
+    direct.run()
+    assert again.ticket.result().token_ids == right and again.ticket.result().n_kept_tokens > 0
+
+
+def test_a_flag_ends_an_answer_within_its_step(opened):
+    direct = opened(1)
+    one = direct.submit(PROMPTS[0], "a", max_tokens=50)
+    while len(one.ticket.pieces) < 3:
+        direct.core.work()
+    one.flag.set()
+    direct.core.work()
+    assert len(one.ticket.pieces) == 3 and one.ticket.done and "cancelled" in str(error_of(one))
+    assert direct.core.stats(str).n_cancelled == 1
