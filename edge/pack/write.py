@@ -179,7 +179,7 @@ def add_adapter(folder: Path, new: NewAdapter, make_default: bool = False, repla
         pack = Pack.open(folder)
         old = next((row for row in pack.manifest.adapters if replace and row.name == new.name), None)
         others = [row.name for row in pack.manifest.adapters if row is not old]
-        if faults := _name_faults([*others, new.name]):
+        if faults := [f"it has a {new.name!r} already"] if new.name in others else _name_faults([*others, new.name]):
             hint = "--replace puts this one in its place" if new.name in others else None
             raise InputError("the adapter cannot be added", where=folder, problems=faults, hint=hint)
         if old is not None and new.card is None:

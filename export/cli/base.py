@@ -98,6 +98,8 @@ def base(
     result = export_base(source, output, kind, options)
     for line in result.notes:
         note(f"note: {line}")
+    if output.suffix != ".gguf":
+        note(f"note: a pack takes a base whose name ends in .gguf; {output.name} runs by itself")
     lines = [
         f"{result.path}: {result.architecture}, {result.n_parameters / 1e6:,.1f} M parameters, {result.type}, "
         f"{human_bytes(result.size_bytes)}, in {result.seconds_s:.1f} s",

@@ -87,7 +87,7 @@ def test_adding_and_removing(pack, made):
 
 def test_an_adapter_is_replaced_in_one_step(pack, made):
     """Its place and card stay, its bytes are the new ones; who opens the pack meanwhile finds one of the two."""
-    with pytest.raises(InputError, match="--replace puts this one in its place"):
+    with pytest.raises(InputError, match="it has a 'math' already\n  --replace puts this one"):
         add_adapter(pack.folder, NewAdapter("math", made / "code.gguf"))
     found, opened, stop = set(), [], threading.Event()
 

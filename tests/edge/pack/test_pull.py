@@ -4,12 +4,14 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 
 import pytest
 from build_hub import serving
 from slm_edge.edge.errors import DamagedError, EngineError, InputError
 from slm_edge.edge.files.cache import base_cache_path
+from slm_edge.edge.pack import pull
 from slm_edge.edge.pack.manifest import BaseRef
 from slm_edge.edge.pack.pull import pull_base
 from slm_edge.edge.store.store import Store
@@ -226,3 +228,21 @@ def test_two_pulls_at_once_fetch_once(hub):
     paths = {process.communicate(timeout=60)[0].strip() for process in both}
     assert paths == {str(base_cache_path(SHA256))}
     assert hub.ranges["tiny.gguf"] == [None]
+
+
+def test_pips_progress_ends_at_the_total(tmp_path):
+    """pip copies what it has fetched; the copy is no second download."""
+    shown, seen = [], threading.Event()
+
+    def advance(n, **_):
+        shown.append(n)
+        if len(shown) % 3 == 0:
+            seen.set()
+
+    with pull._watch_growth(tmp_path, 100, advance):
+        for name in ("fetched", "fetched", "copy"):
+            with (tmp_path / name).open("ab") as file:
+                file.write(bytes(60))
+            seen.clear()
+            assert seen.wait(30)
+    assert sum(shown) == 100

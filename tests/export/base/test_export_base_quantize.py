@@ -10,6 +10,7 @@ import time
 import gguf
 import numpy as np
 import pytest
+from build_gguf import tiny_base
 from build_hf import CHATML, tiny_checkpoint
 from compare_logits import gguf_logits, largest_difference, random_ids
 from slm_edge.edge.errors import DamagedError, EngineError, InputError, UnsupportedError
@@ -288,3 +289,10 @@ def test_command_line(wide, tmp_path):
     assert done.returncode == 2
     assert "did you mean" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_name_that_no_pack_takes_is_told(tmp_path, slm_edge):
+    base = tiny_base(tmp_path / "tiny.gguf")
+    for name, told in (("zz", True), ("zz.gguf", False)):
+        code, _, err = slm_edge("export", "base", base, "-o", tmp_path / name, "--type", "keep")
+        assert code == 0 and ("ends in .gguf" in err) is told
