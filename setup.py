@@ -2,18 +2,27 @@
 
 `pip install -e .` hands out the checkout by an import hook, which mypy does not run. The wheel made for it therefore
 also gets a .pth file that names `.typing/installed`, where the checkout stands as a package of stubs.
+
+Where a C++ compiler is there, the library of edge/prompt_kernels is built too; without one, or with SLM_EDGE_KERNELS=0,
+the wheel is one for every machine and prompts are computed by llama.cpp's own kernels.
 """
 
 import base64
 import hashlib
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.command.editable_wheel import editable_wheel
 
 NAME = "slm_edge_types.pth"
+KERNELS = "prompt_kernels.so"
 
 
 class BuildPy(build_py):
@@ -37,4 +46,28 @@ class EditableWheel(editable_wheel):
                     archive.writestr(info, row + data if info.filename.endswith(".dist-info/RECORD") else data)
 
 
-setup(cmdclass={"build_py": BuildPy, "editable_wheel": EditableWheel})
+class BuildExt(build_ext):
+    """No module of Python's but a library of C functions, so it is one file for every Python."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split(".")[:-1], KERNELS))
+
+    def build_extension(self, ext: Extension) -> None:
+        out = Path(self.get_ext_fullpath(ext.name))
+        build = Path(__file__).resolve().parent / "edge" / "prompt_kernels" / "build.py"
+        done = subprocess.run([sys.executable, build, out], capture_output=True, encoding="utf-8", errors="replace")
+        if done.returncode:
+            self.warn(f"{done.stderr.strip()}\nprompts will be computed by llama.cpp's own kernels")
+
+
+class BdistWheel(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        built = self.bdist_dir and Path(self.bdist_dir).is_dir() and any(Path(self.bdist_dir).rglob(KERNELS))
+        return "py3", "none", super().get_tag()[2] if built else "any"
+
+
+wanted = os.environ.get("SLM_EDGE_KERNELS") != "0"
+setup(
+    cmdclass={"build_py": BuildPy, "editable_wheel": EditableWheel, "build_ext": BuildExt, "bdist_wheel": BdistWheel},
+    ext_modules=[Extension("slm_edge.edge.prompt_kernels.prompt_kernels", [], optional=True)] if wanted else [],
+)

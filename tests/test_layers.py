@@ -26,6 +26,7 @@ TOPICS = {
         "console": "",
         "written": "",
         "options": "written",
+        "prompt_kernels": "",
         "system": "",
         "files": "console written",
         "store": "console files",

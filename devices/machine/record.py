@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...edge.llama.binding import lib
+from ...edge.llama.kernels import prompt_kernels
 from .probe import cpu_name, isa_class
 from .sensors import Sensors, throttle_words
 
@@ -33,6 +34,7 @@ def machine_record(sensors: Sensors) -> dict[str, Any]:
         "isa_class": isa_class(),
         "llama_cpp_python": metadata.version("llama-cpp-python"),
         "llama_system_info": lib().llama_print_system_info().decode(errors="replace").strip(),
+        "prompt_kernels": prompt_kernels().name,
         "throttled": throttled,
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
     }
@@ -40,7 +42,7 @@ def machine_record(sensors: Sensors) -> dict[str, Any]:
 
 def same_machine(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What makes two records' rates incomparable; empty if nothing does."""
-    keys = ("device", "machine", "isa_class", "llama_cpp_python", "llama_system_info")
+    keys = ("device", "machine", "isa_class", "llama_cpp_python", "llama_system_info", "prompt_kernels")
     return [f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)]
 
 

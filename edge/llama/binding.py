@@ -138,18 +138,25 @@ def lib() -> Any:
             # The callback object must outlive the library's use of it.
             _callback = llama_cpp.llama_log_callback(_listen)
             llama_cpp.llama_log_set(_callback, None)
-            _load_variants(llama_cpp)
+            place = _load_variants(llama_cpp)
             llama_cpp.llama_backend_init()
+            from .kernels import join_prompt_kernels
+
+            join_prompt_kernels(llama_cpp, place)
             _lib = llama_cpp
     return _lib
 
 
-def _load_variants(llama_cpp: Any) -> None:
-    """Has llama.cpp load the best of several CPU libraries, where its wheel was built with more than one."""
+def _load_variants(llama_cpp: Any) -> Path:
+    """Has llama.cpp load the best of several CPU libraries, where its wheel was built with more than one.
+
+    Returns the folder of its libraries.
+    """
     given = os.environ.get("LLAMA_CPP_LIB_PATH")
     place = Path(given) if given else Path(llama_cpp.__file__).parent / "lib"
     if any(place.glob("libggml-cpu-*")):
         llama_cpp._lib.ggml_backend_load_all_from_path(os.fsencode(place))
+    return place
 
 
 def unheard() -> list[str]:

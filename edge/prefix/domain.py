@@ -17,6 +17,7 @@ from ..files.read import read_json, sha256_file
 from ..gguf.base import BaseInfo
 from ..llama.binding import lib
 from ..llama.context import Context
+from ..llama.kernels import prompt_kernels
 from ..options import BATCH_TOKENS, CHUNK_TOKENS, EngineOptions
 
 NOTES: Final = "bases.json"
@@ -29,11 +30,13 @@ def kv_domain(base: BaseInfo, context: Context, options: EngineOptions, folder: 
     Raises:
         OSError: the base cannot be read.
     """
+    kernels = prompt_kernels()
     facts = {
         "base": base_sha256(base.file.path, folder),
         "fingerprint": base.fingerprint,
         "llama_cpp": importlib.metadata.version("llama-cpp-python"),
         "cpu": lib().llama_print_system_info().decode(errors="replace"),
+        **({"prompt_kernels": [kernels.name, kernels.sha256]} if kernels.name else {}),
         "threads": [context.threads, context.threads_batch, context.pace.adapts],
         "batch_tokens": context.n_batch_tokens,
         "chunk_tokens": [CHUNK_TOKENS, BATCH_TOKENS],

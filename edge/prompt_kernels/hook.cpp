@@ -1,0 +1,191 @@
+// Puts the products of this library into llama.cpp's CPU backend, which is not changed for it.
+//
+// The backend asks each of its "extra buffer types" before it computes a node (ggml-cpu/traits.cpp); a type of ours is
+// added to that list. It owns no memory: it takes products of quantised weights that lie in memory as they are stored,
+// from `least_columns` columns on, and computes them with the backend's own threads and work memory.
+#include "ggml_abi.h"
+#include "products.h"
+
+#include <atomic>
+#include <string.h>
+
+// VARIANTS(X): X of each that was compiled, the best first; build.py gives it.
+#define DECLARE(name) extern "C" const Variant name;
+VARIANTS(DECLARE)
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
+namespace {
+
+bool runs([[maybe_unused]] const Variant & variant) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return false;
+    if (!strcmp(variant.name, "avx512_vnni"))
+        return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    if (!strcmp(variant.name, "avx_vnni")) {
+        // Which no compiler has a name for before gcc 14
+        unsigned a = 7, b, c = 1, d;
+        __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+        return a >> 4 & 1;
+    }
+    return true;
+#elif defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+    return true;  // every Mac with an Apple CPU
+#endif
+}
+
+const Variant * const all[] = {
+#define ADDRESS(name) &name,
+    VARIANTS(ADDRESS)};
+
+const Variant * chosen = nullptr;
+std::atomic<int> least_columns{0};
+std::atomic<long> n_products{0};
+void (*barrier)(ggml_threadpool *) = nullptr;
+bool (*is_host)(ggml_backend_buffer *) = nullptr;
+
+size_t up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+bool takes(const ggml_tensor * op) {
+    const int least = least_columns.load(std::memory_order_relaxed);
+    if (op->op != GGML_OP_MUL_MAT || least <= 0) return false;
+    const ggml_tensor *w = op->src[0], *x = op->src[1];
+    return block_bytes(w->type) && (w->type != Q8_0 || chosen->takes_q8_0) && x->type == GGML_TYPE_F32 && op->type == GGML_TYPE_F32 &&
+           x->ne[1] >= least && x->ne[2] == 1 && x->ne[3] == 1 && w->ne[2] == 1 && w->ne[3] == 1 && x->nb[0] == sizeof(float) &&
+           op->nb[0] == sizeof(float) && w->nb[0] == block_bytes(w->type) && w->buffer && is_host(w->buffer);
+}
+
+struct Product : ggml::cpu::tensor_traits {
+    ~Product() override {}
+
+    // A counter, all columns, and a panel of rows for each thread
+    bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
+        const size_t n_blocks = op->src[0]->ne[0] / BLOCK, n_tiles = up(op->src[1]->ne[1], COLUMNS) / COLUMNS;
+        size = 128 + n_blocks * (n_tiles * sizeof(ColumnBlock) + n_threads * sizeof(RowBlock));
+        return true;
+    }
+
+    bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
+        const ggml_tensor *w = op->src[0], *x = op->src[1];
+        const int type = w->type, n_blocks = (int) (w->ne[0] / BLOCK);
+        const int n_rows = (int) w->ne[1], n_columns = (int) x->ne[1];
+        const int n_panels = (int) up(n_rows, ROWS) / ROWS, n_tiles = (int) up(n_columns, COLUMNS) / COLUMNS;
+        char * work = (char *) up((size_t) params->wdata, 64);
+        auto * next = (std::atomic<int> *) work;
+        auto * columns = (ColumnBlock *) (work + 64);
+        auto * panel = (RowBlock *) (columns + (size_t) n_tiles * n_blocks) + (size_t) params->ith * n_blocks;
+
+        if (params->ith == 0) {
+            next->store(0, std::memory_order_relaxed);
+            n_products.fetch_add(1, std::memory_order_relaxed);
+        }
+        for (int t = params->ith; t < n_tiles; t += params->nth) {
+            const int first = t * COLUMNS, n = n_columns - first < COLUMNS ? n_columns - first : COLUMNS;
+            chosen->quantise(type, (const char *) x->data + first * x->nb[1], x->nb[1], n, n_blocks, columns + (size_t) t * n_blocks);
+        }
+        barrier(params->threadpool);
+
+        // Few rows are cut by columns too, so that every thread has some to do.
+        int parts = 1;
+        while (parts * 2 <= n_tiles / 4 && n_panels * parts < 8 * params->nth) parts *= 2;
+        for (int job; (job = next->fetch_add(1, std::memory_order_relaxed)) < n_panels * parts;) {
+            const int row = job / parts * ROWS, part = job % parts;
+            const int n = n_rows - row < ROWS ? n_rows - row : ROWS;
+            chosen->unpack(type, (const char *) w->data + row * w->nb[1], w->nb[1], n, n_blocks, panel);
+            for (int t = n_tiles * part / parts; t < n_tiles * (part + 1) / parts; t++) {
+                const int column = t * COLUMNS, m = n_columns - column < COLUMNS ? n_columns - column : COLUMNS;
+                chosen->multiply(type, panel, columns + (size_t) t * n_blocks, n_blocks, n, m,
+                                 (float *) ((char *) op->data + column * op->nb[1]) + row, op->nb[1] / sizeof(float));
+            }
+        }
+        return true;
+    }
+};
+
+struct Taker : ggml::cpu::extra_buffer_type {
+    ~Taker() override {}
+    // Of tensors in buffers of this type, and there are none
+    bool supports_op(ggml_backend_device *, const ggml_tensor *) override { return false; }
+    ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
+        static Product product;
+        return takes(op) ? &product : nullptr;
+    }
+};
+
+const char * buffer_name(ggml_backend_buffer_type *) { return "slm_edge_prompt_kernels"; }
+ggml_backend_buffer * no_buffer(ggml_backend_buffer_type *, size_t) { return nullptr; }
+size_t alignment(ggml_backend_buffer_type *) { return 64; }
+
+const Variant * variant_of(const char * name) {
+    for (const Variant * variant : all)
+        if (runs(*variant) && (!name || !*name || !strcmp(name, variant->name))) return variant;
+    return nullptr;
+}
+
+}  // namespace
+
+namespace ggml::cpu {
+tensor_traits::~tensor_traits() {}
+extra_buffer_type::~extra_buffer_type() {}
+}  // namespace ggml::cpu
+
+#define PUBLIC extern "C" __attribute__((visibility("default")))
+
+// The name of the variant for this CPU, or of the one that was asked for; null: there is none.
+PUBLIC const char * prompt_kernels_variant(const char * name) {
+    const Variant * variant = variant_of(name);
+    return variant ? variant->name : nullptr;
+}
+
+// The size of ggml's tensor as this library knows it
+PUBLIC size_t prompt_kernels_tensor_bytes() { return sizeof(ggml_tensor); }
+
+// Joins llama.cpp's CPU backend with the variant of this name: addresses of its `ggml_backend_cpu_get_extra_buffer_types` and `ggml_barrier` and of
+// `ggml_backend_buffer_is_host`. Takes nothing before `prompt_kernels_from`. Called twice it does nothing.
+PUBLIC bool prompt_kernels_join(const char * name, extra_buffer_types_t types, void (*ggml_barrier)(ggml_threadpool *),
+                                bool (*buffer_is_host)(ggml_backend_buffer *)) {
+    if (chosen) return true;
+    const Variant * variant = variant_of(name);
+    if (!variant) return false;
+    static Taker taker;
+    static ggml_backend_buffer_type type = {{buffer_name, no_buffer, alignment, nullptr, nullptr, nullptr}, nullptr, &taker};
+    barrier = ggml_barrier;
+    is_host = buffer_is_host;
+    chosen = variant;
+    types().push_back(&type);
+    return true;
+}
+
+// From so many columns on products are taken; 0: none. Not while a graph is computed.
+PUBLIC void prompt_kernels_from(int columns) { least_columns = columns; }
+
+// How many products were taken since the library was loaded
+PUBLIC long prompt_kernels_count() { return n_products; }
+
+// out[column][row] of weights as stored (rows without gaps) and columns of floats, by one thread; `work` as for `Product`.
+// For tests, which need no llama.cpp for it. Returns false where the variant does not run here or not take the type.
+PUBLIC bool prompt_kernels_product(const char * name, int type, const void * weights, int n_values, int n_rows, const float * x,
+                                   int n_columns, float * out, void * work) {
+    const Variant * variant = variant_of(name);
+    if (!variant || !block_bytes(type) || (type == Q8_0 && !variant->takes_q8_0)) return false;
+    const int n_blocks = n_values / BLOCK;
+    const size_t row_bytes = n_blocks * block_bytes(type);
+    auto * columns = (ColumnBlock *) up((size_t) work, 64);
+    auto * panel = (RowBlock *) (columns + n_blocks);
+    for (int column = 0; column < n_columns; column += COLUMNS) {
+        const int m = n_columns - column < COLUMNS ? n_columns - column : COLUMNS;
+        variant->quantise(type, (const char *) (x + (size_t) column * n_values), n_values * sizeof(float), m, n_blocks, columns);
+        for (int row = 0; row < n_rows; row += ROWS) {
+            const int n = n_rows - row < ROWS ? n_rows - row : ROWS;
+            variant->unpack(type, (const char *) weights + row * row_bytes, row_bytes, n, n_blocks, panel);
+            variant->multiply(type, panel, columns, n_blocks, n, m, out + (size_t) column * n_rows + row, n_rows);
+        }
+    }
+    return true;
+}

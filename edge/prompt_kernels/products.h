@@ -1,0 +1,57 @@
+// Products of quantised weights with many columns of activations: what the parts of this library share.
+//
+// Weights are taken as they are stored in GGUF (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: blocks of 32 values along a row). Sixteen
+// rows are unpacked side by side, so that one vector holds four values of each of them; sixteen columns of activations
+// are quantised to bytes. A tile of 16 x 16 results is then a sum over blocks, in one order whatever the tile's place
+// and the number of columns: each result depends on its row and its column alone.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+enum { ROWS = 16, COLUMNS = 16, BLOCK = 32 };
+
+// Numbers of ggml_type
+enum Type { Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8 };
+
+// One block of sixteen rows
+struct RowBlock {
+    uint8_t q[BLOCK / 4][ROWS][4];
+    float scale[ROWS];
+    float offset[ROWS];  // Q4_1 and Q5_1: what a block's values start at
+};
+
+// One block of sixteen columns
+struct ColumnBlock {
+    int8_t q[COLUMNS][BLOCK];
+    float scale[COLUMNS];
+    // Q4_1 and Q5_1: the sum of the column's values. Else the sum that makes signed weights of the unsigned ones: -8 times
+    // the sum of the bytes for Q4_0, whose values are stored as 0 to 15 and mean -8 to 7.
+    union {
+        float sum[COLUMNS];
+        int32_t start[COLUMNS];
+    };
+};
+
+// The three steps as compiled for one kind of CPU
+struct Variant {
+    const char * name;
+    bool takes_q8_0;
+    void (*quantise)(int type, const char * columns, size_t column_bytes, int n_columns, int n_blocks, ColumnBlock * out);
+    void (*unpack)(int type, const char * rows, size_t row_bytes, int n_rows, int n_blocks, RowBlock * out);
+    // out: [n_columns][n_rows], columns `out_stride` floats apart
+    void (*multiply)(int type, const RowBlock * rows, const ColumnBlock * columns, int n_blocks, int n_rows, int n_columns,
+                     float * out, ptrdiff_t out_stride);
+};
+
+static inline bool has_offset(int type) { return type == Q4_1 || type == Q5_1; }
+
+static inline size_t block_bytes(int type) {
+    switch (type) {
+        case Q4_0: return 18;
+        case Q4_1: return 20;
+        case Q5_0: return 22;
+        case Q5_1: return 24;
+        case Q8_0: return 34;
+        default: return 0;
+    }
+}

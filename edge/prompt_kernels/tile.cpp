@@ -1,0 +1,273 @@
+// The three steps of a product for one kind of CPU. Compiled once for each (see build.py), with VARIANT as its name and
+// the compiler's flags for it; so nothing here may come from a header of the C++ library: a linker would keep one copy.
+#include "products.h"
+
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace {
+
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+typedef uint32_t Words __attribute__((vector_size(16)));
+typedef uint64_t Longs __attribute__((vector_size(16)));
+
+template <class T> inline T load(const void * from) {
+    T value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
+// ---- add_products: to the sums of some of the sixteen rows, four products each, of the rows' bytes with four of a column
+
+#if defined(__AVX512VNNI__)
+constexpr int PARTS = 1;
+constexpr int Q8_BIAS = 128;
+constexpr bool TAKES_Q8_0 = true;
+typedef __m512i Part;
+inline Part four_of(const int8_t * column) { return _mm512_set1_epi32(load<int32_t>(column)); }
+inline Part add_products(Part sums, Part rows, Part four) { return _mm512_dpbusd_epi32(sums, rows, four); }
+#elif defined(__AVX2__)
+constexpr int PARTS = 2;
+constexpr int Q8_BIAS = 128;
+typedef __m256i Part;
+inline Part four_of(const int8_t * column) { return _mm256_set1_epi32(load<int32_t>(column)); }
+#if defined(__AVXVNNI__)
+constexpr bool TAKES_Q8_0 = true;
+inline Part add_products(Part sums, Part rows, Part four) { return _mm256_dpbusd_avx_epi32(sums, rows, four); }
+#else
+// Two products are added in 16 bits, which only weights below 129 leave room for.
+constexpr bool TAKES_Q8_0 = false;
+inline Part add_products(Part sums, Part rows, Part four) {
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(rows, four), _mm256_set1_epi16(1)));
+}
+#endif
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr int PARTS = 4;
+constexpr int Q8_BIAS = 0;  // the dot product here takes signed weights, and the others' unsigned ones are below 32
+constexpr bool TAKES_Q8_0 = true;
+typedef int32x4_t Part;
+inline Part four_of(const int8_t * column) { return vdupq_n_s32(load<int32_t>(column)); }
+inline Part add_products(Part sums, Part rows, Part four) {
+    return vdotq_s32(sums, vreinterpretq_s8_s32(rows), vreinterpretq_s8_s32(four));
+}
+#else
+#error "no kernel for this CPU"
+#endif
+
+// The same vectors as numbers, for what every CPU does alike
+typedef int32_t Ints __attribute__((vector_size(sizeof(Part))));
+typedef float Floats __attribute__((vector_size(sizeof(Part))));
+constexpr int LANES = ROWS / PARTS;
+
+inline float half(const uint8_t * from) {
+#if defined(__x86_64__)
+    return _cvtsh_ss(load<uint16_t>(from));
+#else
+    return (float) load<__fp16>(from);
+#endif
+}
+
+int bias_of(int type) { return type == Q4_0 ? 8 : type == Q5_0 ? 16 : type == Q8_0 ? Q8_BIAS : 0; }
+
+// ---- activations
+
+inline float largest(Floats v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512) v);
+#else
+    float most = v[0];
+    for (int i = 1; i < LANES; i++) most = v[i] > most ? v[i] : most;
+    return most;
+#endif
+}
+
+inline int sum_of(Ints v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32((__m512i) v);
+#else
+    int sum = 0;
+    for (int i = 0; i < LANES; i++) sum += v[i];
+    return sum;
+#endif
+}
+
+inline void store_bytes(const Ints * v, int8_t * out) {
+#if defined(__AVX512F__)
+    for (int h = 0; h < 2; h++) _mm_storeu_si128((__m128i *) (out + 16 * h), _mm512_cvtepi32_epi8((__m512i) v[h]));
+#else
+    int32_t values[BLOCK];
+    memcpy(values, v, sizeof values);
+    for (int i = 0; i < BLOCK; i++) out[i] = (int8_t) values[i];
+#endif
+}
+
+void quantise(int type, const char * columns, size_t column_bytes, int n_columns, int n_blocks, ColumnBlock * out) {
+    constexpr int VECTORS = BLOCK / LANES;
+    const int bias = bias_of(type);
+    for (int j = 0; j < COLUMNS; j++) {
+        const char * column = columns + (size_t) (j < n_columns ? j : 0) * column_bytes;
+        for (int b = 0; b < n_blocks; b++) {
+            ColumnBlock & block = out[b];
+            Floats x[VECTORS], most = {};
+            for (int v = 0; v < VECTORS; v++) {
+                x[v] = load<Floats>(column + 4 * (BLOCK * b + LANES * v));
+                const Floats size = (Floats) ((Ints) x[v] & INT32_MAX);
+                most = size > most ? size : most;
+            }
+            const float range = largest(most), scale = range / 127.0f, inverse = range > 0 ? 127.0f / range : 0.0f;
+            Ints whole[VECTORS], sums = {};
+            for (int v = 0; v < VECTORS; v++) {
+                // Adding 1.5 * 2^23 leaves the nearest whole number in the lowest bits.
+                whole[v] = (Ints) (x[v] * inverse + 12582912.0f) - 0x4B400000;
+                sums += whole[v];
+            }
+            store_bytes(whole, block.q[j]);
+            block.scale[j] = scale;
+            if (has_offset(type)) block.sum[j] = scale * (float) sum_of(sums);
+            else block.start[j] = -bias * sum_of(sums);
+        }
+    }
+}
+
+// ---- weights
+
+// The fifth bits of sixteen values, at their place in a byte each
+inline Bytes fifth_bits(const uint8_t * two) {
+    const Longs spread = {two[0] * 0x0101010101010101u, two[1] * 0x0101010101010101u};
+    const Bytes bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    return (Bytes) (((Bytes) spread & bit) == bit) & 16;
+}
+
+template <int TYPE> inline void values_of(const uint8_t * block, Bytes & first, Bytes & second) {
+    if (TYPE == Q8_0) {
+        first = load<Bytes>(block + 2) ^ (uint8_t) Q8_BIAS;
+        second = load<Bytes>(block + 18) ^ (uint8_t) Q8_BIAS;
+        return;
+    }
+    const uint8_t * at = block + (TYPE == Q4_1 || TYPE == Q5_1 ? 4 : 2);
+    const Bytes packed = load<Bytes>(TYPE == Q5_0 || TYPE == Q5_1 ? at + 4 : at);
+    first = packed & 15;
+    second = packed >> 4;
+    if (TYPE == Q5_0 || TYPE == Q5_1) {
+        first |= fifth_bits(at);
+        second |= fifth_bits(at + 2);
+    }
+}
+
+#if defined(__clang__)
+#define PAIRS(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define PAIRS(a, b, i, j, k, l) __builtin_shuffle(a, b, Words{i, j, k, l})
+#endif
+
+// Four values of four rows each, turned: out[i] has the i-th four of all four rows. 64 bytes lie between two of `out`.
+inline void turn(const Bytes * rows, uint8_t * out) {
+    const Words a = (Words) rows[0], b = (Words) rows[1], c = (Words) rows[2], d = (Words) rows[3];
+    const Words ab = PAIRS(a, b, 0, 4, 1, 5), cd = PAIRS(c, d, 0, 4, 1, 5);
+    const Words ef = PAIRS(a, b, 2, 6, 3, 7), gh = PAIRS(c, d, 2, 6, 3, 7);
+    const Words turned[4] = {PAIRS(ab, cd, 0, 1, 4, 5), PAIRS(ab, cd, 2, 3, 6, 7), PAIRS(ef, gh, 0, 1, 4, 5),
+                             PAIRS(ef, gh, 2, 3, 6, 7)};
+    for (int i = 0; i < 4; i++) memcpy(out + 64 * i, &turned[i], 16);
+}
+
+template <int TYPE>
+void unpack_type(const char * rows, size_t row_bytes, int n_rows, int n_blocks, RowBlock * out) {
+    for (int b = 0; b < n_blocks; b++) {
+        for (int r = 0; r < ROWS; r += 4) {
+            Bytes first[4], second[4];
+            for (int i = 0; i < 4; i++) {
+                // Behind the last row it is taken again, and its results are not stored.
+                const int row = r + i < n_rows ? r + i : n_rows - 1;
+                const uint8_t * block = (const uint8_t *) rows + (size_t) row * row_bytes + b * block_bytes(TYPE);
+                values_of<TYPE>(block, first[i], second[i]);
+                out[b].scale[r + i] = half(block);
+                if (has_offset(TYPE)) out[b].offset[r + i] = half(block + 2);
+            }
+            turn(first, out[b].q[0][r]);
+            turn(second, out[b].q[4][r]);
+        }
+    }
+}
+
+void unpack(int type, const char * rows, size_t row_bytes, int n_rows, int n_blocks, RowBlock * out) {
+    switch (type) {
+        case Q4_0: unpack_type<Q4_0>(rows, row_bytes, n_rows, n_blocks, out); break;
+        case Q4_1: unpack_type<Q4_1>(rows, row_bytes, n_rows, n_blocks, out); break;
+        case Q5_0: unpack_type<Q5_0>(rows, row_bytes, n_rows, n_blocks, out); break;
+        case Q5_1: unpack_type<Q5_1>(rows, row_bytes, n_rows, n_blocks, out); break;
+        default: unpack_type<Q8_0>(rows, row_bytes, n_rows, n_blocks, out);
+    }
+}
+
+// ---- the tile
+
+// Results of sixteen rows with N columns: out[column][row]
+template <int N, bool OFFSET>
+void some_columns(const RowBlock * rows, const ColumnBlock * columns, int from, int n_blocks, float * out) {
+    Floats sums[N][PARTS] = {};
+    for (int b = 0; b < n_blocks; b++) {
+        const RowBlock & row = rows[b];
+        const ColumnBlock & column = columns[b];
+        Part products[N][PARTS];
+#pragma GCC unroll 16
+        for (int j = 0; j < N; j++)
+#pragma GCC unroll 4
+            for (int p = 0; p < PARTS; p++) products[j][p] = (Part) (OFFSET ? Ints{} : Ints{} + column.start[from + j]);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            Part weights[PARTS];
+#pragma GCC unroll 4
+            for (int p = 0; p < PARTS; p++) weights[p] = load<Part>(row.q[i][p * LANES]);
+#pragma GCC unroll 16
+            for (int j = 0; j < N; j++) {
+                const Part four = four_of(column.q[from + j] + 4 * i);
+#pragma GCC unroll 4
+                for (int p = 0; p < PARTS; p++) products[j][p] = add_products(products[j][p], weights[p], four);
+            }
+        }
+#pragma GCC unroll 4
+        for (int p = 0; p < PARTS; p++) {
+            const Floats scale = load<Floats>(row.scale + p * LANES);
+#pragma GCC unroll 16
+            for (int j = 0; j < N; j++) {
+                sums[j][p] += (__builtin_convertvector((Ints) products[j][p], Floats) * scale) * column.scale[from + j];
+                if (OFFSET) sums[j][p] += load<Floats>(row.offset + p * LANES) * column.sum[from + j];
+            }
+        }
+    }
+    memcpy(out + from * ROWS, sums, sizeof sums);
+}
+
+template <bool OFFSET>
+void tile(const RowBlock * rows, const ColumnBlock * columns, int n_blocks, int n_columns, float * out) {
+    if (PARTS == 1) {
+        if (n_columns > 12) some_columns<16, OFFSET>(rows, columns, 0, n_blocks, out);
+        else if (n_columns > 8) some_columns<12, OFFSET>(rows, columns, 0, n_blocks, out);
+        else if (n_columns > 4) some_columns<8, OFFSET>(rows, columns, 0, n_blocks, out);
+        else some_columns<4, OFFSET>(rows, columns, 0, n_blocks, out);
+    } else {
+        for (int j = 0; j < n_columns; j += 4) some_columns<4, OFFSET>(rows, columns, j, n_blocks, out);
+    }
+}
+
+void multiply(int type, const RowBlock * rows, const ColumnBlock * columns, int n_blocks, int n_rows, int n_columns,
+              float * out, ptrdiff_t out_stride) {
+    float results[COLUMNS * ROWS] __attribute__((aligned(64)));
+    if (has_offset(type)) tile<true>(rows, columns, n_blocks, n_columns, results);
+    else tile<false>(rows, columns, n_blocks, n_columns, results);
+    for (int j = 0; j < n_columns; j++) memcpy(out + j * out_stride, results + j * ROWS, (size_t) n_rows * sizeof(float));
+}
+
+}  // namespace
+
+#define TEXT_OF(name) #name
+#define TEXT(name) TEXT_OF(name)
+extern "C" {
+extern const Variant VARIANT;
+const Variant VARIANT = {TEXT(VARIANT), TAKES_Q8_0, quantise, unpack, multiply};
+}

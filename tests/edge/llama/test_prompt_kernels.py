@@ -1,0 +1,256 @@
+"""Our products for prompts: against numpy for every type and CPU variant, and inside llama.cpp, in other processes.
+
+The library is compiled anew from the checkout.
+"""
+
+import ctypes
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from build_gguf import tiny_base
+from gguf import GGMLQuantizationType as Type
+from gguf import quants
+from slm_edge.benchmarks.made.gguf_out import copy_keys, finish
+from slm_edge.edge.gguf.file import GgufFile
+from slm_edge.edge.llama.kernels import GGML_RELEASES, LEAST_COLUMNS, MEASURED_ON
+from slm_edge.edge.prompt_kernels.build import VARIANTS, compile_library
+from slm_edge.edge.session.speculation import SIZES
+
+TYPES = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0)
+HERE = [*VARIANTS.get({"arm64": "aarch64"}.get(platform.machine(), platform.machine()), ())]
+# Rows of whole and broken numbers of tiles, widths that are no multiple of 64 or 256, columns with and without a tail
+SHAPES = ((32, 1, 1), (96, 17, 5), (160, 31, 16), (576, 48, 33), (288, 15, 12), (2080, 16, 20))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    out = tmp_path_factory.mktemp("kernels") / "prompt_kernels.so"
+    try:
+        compile_library(out)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    return out
+
+
+class Products:
+    """The library's products by themselves, without llama.cpp."""
+
+    def __init__(self, path):
+        self.library = ctypes.CDLL(str(path))
+        self.library.prompt_kernels_variant.restype = ctypes.c_char_p
+        self.library.prompt_kernels_product.restype = ctypes.c_bool
+        pointer, number = ctypes.c_void_p, ctypes.c_int
+        self.library.prompt_kernels_product.argtypes = [
+            *(ctypes.c_char_p, number, pointer, number, number, pointer, number, pointer, pointer)
+        ]
+
+    def product(self, variant, type, weights, x):
+        """`x @ weights.T` of stored weights; None where this variant does not take the type."""
+        n_columns, n_values = x.shape
+        out = np.full((n_columns, len(weights)), np.nan, np.float32)
+        work = np.zeros(64 + n_values // 32 * 1280, np.uint8)
+        arrays = (np.ascontiguousarray(weights), np.ascontiguousarray(x), out, work)
+        stored, columns, results, scratch = (array.ctypes.data for array in arrays)
+        done = self.library.prompt_kernels_product(
+            variant.encode(), int(type), stored, n_values, len(weights), columns, n_columns, results, scratch
+        )
+        return out if done else None
+
+
+@pytest.fixture(scope="module")
+def products(library):
+    return Products(library)
+
+
+def runs(products, variant):
+    if products.library.prompt_kernels_variant(variant.encode()) is None:
+        pytest.skip(f"this CPU or compiler has no {variant}")
+
+
+def numbers(type, n_values, n_rows, n_columns):
+    rng = np.random.default_rng(n_values + n_rows)
+    weights = quants.quantize(rng.standard_normal((n_rows, n_values)).astype(np.float32), type)
+    x = rng.standard_normal((n_columns, n_values)).astype(np.float32) * rng.uniform(0.01, 100)
+    x[0, :32] = 0
+    return weights, x
+
+
+@pytest.mark.parametrize("variant", HERE)
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+def test_products_are_those_of_numpy(products, variant, type):
+    runs(products, variant)
+    for shape in SHAPES:
+        weights, x = numbers(type, *shape)
+        found = products.product(variant, type, weights, x)
+        if found is None:
+            assert (variant, type) == ("avx2", Type.Q8_0), "only this one has no room for the sums"
+            return
+        check(found, type, weights, x)
+
+
+def check(found, type, weights, x):
+    """Against numpy: activations in bytes, a scale for each 32; weights as the format defines them."""
+    blocks = x.reshape(len(x), -1, 32)
+    largest = np.abs(blocks).max(axis=2, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = np.where(largest > 0, np.float32(127) / largest, np.float32(0))
+    rounded = np.rint(blocks.astype(np.float64) * inverse) * (largest / np.float32(127)).astype(np.float64)
+    rounded = rounded.reshape(x.shape)
+    values = quants.dequantize(weights, type).astype(np.float64)
+    bound = np.abs(rounded) @ np.abs(values).T * 1e-6 + 1e-30
+    assert (np.abs(found - rounded @ values.T) <= bound).all(), x.shape
+    # And of what was meant, with whole numbers up to 127 in place of floats
+    assert np.abs(found - x.astype(np.float64) @ values.T).max() <= 0.02 * np.abs(found).max() + 1e-30
+
+
+def test_products_on_arm_are_those_of_numpy(tmp_path, monkeypatch):
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+    if not compiler or not emulator:
+        pytest.skip("needs g++-aarch64-linux-gnu and qemu-user")
+    monkeypatch.setenv("CXX", compiler)
+    assert compile_library(tmp_path / "arm.so", "aarch64") == ["dotprod"]
+    program = tmp_path / "product"
+    source = Path(__file__).with_name("product_main.cpp")
+    subprocess.run([compiler, "-O1", str(source), "-o", str(program), "-ldl"], check=True)
+    run = [emulator, "-L", "/usr/aarch64-linux-gnu", "-cpu", "max", str(program), str(tmp_path / "arm.so"), "dotprod"]
+    for type in TYPES:
+        for shape in SHAPES:
+            weights, x = numbers(type, *shape)
+            size = [str(int(n)) for n in (type, *shape)]
+            done = subprocess.run([*run, *size], input=x.tobytes() + weights.tobytes(), capture_output=True)
+            assert done.returncode == 0, done.stderr
+            check(np.frombuffer(done.stdout, np.float32).reshape(len(x), -1), type, weights, x)
+
+
+@pytest.mark.parametrize("variant", HERE)
+def test_a_result_depends_on_its_row_and_column_alone(products, variant):
+    """So a prompt's bits do not follow from how it was cut, which threads took what, or where the matrix ends."""
+    runs(products, variant)
+    weights, x = numbers(Type.Q5_1, 160, 31, 37)
+    whole = products.product(variant, Type.Q5_1, weights, x)
+    for n in (1, 4, 7, 15, 16):
+        assert np.array_equal(products.product(variant, Type.Q5_1, weights, x[n:]), whole[n:])
+        assert np.array_equal(products.product(variant, Type.Q5_1, weights[n:], x[:n]), whole[:n, n:])
+
+
+CHILD = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from slm_edge.edge.llama import kernels
+kernels.LIBRARY = Path(sys.argv[1])
+if sys.argv[3] == "other release":
+    kernels.GGML_RELEASES = frozenset({"0.0.1"})
+from slm_edge.edge.gguf.base import BaseInfo
+from slm_edge.edge.gguf.file import GgufFile
+from slm_edge.edge.llama.context import Context
+from slm_edge.edge.llama.model import Model
+from slm_edge.edge.prefix.domain import kv_domain
+base = BaseInfo.of(GgufFile.open(Path(sys.argv[2])))
+out = {"kernels": kernels.prompt_kernels().text, "counts": []}
+count = (lambda: kernels._library.prompt_kernels_count()) if kernels._library else (lambda: 0)
+logits = []
+with Model.load(Path(sys.argv[2]), repack=False) as model:
+    for threads in (1, 2):
+        with Context(model, n_ctx_tokens=256, n_batch_tokens=64, n_outputs_max=64, threads=threads) as context:
+            for n in (8, 9, 45):
+                before = count()
+                context.clear()
+                context.decode([i * 7 % 250 for i in range(n)], 0)
+                logits.append(np.array(context.logits_view()).reshape(-1).tolist())
+                out["counts"].append(count() - before)
+            out["domain"] = kv_domain(base, context, {}, base.file.path.parent)
+out["logits"] = logits
+print(json.dumps(out))
+"""
+
+
+def child(library, base, what="", **environment):
+    command = [sys.executable, "-c", CHILD, str(library), str(base), what]
+    asked = "" if platform.machine() in MEASURED_ON else "dotprod"
+    environment = {**os.environ, "SLM_EDGE_KERNELS": asked, **environment}
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    found["logits"] = [np.array(row) for row in found["logits"]]
+    return found
+
+
+def quantised(path, like, type):
+    source = GgufFile.open(like)
+    writer = gguf.GGUFWriter(path, source.get("general.architecture"))
+    copy_keys(writer, source)
+    for name, info in source.tensors.items():
+        values = source.array(name)
+        if len(info.shape) == 1:
+            writer.add_tensor(name, values)
+        else:
+            writer.add_tensor(name, quants.quantize(np.asarray(values, np.float32), type), raw_dtype=type)
+    finish(writer)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bases")
+    like = tiny_base(folder / "f32.gguf", n_embd=96, n_heads=3, n_kv_heads=3, n_ff=160)
+    return {type: quantised(folder / f"{type.name}.gguf", like, type) for type in (Type.Q4_1, Type.Q5_0, Type.Q8_0)}
+
+
+@pytest.mark.parametrize("type", [Type.Q4_1, Type.Q5_0, Type.Q8_0], ids=lambda type: type.name)
+def test_llama_cpp_computes_prompts_with_them_and_few_tokens_without(library, bases, type):
+    ours, without = child(library, bases[type]), child(library, bases[type], SLM_EDGE_KERNELS="0")
+    if ours["kernels"].startswith("none"):
+        assert "none for this CPU" in ours["kernels"]
+        pytest.skip(ours["kernels"])
+    assert without["kernels"] == "none: SLM_EDGE_KERNELS=0" and not any(without["counts"])
+    # Two layers of seven products each; of the second layer's last ones and of the head only one column is needed.
+    assert ours["counts"][0] == ours["counts"][3] == 0
+    assert all(n > 7 for n in (*ours["counts"][1:3], *ours["counts"][4:6]))
+    for threads in (0, 3):
+        few, nine, many = (np.abs(ours["logits"][i] - without["logits"][i]).max() for i in range(threads, threads + 3))
+        spread = np.ptp(without["logits"][threads + 2])
+        assert few == 0 and 0 < nine < 0.02 * spread and 0 < many < 0.02 * spread
+    # What one thread and two compute
+    assert np.array_equal(ours["logits"][1], ours["logits"][4]) and np.array_equal(ours["logits"][2], ours["logits"][5])
+    assert ours["domain"] != without["domain"], "prefixes kept by another way of computing would be taken"
+
+
+def test_without_a_library_for_it_all_is_as_before(library, bases, tmp_path):
+    base = bases[Type.Q4_1]
+    without = child(library, base, SLM_EDGE_KERNELS="0")
+    (tmp_path / "damaged.so").write_bytes(b"no library")
+    cases = {
+        "none: not built": child(tmp_path / "nowhere.so", base),
+        "none: do not load": child(tmp_path / "damaged.so", base),
+        "none: no warp on this CPU": child(library, base, SLM_EDGE_KERNELS="warp"),
+        "none: written for ggml": child(library, base, "other release"),
+    }
+    for text, found in cases.items():
+        assert found["kernels"].startswith(text), found["kernels"]
+        assert found["domain"] == without["domain"]
+        for mine, theirs in zip(found["logits"], without["logits"], strict=True):
+            assert np.array_equal(mine, theirs)
+
+
+def test_guesses_stay_below_what_the_kernels_take():
+    assert max(size for pair in SIZES for size in pair) < LEAST_COLUMNS
+    assert GGML_RELEASES
+
+
+def test_no_compiler_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(RuntimeError, match="no C\\+\\+ compiler: install"):
+        compile_library(tmp_path / "out.so", "x86_64")
+    with pytest.raises(RuntimeError, match="no kernels for m68k"):
+        compile_library(tmp_path / "out.so", "m68k")
+    assert not list(tmp_path.iterdir())
