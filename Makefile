@@ -66,7 +66,8 @@ clients: .venv-clients/.ready
 
 .venv-clients/.ready:
 	$(PYTHON) -m venv .venv-clients
-	.venv-clients/bin/pip install --quiet openai langchain-openai llama-index-llms-openai-like 'litellm[proxy]' \
+	.venv-clients/bin/pip install --quiet uv
+	.venv-clients/bin/uv pip install --quiet --python .venv-clients/bin/python openai langchain-openai llama-index-llms-openai-like 'litellm[proxy]' \
 		instructor pydantic-ai schemathesis
 	mkdir -p .venv-clients/npm
 	cd .venv-clients/npm && npm init -y >/dev/null && npm install --silent openai ai @ai-sdk/openai-compatible zod

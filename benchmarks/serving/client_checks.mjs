@@ -1,21 +1,13 @@
-// npm's clients as they are, against a running server: node client_checks.mjs URL MODEL [--tools], run in the folder
-// that has `openai`, `ai`, `@ai-sdk/openai-compatible` and `zod`. A line of JSON for each, as client_checks.py prints.
-import { createRequire } from "node:module";
+// npm's clients as they are, against a running server: node client_checks.mjs URL MODEL [--tools], as a file in the
+// folder that has `openai`, `ai`, `@ai-sdk/openai-compatible` and `zod`. A line of JSON for each, as client_checks.py.
 import { readFileSync } from "node:fs";
-import { join } from "node:path";
-import { pathToFileURL } from "node:url";
 
 const [url, model, ...options] = process.argv.slice(2);
 const withTools = options.includes("--tools");
-const require = createRequire(join(process.cwd(), "x.js"));
-const load = async (name) => {
-  // Each package says itself what it is imported as.
-  const place = join(process.cwd(), "node_modules", name);
-  const about = JSON.parse(readFileSync(join(place, "package.json")));
-  const entry = about.exports?.["."]?.import?.default ?? about.exports?.["."]?.import ?? about.module ?? about.main;
-  const path = typeof entry === "string" ? join(place, entry) : require.resolve(name);
-  return [await import(pathToFileURL(path)), about.version];
-};
+const load = async (name) => [
+  await import(name),
+  JSON.parse(readFileSync(new URL(`node_modules/${name}/package.json`, import.meta.url))).version,
+];
 const question = "How many legs have 3 cats?";
 const messages = [{ role: "user", content: question }];
 const need = (right, said) => {

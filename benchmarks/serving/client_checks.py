@@ -49,7 +49,7 @@ def openai_client(url: str, model: str) -> Checks:
     """openai-python."""
     import openai
 
-    client = openai.OpenAI(base_url=url, api_key=NO_KEY, max_retries=0)
+    client: Any = openai.OpenAI(base_url=url, api_key=NO_KEY, max_retries=0)
     create = client.chat.completions.create
 
     def stream() -> None:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, Final
@@ -105,7 +106,9 @@ def main(
         if "python" in parts:
             rows += said_by([str(programs / "python"), str(HERE / "client_checks.py"), *words], HERE.parent)
         if "npm" in parts:
-            rows += said_by(["node", str(HERE / "client_checks.mjs"), *words], environment.resolve() / "npm")
+            # Node looks for packages from the file's own folder.
+            copied = shutil.copy(HERE / "client_checks.mjs", environment.resolve() / "npm")
+            rows += said_by(["node", str(copied), *words], environment.resolve() / "npm")
         if "schemathesis" in parts:
             rows.append(made_up(programs / "schemathesis", server, examples))
         server.terminate()
