@@ -48,7 +48,7 @@ TOPICS = {
         "scheduler": "answer engines gguf grammar llama memory names options pack prefix router",
         "update": "answer console engines files names pack scheduler store trust",
         "openai": "answer grammar names scheduler",
-        "serve": "answer console files openai pack scheduler sizes",
+        "serve": "answer console files openai options pack scheduler sizes",
         "cli": "*",
     },
     "export": {
