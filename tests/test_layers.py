@@ -47,7 +47,7 @@ TOPICS = {
         "scheduler": "answer engines gguf grammar llama memory options pack prefix router written",
         "update": "answer console engines files pack scheduler store trust written",
         "openai": "answer grammar scheduler written",
-        "serve": "answer console files openai pack scheduler written",
+        "serve": "answer console files openai options pack scheduler written",
         "cli": "*",
     },
     "export": {

@@ -77,6 +77,10 @@ class Rows(Protocol):
     def beginnings_bytes(self) -> int:
         """Kept beginnings of prompts in memory, beside the rows."""
 
+    @property
+    def held_tokens(self) -> int:
+        """Whose keys and values the sequences hold."""
+
     def prefill(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section]) -> int:
         """Computes a prompt in an empty sequence; how many of its tokens were kept from before."""
 

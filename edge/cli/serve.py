@@ -104,6 +104,7 @@ _NOT_CONFIGURED = ("config", "new-key", "scope", "json", "help")
     help="How long answers may take to their end after SIGTERM.",
 )
 @click.option("--strict", is_flag=True, help="Refuse fields that are not known, instead of naming them in a header.")
+@click.option("--metrics-names", type=click.Choice(["vllm"]), help="Have vLLM's names in /metrics too, beside ours.")
 @click.option("--json-log", is_flag=True, help="Write a JSON line for each request to stderr, without what was said.")
 @special_option
 @json_option
@@ -131,6 +132,7 @@ def serve(
     drain_s: float,
     strict: bool,
     json_log: bool,
+    metrics_names: str | None,
     allow_special: bool,
     as_json: bool,
 ) -> None:
@@ -175,6 +177,7 @@ def serve(
         drain_s=drain_s,
         strict=strict,
         json_log=json_log,
+        metrics_names=metrics_names,
         open_to_all=insecure_no_auth,
     )
     options: EngineOptions = {

@@ -54,6 +54,11 @@ class OnnxRows:
         """There are none but in the rows."""
         return 0
 
+    @property
+    def held_tokens(self) -> int:
+        """Whose keys and values the rows hold."""
+        return sum(lane.n_tokens for lane in self._lanes.values())
+
     def kept(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section], fast: bool) -> int:
         """How many tokens of a prompt a row holds that need not be computed."""
         lane = self._lanes.get(sequence)

@@ -137,6 +137,8 @@ class Core:
             loaded_bytes={adapter_name(name): n for name, n in self._session.loaded_adapters.items()},
             prefix_bytes=self._rows.beginnings_bytes,
             n_prefix_hits=self._n_hits,
+            held_tokens=self._rows.held_tokens,
+            room_tokens=self._n_rows * self._session.n_ctx_tokens,
             plan=self._session.plan,
         )
 

@@ -70,6 +70,8 @@ class Stats:
         loaded_bytes: adapters in memory.
         prefix_bytes: kept beginnings of prompts in memory.
         n_prefix_hits: requests that had a part of their prompt found computed.
+        held_tokens: whose keys and values the rows hold, those of free rows too.
+        room_tokens: that they can hold.
         plan: of the memory; None if the engine plans none.
     """
 
@@ -89,4 +91,6 @@ class Stats:
     loaded_bytes: Mapping[str, int]
     prefix_bytes: int
     n_prefix_hits: int
+    held_tokens: int
+    room_tokens: int
     plan: "MemoryPlan | None"

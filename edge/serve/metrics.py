@@ -43,13 +43,24 @@ class _Times:
 
 
 class Metrics:
-    """Counts; an `openai.service.Observer`."""
+    """Counts; an `openai.service.Observer`.
 
-    def __init__(self, facts: Mapping[str, str]) -> None:
+    Args:
+        facts: what serves, for `build_info`.
+        as_vllm: the names that pools of vLLM servers go by are there too, see `metrics_vllm.py`.
+
+    Attributes:
+        base_name: of what is served; "" until it is open.
+        silent_s: how long the engine has been at one unit of work.
+    """
+
+    def __init__(self, facts: Mapping[str, str], *, as_vllm: bool = False) -> None:
         # When a series began says nothing that is asked here, and doubles the text.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.stats: Stats | None = None
+        self.base_name = ""
+        self.silent_s = 0.0
         self._facts = {name: str(value) for name, value in facts.items()}
         self._open: dict[int, _Times] = {}
         registry: Any = {"registry": self.registry}
@@ -84,6 +95,10 @@ class Metrics:
         )
         self.connections = Gauge(f"{_P}connections", "Connections that are open.", **registry)
         self.registry.register(_OfEngine(self))
+        if as_vllm:
+            from .metrics_vllm import AsVllm
+
+            self.registry.register(AsVllm(self, (self._first, self._between, self._seconds)))
 
     # As an observer
 
@@ -157,8 +172,11 @@ class _OfEngine(Collector):
         for name, value in own_bytes().items():
             yield GaugeMetricFamily(f"{_P}process_{name}_bytes", "Memory of this process.", value)
         celsius = temperature()
-        if celsius is not None:
-            yield GaugeMetricFamily(f"{_P}temperature_celsius", "The hottest sensor.", celsius)
+        # Without a sensor there is the name alone.
+        yield GaugeMetricFamily(f"{_P}temperature_celsius", "The hottest sensor.", celsius)
+        yield GaugeMetricFamily(
+            f"{_P}engine_heartbeat_age_seconds", "Since the engine's last unit of work.", self._metrics.silent_s
+        )
         stats = self._metrics.stats
         if stats is None:
             return
@@ -196,6 +214,9 @@ def _of_stats(stats: Stats) -> Iterator[Metric]:
     yield CounterMetricFamily(f"{_P}parked", "Answers that were laid aside for others.", stats.n_parked)
     yield CounterMetricFamily(f"{_P}prefix_hits", "Requests with a part of their prompt kept.", stats.n_prefix_hits)
     yield GaugeMetricFamily(f"{_P}prefix_bytes", "Kept beginnings of prompts.", stats.prefix_bytes)
+    yield GaugeMetricFamily(f"{_P}slot_tokens", "Tokens whose keys and values are held.", stats.held_tokens)
+    yield GaugeMetricFamily(f"{_P}slot_tokens_limit", "Tokens whose keys and values have room.", stats.room_tokens)
+    yield GaugeMetricFamily(f"{_P}parked_bytes", "Answers that are laid aside now.", stats.parked_bytes)
     yield GaugeMetricFamily(f"{_P}slots", "Answers that can be computed side by side.", stats.n_rows)
 
 

@@ -58,6 +58,7 @@ class Setup:
         base_path: of the base's file.
         served: the pack's folder or the file that was asked for.
         loras: adapter files by name, where a file is served.
+        metrics_names: "vllm" for its names beside ours.
         open_to_all: keys are not asked for even where others can reach it.
     """
 
@@ -74,6 +75,7 @@ class Setup:
     base_path: Path | None = None
     served: Path | None = None
     loras: Mapping[str, Path] = field(default_factory=dict)
+    metrics_names: str | None = None
     open_to_all: bool = False
 
 
@@ -101,7 +103,8 @@ class Server:
         self._kept: Kept | None = None
         # Adapters that came from what is served, not by hand
         self._own_adapters: tuple[str, ...] = ()
-        self.metrics = Metrics({"version": metadata.version("slm-edge")})
+        facts = {"version": metadata.version("slm-edge")}
+        self.metrics = Metrics(facts, as_vllm=setup.metrics_names == "vllm")
         self.rules = Rules(
             None if setup.keys_path is None else Keys.open(setup.keys_path),
             frozenset(name.lower() for name in setup.allowed_hosts),
@@ -194,6 +197,7 @@ class Server:
             self.metrics,
         )
         self._own_adapters = engine.adapters
+        self.metrics.base_name = service.catalogue().base_name
         if path is not None:
             self._kept = Kept(self.setup.served or path)
             self._kept.restore(service)
@@ -338,6 +342,7 @@ class Server:
                 # An engine that hangs must not take the numbers along.
                 async with asyncio.timeout(_STATS_S):
                     stats = await service.run(service.engine.stats)
+        self.metrics.silent_s = 0.0 if self.engine is None else self.engine.silent_s
         self.metrics.connections.set(self._n_connections())
         await answer_bytes(call.send, self.metrics.text(stats), CONTENT_TYPE)
 

@@ -61,6 +61,11 @@ class LlamaRows:
         """Kept beginnings of prompts in memory, beside the rows."""
         return self._cache.store.snapshots_bytes
 
+    @property
+    def held_tokens(self) -> int:
+        """Whose keys and values the sequences hold."""
+        return sum(len(record.tokens) for record in self._records.values())
+
     def kept(self, sequence: int, prompt: Sequence[int], sections: Sequence[Section], fast: bool) -> int:
         """How many tokens of a prompt a sequence holds that need not be computed."""
         record = self._records.get(sequence)
