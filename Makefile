@@ -61,7 +61,7 @@ peers: .venv-peers/.ready
 	.venv-peers/bin/pip install --quiet xllamacpp openvino-genai onnxruntime-genai mistralrs
 	@touch $@
 
-# Only tried against a server, by `python -m slm_edge.benchmarks.serving.clients`; 900 MB, and needs npm.
+# Only tried against a server, by `python -m slm_edge.benchmarks.clients`; 900 MB, and needs npm.
 clients: .venv-clients/.ready
 
 .venv-clients/.ready:

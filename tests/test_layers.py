@@ -91,6 +91,7 @@ TOPICS = {
         "fuzz": "made report tasks",
         "delivery": "made",
         "serving": "made stats",
+        "clients": "serving",
         "proofs": "likelihood made stats tasks",
         "peers": "proofs stats",
         "scaling": "made stats",

@@ -12,8 +12,7 @@ from .checks import decoded
 from .conversation import conversation, rules_asked, settings_of, template_args_of
 from .faults import Fault
 from .fields import ChatRequest
-from .logprobs import Spoken, entries
-from .reply import Call
+from .reply import Call, Spoken, entries
 from .service import FINISH, Asked, Service
 from .streaming import Choices, Event, stream
 from .tools import choice_of

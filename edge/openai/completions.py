@@ -10,8 +10,7 @@ from .checks import decoded
 from .conversation import conversation, rules_asked, settings_of, template_args_of
 from .faults import Fault, fault_of
 from .fields import MOST_PROMPTS, CompletionRequest, DetokenizeRequest, TokenizeRequest
-from .logprobs import Spoken, legacy
-from .reply import Call
+from .reply import Call, Spoken, legacy
 from .service import FINISH, Asked, Service
 from .streaming import Choices, Event, stream
 

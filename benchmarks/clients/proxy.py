@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...edge.errors import EngineError
-from .ask import CHAT, Reply, ask, chat
-from .process import Served, served
+from ..serving.ask import CHAT, Reply, ask, chat
+from ..serving.process import Served, served
 
 _START_S: Final = 180.0
 _CLIENTS: Final = 4

@@ -1,6 +1,6 @@
 """What an engine promises its callers, measured on a pack: fair shares, quick cancels, a cheap second turn, no loss.
 
-    python -m slm_edge.benchmarks.proofs.engine my-pack --seconds 120
+    python -m slm_edge.benchmarks.serving.engine my-pack --seconds 120
 
 - `decode`: tokens per second of one answer through the engine over those of `Session.stream`, in turns.
 - `fairness`: some clients ask one adapter for long answers without a pause, one client another adapter for short ones.

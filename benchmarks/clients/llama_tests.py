@@ -1,6 +1,6 @@
 """llama-server's own tests against our server: those that apply, out of a checkout of llama.cpp.
 
-    python -m slm_edge.benchmarks.serving.llama_tests CHECKOUT base.gguf
+    python -m slm_edge.benchmarks.clients.llama_tests CHECKOUT base.gguf
 
 CHECKOUT is a folder with `tools/server/tests` (the source archive of llama-cpp-python has it under vendor/llama.cpp).
 Their tests are not changed; their helper asks under /v1 and names a model. BASE is best a small one. docs/serve.md says
@@ -20,8 +20,8 @@ import click
 
 from ...edge.errors import InputError
 from ...edge.pack.pack import Pack
-from .bounds import Bound, finish
-from .process import served
+from ..serving.bounds import Bound, finish
+from ..serving.process import served
 
 TESTS: Final = Path("tools") / "server" / "tests"
 # What their clients call the model
@@ -50,7 +50,7 @@ _ROW: Final = re.compile(r"^unit/(\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED)", re.M
 def run(checkout: Path, port: int, tests: tuple[str, ...]) -> tuple[dict[str, str], str]:
     """What became of each test, and all that pytest printed."""
     folder = checkout / TESTS
-    words = [sys.executable, "-m", "pytest", "-v", "--no-header", "-p", "slm_edge.benchmarks.serving.llama_plugin"]
+    words = [sys.executable, "-m", "pytest", "-v", "--no-header", "-p", "slm_edge.benchmarks.clients.llama_plugin"]
     words += ["-p", "no:cacheprovider", *(f"unit/{one}" for one in tests)]
     done = subprocess.run(
         words,

@@ -1,7 +1,7 @@
 """Clients that nobody here wrote, as they are, against a running server: a table of what each of them does.
 
     make clients
-    python -m slm_edge.benchmarks.serving.clients my-pack
+    python -m slm_edge.benchmarks.clients my-pack
 
 `make clients` puts them into `.venv-clients`: openai-python, langchain-openai, llama-index's OpenAILike, litellm (SDK
 and proxy), instructor, pydantic-ai, schemathesis, and npm's openai and ai-sdk. The proxy stands before two servers, one
@@ -20,9 +20,9 @@ from typing import Any, Final
 import click
 
 from ...edge.errors import InputError
-from .ask import CHAT, ask, chat
-from .bounds import Bound, finish
-from .process import Served, served
+from ..serving.ask import CHAT, ask, chat
+from ..serving.bounds import Bound, finish
+from ..serving.process import Served, served
 from .proxy import kill_one
 
 HERE: Final = Path(__file__).parent
