@@ -182,7 +182,7 @@ def show(name: str, as_json: bool) -> None:
         found = pulled(asked) or Located(Path(find_row(Store(), name).path))
     data: dict[str, Any] = {"path": str(found.path), "disk_bytes": size_bytes(found.path)}
     if found.path.is_dir():
-        from .pack import described
+        from .described import described
 
         opened = Pack.open(found.path)
         more, text = described(opened)
