@@ -30,8 +30,12 @@ _SECRET: Final = "sk-this-is-the-secret-key"
 # Test files or tests that apply, by whether the server asks for a key
 OPEN: Final = (
     "test_basic.py::test_server_start_simple",
-    "test_tokenize.py",
-    "test_chat_completion.py::test_invalid_chat_completion_req",
+    "test_tokenize.py::test_tokenize_detokenize",
+    "test_tokenize.py::test_tokenize_with_pieces",
+    *(
+        f"test_chat_completion.py::test_invalid_chat_completion_req[{case}]"
+        for case in ("None", "string", *(f"messages{i}" for i in range(2, 7)))
+    ),
     "test_chat_completion.py::test_completion_with_invalid_grammar",
     "test_chat_completion.py::test_chat_template_continue_final_message_mutual_exclusion",
     "test_chat_completion.py::test_completion_with_response_format",

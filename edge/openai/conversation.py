@@ -237,15 +237,23 @@ def rules_of(wanted: ResponseFormat | None, place: str = SCHEMA_PLACE) -> "Rules
     Raises:
         Fault: 400; the schema is missing, is not valid, or says what no grammar is made of.
     """
-    if wanted is None or wanted.type == "text":
+    if wanted is None:
+        return None
+    schema = None if wanted.json_schema is None else wanted.json_schema.schema
+    if wanted.schema is not None:
+        place = "response_format.schema"
+        if schema is not None or wanted.type == "text":
+            raise Fault(400, "invalid_value", f"{place}: `type` or another schema contradicts it", param=place)
+        schema = wanted.schema
+    if wanted.type == "text":
         return None
     from ..grammar.rules import schema_grammar
 
-    if wanted.type == "json_object":
-        return schema_grammar({"type": "object"})
-    if wanted.json_schema is None or wanted.json_schema.schema is None:
+    if wanted.type == "json_object" and wanted.schema is None:
+        schema = {"type": "object"}
+    if schema is None:
         raise Fault(400, "missing_required_parameter", f"{place}: it is missing", param=place)
     try:
-        return schema_grammar(wanted.json_schema.schema)
+        return schema_grammar(schema)
     except SlmEdgeError as error:
         raise fault_of(error, f"{place}{error.where or ''}") from None

@@ -78,7 +78,8 @@ def fault_of(error: SlmEdgeError, param: str | None = None) -> Fault:
     """
     if param is None and error.where == "logit_bias":
         param = error.where
-    text = " ".join([error.message, *(f"{problem}." for problem in error.problems), error.hint or ""]).strip()
+    text = " ".join([error.message, *(f"{problem}." for problem in error.problems)])
+    text = f"{text}{'' if text.endswith('.') else ';'} {error.hint}" if error.hint else text
     if isinstance(error, BusyError):
         if error.wait_s is None:
             return Fault(503, "draining", error.message, wait_s=10)

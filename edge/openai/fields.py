@@ -66,6 +66,8 @@ class SchemaFormat(Struct, kw_only=True):
 class ResponseFormat(Struct, kw_only=True):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: SchemaFormat | None = None
+    # Where llama.cpp's server and others take it
+    schema: dict[str, Any] | bool | None = None
 
 
 class ToolFunction(Struct, kw_only=True):

@@ -9,6 +9,7 @@ the sockets are still open. A second signal ends at once. SIGHUP reads the keys 
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -130,6 +131,8 @@ class Server:
         Raises:
             SlmEdgeError: it cannot listen, or the model cannot be opened.
         """
+        # A file of a crash would hold what was said.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         sockets = self._sockets()
         self.addresses = [url_of(one) for one in sockets]
         listener = self._listener = Listener(Guard(self.app, self.rules, done=self._done), sockets)

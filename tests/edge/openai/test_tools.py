@@ -249,6 +249,18 @@ def test_an_answer_is_any_object(server):
     assert reply["message"]["content"].startswith("{")
 
 
+@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
+def test_a_schema_where_other_servers_take_it(server, kind):
+    kept = {"type": kind, "schema": {"const": "forty-two"}}
+    made = ask(server, tools=None, response_format=kept, max_tokens=60).json["choices"][0]
+    assert made["message"]["content"] == '"forty-two"'
+    for more in ({"json_schema": {"name": "x", "schema": SCHEMA}}, {"type": "text"}, {"schema": {"type": "hiccup"}}):
+        reply = ask(server, tools=None, response_format={**kept, **more})
+        assert reply.status == 400 and reply.error["param"].startswith("response_format"), more
+    reply = ask(server, tools=None, messages=[{"role": "user", "content": "word " * 5000}])
+    assert reply.status == 400 and "; " in reply.error["message"]
+
+
 @pytest.mark.parametrize(
     ("schema", "param"),
     [
