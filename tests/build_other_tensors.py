@@ -207,7 +207,6 @@ def phi3(config: Any, state: dict[str, np.ndarray]):
     if long.get("long_factor"):
         original = config.original_max_position_embeddings
         factor = math.sqrt(1 + math.log(config.max_position_embeddings / original) / math.log(original))
-        keys["phi3.rope.scaling.type"] = ("longrope", TEXT)
         keys["phi3.rope.scaling.original_context_length"] = (original, U32)
         keys["phi3.rope.scaling.attn_factor"] = (factor, F32)
         for kind in ("long", "short"):

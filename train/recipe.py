@@ -20,6 +20,15 @@ Schedule = Literal["cosine", "linear", "constant"]
 Weights = Literal["f32", "bf16", "gguf", "nf4"]
 Contamination = Literal["report", "drop", "refuse", "off"]
 
+# Where a model has one matrix for several of these, as Phi-3
+FUSED = {
+    "q_proj": "qkv_proj",
+    "k_proj": "qkv_proj",
+    "v_proj": "qkv_proj",
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+}
+
 # What llama.cpp's LoRA cannot hold, so what a recipe cannot ask for: reference gguf.md 1.4.
 CANNOT_SHIP = {
     "dora": "DoRA rescales every weight's magnitude",
@@ -44,7 +53,10 @@ class Recipe:
     alpha: float = field(default=32.0, metadata=_doc("LoRA alpha; the update is scaled by alpha / rank"))
     rslora: bool = field(default=False, metadata=_doc("scale by alpha / sqrt(rank) instead"))
     dropout: float = field(default=0.0, metadata=_doc("dropout on the adapter's input while training"))
-    targets: tuple[str, ...] = field(default=TARGETS, metadata=_doc("linear layers that get an adapter"))
+    targets: tuple[str, ...] = field(
+        default=TARGETS,
+        metadata=_doc("linear layers that get an adapter; where a model has one matrix for several (Phi-3), that one"),
+    )
     lr: float = field(default=1e-3, metadata=_doc("peak learning rate of AdamW"))
     schedule: Schedule = field(
         default="cosine", metadata=_doc("how the rate falls after warm-up: cosine, linear or constant")
@@ -137,9 +149,10 @@ class Recipe:
                 "alora_invocation and dropout together are not built; set dropout to 0",
             ),
         ]
-        unknown = [name for name in self.targets if name not in TARGETS]
+        known = dict.fromkeys((*TARGETS, *FUSED.values()))
+        unknown = [name for name in self.targets if name not in known]
         if unknown:
-            checks.append((False, f"targets {', '.join(unknown)} are not among {', '.join(TARGETS)}"))
+            checks.append((False, f"targets {', '.join(unknown)} are not among {', '.join(known)}"))
         return [problem for fine, problem in checks if not fine]
 
     def steps_for(self, n_examples: int) -> int:

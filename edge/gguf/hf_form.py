@@ -14,7 +14,8 @@ import numpy.typing as npt
 from ..errors import UnsupportedError
 from .families import ALWAYS, FAMILIES, Family
 from .file import GgufFile
-from .rope import FULL_LAYERS, ROPE_FACTORS, WINDOW_LAYERS
+from .other_bases import OTHER_FAMILIES
+from .rope import FULL_LAYERS, ROPE_TENSORS, SHORT_FACTORS, WINDOW_LAYERS, original_tokens
 
 
 def interleave_rows(rows: npt.NDArray[Any], n_heads: int) -> npt.NDArray[Any]:
@@ -64,9 +65,10 @@ def trained_family(file: GgufFile) -> Family:
         UnsupportedError: no row for its architecture, or none that is trained from a GGUF.
     """
     arch = str(file.get("general.architecture", ""))
-    family = FAMILIES.get(arch)
+    rows = OTHER_FAMILIES | FAMILIES
+    family = rows.get(arch)
     if family is None or "train" not in family.uses:
-        known = ", ".join(sorted(name for name, row in FAMILIES.items() if "train" in row.uses))
+        known = ", ".join(sorted(name for name, row in rows.items() if "train" in row.uses))
         raise UnsupportedError(
             f"a GGUF of the architecture {arch!r} cannot be a model of transformers (known: {known})",
             where=file.path,
@@ -90,6 +92,11 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     width, heads, layers = (int(key(name)) for name in ("embedding_length", "attention.head_count", "block_count"))
     head = int(key("attention.key_length", width // heads))
     of_family: dict[str, Any] = {family.head_field: head} if family.head_field else {}
+    turned = int(key("rope.dimension_count", head))
+    if turned < head:
+        of_family["partial_rotary_factor"] = turned / head
+    if SHORT_FACTORS in file.tensors:
+        of_family["original_max_position_embeddings"] = original_tokens(file)
     if family.window_every or "sliding_window" in family.classes[0].fixed:
         kinds = [WINDOW_LAYERS if family.windowed(layer) else FULL_LAYERS for layer in range(layers)]
         of_family |= {"sliding_window": key("attention.sliding_window"), "layer_types": kinds}
@@ -162,7 +169,7 @@ def places(file: GgufFile) -> dict[str, Place]:
     found: dict[str, Place] = {}
     unknown = []
     for name in file.tensors:
-        if name == ROPE_FACTORS:
+        if name in ROPE_TENSORS:
             continue
         stem, _, kind = name.rpartition(".")
         module = family.module(stem)

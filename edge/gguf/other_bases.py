@@ -35,7 +35,9 @@ _LORA: Final = frozenset({"lora"})
 
 def _row(architecture: str, hf: str, block: tuple[Part, ...], **more: Any) -> Family:
     config = more.pop("config", hf.replace("ForCausalLM", "Config"))
-    return Family(architecture, (HfClass(hf, config),), block, proved=False, uses=_LORA, **more)
+    hf_class = HfClass(hf, config, fixed=more.pop("fixed", {}))
+    uses = _LORA | more.pop("also", frozenset())
+    return Family(architecture, (hf_class,), block, proved=False, uses=uses, **more)
 
 
 def _matrix(name: str, module: str) -> Part:
@@ -96,11 +98,16 @@ _ROWS: Final = (
         "phi3",
         "Phi3ForCausalLM",
         (
+            Part("attn_norm", "input_layernorm", ("n_embd",)),
             _matrix("attn_qkv", "self_attn.qkv_proj"),
             _matrix("attn_output", "self_attn.o_proj"),
+            Part("ffn_norm", "post_attention_layernorm", ("n_embd",)),
             _matrix("ffn_up", "mlp.gate_up_proj"),
             _matrix("ffn_down", "mlp.down_proj"),
         ),
+        # Contexts end where the window does (`computed_tokens`).
+        fixed={"sliding_window": None},
+        also=frozenset({"train"}),
     ),
     _row("mistral3", "Ministral3ForCausalLM", (*attention(), *mlp()), interleaves_qk=True),
     _row(

@@ -28,6 +28,11 @@ ROPE_KINDS: Final = ("default", "linear", "llama3", "yarn")
 NTK_ALPHA: Final = "ntk_alpha"
 # Divisors of the speeds, (head size / 2,): llama.cpp's form of Llama 3's scaling.
 ROPE_FACTORS: Final = "rope_freqs.weight"
+# Divisors up to the original context, and beyond it: longrope's, which no key names.
+SHORT_FACTORS: Final = "rope_factors_short.weight"
+LONG_FACTORS: Final = "rope_factors_long.weight"
+ROPE_TENSORS: Final = frozenset({ROPE_FACTORS, SHORT_FACTORS, LONG_FACTORS})
+LONGROPE: Final = "longrope"
 Floats = npt.NDArray[np.float32]
 # transformers' names of two kinds of layers
 FULL_LAYERS: Final = "full_attention"
@@ -46,11 +51,12 @@ class Rope:
     """How positions turn.
 
     Attributes:
-        kind: one of `ROPE_KINDS`, or `NTK_ALPHA`.
+        kind: one of `ROPE_KINDS`, `NTK_ALPHA`, or `LONGROPE`, whose speeds are those up to the original context.
         theta: the base of the speeds.
         fields: what config.json says of the kind.
         divisors: of the speeds, (head size / 2,), where a GGUF holds them.
         window_theta: the base of layers that attend within a window, which nothing stretches; 0: there are none.
+        share: of each head that is turned.
     """
 
     kind: str
@@ -58,6 +64,7 @@ class Rope:
     fields: Mapping[str, Any] = field(default_factory=dict)
     divisors: Floats | None = None
     window_theta: float = 0.0
+    share: float = 1.0
 
     @property
     def windowed(self) -> "Rope":
@@ -71,13 +78,14 @@ class Rope:
         return self.theta * math.pow(float(self.fields["alpha"]), head_size / (head_size - 2))
 
     def speeds(self, head_size: int, n_ctx_tokens: int) -> tuple[Floats, float]:
-        """Radians a position of each pair, (head_size / 2,), and the factor on cos and sin.
+        """Radians a position of each pair that is turned, (head_size * share / 2,), and the factor on cos and sin.
 
         Formulas: transformers' `modeling_rope_utils`.
 
         Args:
             n_ctx_tokens: the context that the model was trained for; yarn's original length where no field says it.
         """
+        head_size = round(head_size * self.share)
         plain = np.float32(1) / np.float32(self.base(head_size)) ** (
             np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
         )
@@ -88,6 +96,9 @@ class Rope:
             return (plain / np.float32(self.fields["factor"])).astype(np.float32), 1.0
         if self.kind == "yarn":
             return self._yarn(plain, head_size, n_ctx_tokens)
+        if self.kind == LONGROPE:
+            factors = np.array(self.fields["short_factor"], np.float32)
+            return (plain / factors).astype(np.float32), float(self.fields["attention_factor"])
         return plain.astype(np.float32), 1.0
 
     def llama3_divisors(self, head_size: int) -> Floats:
@@ -212,13 +223,31 @@ def gguf_rope(file: GgufFile) -> Rope:
     if kind == "linear":
         factor = float(file.get(f"{arch}.rope.scaling.factor", 1.0))
         return Rope("linear", theta, {"factor": factor}, divisors, window_theta)
+    head = int(file.get(f"{arch}.attention.key_length", 0)) or (
+        int(file.get(f"{arch}.embedding_length", 1)) // int(file.get(f"{arch}.attention.head_count", 1))
+    )
+    share = int(file.get(f"{arch}.rope.dimension_count", head)) / head
+    if SHORT_FACTORS in file.tensors and kind in ("none", "", LONGROPE):
+        fields = {
+            "short_factor": file.array(SHORT_FACTORS).tolist(),
+            "long_factor": file.array(LONG_FACTORS).tolist(),
+            "original_max_position_embeddings": original_tokens(file),
+            "attention_factor": float(file.get(f"{arch}.rope.scaling.attn_factor", 1.0)),
+        }
+        return Rope(LONGROPE, theta, fields, share=share)
     if kind not in ("none", ""):
         raise UnsupportedError(
             f"the rope scaling {kind!r} of a GGUF is not computed here",
             where=file.path,
             hint="take the Hugging Face folder of the same model instead",
         )
-    return Rope("default", theta, {}, divisors, window_theta)
+    return Rope("default", theta, {}, divisors, window_theta, share)
+
+
+def original_tokens(file: GgufFile) -> int:
+    """The context that a base was made for before longrope stretched it."""
+    arch = file.get("general.architecture")
+    return int(file.get(f"{arch}.rope.scaling.original_context_length") or file.get(f"{arch}.context_length"))
 
 
 def _is_new(config: Any) -> bool:
@@ -232,6 +261,8 @@ def give_rope(config: Any, rope: Rope) -> None:
     scaling = fields | {"rope_type": "dynamic" if rope.kind == NTK_ALPHA else rope.kind}
     if _is_new(config):
         parameters = scaling | {"rope_theta": rope.theta}
+        if rope.share != 1:
+            parameters["partial_rotary_factor"] = rope.share
         if rope.window_theta:
             window = {"rope_type": "default", "rope_theta": rope.window_theta}
             parameters = {FULL_LAYERS: parameters, WINDOW_LAYERS: window}

@@ -78,7 +78,8 @@ class Memory:
 
 def _short_tokens(model: Any) -> int:
     scaling = f"{_key(model, 'general.architecture')}.rope.scaling"
-    if _key(model, f"{scaling}.type") != "longrope":
+    # Files of Phi-3 say no kind: llama.cpp goes by the tensors of factors alone.
+    if _key(model, f"{scaling}.type") in ("linear", "yarn"):
         return 0
     return int(_key(model, f"{scaling}.original_context_length") or 0)
 

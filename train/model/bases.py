@@ -14,7 +14,7 @@ from ...edge.files.read import read_table, sha256_file
 from ...edge.gguf.base import BaseInfo
 from ...edge.gguf.chat_template import ChatTemplate, Message
 from ...edge.gguf.hf_form import dtype_word
-from ...edge.gguf.rope import check_rope, settle_rope
+from ...edge.gguf.rope import SHORT_FACTORS, check_rope, original_tokens, settle_rope
 from ...edge.llama.prompt import PromptEncoder
 from ...edge.llama.vocab import Vocab
 from ..recipe import Weights
@@ -82,12 +82,16 @@ class GgufBase:
     """A GGUF base: its own weights, llama.cpp's own tokenizer."""
 
     def __init__(self, path: Path) -> None:
-        gguf = BaseInfo.open(path).file
+        info = BaseInfo.open(path)
+        gguf = info.file
         self._file = gguf
         self.path = path
         self.name = path.name
         self.template = ChatTemplate.of(gguf)
-        self.n_context_tokens = int(gguf.get(f"{gguf.get('general.architecture')}.context_length", 2048))
+        self.n_context_tokens = info.n_ctx_train_tokens
+        if SHORT_FACTORS in gguf.tensors:
+            # Beyond it positions turn at other speeds from the first token on.
+            self.n_context_tokens = min(self.n_context_tokens, original_tokens(gguf))
         self._vocab = Vocab.open(path)
         self._prompts = PromptEncoder(gguf, self.template, self._vocab)
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..recipe import Recipe
+from ...edge.errors import UnsupportedError
+from ..recipe import FUSED, Recipe
 from .alora import active_tokens
 from .frozen import dense_of
 
@@ -91,6 +92,22 @@ def quiet_bitsandbytes() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
+def targets_in(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    """The names of a model's linear layers that are meant, each once: of fused matrices, the fused one.
+
+    Raises:
+        UnsupportedError: the model has no such layers; without a word PEFT would adapt the others alone.
+    """
+    known = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    found = list(dict.fromkeys(name if name in known else FUSED.get(name, name) for name in targets))
+    missing = [name for name in found if name not in known]
+    if missing:
+        raise UnsupportedError(
+            f"the model has no layers named {', '.join(missing)}", hint=f"it has {', '.join(sorted(known))}"
+        )
+    return found
+
+
 def add_lora(model: "PreTrainedModel", recipe: Recipe, base_name: str, invocation: Sequence[int] = ()) -> "PeftModel":
     """Puts a fresh adapter on the model; A is drawn from torch's generator, B is zero, everything else is frozen.
 
@@ -98,7 +115,7 @@ def add_lora(model: "PreTrainedModel", recipe: Recipe, base_name: str, invocatio
         invocation: the tokens of `recipe.alora_invocation`.
 
     Raises:
-        UnsupportedError: the recipe's targets are not in the model (raised by Recipe's own check before).
+        UnsupportedError: the recipe's targets are not in the model.
     """
     if recipe.weights != "nf4":
         quiet_bitsandbytes()
@@ -110,7 +127,7 @@ def add_lora(model: "PreTrainedModel", recipe: Recipe, base_name: str, invocatio
         lora_alpha=alpha,
         lora_dropout=recipe.dropout,
         use_rslora=recipe.rslora,
-        target_modules=list(recipe.targets),
+        target_modules=targets_in(model, recipe.targets),
         bias="none",
         task_type="CAUSAL_LM",
         alora_invocation_tokens=list(invocation) or None,

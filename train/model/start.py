@@ -12,7 +12,7 @@ import torch
 
 from ...edge.errors import InputError
 from ...edge.files.read import read_table, sha256_file
-from ..recipe import Recipe
+from ..recipe import FUSED, Recipe
 from .compress import CONFIG, WEIGHTS, read_weights
 from .lora import ADAPTER, trainable
 
@@ -30,15 +30,18 @@ def start_identity(folder: Path, recipe: Recipe) -> dict[str, Any]:
         if not (folder / name).is_file():
             raise InputError(f"the adapter to start from has no {name}", where=folder)
     config = read_table(folder / CONFIG)
+    given = config.get("target_modules") or []
+    # A model with fused matrices has those in their place.
+    fused = [FUSED.get(name, name) if FUSED.get(name) in given else name for name in recipe.targets]
     wanted = {
         "r": recipe.rank,
         "lora_alpha": recipe.alpha,
         "use_rslora": recipe.rslora,
-        "target_modules": sorted(recipe.targets),
+        "target_modules": sorted(set(fused)),
         "rank_pattern": {},
         "alpha_pattern": {},
     }
-    found = {key: config.get(key) for key in wanted} | {"target_modules": sorted(config.get("target_modules") or [])}
+    found = {key: config.get(key) for key in wanted} | {"target_modules": sorted(given)}
     problems = [
         f"{key} is {found[key]!r}, the recipe's {value!r}"
         for key, value in wanted.items()

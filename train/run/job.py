@@ -133,7 +133,7 @@ def train(
         n_threads = threads or max(1, available_cores() // ranks.on_this_host)
         with Workers(n_threads if device == "cpu" else 1) as workers, memory_advice(recipe, device):
             machine = Machine(workers, ranks, ranks.device(device))
-            loaded = opened.load_model(attention.register(), recipe.weights, machine.device)
+            loaded: Any = opened.load_model(attention.register(), recipe.weights, machine.device)
             model = add_lora(loaded, recipe, opened.name, prepared.invocation)
             ends = end_states(model, prepared.data.train, machine.device)
             head: Any = cast("Any", loaded).get_output_embeddings()
