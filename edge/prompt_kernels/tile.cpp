@@ -76,14 +76,14 @@ int bias_of(int type) { return type == Q4_0 ? 8 : type == Q5_0 ? 16 : type == Q8
 
 // ---- activations
 
-inline float largest(Floats v) {
+inline float largest(Ints sizes) {
 #if defined(__AVX512F__)
-    return _mm512_reduce_max_ps((__m512) v);
+    const int32_t most = _mm512_reduce_max_epi32((__m512i) sizes);
 #else
-    float most = v[0];
-    for (int i = 1; i < LANES; i++) most = v[i] > most ? v[i] : most;
-    return most;
+    int32_t most = sizes[0];
+    for (int i = 1; i < LANES; i++) most = sizes[i] > most ? sizes[i] : most;
 #endif
+    return load<float>(&most);
 }
 
 inline int sum_of(Ints v) {
@@ -113,10 +113,12 @@ void quantise(int type, const char * columns, size_t column_bytes, int n_columns
         const char * column = columns + (size_t) (j < n_columns ? j : 0) * column_bytes;
         for (int b = 0; b < n_blocks; b++) {
             ColumnBlock & block = out[b];
-            Floats x[VECTORS], most = {};
+            Floats x[VECTORS];
+            // The bits of numbers above zero are in the order of the numbers, and those of NaN above all: it is not lost.
+            Ints most = {};
             for (int v = 0; v < VECTORS; v++) {
                 x[v] = load<Floats>(column + 4 * (BLOCK * b + LANES * v));
-                const Floats size = (Floats) ((Ints) x[v] & INT32_MAX);
+                const Ints size = (Ints) x[v] & INT32_MAX;
                 most = size > most ? size : most;
             }
             const float range = largest(most), scale = range / 127.0f, inverse = range > 0 ? 127.0f / range : 0.0f;

@@ -141,6 +141,18 @@ def test_a_result_depends_on_its_row_and_column_alone(products, variant):
         assert np.array_equal(products.product(variant, Type.Q5_1, weights[n:], x[:n]), whole[:n, n:])
 
 
+@pytest.mark.parametrize("variant", HERE)
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_not_lost(products, variant, wrong):
+    runs(products, variant)
+    weights, x = numbers(Type.Q4_1, 96, 17, 5)
+    for place in (0, 31, 50, 95):
+        broken = x.copy()
+        broken[2, place] = wrong
+        found = products.product(variant, Type.Q4_1, weights, broken)
+        assert not np.isfinite(found[2]).any() and np.isfinite(np.delete(found, 2, axis=0)).all()
+
+
 CHILD = """
 import json, sys
 from pathlib import Path
