@@ -4,6 +4,7 @@ base = other_base(tmp_path, "lfm2")          # folder / "hf", folder / "base.ggu
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,37 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "GraniteMoeHybridConfig",
         GRANITE4 | {"num_hidden_layers": 2, "layer_types": ["attention"] * 2, "position_embedding_type": "rope"},
     ),
+    "gemma3n": (
+        "Gemma3nForCausalLM",
+        "Gemma3nTextConfig",
+        # llama.cpp has the first 20 layers keep keys and values, and per-layer inputs of 256 values.
+        {
+            "num_hidden_layers": 22,
+            "num_kv_shared_layers": 2,
+            "intermediate_size": 128,
+            "hidden_size_per_layer_input": 256,
+            "head_dim": 16,
+            "sliding_window": 24,
+            "vocab_size_per_layer_input": 384,
+        },
+    ),
+    "gemma4": (
+        "Gemma4ForCausalLM",
+        "Gemma4TextConfig",
+        {
+            "num_hidden_layers": 6,
+            "num_kv_shared_layers": 2,
+            "layer_types": [*["sliding_attention"] * 3, "full_attention", "sliding_attention", "full_attention"],
+            "intermediate_size": 128,
+            "use_double_wide_mlp": True,
+            "hidden_size_per_layer_input": 32,
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "sliding_window": 24,
+            "final_logit_softcapping": 30.0,
+            "vocab_size_per_layer_input": 384,
+        },
+    ),
     "phi3": (
         "Phi3ForCausalLM",
         "Phi3Config",
@@ -125,6 +157,14 @@ def other_base(folder: Path, architecture: str, *, seed: int = 0, keys: dict[str
         for name, weight in model.named_parameters():
             if "norm" in name:
                 weight.add_(torch.randn_like(weight) * 0.1)
+                # Else what ggml rounds in GELU grows over the layers, since the norm behind brings it up.
+                if architecture in ("gemma3n", "gemma4") and re.search("post_(feedforward|per_layer)", name):
+                    weight.mul_(0.1)
+            elif name.endswith("_scale"):
+                weight.copy_(torch.rand_like(weight) + 0.5)
+        for name, value in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                value.fill_(0.8)
     hf = folder / "hf"
     model.save_pretrained(hf)
     wrapped = transformers.PreTrainedTokenizerFast(
@@ -138,6 +178,8 @@ def other_base(folder: Path, architecture: str, *, seed: int = 0, keys: dict[str
         "qwen35": writers.qwen35,
         "granitehybrid": writers.granite4,
         "granite": writers.granite4,
+        "gemma3n": writers.gemma3n,
+        "gemma4": writers.gemma4,
         "phi3": writers.phi3,
         "mistral3": writers.mistral3,
     }[architecture]
@@ -155,7 +197,11 @@ def other_base(folder: Path, architecture: str, *, seed: int = 0, keys: dict[str
 
 
 def _keys(arch: str, config: Any) -> dict[str, tuple[Any, ...]]:
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    # Gemma 4 has two lengths of heads, which its own keys say.
+    head = (
+        16 if arch == "gemma4" else getattr(config, "head_dim", None)
+    ) or config.hidden_size // config.num_attention_heads
+    wide = config.intermediate_size[0] if isinstance(config.intermediate_size, list) else config.intermediate_size
     return {
         "general.type": ("model", TEXT),
         "general.name": (f"tiny {arch.replace('phi3', 'fused')}", TEXT),
@@ -163,7 +209,7 @@ def _keys(arch: str, config: Any) -> dict[str, tuple[Any, ...]]:
         f"{arch}.block_count": (config.num_hidden_layers, U32),
         f"{arch}.context_length": (config.max_position_embeddings, U32),
         f"{arch}.embedding_length": (config.hidden_size, U32),
-        f"{arch}.feed_forward_length": (config.intermediate_size, U32),
+        f"{arch}.feed_forward_length": (wide, U32),
         f"{arch}.attention.head_count": (config.num_attention_heads, U32),
         f"{arch}.attention.head_count_kv": (config.num_key_value_heads, U32),
         f"{arch}.attention.key_length": (head, U32),

@@ -189,6 +189,93 @@ def _in_pairs(value: np.ndarray, n_heads: int) -> np.ndarray:
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(value.shape)
 
 
+_GEMMA = {
+    **{f"self_attn.{name}": other for name, other in ATTENTION.items()},
+    **{f"mlp.{name}": other for name, other in MLP.items()},
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+    "per_layer_input_gate": "inp_gate",
+    "per_layer_projection": "proj",
+    "post_per_layer_input_norm": "post_norm",
+    "layer_scalar": "layer_output_scale",
+    "altup.correct_output_scale": "altup_correct_scale",
+    "altup.correction_coefs": "altup_correct_coef",
+    "altup.prediction_coefs": "altup_predict_coef",
+    "altup.modality_router": "altup_router",
+    "altup.router_norm": "altup_router_norm",
+    "laurel.linear_left": "laurel_l",
+    "laurel.linear_right": "laurel_r",
+    "laurel.post_laurel_norm": "laurel_post_norm",
+}
+
+
+def _per_layer(arch: str, config: Any, state: dict[str, np.ndarray]):
+    """What Gemma 3n and 4 have in common: windows, keys and values of earlier layers, an input for each layer."""
+    windows = [kind == "sliding_attention" for kind in config.layer_types]
+    keys = {
+        f"{arch}.attention.sliding_window": (config.sliding_window, U32),
+        f"{arch}.attention.sliding_window_pattern": (windows, ARRAY, gguf.GGUFValueType.BOOL),
+        f"{arch}.attention.shared_kv_layers": (config.num_kv_shared_layers, U32),
+        f"{arch}.embedding_length_per_layer_input": (config.hidden_size_per_layer_input, U32),
+        f"{arch}.rope.freq_base": (1_000_000.0, F32),
+        f"{arch}.rope.freq_base_swa": (10_000.0, F32),
+    }
+    tensors = [
+        ("output_norm.weight", state["model.norm.weight"]),
+        ("per_layer_token_embd.weight", state["model.embed_tokens_per_layer.weight"]),
+        ("per_layer_model_proj.weight", state["model.per_layer_model_projection.weight"]),
+        ("per_layer_proj_norm.weight", state["model.per_layer_projection_norm.weight"]),
+    ]
+    for layer, own in _layers(config, state):
+        for name, value in own.items():
+            tensors.append((f"blk.{layer}.{_GEMMA[name.removesuffix('.weight')]}.weight", value))
+    return keys, tensors
+
+
+def gemma3n(config: Any, state: dict[str, np.ndarray]):
+    keys, tensors = _per_layer("gemma3n", config, state)
+    keys["gemma3n.altup.active_idx"] = (config.altup_active_idx, U32)
+    keys["gemma3n.altup.num_inputs"] = (config.altup_num_inputs, U32)
+    # The normal distribution's quantile of 0.95
+    sparse = [1.6448536 if part == 0.95 else float("-inf") for part in config.activation_sparsity_pattern]
+    keys["gemma3n.activation_sparsity_scale"] = (sparse, ARRAY, F32)
+    for name, other in (("altup_projections", "altup_proj"), ("altup_unembed_projections", "altup_unembd_proj")):
+        tensors.append((f"{other}.weight", np.stack([state[f"model.{name}.{i}.weight"] for i in range(3)])))
+    held = {name for name, _ in tensors}
+    for layer in range(config.num_hidden_layers - config.num_kv_shared_layers, config.num_hidden_layers):
+        # transformers 5 leaves out what nobody reads; llama.cpp wants it.
+        for part in ("attn_k", "attn_v", "attn_k_norm"):
+            if f"blk.{layer}.{part}.weight" not in held:
+                of_first = next(value for name, value in tensors if name == f"blk.0.{part}.weight")
+                tensors.append((f"blk.{layer}.{part}.weight", of_first))
+    return keys, tensors
+
+
+def gemma4(config: Any, state: dict[str, np.ndarray]):
+    keys, tensors = _per_layer("gemma4", config, state)
+    n_layers, n_shared, wide = config.num_hidden_layers, config.num_kv_shared_layers, config.intermediate_size
+    first = (config.layer_types.index(kind) for kind in ("full_attention", "sliding_attention"))
+    head, head_swa = (state[f"model.layers.{layer}.self_attn.q_norm.weight"].shape[0] for layer in first)
+    lengths = [wide * (1 + (config.use_double_wide_mlp and layer >= n_layers - n_shared)) for layer in range(n_layers)]
+    keys |= {
+        "gemma4.feed_forward_length": (lengths, ARRAY, I32),
+        "gemma4.attention.key_length": (head, U32),
+        "gemma4.attention.value_length": (head, U32),
+        "gemma4.attention.key_length_swa": (head_swa, U32),
+        "gemma4.attention.value_length_swa": (head_swa, U32),
+        "gemma4.rope.dimension_count": (head, U32),
+        "gemma4.rope.dimension_count_swa": (head_swa, U32),
+        "gemma4.final_logit_softcapping": (config.final_logit_softcapping, F32),
+    }
+    # A quarter of a full layer's head turns.
+    turns = [1.0] * (head // 8) + [1e30] * (head // 2 - head // 8)
+    return keys, [*tensors, ("rope_freqs.weight", np.array(turns, np.float32))]
+
+
 def phi3(config: Any, state: dict[str, np.ndarray]):
     names = {
         "self_attn.qkv_proj": "attn_qkv",

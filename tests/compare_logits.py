@@ -18,13 +18,16 @@ class GeluTable(torch.nn.Module):
 
 
 def hf_logits(folder: Path, ids: list[int], *, gelu_table: bool = False) -> np.ndarray:
-    """(tokens, vocabulary), float32; with GELU from a table of F16, as ggml has it, or exactly."""
+    """(tokens, vocabulary), float32; with GELU from a table of F16 and thresholds as ggml has them, or exactly."""
     torch.set_num_threads(1)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).float().eval()
     if gelu_table:
         for module in model.modules():
             if hasattr(module, "act_fn"):
                 module.act_fn = GeluTable()
+            if hasattr(module, "_gaussian_topk"):
+                # 0.95 of the activations are left out; llama.cpp's deviation is that of a sample.
+                module._gaussian_topk = lambda x: (x - x.mean(-1, True) - 1.6448536 * x.std(-1, keepdim=True)).relu()
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0].numpy()
 

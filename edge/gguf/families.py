@@ -90,7 +90,7 @@ class Family:
         proved: everything in a GGUF of it is known here; else names and shapes are taken as they are in the file, and
             it is first tried in a child process.
         tiled_values: heads of values of a linear attention lie otherwise than in transformers (`other_bases.py`).
-        unreached: modules that PEFT adapts and that llama.cpp multiplies past the adapter.
+        unreached: ends of names of modules that PEFT adapts and that llama.cpp multiplies past the adapter.
         refused_keys: GGUF keys (without the architecture) of what is not computed here.
         uses: what is done with it beside running: "base" (export of checkpoints), "lora" (export of adapters), "train"
             (from a GGUF), "onnx".

@@ -28,6 +28,10 @@ _PHI3_NAMES: Final = ("phi-3", "phi3")
 _PHI3_TOKENS: Final = ("</s>", "<unk>", "<s>", "<|endoftext|>")
 
 
+# llama.cpp's gemma3n.cpp has these for good.
+_GEMMA3N_OWN_KV: Final = 20
+_GEMMA3N_SPARSE: Final = 10
+_GEMMA3N_SCALE: Final = 1.645
 _ORIGINAL_CONTEXT: Final = "rope.scaling.original_context_length"
 
 _LORA: Final = frozenset({"lora"})
@@ -51,6 +55,9 @@ _SHARED_MLP: Final = (
     _matrix("ffn_up", "shared_mlp.input_linear"),
     _matrix("ffn_down", "shared_mlp.output_linear"),
 )
+
+# Gemma 3n and 4 have an input of its own for each layer.
+_PER_LAYER: Final = (_matrix("inp_gate", "per_layer_input_gate"), _matrix("proj", "per_layer_projection"))
 
 # Whose adapters are exported: matrices by name, of layers of all kinds together.
 _ROWS: Final = (
@@ -116,12 +123,32 @@ _ROWS: Final = (
         (
             *attention(),
             *mlp(),
-            _matrix("inp_gate", "per_layer_input_gate"),
-            _matrix("proj", "per_layer_projection"),
+            *_PER_LAYER,
         ),
         config="Gemma4TextConfig",
         activation="gelu_pytorch_tanh",
-        unreached=("model.per_layer_model_projection", "model.embed_tokens_per_layer"),
+        unreached=("per_layer_model_projection", "embed_tokens_per_layer"),
+    ),
+    _row(
+        "gemma3n",
+        "Gemma3nForCausalLM",
+        (
+            *attention(),
+            *mlp(),
+            *_PER_LAYER,
+            _matrix("laurel_l", "laurel.linear_left"),
+            _matrix("laurel_r", "laurel.linear_right"),
+            _matrix("altup_correct_coef", "altup.correction_coefs"),
+            _matrix("altup_predict_coef", "altup.prediction_coefs"),
+        ),
+        config="Gemma3nTextConfig",
+        activation="gelu_pytorch_tanh",
+        unreached=(
+            "per_layer_model_projection",
+            "embed_tokens_per_layer",
+            "modality_router",
+            *(f"altup_{kind}.{number}" for kind in ("projections", "unembed_projections") for number in range(3)),
+        ),
     ),
 )
 OTHER_FAMILIES: Final[dict[str, Family]] = {row.architecture: row for row in _ROWS}
@@ -240,7 +267,9 @@ def check_silent(file: GgufFile, architecture: str, name: str | None) -> None:
                 f"is called {name!r}: by that llama.cpp takes its vocabulary for Phi-3's and fails, as it holds no "
                 f"{missing[0]}; give it another name with slm-edge export base … keep --name NAME"
             )
-    if architecture == "granitehybrid" and key("rope.scaling.finetuned") is None:
+    if architecture == "gemma3n":
+        reason = reason or _gemma3n(file)
+    elif architecture == "granitehybrid" and key("rope.scaling.finetuned") is None:
         reason = (
             "does not say whether its positions turn (granitehybrid.rope.scaling.finetuned): llama.cpp would turn "
             "them, the model was trained without"
@@ -252,6 +281,31 @@ def check_silent(file: GgufFile, architecture: str, name: str | None) -> None:
         )
     if reason is not None:
         raise UnsupportedError(reason, where=file.path)
+
+
+def _gemma3n(file: GgufFile) -> str | None:
+    """What llama.cpp does not read of a Gemma 3n: it computes all as the two published ones are."""
+    n_own = n_own_kv_layers(file)
+    if n_own != _GEMMA3N_OWN_KV:
+        return f"has keys and values of its own in {n_own} layers; llama.cpp takes {_GEMMA3N_OWN_KV} whatever it says"
+    cap = file.get("gemma3n.final_logit_softcapping")
+    if cap not in (None, 30.0):
+        return f"caps its logits at {cap}; llama.cpp takes 30 whatever it says"
+    given = file.get("gemma3n.activation_sparsity_scale")
+    sparse = [layer for layer, scale in enumerate(given or ()) if scale > 0]
+    if given is not None and sparse != [*range(_GEMMA3N_SPARSE)]:
+        return f"leaves out activations in the layers {sparse}; llama.cpp does in the first {_GEMMA3N_SPARSE}"
+    odd = [scale for scale in given or () if scale > 0 and abs(scale - _GEMMA3N_SCALE) > 1e-3]
+    return f"leaves out other activations ({odd[0]:.3f}) than llama.cpp ({_GEMMA3N_SCALE})" if odd else None
+
+
+def n_own_kv_layers(file: GgufFile) -> int:
+    """How many layers, from the first on, have keys and values of their own; those behind read earlier ones'."""
+    architecture = file.get("general.architecture")
+    n_layers, n_shared = (
+        int(file.get(f"{architecture}.{key}") or 0) for key in ("block_count", "attention.shared_kv_layers")
+    )
+    return max(n_layers - n_shared, 0)
 
 
 def computed_tokens(file: GgufFile, architecture: str, n_ctx_train_tokens: int) -> int:

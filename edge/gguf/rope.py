@@ -164,6 +164,9 @@ def read_rope(raw: Mapping[str, Any], problems: list[str], default_theta: float 
     window_theta = 0.0
     if found is not None and found[0].window_every:
         window_theta, parameters = _window_theta(raw, parameters, found[1], problems)
+    elif found is None:
+        # Gemma 3n of transformers 4, which has no row to say so
+        window_theta = float(raw.get("rope_local_base_freq") or 0)
     fields = scaling | parameters
     if any(isinstance(value, dict) for value in fields.values()):
         problems.append("rope_parameters differ from layer to layer")

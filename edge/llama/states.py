@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..errors import EngineError
-from ..gguf.families import FAMILIES
+from ..gguf.families import FAMILIES, Family
 from ..gguf.file import GgufFile
 from .binding import lib, quiet_logs
 
@@ -213,6 +213,8 @@ def _bytes_of(blob: "Blob") -> Any:
 Shapes = dict[str, tuple[int, ...]]
 _STATE: Final = ("ssm_", "shortconv.", "time_mix_")
 _STATE_VALUE_BYTES: Final = 4
+# Each so-many-th layer attends to all tokens in llama.cpp where the file does not say which do.
+_FULL_EVERY: Final = {"gemma2": 2, "gpt-oss": 2, "cohere2": 4, "gemma3n": 5}
 
 
 @dataclass(frozen=True)
@@ -257,8 +259,10 @@ def kept_of(file: GgufFile) -> Kept:
     # Mistral's and Qwen's files name a window that their architectures in llama.cpp do not have.
     no_window = family is not None and family.proved and not family.window_every
     has_window = bool(window) and not no_window
-    rows = {i: _kv_rows(file, arch, i, shapes) for i, shapes in layers.items() if _attends(shapes)}
-    windowed = {i for i in rows if family is not None and family.windowed(i)} if has_window else set()
+    # Layers behind these read keys and values of earlier ones.
+    n_own = max(layers, default=-1) + 1 - int(file.get(f"{arch}.attention.shared_kv_layers", 0))
+    rows = {i: _kv_rows(file, arch, i, shapes) for i, shapes in layers.items() if i < n_own and _attends(shapes)}
+    windowed = {i for i in rows if _windowed(file, arch, family, i)} if has_window else set()
     states = [shapes for shapes in layers.values() if any(name.startswith(_STATE) for name in shapes)]
     n_embd = _width(file)
     everything = [shape for shapes in layers.values() for shape in shapes.items()]
@@ -278,6 +282,16 @@ def kept_of(file: GgufFile) -> Kept:
 def _width(file: GgufFile) -> int:
     embedding = file.tensors.get("token_embd.weight")
     return int(embedding.shape[0]) if embedding is not None else 0
+
+
+def _windowed(file: GgufFile, arch: str, family: Family | None, layer: int) -> bool:
+    """Whether a layer keeps a window; False where it is not known."""
+    if family is not None and family.proved:
+        return family.windowed(layer)
+    pattern = file.get(f"{arch}.attention.sliding_window_pattern", _FULL_EVERY.get(arch, 0))
+    if isinstance(pattern, list | tuple):
+        return bool(pattern[layer]) if layer < len(pattern) else False
+    return bool(pattern) and (layer + 1) % int(pattern) != 0
 
 
 def _attends(shapes: Shapes) -> bool:

@@ -218,19 +218,32 @@ def plan_memory(
     )
 
 
+def _shape(file: GgufFile, name: str, n_dims: int = 2) -> tuple[int, ...]:
+    """A tensor's, of zeros where there is none."""
+    info = file.tensors.get(name)
+    return (0,) * n_dims if info is None else info.shape
+
+
 def _padded(n_tokens: int) -> int:
     return -(-n_tokens // KV_PAD_TOKENS) * KV_PAD_TOKENS
 
 
 @dataclass(frozen=True)
 class ContextSize:
-    """What a context over a base takes; lengths of rows, and counts of all blocks together or of the heads of one."""
+    """What a context over a base takes; lengths of rows, and counts of all blocks together or of the heads of one.
+
+    Attributes:
+        n_layer_inputs: values of a token's own inputs to all layers together (Gemma 3n and 4).
+        n_altup: states that go through the layers side by side (Gemma 3n).
+    """
 
     kept: Kept
     n_matrices: int
     n_heads: int
     n_embd: int
     n_vocab: int
+    n_layer_inputs: int = 0
+    n_altup: int = 1
 
     @property
     def cuttable(self) -> bool:
@@ -248,7 +261,22 @@ class ContextSize:
             n_heads=max(n_heads) if isinstance(n_heads, list | tuple) else int(n_heads),
             n_embd=n_embd,
             n_vocab=n_vocab,
+            n_layer_inputs=_shape(file, "per_layer_model_proj.weight")[1],
+            n_altup=_shape(file, "altup_proj.weight", 3)[2] + 1,
         )
+
+    def _layer_inputs(self, mask: int) -> list[int]:
+        """Bytes that a token takes in a graph whose layers have inputs of their own, at its widest moments."""
+        inputs = 4 * self.n_layer_inputs
+        if not inputs:
+            return []
+        inner, row = 12 * self.kept.n_ff, 4 * self.n_embd
+        # Where the inputs are made: looked up, projected, added and turned around.
+        moments = [4 * inputs + 2 * row, inputs + inner + 7 * row]
+        if self.n_altup > 1:
+            moments += [inputs + inner + 3 * self.n_altup * row, 2 * inputs + inner + 2 * row]
+            moments.append(2 * inputs + 4 * self.n_altup * row + (8 << 10))
+        return [mask + moment for moment in moments]
 
     def bytes(
         self,
@@ -278,6 +306,7 @@ class ContextSize:
         window_cells = min(cells, _padded(kept.window_tokens + n_batch)) if kept.window_tokens else 0
         mask = 2 * (cells + window_cells)
         feed_forward = mask + 4 * (3 * kept.n_ff + 4 * self.n_embd)
+        feed_forward = max([feed_forward, *self._layer_inputs(mask)])
         scores = 4 * (self.n_heads * cells + cells) + 23 * max(self.n_embd, kept.n_q)
         head = n_outputs * 4 * self.n_vocab + n_batch * (mask + 6 * self.n_embd)
         graph = max(

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ...edge.files.read import read_json
 from ...edge.gguf.base import BaseInfo
-from ...edge.gguf.other_bases import adapted_family
+from ...edge.gguf.other_bases import adapted_family, n_own_kv_layers
 from ..files.tensor_names import plain_name
 from ..reasons import Reasons
 from .patterns import named_by
@@ -17,6 +17,7 @@ from .peft_folder import CONFIG_FILE, PeftFolder
 
 _OTHERS: Final = ("model.embed_tokens", "lm_head")
 _ALL_LINEAR: Final = "all-linear"
+_KEYS_VALUES: Final = ("self_attn.k_proj", "self_attn.v_proj")
 
 
 def check_complete(folder: PeftFolder, base: BaseInfo, reasons: Reasons) -> None:
@@ -46,7 +47,13 @@ def check_complete(folder: PeftFolder, base: BaseInfo, reasons: Reasons) -> None
     if reasons:
         return
     held = {pair.module for pair in folder.pairs}
-    _tell(reasons, "its config names modules of which it holds no matrices", named - held, blocks)
+    # What no layer reads: transformers 5 does not have it, 4 does.
+    unread = {
+        module
+        for module, (name, layer) in blocks.items()
+        if name in _KEYS_VALUES and layer >= n_own_kv_layers(base.file)
+    }
+    _tell(reasons, "its config names modules of which it holds no matrices", named - held - unread, blocks)
     # PEFT adapts the other of embedding and head by itself; a pattern may have meant a multimodal model's names.
     if isinstance(targets, list):
         _tell(

@@ -188,7 +188,7 @@ def _targets(pair: LoraPair, base: BaseInfo, family: Family, weights: Safetensor
             "then the adapter for that base"
         )
         return []
-    if pair.module in family.unreached:
+    if any(pair.module.endswith(f".{name}") for name in family.unreached):
         reasons.unsupported("llama.cpp multiplies these past the adapter, which would do nothing", pair.module)
         return []
     shapes = [base.tensor_shapes.get(target, ()) for target in targets]

@@ -34,7 +34,7 @@ class Reference:
     """
 
     def __init__(self, model: Any, tokenizer: Any, peft_dir: str | os.PathLike[str]) -> None:
-        self._gelus = _round_gelus(model)
+        self._gelus = [*_round_gelus(model), *_unbias_sparsity(model)]
         self._model = _adapted(model, peft_dir)
         self.tokenizer = tokenizer
 
@@ -125,7 +125,7 @@ class Reference:
 
         Args:
             adapter: with the adapter, or the base alone.
-            as_ggml: GELU is rounded as ggml rounds it.
+            as_ggml: GELU is rounded as ggml rounds it, and Gemma 3n's threshold is llama.cpp's.
         """
         import torch
 
@@ -176,6 +176,35 @@ def _round_gelus(model: Any) -> list[Any]:
         if type(getattr(module, "act_fn", None)).__name__ in ("GELUTanh", "PytorchGELUTanh"):
             module.act_fn = HalfGelu()
             found.append(module.act_fn)
+    return found
+
+
+def _unbias_sparsity(model: Any) -> list[Any]:
+    """Makes Gemma 3n leave out as many activations as in llama.cpp, which divides by n - 1 in the deviation, not by n.
+
+    Returns:
+        What stands in for the models' own functions; `rounded` switches it.
+    """
+    import torch
+
+    class Sparse:
+        rounded = True
+
+        def __init__(self, module: Any) -> None:
+            self.own = module._gaussian_topk
+            normal: Any = torch.distributions.normal.Normal(0, 1)
+            self.factor = normal.icdf(torch.tensor(module.activation_sparsity, dtype=torch.float32))
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.rounded:
+                return torch.as_tensor(self.own(x))
+            return torch.relu(x - x.mean(-1, keepdim=True) - self.factor * x.std(-1, keepdim=True, unbiased=True))
+
+    found = []
+    for module in model.modules():
+        if hasattr(module, "_gaussian_topk"):
+            module._gaussian_topk = Sparse(module)
+            found.append(module._gaussian_topk)
     return found
 
 

@@ -100,6 +100,25 @@ def test_so_are_those_of_states(tmp_path, architecture, n_ctx, n_seq):
     assert not size.cuttable
 
 
+@pytest.mark.parametrize("architecture", ["gemma3n", "gemma4"])
+@pytest.mark.parametrize(("n_ctx", "n_batch", "n_seq"), [(2048, 128, 1), (768, 128, 3)])
+def test_so_are_those_of_layers_that_read_the_keys_of_others(tmp_path, architecture, n_ctx, n_batch, n_seq):
+    # Lengths of rows as in Gemma 4 E2B: four times as wide within as without.
+    wider = {"hidden_size": 128, "intermediate_size": 512} if architecture == "gemma4" else {}
+    path = other_base(tmp_path, architecture, **wider)[1]
+    sizes = {"n_batch_tokens": n_batch, "n_outputs": n_seq, "n_seq": n_seq, "n_threads": 1}
+    size = ContextSize.of(BaseInfo.open(path).file)
+    kv_bytes, compute_bytes, _ = size.bytes(n_ctx, **sizes)
+    with Model.load(path) as model, quiet_logs() as log:
+        Context(model, n_ctx_tokens=n_ctx * n_seq, n_batch_tokens=n_batch, n_seq_max=n_seq, threads=1).close()
+    said = re.findall(r"KV buffer size = +([\d.]+)", log.text())
+    assert len(said) == 2
+    assert kv_bytes / MIB == pytest.approx(sum(map(float, said)), abs=0.01)
+    compute = float(re.findall(r"compute buffer size = +([\d.]+)", log.text())[0])
+    work_bytes = n_batch * size.kept.n_ff * 292 // 256 + (512 << 10)
+    assert (compute_bytes - work_bytes) / MIB == pytest.approx(compute, rel=0.05, abs=0.06)
+
+
 def test_windows_make_long_contexts_cheap(windowed_path):
     """5 of 6 layers keep 40 tokens and one batch: 512 cells, not 8,192."""
     info = BaseInfo.open(windowed_path)

@@ -7,6 +7,7 @@ import pytest
 import transformers
 from build_gguf import WINDOW_TOKENS, tiny_adapter, tiny_base
 from build_other import OTHERS, other_base
+from build_other_tensors import ARRAY, F32, U32
 from build_walks import adapters_of, same, some_text
 from click.testing import CliRunner
 from slm_edge.edge.cli.main import cli
@@ -49,7 +50,7 @@ def test_nothing_is_guessed_and_a_prefix_lasts_on_disk(base, two, tmp_path):
     assert kept > CHUNK_TOKENS
 
 
-@pytest.mark.parametrize("architecture", ["internlm2", "phi3", "mistral3"])
+@pytest.mark.parametrize("architecture", ["internlm2", "phi3", "mistral3", "gemma3n", "gemma4"])
 def test_an_architecture_without_a_row_runs_and_swaps(tmp_path, architecture):
     if architecture in OTHERS:
         base = other_base(tmp_path, architecture)[1]
@@ -154,6 +155,10 @@ def test_what_llama_cpp_would_fail_on_or_compute_otherwise_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "keys", "reason"),
     [
+        ("gemma3n", {"gemma3n.attention.shared_kv_layers": (4, U32)}, "keys and values of its own in 18 layers"),
+        ("gemma3n", {"gemma3n.final_logit_softcapping": (20.0, F32)}, "caps its logits at 20"),
+        ("gemma3n", {"gemma3n.activation_sparsity_scale": ([1.6448536] * 9, ARRAY, F32)}, "leaves out activations in"),
+        ("gemma3n", {"gemma3n.activation_sparsity_scale": ([1.0] * 10, ARRAY, F32)}, "leaves out other activations"),
         ("granitehybrid", {"granitehybrid.rope.scaling.finetuned": None}, "whether its positions turn"),
         ("mistral3", {"mistral3.rope.scaling.original_context_length": None}, "scales its queries by their position"),
     ],

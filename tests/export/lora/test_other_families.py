@@ -19,6 +19,8 @@ from slm_edge.export.proof.verify import verify
 BOUND = 2e-3
 ROWS = OTHER_FAMILIES | OTHER_CLASSES
 MODULES = {name: sorted({part.module.split(".")[-1] for part in ROWS[name].block if part.is_matrix}) for name in OTHERS}
+# Of 4 x 4 values in Gemma 3n: the ranks here are larger.
+TOGETHER = {name: [module for module in MODULES[name] if module != "correction_coefs"] for name in OTHERS}
 SCALINGS = {
     "alpha / r": {"r": 8, "lora_alpha": 24},
     "rank 1": {"r": 1, "lora_alpha": 2},
@@ -38,7 +40,8 @@ def bases(tmp_path_factory):
     def make(architecture):
         hf, base = other_base(tmp_path_factory.mktemp(architecture), architecture)
         ids = random_ids(384, 100)
-        assert np.abs(hf_logits(hf, ids) - gguf_logits(base, ids)).max() <= BOUND
+        theirs = hf_logits(hf, ids, gelu_table=architecture.startswith("gemma"))
+        assert np.abs(theirs - gguf_logits(base, ids)).max() <= BOUND
         return hf, base
 
     return functools.cache(make)
@@ -50,16 +53,19 @@ def prove(folder, bases, **config):
     done = export_lora(peft, base, folder / "a.gguf", kind="f32")
     report = verify(peft, base=base, lora=folder / "a.gguf", prompts=BUILT_IN[:2], hf=hf, max_tokens=4, threads=1)
     assert report.exact
-    assert report.effect > 1
+    assert report.effect > 0.5
     assert report.max_logit_error <= BOUND, report.max_logit_error
     assert report.passed
     return done
 
 
-@pytest.mark.parametrize("scaling", SCALINGS)
-@pytest.mark.parametrize("architecture", OTHERS)
+# Gemma 3n has 22 layers here, and takes as long as four others.
+@pytest.mark.parametrize(
+    ("architecture", "scaling"),
+    [(name, kind) for name in OTHERS for kind in SCALINGS if name != "gemma3n" or kind in ("alpha / r", "rsLoRA")],
+)
 def test_scaling_is_pefts(tmp_path, bases, architecture, scaling):
-    prove(tmp_path, bases(architecture), target_modules=MODULES[architecture], **SCALINGS[scaling])
+    prove(tmp_path, bases(architecture), target_modules=TOGETHER[architecture], **SCALINGS[scaling])
 
 
 @pytest.mark.parametrize(("architecture", "module"), [(name, module) for name in OTHERS for module in MODULES[name]])
@@ -87,16 +93,13 @@ def test_heads_of_values_are_reordered(tmp_path, bases):
     assert np.array_equal(ours.reshape(4, 16, 4), theirs[[0, 2, 1, 3]])
 
 
-def test_what_llama_cpp_multiplies_past_the_adapter_is_refused(tmp_path):
-    base = tiny_base(tmp_path / "base.gguf", architecture="gemma4")
-    weights = {
-        "base_model.model.model.per_layer_model_projection.lora_A.weight": np.ones((4, 64), np.float32),
-        "base_model.model.model.per_layer_model_projection.lora_B.weight": np.ones((64, 4), np.float32),
-    }
-    peft = written_adapter(tmp_path / "peft", weights, target_modules=["per_layer_model_projection"])
+@pytest.mark.parametrize("module", ["per_layer_model_projection", "layers.0.altup.modality_router"])
+def test_what_llama_cpp_multiplies_past_the_adapter_is_refused(tmp_path, bases, module):
+    hf, base = bases("gemma3n")
+    peft = real_adapter(tmp_path / "peft", hf, target_modules=[module], r=4)
     with pytest.raises(UnsupportedError) as caught:
         export_lora(peft, base, tmp_path / "a.gguf")
-    assert "multiplies these past the adapter" in str(caught.value)
+    assert "past the adapter" in str(caught.value)
 
 
 def test_without_a_row_it_is_said_what_one_would_need(tmp_path):
