@@ -228,10 +228,13 @@ def _run(
 def _show(server: "Server", as_json: bool) -> None:
     """What the server says of itself once it answers."""
     data = server.as_dict()
+    base, *others = data["models"]
+    # Its own name is a file's, and long.
+    models = [base if base == "base" else f"base ({base})", *others]
     rows = [
         f"memory     {data['memory']}",
         f"listening  {', '.join(data['addresses'])}",
-        f"models     {', '.join(data['models'])}",
+        f"models     {', '.join(models)}",
         f"keys       {', '.join(data['keys']) or 'none are asked for'}",
         "ready",
     ]

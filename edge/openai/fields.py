@@ -86,9 +86,24 @@ class NamedFunction(Struct, kw_only=True):
     name: str
 
 
-class NamedTool(Struct, kw_only=True):
+class FunctionName(Struct, kw_only=True):
     function: NamedFunction
     type: Literal["function"] = "function"
+
+
+class AllowedTools(Struct, kw_only=True):
+    """Some of the tools, which the model may call, or must call one of."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[FunctionName], Meta(min_length=1, max_length=MOST_TOOLS)]
+
+
+class NamedTool(Struct, kw_only=True):
+    """One tool that must be called, or those that may be."""
+
+    type: Literal["function", "allowed_tools"] = "function"
+    function: NamedFunction | None = None
+    allowed_tools: AllowedTools | None = None
 
 
 class StructuredOutputs(Struct, kw_only=True):
@@ -144,6 +159,8 @@ class Drawn(Struct, kw_only=True):
         ]
         | None
     ) = None
+    # What was computed for a prompt serves those of the same salt alone.
+    cache_salt: Annotated[str, Meta(max_length=256)] | None = None
     service_tier: str | None = None
     # Others' own ways to say what `adapter` and `response_format` say here
     lora: Any = None
@@ -231,9 +248,18 @@ class FlatTool(Struct, kw_only=True):
     strict: bool | None = None
 
 
-class FlatNamedTool(Struct, kw_only=True):
+class FlatName(Struct, kw_only=True):
     name: str
     type: Literal["function"] = "function"
+
+
+class FlatNamedTool(Struct, kw_only=True):
+    """As `NamedTool`, without a level of its own for the function."""
+
+    type: Literal["function", "allowed_tools"] = "function"
+    name: str | None = None
+    mode: Literal["auto", "required"] | None = None
+    tools: Annotated[list[FlatName], Meta(min_length=1, max_length=MOST_TOOLS)] | None = None
 
 
 class FlatFormat(Struct, kw_only=True):

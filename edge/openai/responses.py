@@ -16,10 +16,12 @@ from .checks import decoded
 from .conversation import conversation, other_rules, rules_of, settings_of, template_args_of
 from .faults import Fault
 from .fields import (
+    AllowedTools,
     CalledFunction,
     ChatMessage,
     ChatRequest,
     FlatNamedTool,
+    FunctionName,
     Item,
     NamedFunction,
     NamedTool,
@@ -75,6 +77,16 @@ async def respond(service: Service, call: Call) -> None:
     await call.answer(reply.whole(answers[0]))
 
 
+def _choice(given: FlatNamedTool) -> NamedTool:
+    """A choice of tools as a chat request has it."""
+    function = None if given.name is None else NamedFunction(name=given.name)
+    allowed = None
+    if given.tools is not None:
+        some = [FunctionName(function=NamedFunction(name=one.name)) for one in given.tools]
+        allowed = AllowedTools(mode=given.mode or "auto", tools=some)
+    return NamedTool(type=given.type, function=function, allowed_tools=allowed)
+
+
 def _effort_of(reasoning: Reasoning | None) -> str | None:
     """How hard the model is to think; Fault where a summary of that is asked for."""
     if reasoning is None:
@@ -106,7 +118,7 @@ def as_chat(request: ResponsesRequest) -> ChatRequest:
             for one in request.tools
         ]
     given = request.tool_choice
-    choice = NamedTool(function=NamedFunction(name=given.name)) if isinstance(given, FlatNamedTool) else given
+    choice = _choice(given) if isinstance(given, FlatNamedTool) else given
     wanted = None if request.text is None else request.text.format
     kept = None
     if wanted is not None:
@@ -171,7 +183,7 @@ class _Reply:
             "store": False,
             "temperature": request.temperature,
             "text": {"format": {"type": "text"}} if request.text is None else msgspec.to_builtins(request.text),
-            "tool_choice": msgspec.to_builtins(request.tool_choice or "auto"),
+            "tool_choice": _without_null(msgspec.to_builtins(request.tool_choice or "auto")),
             "tools": [] if request.tools is None else msgspec.to_builtins(request.tools),
             "top_p": request.top_p,
             "truncation": "disabled",
@@ -291,6 +303,10 @@ class _Reply:
         # What grows on would else be sent as it is later.
         data = {name: _copy(value) if name == "response" else value for name, value in more.items()}
         return kind, {"type": kind, "sequence_number": next(self._numbers), **data}
+
+
+def _without_null(value: Any) -> Any:
+    return {name: one for name, one in value.items() if one is not None} if isinstance(value, dict) else value
 
 
 def _copy(value: dict[str, Any]) -> dict[str, Any]:

@@ -171,6 +171,8 @@ class Service:
         if len(prompts) * n > MOST_ANSWERS:
             raise Fault(400, "invalid_value", f"{len(prompts) * n} answers in one request; {MOST_ANSWERS} are possible")
 
+        whose: dict[str, Any] = {"system": system, "key": call.key, "salt": request.cache_salt or ""}
+
         def work() -> Asked:
             catalogue = self.catalogue()
             target = catalogue.target(request.model, request.adapter, call.may_ask)
@@ -181,11 +183,7 @@ class Service:
                     for i in range(n):
                         seed = chosen.get("seed")
                         each: Settings = {**chosen, "seed": None if seed is None else (seed + i) % N_SEEDS}
-                        tickets.append(
-                            self.engine.submit(
-                                prompt, target, system=system, key=call.key, logprobs=logprobs, **each, **more
-                            )
-                        )
+                        tickets.append(self.engine.submit(prompt, target, logprobs=logprobs, **whose, **each, **more))
             except BaseException:
                 for ticket in tickets:
                     ticket.cancel()

@@ -60,19 +60,35 @@ def choice_of(request: ChatRequest, template: str) -> Choice:
     if form is None or wanted == "none":
         return Choice()
     allowed: Sequence[Tool] = tools
+    must, several = wanted == "required", request.parallel_tool_calls is not False
     if isinstance(wanted, NamedTool):
-        name = wanted.function.name
-        allowed = [tool for tool in tools if tool.function.name == name]
-        if not allowed:
-            raise Fault(
-                400, "invalid_value", f"there is no tool {name!r} in `tools`", param="tool_choice.function.name"
-            )
-    several = request.parallel_tool_calls is not False and not isinstance(wanted, NamedTool)
-    rules = form.rules(allowed, must=wanted != "auto", several=several)
+        names, place = _named(wanted)
+        allowed = [tool for tool in tools if tool.function.name in names]
+        for name in names:
+            if not any(tool.function.name == name for tool in tools):
+                raise Fault(400, "invalid_value", f"there is no tool {name!r} in `tools`", param=place)
+        if wanted.allowed_tools is None:
+            must, several = True, False
+        else:
+            must = wanted.allowed_tools.mode == "required"
+    rules = form.rules(allowed, must=must, several=several)
     shown = [msgspec.to_builtins(tool) for tool in tools]
     for one in shown:
         one["function"] = {key: value for key, value in one["function"].items() if value is not None}
     return Choice(shown, form, rules)
+
+
+def _named(wanted: NamedTool) -> tuple[list[str], str]:
+    """The names of the tools that may be called, and the field that says them."""
+    if (wanted.type == "function") != (wanted.function is not None) or (wanted.type == "function") == (
+        wanted.allowed_tools is not None
+    ):
+        place = f"tool_choice.{wanted.type}"
+        raise Fault(400, "missing_required_parameter", f"{place}: it goes with this type, and alone", param=place)
+    if wanted.allowed_tools is not None:
+        return [one.function.name for one in wanted.allowed_tools.tools], "tool_choice.allowed_tools.tools"
+    assert wanted.function is not None
+    return [wanted.function.name], "tool_choice.function.name"
 
 
 def _check(tools: Sequence[Tool]) -> None:

@@ -130,6 +130,7 @@ class Engine:
         *,
         system: str | None = None,
         key: str = "",
+        salt: str = "",
         logprobs: int | None = None,
         tools: Tools | None = None,
         **settings: Unpack[Settings],
@@ -142,6 +143,7 @@ class Engine:
                 chooses; left out: the pack's default. It is bound to the file that the name stands for now.
             system: a system message; None: the conversation's own, else the task card's; "" for none.
             key: whose request it is; keys share the engine's time fairly, and nothing that they say.
+            salt: what was computed for a prompt serves those of the same salt alone.
             logprobs: tell each token's log-probability, and those of so many likeliest ones (0 to 20).
             tools: what the model may call; its chat template writes them. None is called here.
             settings: see `settings.Settings`; what is left out is as the task card says.
@@ -157,6 +159,7 @@ class Engine:
             self._named(adapter),
             system=system,
             key=key,
+            salt=salt,
             n_top=logprobs,
             settings=settings,
             tools=tools,

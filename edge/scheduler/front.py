@@ -4,6 +4,7 @@ llama.cpp's tokenizer may be used beside its decoding; all of it stands under on
 only to close.
 """
 
+import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -121,6 +122,7 @@ class Front:
         settings: Settings,
         cancel: Callable[[Ticket], object],
         tools: Tools | None = None,
+        salt: str = "",
     ) -> Job:
         """A request, checked as far as it can be without computing; errors as `Engine.submit`."""
         if n_top is not None and not 0 <= n_top <= MOST_LOGPROBS:
@@ -130,7 +132,8 @@ class Front:
 
         def sections() -> list[Section]:
             found = session.sections(choice, rendered.ids, rendered.n_shared_tokens)
-            return kept_apart(found, key, rendered.n_shared_tokens if rendered.is_public else 0)
+            public = rendered.n_shared_tokens if rendered.is_public and not salt else 0
+            return kept_apart(found, domain_of(key, salt), public)
 
         with self._lock:
             self._check()
@@ -207,6 +210,11 @@ class Front:
             if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < n_vocab:
                 raise InputError(f"token {i} is {token_id!r}; ids are whole numbers from 0 to {n_vocab - 1}")
         return list(prompt)
+
+
+def domain_of(key: str, salt: str) -> str:
+    """Whom the keys and values of a prompt serve; "" for everyone."""
+    return f"{key}+{hashlib.sha256(salt.encode()).hexdigest()}" if salt else key
 
 
 def kept_apart(sections: Sequence[Section], key: str, n_public_tokens: int) -> list[Section]:

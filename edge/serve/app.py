@@ -1,6 +1,7 @@
 """The application: a table of paths, and what each of them answers while the server loads, runs and ends."""
 
 import asyncio
+import difflib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ class App:
             name = unquote(path.removeprefix("/v1/models/"))
             table = {"GET": lambda call: self._model(call, name)}
         if table is None:
-            raise Fault(404, "not_found", f"there is nothing at this path; {_there(self.paths)}")
+            raise Fault(404, "not_found", f"there is nothing at this path; {_there(path, self.paths)}")
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         handler = table.get(method)
         if handler is None:
@@ -144,5 +145,10 @@ class App:
         await call.answer(catalogue.entry(name))
 
 
-def _there(paths: dict[str, list[str]]) -> str:
-    return f"there are: {', '.join(sorted(paths))}"
+def _there(path: str, paths: dict[str, list[str]]) -> str:
+    """What may be meant: mostly the address was given without its /v1, or with one too many."""
+    for meant in (f"/v1{path}", path.removeprefix("/v1")):
+        if meant in paths and meant != path:
+            return f"{meant} is there; clients of OpenAI take the address with one /v1 at its end"
+    near = difflib.get_close_matches(path[:100], paths, 1)
+    return f"did you mean {near[0]}? /openapi.json has all of them" if near else "/openapi.json has what there is"

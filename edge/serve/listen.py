@@ -181,8 +181,10 @@ def tcp_sockets(host: str, port: int) -> list[socket.socket]:
                 continue
             for other in sockets:
                 other.close()
-            reason = "another program has it" if error.errno == errno.EADDRINUSE else error.strerror
-            raise InputError(f"cannot listen on {host} port {port}: {reason}", hint="--port takes another") from None
+            taken = error.errno == errno.EADDRINUSE
+            reason = "another program has it" if taken else error.strerror
+            hint = "--port takes another" + ("; slm-edge ps lists the servers that run here" if taken else "")
+            raise InputError(f"cannot listen on {host} port {port}: {reason}", hint=hint) from None
         sockets.append(one)
     return sockets
 

@@ -246,6 +246,34 @@ def test_choices_and_expressions_in_others_fields_are_kept(server):
     assert len(said["text"]) == 3 and said["text"].isdigit()
 
 
+def test_a_salt_keeps_what_was_computed_to_itself(server):
+    messages = [{"role": "user", "content": "Said by nobody else in these tests: the salted sea."}]
+
+    def kept(**fields):
+        said = chat(server, messages=messages, **fields).json
+        return said["choices"][0]["message"]["content"], said["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    (text, first), again = kept(), kept()
+    assert first < again[1] and again[0] == text
+    salted, same_salt = kept(cache_salt="a"), kept(cache_salt="a")
+    assert salted == (text, 0) and same_salt == again
+    assert kept(cache_salt="b")[1] == 0 and kept(cache_salt="")[1] == again[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/chat/completions", "/v1/chat/completions is there"),
+        ("/v1/health", "/health is there"),
+        ("/v1/chat/completion", "did you mean /v1/chat/completions?"),
+        ("/what-is-this-place-about", "/openapi.json has what there is"),
+    ],
+)
+def test_a_wrong_path_is_told_the_right_one(server, path, said):
+    reply = server.post(path, {})
+    assert (reply.status, reply.error["code"]) == (404, "not_found") and said in reply.error["message"]
+
+
 def test_ignored_fields_are_named(server):
     reply = chat(server, keep_alive="5m", messages=[{**USER[0], "name": "Ann"}])
     assert reply.headers["x-slm-ignored"] == "messages[0].name, keep_alive"

@@ -71,6 +71,11 @@ def test_the_stream_has_names_and_no_done(server):
 
 
 def test_calls_and_what_they_gave_back(client):
+    some = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "count"}]}
+    made = client.responses.create(
+        model="base", input="Count!", tools=FLAT, tool_choice=some, parallel_tool_calls=False, max_output_tokens=300
+    )
+    assert [one.name for one in made.output] == ["count"] and made.tool_choice.mode == "required"
     fields = {"model": "base", "tools": FLAT, "tool_choice": {"type": "function", "name": "count"}}
     made = client.responses.create(input=ASK, max_output_tokens=300, **fields)
     (call,) = made.output

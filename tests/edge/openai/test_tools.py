@@ -14,6 +14,7 @@ from slm_edge.edge.openai.calls import HERMES, LLAMA, Argued, Begun, CallReader,
 from slm_edge.edge.openai.faults import Fault
 from slm_edge.edge.openai.fields import Tool, ToolFunction
 
+ALLOWED = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "other"}}]}
 TYPED = [
     Tool(type="function", function=ToolFunction(name="count", parameters=PARAMETERS)),
     Tool(type="function", function=ToolFunction(name="now")),
@@ -177,6 +178,18 @@ def test_a_call_is_made_where_it_must_be(server):
         assert row["finish_reason"] == "tool_calls" and len(arguments_of(row["message"], names)) == 1
 
 
+def test_of_the_tools_that_are_shown_some_may_be_called(server):
+    now = [{"type": "function", "function": {"name": "now"}}]
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": now}}
+    reply = ask(server, tool_choice=choice, parallel_tool_calls=False)
+    (row,) = reply.json["choices"]
+    assert row["message"]["tool_calls"][0]["function"]["name"] == "now"
+    # All of them are shown: what was computed of the prompt serves each choice.
+    assert reply.json["usage"]["prompt_tokens"] == ask(server, max_tokens=1).json["usage"]["prompt_tokens"]
+    choice["allowed_tools"]["mode"] = "auto"
+    assert ask(server, tool_choice=choice).status == 200
+
+
 def test_a_streamed_call_has_its_parts_in_order(server):
     fields = {"tool_choice": {"type": "function", "function": {"name": "count"}}}
     whole = ask(server, **fields).json["choices"][0]["message"]["tool_calls"][0]["function"]
@@ -214,6 +227,9 @@ def test_tools_are_shown_to_the_model_and_results_too(server):
     ("fields", "param"),
     [
         ({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice.function.name"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+        ({"tool_choice": {"type": "function", "allowed_tools": ALLOWED}}, "tool_choice.function"),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": ALLOWED}}, "tool_choice.allowed_tools.tools"),
         ({"tools": [TOOLS[0], TOOLS[0]]}, "tools[1].function.name"),
         ({"tools": None, "tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),

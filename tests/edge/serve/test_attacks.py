@@ -155,7 +155,7 @@ def test_cors_for_all_only_with_keys(slm_edge, pack):
 
 def test_a_port_or_socket_that_is_taken_is_told(slm_edge, pack, server, tmp_path):
     code, _, err = slm_edge("serve", pack, "--port", server.port)
-    assert code == 2 and "another program has it" in err
+    assert code == 2 and "another program has it" in err and "slm-edge ps" in err
     (tmp_path / "file").write_text("x")
     code, _, err = slm_edge("serve", pack, "--unix", tmp_path / "file")
     assert code == 2 and "another file lies there" in err and (tmp_path / "file").read_text() == "x"

@@ -95,7 +95,7 @@ def test_what_it_prints(pack):
             rows[name] = value.strip()
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-        assert "KV" in rows["memory"] and rows["models"] == "tiny llama, math, code"
+        assert "KV" in rows["memory"] and rows["models"] == "base (tiny llama), math, code"
         assert rows["listening"].startswith("http://127.0.0.1:") and rows["keys"] == "none are asked for"
 
 
