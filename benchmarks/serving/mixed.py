@@ -84,11 +84,13 @@ class Mixed:
 
     Attributes:
         standing: of each name, the digests that it stood for, with when that began and ended.
+        bound: number, name, digest of an answer's header, when it was asked and when it ended.
         wrong: answers under a digest that the name did not stand for while they were admitted, and the like.
     """
 
     standing: dict[str, list[tuple[str, float, float]]]
     done: list[Done] = field(default_factory=list)
+    bound: list[tuple[int, str, str, float, float]] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     n_replaced: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -183,18 +185,23 @@ class Clients:
         digest = reply.headers.get("x-slm-adapter-digest", "").removeprefix("sha256:")
         name = reply.headers["x-slm-adapter"]
         if model in (*NAMES, "auto") and name != "base":
-            # It stood for that file at some moment between asking and the end.
-            stood = [
-                one for one, since_s, until_s in self.found.standing[name] if since_s < ended_s and until_s > began_s
-            ]
-            if digest not in stood:
-                self.found.wrong.append(f"{number}: {name} answered under {digest[:12]}, but stood for {stood}")
+            self.found.bound.append((number, name, digest, began_s, ended_s))
         if model in NAMES and name != model:
             self.found.wrong.append(f"{number}: {model} was asked, {name} answered")
         if reply.is_whole and not reply.headers["content-type"].startswith("text/event"):
             said = reply.json["slm_edge"]["digest"]
             if said is not None and said != f"sha256:{digest}":
                 self.found.wrong.append(f"{number}: the header has {digest[:12]}, the body {said}")
+
+    def check_bound(self) -> None:
+        """Each name stood for the digest that answered at some moment between asking and the end.
+
+        Only once all is over: who asked may have been answered before the one who replaced a file was.
+        """
+        for number, name, digest, began_s, ended_s in self.found.bound:
+            rows = self.found.standing[name]
+            if digest not in [one for one, since_s, until_s in rows if since_s < ended_s and until_s > began_s]:
+                self.found.wrong.append(f"{number}: {name} answered under {digest[:12]}, for which it did not stand")
 
     def _digests(self, model: str, reply: Reply, began_s: float, ended_s: float) -> dict[str, str] | None:
         """The files that answered, by name; for a mix found by its digest, which is made of those of its parts."""
@@ -292,6 +299,7 @@ def main(
             server.terminate()
             code, errors = server.wait(), server.errors()
         asked_s = time.perf_counter() - began_s
+        asking.check_bound()
         found = asking.found
         n_compared, parted = compare(found, base, by_digest)
     far = [one for one in parted if one[1] >= NEAR]

@@ -8,6 +8,7 @@ the sockets are still open. A second signal ends at once. SIGHUP reads the keys 
 
 import asyncio
 import contextlib
+import functools
 import os
 import resource
 import signal
@@ -19,6 +20,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from ..console import json_text, note
 from ..errors import InputError, SlmEdgeError
@@ -334,9 +337,14 @@ class Server:
         else:
             note(f"{len(self.rules.keys)} keys were read")
 
+    @functools.cached_property
+    def _written(self) -> bytes:
+        """/openapi.json, made once: it takes longer than all else that a request can ask for without a token."""
+        paths, version = self.app.paths, metadata.version("slm-edge")
+        return msgspec.json.encode(document(paths, version, with_keys=self.rules.keys is not None))
+
     async def _document(self, call: Call) -> None:
-        paths = self.app.paths
-        await call.answer(document(paths, metadata.version("slm-edge"), with_keys=self.rules.keys is not None))
+        await answer_bytes(call.send, self._written, "application/json")
 
     async def _metrics(self, call: Call) -> None:
         service, stats = self.app.service, None

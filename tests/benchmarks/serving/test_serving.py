@@ -4,6 +4,7 @@ Times are not looked at; what is right at any speed is.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -66,6 +67,13 @@ def test_beside(tmp_path):
     found = proof("beside", base, "--runs", 1, "--each", 1, "--fair", 1.5, "--rank", 4, "--threads", 1, "--alone")
     assert held(found, "Jain's index of engine seconds", "share of swaps"), found
     assert len(found["tokens_per_s"]) == 7 and 0 <= found["swaps"] < found["jain"] <= 1
+
+
+@pytest.mark.skipif(shutil.which("slowhttptest") is None, reason="slowhttptest is not installed")
+def test_slow(pack):
+    found = proof("slow", pack, "--connections", 100, "--seconds", 2, "--threads", 1)
+    assert held(found, "first token, over what it was before"), found
+    assert all(found[way]["questions"] for way in ("heads", "bodies", "reading"))
 
 
 def test_where_answers_part():
