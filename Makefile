@@ -112,5 +112,5 @@ clean:
 
 uninstall:
 	@test ! -x $(BIN)/slm-edge || $(BIN)/slm-edge cache clean --bases
-	@test ! -x $(BIN)/slm-edge || echo "packs and models stay: slm-edge list, or delete $$($(BIN)/python -c 'from slm_edge.edge.files.cache import store_folder; print(store_folder())')"
+	@test ! -x $(BIN)/slm-edge || $(BIN)/python -c 'from slm_edge.edge.files.cache import state_folder, store_folder; print(f"what stays, for the next install or to be deleted: packs and models in {store_folder()}, the chat history in {state_folder()}")'
 	rm -rf $(VENV) .venv-optimum .venv-oldest .venv-peers .venv-clients build wheelhouse *.egg-info

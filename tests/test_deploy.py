@@ -1,6 +1,7 @@
 """What deploy/ and .github/ say, against the commands, options and files that there are."""
 
 import importlib.util
+import os
 import platform
 import re
 import shlex
@@ -121,3 +122,14 @@ def test_libraries_built_apart_become_a_wheel_that_pip_takes(tmp_path):
             pytest.skip("no pip here")
         subprocess.run([*pip, tmp_path / "site", wheel], check=True, capture_output=True)
         assert (tmp_path / "site/llama_cpp/lib/libllama.so").read_text() == "libllama.so.0.5.0"
+
+
+def test_what_scripts_borrow_of_the_tests_needs_no_pytest():
+    """`.ci/export-job`, which the action runs where export's packages alone are installed, makes its pair by these."""
+    texts = [path.read_text() for path in (ROOT / ".ci").iterdir()]
+    borrowed = sorted({name for text in texts for name in re.findall(r"\bfrom (build_\w+) import", text)})
+    assert borrowed == ["build_gguf", "build_hf", "build_peft"]
+    code = f"import sys; sys.modules['pytest'] = None; import {', '.join(borrowed)}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
