@@ -10,6 +10,7 @@ Nothing of our own conversion is used here, or the proof would prove nothing.
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -180,6 +181,8 @@ def _round_gelus(model: Any) -> list[Any]:
 
 
 def _adapted(model: Any, peft_dir: str | os.PathLike[str]) -> Any:
+    # PEFT imports it where it is installed; it then warns of kernels that nothing here would call.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peft import PeftConfig, PeftModel
 
     peft_dir = Path(peft_dir)
