@@ -1,9 +1,9 @@
 """A small random router, and prompts of two tasks that the shipped router doesn't know."""
 
 import numpy as np
-from slm_edge.edge.router.features import NAMES
 from slm_edge.edge.router.file import Background, RouterModel
 from slm_edge.edge.router.hashing import N_SLOTS
+from slm_edge.edge.router.words import NAMES
 
 
 def small_router(seed=0):

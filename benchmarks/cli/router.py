@@ -207,9 +207,9 @@ def _many(model: Any, n: int) -> Any:
 
     import numpy as np
 
-    from ...edge.router.features import NAMES
     from ...edge.router.file import ADDED_SLOTS
     from ...edge.router.hashing import N_SLOTS
+    from ...edge.router.words import NAMES
 
     draw = np.random.default_rng(0)
     return dataclasses.replace(

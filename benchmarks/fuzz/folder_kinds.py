@@ -17,10 +17,10 @@ from ...edge.gguf.base import BaseInfo
 from ...edge.pack.manifest import PACK_FILE, render
 from ...edge.pack.pack import Pack
 from ...edge.pack.write import NewAdapter, build_pack
-from ...edge.router.features import NAMES
 from ...edge.router.file import Background, RouterModel, read_router, write_router
 from ...edge.router.hashing import N_SLOTS
 from ...edge.router.router import Router
+from ...edge.router.words import NAMES
 from ..made.random_adapter import write_random_adapter
 from .damage import TEXTS, damaged_bytes, damaged_value
 from .gguf_kinds import write_tiny_base

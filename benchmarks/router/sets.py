@@ -16,13 +16,17 @@ from ...edge.files.read import is_text, json_rows, lines_of, read_text
 
 FOLDER: Final = Path(__file__).parent
 POLICY: Final = """\
-math: a question or story whose answer is computed from what it says, and bare arithmetic; facts to be known are not.
+math: a question or story whose answer is computed from what it says, and bare arithmetic, conversions of a given amount
+among it; facts to be known are not, nor proofs, definitions, graphs, exercises to be made up, riddles and puzzles that
+ask for no quantity.
 code: whatever is answered by a program in Python, or in no language that is named, and translating a program into
 Python. Programs in other languages, queries, pages, commands, formulas and bare regular expressions are not (the
-adapter has learnt Python), and neither is explaining code or programming.
+adapter has learnt Python), and neither is explaining code or programming, or saying what a program prints.
 summarize: a text with an order to summarize it or to find something in it (dolly's information_extraction, of which 1
-to 2 % are orders to correct or rewrite, and count as mistakes), or with a question that it answers; a text alone, an
-order without a text, and other orders on a text (translate, edit, rewrite, explain, classify, judge, reply) are not.
+to 2 % are orders to correct or rewrite, and count as mistakes), or with a question that it answers, with choices of
+answers or without; a text alone, an order without a text, and other orders on a text (translate, edit, rewrite,
+explain, classify, judge, compare, reply, ask questions about it, entitle it, tell what came before or comes next) are
+not.
 None: everything else. The language of the prompt, its spelling and capitals make no difference. Of two tasks in one
 prompt counts the one that the answer is made of: a program that adds prices up is code."""
 Set = list[tuple[str, str | None]]

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..files.read import is_text, json_rows, lines_of, read_text
-from .features import NAMES, Features, read_prompt
+from .features import Features, read_prompt
 from .file import ADDED_SLOTS, Background, RouterModel
 from .hashing import N_SLOTS
+from .words import NAMES
 
 MIN_EXAMPLES: Final = 5
 MAX_EXAMPLES: Final = 2000

@@ -25,8 +25,10 @@ from numpy.typing import NDArray
 from .code_signs import CODE_LINE, DOCSTRING, IDENTIFIER, PYTHON_HEAD, foreign_signs
 from .hashing import hashed
 from .words import (
+    ABOUT_TEXT,
     GROUP_BITS,
     GROUPS,
+    NAMES,
     OTHER_CODE,
     OTHER_QUANTITY,
     OTHER_SUMMARY,
@@ -35,109 +37,39 @@ from .words import (
     letters_of,
 )
 
-FEATURES_VERSION: Final = 2
+FEATURES_VERSION: Final = 3
 HEAD_CHARS: Final = 700
 TAIL_CHARS: Final = 400
 REQUEST_CHARS: Final = 220
+_TAIL_CHARS: Final = 600
+_LINES_COMPARED: Final = 4
 # Stands before the first word of each sentence of the request, so that how an order begins is a pair of words
 START: Final = "^"
 
 _TOKEN: Final = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?[+#]*|\d+(?:[.,:/]\d+)*|[^\s\w]|_")
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?。？！])[\s\"')*]+|[\n\r]+|:\s+|。|？")
 _LINE_OR_SENTENCE_END: Final = re.compile(r"(?<=[.!?。？！])[\s\"')*]+|[\n\r]+")
+# Lines with answers to choose from, what stands above them and the place for the answer: the question stands before
+_CHOICE: Final = re.compile(r"[ \t]*(?:[-*•]|\(?[A-Ea-e1-6][.)])[ \t]")
+_PLACE: Final = re.compile(r"[ \t]*(?:answer|label|stars|title|a|=+)[ \t]*:?[ \t]*", re.IGNORECASE)
+_CHOICES_PLACE: Final = re.compile(r"[ \t]*(?:answer|label|a)[ \t]*:[ \t]*", re.IGNORECASE)
+_CHOICES_HEAD: Final = re.compile(r"[ \t]*(?:options|choices|answers)[ \t]*:?[ \t]*", re.IGNORECASE)
+# A sentence after a full stop that begins with a small letter, as a question, and ends without a full stop
+_SMALL_QUESTION: Final = re.compile(
+    r"[.!?)\]\"”'}]\s+(?:(?:what|which|who|when|where|why|how) )?"
+    r"(?:is|are|was|were|do|does|did|can|could|will|would|should|has|have|had|must|many|much)\s"
+    r"(?:[^.!?]|\.(?=\w))*\??\s*\Z"
+)
 _OPERATION: Final = re.compile(
     r"\d\)? ?[+*/×÷^·−] ?\(?\d|\d - \d|\d ?= ?\?|\d% of|\b[xyn] ?[-+=*^] ?\d|\d[xyn]\b|\d ?x ?\d|√"
 )
 _LONG_WORD: Final = re.compile(r"[^\W\d_]{4,}")
 _NUMBER: Final = re.compile(r"\d+(?:[.,:/]\d+)*")
-_COUNTS: Final = (
-    "numbers",
-    "number_kinds",
-    "operations",
-    "code_lines",
-    "code_line_share",
-    "foreign_lines",
-    "identifiers",
-    "backticks",
-    "symbols",
-    "brackets",
-    "indented_lines",
-    "docstring",
-    "doctest",
-    "fence",
-    "assert",
-    "opens_with_code",
-    "ends_with_question",
-    "starts_with_question",
-    "last_starts_with_question",
-    "question_marks",
-    "no_question_no_request",
-    "length",
-    "short",
-    "sentences",
-    "lines",
-    "paragraphs",
-    "passage",
-    "passage_apart",
-    "quoted",
-    "dialogue",
-    "capitals",
-    "names",
-    "other_script",
-    "list_lines",
-    "the",
-    "first_in_rest",
-    "last_in_rest",
-    "numbers_per_sentence",
-)
-_PAIRS: Final = (
-    "quantity_with_numbers",
-    "quantity_without_numbers",
-    "numbers_without_question",
-    "calculation",
-    "short_story_with_quantity",
-    "passage_with_question",
-    "passage_with_quantity",
-    "passage_with_summary",
-    "passage_with_other_order",
-    "passage_alone",
-    "summary_without_passage",
-    "make_code",
-    "mend_code",
-    "code_noun_in_request",
-    "code_soft_in_order",
-    "code_with_know",
-    "creative_order",
-    "make_other",
-    "stub",
-    "python_stub",
-    "code_after_order",
-    "code_alone",
-    "know_without_passage",
-    "short_chat",
-    "ends_with_quantity",
-    "question_then_text",
-    "text_then_question",
-    "text_then_small_question",
-    "text_then_yes_or_no",
-    "python_named",
-    "other_language_named",
-    "given_order",
-    "first_named_in_rest",
-    "passage_then_other_question",
-    "order_on_items",
-    "statement",
-    "other_order_first",
-    "code",
-    "code_with_order",
-)
-NAMES: Final = (
-    *_COUNTS,
-    *_PAIRS,
-    *(f"{group}.request" for group in GROUPS),
-    *(f"{group}.text" for group in GROUPS),
-    *(f"{group}.first" for group in GROUPS),
-)
+_PASSAGE: Final = NAMES.index("passage")
+_TEXT_BESIDE: Final = NAMES.index("text_beside_question")
+# From this much of one of them on, a prompt counts as a request on a text.
+ON_TEXT: Final = 0.3
+_JUDGE: Final = 1 << GROUPS.index("judge")
 _GROUP_INDEX: Final = {name: number for number, name in enumerate(GROUPS)}
 
 
@@ -160,14 +92,15 @@ def read_prompt(text: str) -> Features:
     """The features of a prompt; any text is possible, an empty one too."""
     text = text.strip()
     view = text if len(text) <= HEAD_CHARS + TAIL_CHARS else f"{text[:HEAD_CHARS]}\n{text[-TAIL_CHARS:]}"
-    first, last = _ends(view)
+    first, last = ends_of(view)
     request = first if first == last else f"{first}\n{last}"
     words = _words(view)
     request_words = [START, *_words(first)]
     if last != first:
         request_words += [START, *_words(last)]
-    named = _named(text, view, first, last, words, request_words)
-    slots, values = hashed(words, request_words, request.lower())
+    named, asked = _named(text, view, first, last, words, request_words)
+    on_text = asked or request_words if max(named[_PASSAGE], named[_TEXT_BESIDE]) >= ON_TEXT else []
+    slots, values = hashed(words, request_words, request.lower(), on_text)
     return Features(named, slots, values, tuple(words), tuple(request_words))
 
 
@@ -176,9 +109,9 @@ def _words(text: str) -> list[str]:
     return ["0" if token[0].isdigit() else token for token in _TOKEN.findall(text.lower().replace("’", "'"))]
 
 
-def _ends(view: str) -> tuple[str, str]:
-    """The first and the last sentence or line."""
-    head, tail = view[:REQUEST_CHARS], view[-REQUEST_CHARS:]
+def ends_of(view: str) -> tuple[str, str]:
+    """The first and the last sentence or line, without choices of answers."""
+    head, tail = view[:REQUEST_CHARS], view[-_TAIL_CHARS:]
     parts = [part for part in _SENTENCE_END.split(head) if part and not part.isspace()]
     first = parts[0] if parts else head
     # "Hi!", "Hello there." and "Q:" are no request: what follows them belongs to the first sentence.
@@ -186,11 +119,50 @@ def _ends(view: str) -> tuple[str, str]:
         first = f"{first} {parts[1]}"
     if len(view) <= len(first) + 4:
         return first, first
-    parts = [part for part in _SENTENCE_END.split(tail) if part and not part.isspace()]
+    if "\n" in tail:
+        tail = _without_choices(tail) or tail
+    parts = [part for part in _SENTENCE_END.split(tail[-REQUEST_CHARS:]) if part and not part.isspace()]
     last = parts[-1] if parts else tail
     if len(last) < 12 and len(parts) > 1:
         last = f"{parts[-2]} {last}"
     return first, last
+
+
+def _without_choices(tail: str) -> str:
+    lines = tail.rstrip().split("\n")
+    end = len(lines) - (_PLACE.fullmatch(lines[-1]) is not None)
+    place = end < len(lines)
+    filled = end
+    while place and filled > 1 and not lines[filled - 1].strip():
+        filled -= 1
+    choices = filled
+    while choices > 1 and _CHOICE.match(lines[choices - 1]):
+        choices -= 1
+    if choices < filled and (not place or _CHOICES_PLACE.fullmatch(lines[-1])):
+        end = choices
+    lines = "\n".join(lines[:end]).rstrip().split("\n")
+    if len(lines) > 1 and _CHOICES_HEAD.fullmatch(lines[-1]):
+        lines.pop()
+    return "\n".join(lines)
+
+
+def ends_in_small_question(view: str) -> bool:
+    """Whether the text ends in a question that begins with a small letter after the end of a sentence."""
+    return _SMALL_QUESTION.search(view[-REQUEST_CHARS:]) is not None
+
+
+def _shared(request: str, rest: str) -> float:
+    """Which part of the request's longer words stands beside it: a question on a passage names its things."""
+    rest = rest.lower()
+    words = set(_LONG_WORD.findall(request.lower()))
+    n_shared = sum(word in rest for word in words)
+    return n_shared / len(words) if words and rest else 0.0
+
+
+def _alike(lines: list[str]) -> float:
+    """How alike the most alike neighbours among the last lines are: two sentences to be compared share their words."""
+    sets = [set(_LONG_WORD.findall(line[:300].lower())) for line in lines[-_LINES_COMPARED:] if len(line) > 24]
+    return max((len(a & b) / max(min(len(a), len(b)), 1) for a, b in itertools.pairwise(sets)), default=0.0)
 
 
 def _group_counts(words: list[str], misspelt: bool = False) -> list[int]:
@@ -212,14 +184,6 @@ def _respelt(word: str) -> str:
     return SPELLING.get(letters_of(word), word)
 
 
-def _shared(request: str, rest: str) -> float:
-    """Which part of the request's longer words stands beside it: a question on a passage names its things."""
-    rest = rest.lower()
-    words = set(_LONG_WORD.findall(request.lower()))
-    n_shared = sum(word in rest for word in words)
-    return n_shared / len(words) if words and rest else 0.0
-
-
 def _starts_question(sentence: str) -> bool:
     return sentence.lstrip(" -\"'(").partition(" ")[0].lower() in QUESTION_WORDS
 
@@ -232,7 +196,8 @@ def _up(n: float, full: float) -> float:
 
 def _named(
     text: str, view: str, first: str, last: str, words: list[str], request_words: list[str]
-) -> NDArray[np.float32]:
+) -> tuple[NDArray[np.float32], list[str]]:
+    """The named features, and the words of the question if one is asked."""
     in_text = _group_counts(words)
     in_request = _group_counts(request_words, misspelt=True)
     in_first = _group_counts(words[:4], misspelt=True)
@@ -303,6 +268,20 @@ def _named(
         if prose and (ends_question or last_starts_question) and last != first
         else 0.0
     )
+    judge = in_request[group["judge"]]
+    n_questions = view.count("?")
+    n_alike = _alike(lines) if 1 < n_lines < 12 and prose else 0.0
+    small_question = ends_in_small_question(view)
+    asked: list[str] = []
+    text_beside = 0.0
+    if last != first and (ends_question or last_starts_question or small_question):
+        asked = request_words[request_words.index(START, 1) :]
+        text_beside = min(max(n_chars - len(last) - 30, 0) / 150, 1.0) * prose
+    elif first_asks:
+        asked = request_words[: len(request_words) if last == first else request_words.index(START, 1)]
+        text_beside = min(max(n_chars - len(first) - 30, 0) / 150, 1.0) * prose
+    about_text = not ABOUT_TEXT.isdisjoint(asked)
+    judged = any(GROUP_BITS.get(word, 0) & _JUDGE for word in (*asked, *map(" ".join, itertools.pairwise(asked))))
     named = [
         _up(n_numbers, 8),
         _up(n_kinds, 6),
@@ -323,7 +302,7 @@ def _named(
         float(ends_question),
         float(starts_question),
         float(last_starts_question),
-        _up(view.count("?"), 3),
+        _up(n_questions, 3),
         float(not asks and not order),
         min(n_chars / 3000, 1.0) ** 0.5,
         float(n_chars < 40),
@@ -342,6 +321,9 @@ def _named(
         first_shared,
         last_shared,
         min(figures / (sentences + 1) / 2, 1.0),
+        min(n_questions / (n_questions + sentences + 1) * 2, 1.0),
+        n_alike,
+        float(small_question),
         # pairs
         float(bool(quantity) and figures >= 2) * (1 - 0.5 * passage),
         float(bool(quantity) and figures < 2),
@@ -382,8 +364,16 @@ def _named(
         float(bool(in_first[group["translate"]] or in_first[group["rewrite"]] or in_first[group["creative"]])),
         float(is_code),
         float(is_code and bool(make or mend or code)),
+        passage * float(bool(judge)),
+        n_alike * float(bool(judge)),
+        float(small_question and not quantity and beside > 80) * prose,
+        text_beside,
+        text_beside * float(not about_text and not quantity),
+        text_beside * float(about_text),
+        float(bool(asked) and not about_text and text_beside < 0.2),
+        text_beside * float(judged),
     ]
     named += [_up(n, 2) for n in in_request]
     named += [_up(n, 5) for n in in_text]
     named += [float(n > 0) for n in in_first]
-    return np.array(named, dtype=np.float32)
+    return np.array(named, dtype=np.float32), asked

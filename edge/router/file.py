@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from ..errors import DamagedError, UnsupportedError
 from ..files.npz import read_npz, write_npz
 from ..files.read import is_text, loads_json
-from .features import FEATURES_VERSION, NAMES
+from .features import FEATURES_VERSION
 from .hashing import N_SLOTS
+from .words import NAMES
 
 FORMAT: Final = 1
 MAX_ROUTER_BYTES: Final = 64 << 20

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..gguf.chat_template import Message
-from .features import NAMES, Features, read_prompt
+from .features import Features, read_prompt
 from .file import RouterModel, read_router
 from .hashing import slot_names
+from .words import NAMES
 
 # In a conversation the adapter in use is left only for one whose odds are this many times better.
 STAY_ODDS: Final = 4.0

@@ -1,6 +1,7 @@
 """Word groups that the router looks for: what people say when they ask for each kind of thing, in several languages.
 
-    GROUP_OF["how many"]    ->  the number of "quantity"
+    GROUP_BITS["how many"]  ->  a bit for "quantity"
+    NAMES                   ->  the names of all structural features, those of the groups among them
 
 Written by hand from what the tasks are, not counted from any data set, so that they hold for wordings that no training
 text has. One or two words each; two-word entries are matched as neighbours.
@@ -56,7 +57,10 @@ _GROUPS: Final[dict[str, str]] = {
     "codigo|программу|скрипт|mergesort|quicksort|bubble sort|bfs|dfs|dijkstra|memoization|numpy array|data frame|"
     "dataframe|docstring|type hints|pytest|unittest|class named|return true|return false|returns true|returns the|"
     "return the|returns a|return a|pseudocode|bitwise|xor|modulo|enum|namespace|websocket|middleware|sorts|dedupe|"
-    "deduplicate|timestamp|timestamps|uuid|base64|md5|sha256|localhost|http request|get request",
+    "deduplicate|timestamp|timestamps|uuid|base64|md5|sha256|localhost|http request|get request|matplotlib|seaborn|"
+    "scipy|sklearn|scikit|pytorch|tensorflow|keras|tkinter|pygame|turtle|beautifulsoup|selenium|fastapi|asyncio|aiohttp|"
+    "argparse|sqlite3|sqlalchemy|itertools|openpyxl|opencv|streamlit|plotly|networkx|pathlib|datetime|comprehension|"
+    "keyerror|typeerror|valueerror|indexerror|nameerror|attributeerror|syntaxerror|nonetype|kwargs|for loop|while loop",
     # programming languages other than Python, queries, pages and commands: the base answers what is written in them
     "language": "javascript|java|typescript|js|c++|c#|in c|c program|c code|c function|rust|golang|go program|"
     "go code|go function|in go|kotlin|php|perl|haskell|scala|bash|shell script|shell command|powershell|zsh|sql|"
@@ -106,6 +110,21 @@ _GROUPS: Final[dict[str, str]] = {
     "which of|identify which|tell me|true or|fake|or not|is it|are they|odd one|rank|rate|sort these|following are|"
     "toxic|emotion|intent|equivalent|reviewer|stars|rating|paraphrases|mean the|contradict|grammatically|group these|"
     "domesticated|fiction|belongs|choose|option|options|correct answer",
+    # questions how a text is, and orders for what it doesn't hold
+    "judge": "sentiment|positive|negative|neutral|reviewer|viewer|critic|rating|stars|star|satisfied|dissatisfied|"
+    "enjoy|enjoyed|flattering|favorable|favourable|tone|mean the|same meaning|mean exactly|paraphrase|"
+    "paraphrases|duplicate|duplicates|equivalent|entail|entails|entailment|contradict|contradiction|hypothesis|premise|"
+    "infer|true or|section|category|categories|label|toxic|spam|angry|sarcastic|irony|grammatical|listener|genre|"
+    "a title|the title|good question|a question|quiz|polite|rude|appropriate|recommend|would you|next line|"
+    "the review|this review|following review|the sentences|two sentences|both sentences|the sentence|this sentence|"
+    "two questions|part of speech|first impression|before this|say next|happen next|comes next",
+    # what reviews are made of
+    "opinion": "movie|film|films|acting|actor|director|plot|waste|disappointed|disappointing|loved|hated|boring|"
+    "terrible|awful|horrible|excellent|amazing|refund|product|quality|worth|delicious|staff|worst|enjoyed|funny|overpriced|"
+    "my money|works great|highly recommend|would recommend|so bad|very good|not good|great|perfect|poor|returned",
+    # somebody to be
+    "role": "you are|you're|act as|as a|as an|imagine|pretend|role play|roleplay|play the|take on|assume the|suppose|"
+    "picture yourself|your role|in character|persona",
     "list": "suggest|suggestions|ideas|idea|tips|ways to|recommend|recommendations|brainstorm|list of|list some|"
     "list the|"
     "list five|list three|list ten|name some|name three|name five|names for|give me|best|top|things to|"
@@ -176,6 +195,14 @@ OTHER_CODE: Final = (
     "编写",
 )
 OTHER_SUMMARY: Final = ("总结", "概括", "摘要", "要約", "まとめ", "요약", "لخص", "सारांश")
+# Words of a question about a text itself, who wrote it or who reads it; one that the text answers seldom has them.
+_ABOUT_TEXT: Final = (
+    "this these following above below given text sentence sentences review reviews reviewer writer author passage "
+    "paragraph article statement statements word words message mail email tweet comment conversation dialogue story "
+    "poem essay code question questions headline title listener speaker customer viewer argument claim tone sentiment "
+    "premise hypothesis label category your"
+)
+ABOUT_TEXT: Final = frozenset(_ABOUT_TEXT.split())
 # Words that begin a question
 _WH_TEXT: Final = (
     "what which who whom whose when where why how is are was were do does did can could would will should has "
@@ -183,3 +210,104 @@ _WH_TEXT: Final = (
     "wann wo warum wie che quale chi que quem qual что кто как почему"
 )
 QUESTION_WORDS: Final = frozenset(_WH_TEXT.split())
+
+# The structural features in their order: counts, pairs of signs, groups of words by place
+_COUNTS: Final = (
+    "numbers",
+    "number_kinds",
+    "operations",
+    "code_lines",
+    "code_line_share",
+    "foreign_lines",
+    "identifiers",
+    "backticks",
+    "symbols",
+    "brackets",
+    "indented_lines",
+    "docstring",
+    "doctest",
+    "fence",
+    "assert",
+    "opens_with_code",
+    "ends_with_question",
+    "starts_with_question",
+    "last_starts_with_question",
+    "question_marks",
+    "no_question_no_request",
+    "length",
+    "short",
+    "sentences",
+    "lines",
+    "paragraphs",
+    "passage",
+    "passage_apart",
+    "quoted",
+    "dialogue",
+    "capitals",
+    "names",
+    "other_script",
+    "list_lines",
+    "the",
+    "first_in_rest",
+    "last_in_rest",
+    "numbers_per_sentence",
+    "question_share",
+    "alike_lines",
+    "small_question_at_end",
+)
+_PAIRS: Final = (
+    "quantity_with_numbers",
+    "quantity_without_numbers",
+    "numbers_without_question",
+    "calculation",
+    "short_story_with_quantity",
+    "passage_with_question",
+    "passage_with_quantity",
+    "passage_with_summary",
+    "passage_with_other_order",
+    "passage_alone",
+    "summary_without_passage",
+    "make_code",
+    "mend_code",
+    "code_noun_in_request",
+    "code_soft_in_order",
+    "code_with_know",
+    "creative_order",
+    "make_other",
+    "stub",
+    "python_stub",
+    "code_after_order",
+    "code_alone",
+    "know_without_passage",
+    "short_chat",
+    "ends_with_quantity",
+    "question_then_text",
+    "text_then_question",
+    "text_then_small_question",
+    "text_then_yes_or_no",
+    "python_named",
+    "other_language_named",
+    "given_order",
+    "first_named_in_rest",
+    "passage_then_other_question",
+    "order_on_items",
+    "statement",
+    "other_order_first",
+    "code",
+    "code_with_order",
+    "passage_with_judging",
+    "judging_alike",
+    "small_question_on_passage",
+    "text_beside_question",
+    "plain_question_on_text",
+    "question_about_text",
+    "plain_question_alone",
+    "judging_question_on_text",
+)
+NAMES: Final = (
+    *_COUNTS,
+    *_PAIRS,
+    *(f"{group}.request" for group in GROUPS),
+    *(f"{group}.text" for group in GROUPS),
+    *(f"{group}.first" for group in GROUPS),
+)

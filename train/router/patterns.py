@@ -33,7 +33,8 @@ def filled(pattern: str, lists: Mapping[str, Sequence[str]], draw: random.Random
             return match[0]
         return kept.setdefault(name, draw.choice(lists[name]))
 
-    return _SLOT.sub(value, pattern)
+    # What is drawn may hold slots itself.
+    return _SLOT.sub(value, _SLOT.sub(value, pattern))
 
 
 def _third_person(verb: str) -> str:

@@ -24,6 +24,7 @@ from ..tasks.code import MBPP_TRAINABLE
 from .passages import about_passages, with_yes_no, yes_no_questions
 from .patterns import FOLDER, filled
 from .requests import given_requests
+from .texts import context_requests, text_requests
 
 TASKS: Final = ("math", "code", "summarize")
 TRAINED_CATEGORIES: Final = ("open_qa", "brainstorming", "creative_writing")
@@ -55,7 +56,7 @@ _PUBLIC_ROWS: Final = {
     "closed_qa": 700,
     "summarization": 700,
     "other": 2100,
-    "alone": 400,
+    "alone": 800,
     "yes or no": 700,
     "told": 250,
 }
@@ -85,7 +86,10 @@ def own_prompts(seed: int) -> list[Prompt]:
         label = _label(name.partition("_")[0])
         found += [Prompt(text, label, f"written {name}") for text in written(name)]
     contrast = tomllib.loads((FOLDER / "contrast.toml").read_text(encoding="utf-8"))
-    for title, lot in (("patterns", patterns), ("contrast", {**contrast, "lists": lists | contrast["lists"]})):
+    for title, lot in (
+        ("patterns", {**patterns, "lists": contrast["lists"] | lists}),
+        ("contrast", {**contrast, "lists": lists | contrast["lists"]}),
+    ):
         for name in _FILLS:
             for number, pattern in enumerate(lot.get(name, ())):
                 texts = dict.fromkeys(filled(pattern, lot["lists"], draw) for _ in range(_FILLS[name]))
@@ -116,6 +120,7 @@ def own_prompts(seed: int) -> list[Prompt]:
             found += [Prompt(about.replace("{it}", filled(text, lists, draw)), None, "about others") for text in asked]
     found += [Prompt(*row) for row in about_passages(patterns["summary"], draw)]
     found += [Prompt(*row) for row in given_requests(lists, draw)]
+    found += [Prompt(*row) for row in text_requests(lists, draw)]
     return found + list(_worn(found, draw))
 
 
@@ -254,6 +259,8 @@ def public_prompts(data: Path, seed: int = 0) -> list[Prompt]:
         return list(read_texts(data / name, *keys))
 
     found: dict[str, list[Prompt]] = {key: [] for key in _PUBLIC_ROWS}
+    contexts: list[tuple[str, str]] = []
+    lists = tomllib.loads((FOLDER / "templates.toml").read_text(encoding="utf-8"))["lists"]
     for row in rows("gsm8k/train.jsonl", "question"):
         text = gsm8k_messages(row["question"])[0]["content"]
         found["gsm8k"].append(Prompt(text, "math", "gsm8k"))
@@ -268,6 +275,7 @@ def public_prompts(data: Path, seed: int = 0) -> list[Prompt]:
     for name in ("closed_qa", "summarization"):
         for row in rows(f"dolly/{name}.jsonl", "instruction", "context"):
             if not dolly_held_out(row) and row["context"].strip():
+                contexts.append((row["context"].strip(), row["instruction"].strip()))
                 found["alone"].append(Prompt(_begin(row["context"].strip(), draw), None, "dolly contexts alone"))
                 for question in yes_no_questions(row["context"].strip(), [row["instruction"]])[:2]:
                     text = with_yes_no(row["context"].strip(), question, draw)
@@ -280,4 +288,7 @@ def public_prompts(data: Path, seed: int = 0) -> list[Prompt]:
     for row in rows("dolly/other_prompts.jsonl", "instruction", "context", "category"):
         if row["category"] in TRAINED_CATEGORIES and not row["context"].strip():
             found["other"].append(Prompt(row["instruction"], None, f"dolly {row['category']}"))
-    return [prompt for key, rows_ in found.items() for prompt in draw.sample(rows_, min(_PUBLIC_ROWS[key], len(rows_)))]
+    drawn = [
+        prompt for key, rows_ in found.items() for prompt in draw.sample(rows_, min(_PUBLIC_ROWS[key], len(rows_)))
+    ]
+    return drawn + [Prompt(*row) for row in context_requests(contexts, lists, draw)]

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...edge.router.calibration import best_temperature, expected_calibration_error
-from ...edge.router.features import NAMES, read_prompt
+from ...edge.router.features import read_prompt
 from ...edge.router.file import Background, RouterModel
 from ...edge.router.hashing import N_SLOTS
+from ...edge.router.words import NAMES
 from .prompts import TASKS, Prompt
 
 # Inverse strength of the L2 penalty; from 1.5 to 15 the sets that judge the router differ by less than a point.
@@ -29,13 +30,27 @@ STRENGTH: Final = 1.5
 HASHED_SCALE: Final = 2.0
 # Largest gradient at which the fit ends. At 1e-3 words had hardly been learnt: 2 points less on prompts of others.
 TOLERANCE: Final = 1e-4
+# "None of these" is many kinds of prompts, and weighs that much more than a task.
+NONE_WEIGHT: Final = 1.5
 FOLDS: Final = 5
 LEAST_CONFIDENCE: Final = 0.5
 MOST_ASKED: Final = 0.6
 # Share of "none of these" prompts, of sources unseen, that a task's threshold may let through
 CAPTURED: Final = 0.025
 # Data sets that a fold holds as a whole, so that the others must do for them
-WHOLE: Final = ("gsm8k", "mbpp", "dolly closed_qa", "dolly summarization", "dolly open_qa", "dolly brainstorming")
+WHOLE: Final = ("gsm8k", "mbpp", "dolly open_qa", "dolly brainstorming")
+# Sources on the same texts with requests of both kinds: in one fold, or a text's words would tell its label.
+SAME_TEXTS: Final = {
+    "dolly texts": (
+        *("dolly closed_qa", "dolly summarization", "dolly yes or no", "dolly contexts alone"),
+        *("dolly laid out", "dolly other orders", "dolly summed up"),
+        "dolly pairs",
+    ),
+    "own texts": (
+        *("passages", "yes or no", "other orders", "passages alone", "readings", "texts alone", "made of texts"),
+        "summaries",
+    ),
+}
 _BACKGROUND: Final = {None: 560, "math": 200, "code": 260, "summarize": 160}
 _BACKGROUND_CHARS: Final = 600
 
@@ -55,7 +70,7 @@ def train_router(prompts: Sequence[Prompt], *, on_step: Callable[[str], object] 
     table = _table(prompts)
     labels = np.array([0 if prompt.label is None else 1 + TASKS.index(prompt.label) for prompt in prompts])
     weights = _weights(prompts, labels)
-    folds = np.array([zlib.crc32(_held_together(prompt).encode()) % FOLDS for prompt in prompts])
+    folds = np.array([zlib.crc32(held_together(prompt).encode()) % FOLDS for prompt in prompts])
     logits = np.zeros((len(prompts), 1 + len(TASKS)))
     for fold in range(FOLDS):
         on_step(f"fold {fold + 1} of {FOLDS}")
@@ -94,9 +109,12 @@ def _table(prompts: Sequence[Prompt]) -> Any:
     return sparse.hstack([named, hashed]).tocsr().astype(np.float64)
 
 
-def _held_together(prompt: Prompt) -> str:
+def held_together(prompt: Prompt) -> str:
     """What goes into one fold: a public data set, the prompts of one lot of patterns or passages, else a prompt."""
     source = prompt.source.partition(",")[0]
+    for name, same in SAME_TEXTS.items():
+        if _family(source) in same:
+            return f"{name} {source[-1]}" if source[-1].isdigit() else name
     return source if source[-1].isdigit() or source in WHOLE else prompt.text.lower()
 
 
@@ -112,6 +130,7 @@ def _weights(prompts: Sequence[Prompt], labels: NDArray[np.int64]) -> NDArray[np
     weights = np.array([sizes[prompt.source.partition(",")[0]] ** -0.5 for prompt in prompts])
     for label in range(1 + len(TASKS)):
         weights[labels == label] /= weights[labels == label].sum() or 1.0
+    weights[labels == 0] *= NONE_WEIGHT
     even: NDArray[np.float64] = weights / weights.mean()
     return even
 

@@ -12,11 +12,12 @@ from slm_edge.edge.errors import DamagedError, InputError, SlmEdgeError, Unsuppo
 from slm_edge.edge.pack.pack import Pack
 from slm_edge.edge.router.calibration import best_temperature, coverage_risk, expected_calibration_error
 from slm_edge.edge.router.examples import with_examples, without
-from slm_edge.edge.router.features import NAMES, read_prompt
+from slm_edge.edge.router.features import read_prompt
 from slm_edge.edge.router.file import read_router, write_router
 from slm_edge.edge.router.hashing import N_SLOTS
 from slm_edge.edge.router.in_pack import open_router, starter_router
 from slm_edge.edge.router.router import STAY_ODDS, Router
+from slm_edge.edge.router.words import NAMES
 
 MATH = "A box has 12 eggs. Tom uses 5 of them for a cake. How many eggs are left?"
 CODE = "Write a Python function that returns the longest word of a sentence."
@@ -115,7 +116,7 @@ def test_in_a_conversation_the_adapter_stays_unless_another_is_clearly_likelier(
     assert starter.choose(talk(CODE), current="math").adapter == "code"
     assert starter.choose(talk(MATH), current="code").adapter == "math"
     seen = {True: 0, False: 0}
-    for text in ("And if 3 more break?", "Now with 20 eggs", "why", "shorter please", "Half of that?", "total?", "Hi"):
+    for text in ("And if 3 more break?", "Now with 20 eggs", "why", "shorter please", "total?", "and 12?", "Hi"):
         shares, decision = starter.shares(text), starter.choose(talk(text), current="math")
         free = starter.choose(text)
         stays = free.adapter != "math" and shares[free.adapter] < STAY_ODDS * shares["math"]
