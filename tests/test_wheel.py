@@ -18,6 +18,8 @@ NOT_INSTALLED = (
     "benchmarks/experiments",
     "benchmarks/fuzz",
     "benchmarks/made",
+    "benchmarks/peers",
+    "benchmarks/serving",
 )
 
 
