@@ -14,10 +14,14 @@ FOLDERS = ("edge", "devices", "export", "train", "benchmarks")
 # They measure the project itself and run from a checkout.
 NOT_INSTALLED = (
     "benchmarks/proofs",
+    "benchmarks/clients",
     "benchmarks/delivery",
     "benchmarks/experiments",
     "benchmarks/fuzz",
     "benchmarks/made",
+    "benchmarks/peers",
+    "benchmarks/scaling",
+    "benchmarks/serving",
 )
 
 

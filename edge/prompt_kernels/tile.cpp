@@ -40,11 +40,11 @@ inline Part four_of(const int8_t * column) { return _mm256_set1_epi32(load<int32
 constexpr bool TAKES_Q8_0 = true;
 inline Part add_products(Part sums, Part rows, Part four) { return _mm256_dpbusd_avx_epi32(sums, rows, four); }
 #else
-// Two products are added in 16 bits, which only weights below 129 leave room for.
+// Pairs of products are added in 16 bits: eight of at most 31 * 127 have room there, and none of 255 * 127.
+#define PAIRS_FIRST 1
 constexpr bool TAKES_Q8_0 = false;
-inline Part add_products(Part sums, Part rows, Part four) {
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(rows, four), _mm256_set1_epi16(1)));
-}
+inline Part pairs_of(Part rows, Part four) { return _mm256_maddubs_epi16(rows, four); }
+inline Part add_pairs(Part sums, Part pairs) { return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))); }
 #endif
 #elif defined(__ARM_FEATURE_DOTPROD)
 constexpr int PARTS = 4;
@@ -162,18 +162,18 @@ template <int TYPE> inline void values_of(const uint8_t * block, Bytes & first, 
 }
 
 #if defined(__clang__)
-#define PAIRS(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#define CHOSEN(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
 #else
-#define PAIRS(a, b, i, j, k, l) __builtin_shuffle(a, b, Words{i, j, k, l})
+#define CHOSEN(a, b, i, j, k, l) __builtin_shuffle(a, b, Words{i, j, k, l})
 #endif
 
 // Four values of four rows each, turned: out[i] has the i-th four of all four rows. 64 bytes lie between two of `out`.
 inline void turn(const Bytes * rows, uint8_t * out) {
     const Words a = (Words) rows[0], b = (Words) rows[1], c = (Words) rows[2], d = (Words) rows[3];
-    const Words ab = PAIRS(a, b, 0, 4, 1, 5), cd = PAIRS(c, d, 0, 4, 1, 5);
-    const Words ef = PAIRS(a, b, 2, 6, 3, 7), gh = PAIRS(c, d, 2, 6, 3, 7);
-    const Words turned[4] = {PAIRS(ab, cd, 0, 1, 4, 5), PAIRS(ab, cd, 2, 3, 6, 7), PAIRS(ef, gh, 0, 1, 4, 5),
-                             PAIRS(ef, gh, 2, 3, 6, 7)};
+    const Words ab = CHOSEN(a, b, 0, 4, 1, 5), cd = CHOSEN(c, d, 0, 4, 1, 5);
+    const Words ef = CHOSEN(a, b, 2, 6, 3, 7), gh = CHOSEN(c, d, 2, 6, 3, 7);
+    const Words turned[4] = {CHOSEN(ab, cd, 0, 1, 4, 5), CHOSEN(ab, cd, 2, 3, 6, 7), CHOSEN(ef, gh, 0, 1, 4, 5),
+                             CHOSEN(ef, gh, 2, 3, 6, 7)};
     for (int i = 0; i < 4; i++) memcpy(out + 64 * i, &turned[i], 16);
 }
 
@@ -220,6 +220,9 @@ void some_columns(const RowBlock * rows, const ColumnBlock * columns, int from, 
         for (int j = 0; j < N; j++)
 #pragma GCC unroll 4
             for (int p = 0; p < PARTS; p++) products[j][p] = (Part) (OFFSET ? Ints{} : Ints{} + column.start[from + j]);
+#if PAIRS_FIRST
+        Part pairs[N][PARTS];
+#endif
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) {
             Part weights[PARTS];
@@ -229,7 +232,15 @@ void some_columns(const RowBlock * rows, const ColumnBlock * columns, int from, 
             for (int j = 0; j < N; j++) {
                 const Part four = four_of(column.q[from + j] + 4 * i);
 #pragma GCC unroll 4
-                for (int p = 0; p < PARTS; p++) products[j][p] = add_products(products[j][p], weights[p], four);
+                for (int p = 0; p < PARTS; p++) {
+#if PAIRS_FIRST
+                    const Part next = pairs_of(weights[p], four);
+                    pairs[j][p] = i % 4 ? _mm256_add_epi16(pairs[j][p], next) : next;
+                    if (i % 4 == 3) products[j][p] = add_pairs(products[j][p], pairs[j][p]);
+#else
+                    products[j][p] = add_products(products[j][p], weights[p], four);
+#endif
+                }
             }
         }
 #pragma GCC unroll 4

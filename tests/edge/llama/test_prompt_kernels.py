@@ -16,8 +16,8 @@ import gguf
 import numpy as np
 import pytest
 from build_gguf import tiny_base
+from gguf import GGML_QUANT_SIZES, quants
 from gguf import GGMLQuantizationType as Type
-from gguf import quants
 from slm_edge.benchmarks.made.gguf_out import copy_keys, finish
 from slm_edge.edge.gguf.file import GgufFile
 from slm_edge.edge.llama.kernels import GGML_RELEASES, LEAST_COLUMNS, MEASURED_ON
@@ -139,6 +139,21 @@ def test_a_result_depends_on_its_row_and_column_alone(products, variant):
     for n in (1, 4, 7, 15, 16):
         assert np.array_equal(products.product(variant, Type.Q5_1, weights, x[n:]), whole[n:])
         assert np.array_equal(products.product(variant, Type.Q5_1, weights[n:], x[:n]), whole[:n, n:])
+
+
+@pytest.mark.parametrize("variant", HERE)
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+def test_the_largest_sums_have_room(products, variant, type):
+    runs(products, variant)
+    head = 4 if type in (Type.Q4_1, Type.Q5_1) else 2
+    for byte in (0xFF, 0x80, 0x7F, 0x00):
+        weights = np.full((3, 3 * GGML_QUANT_SIZES[type][1]), byte, np.uint8)
+        # Scale and offset 1.0 in F16
+        weights.reshape(9, -1)[:, :head] = [0x00, 0x3C] * (head // 2)
+        x = np.array([[1.0], [-1.0]], np.float32) * np.ones((1, 96), np.float32)
+        found = products.product(variant, type, weights, x)
+        if found is not None:
+            check(found, type, weights, x)
 
 
 @pytest.mark.parametrize("variant", HERE)
