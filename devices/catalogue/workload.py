@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from ...edge.errors import UnsupportedError
 from ...edge.gguf.file import GgufFile
 from ...edge.gguf.types import GgmlType
 from ...edge.llama.states import kept_of
@@ -117,15 +116,11 @@ class Workload:
     @classmethod
     def of_file(cls, file: GgufFile, name: str | None = None) -> "Workload":
         """Of an open GGUF file or of its header alone: only the tables are read.
-
-        Raises:
-            UnsupportedError: a mixture of experts: which bytes a token reads is not in the tables.
+        Of a mixture of experts a token reads those that it is given to: their share of each such tensor.
         """
         arch = str(file.get("general.architecture", ""))
-        if file.get(f"{arch}.expert_count", 0):
-            raise UnsupportedError(
-                "is a mixture of experts; how much of it a token reads is not predicted", where=file.path
-            )
+        n_experts = int(file.get(f"{arch}.expert_count", 0))
+        share = int(file.get(f"{arch}.expert_used_count", 0)) / n_experts if n_experts else 1.0
         tied = "output.weight" not in file.tensors
         weights: Counter[GgmlType] = Counter()
         block_weights = head_bytes = 0
@@ -136,9 +131,10 @@ class Workload:
             in_block = tensor.name.startswith("blk.")
             if tensor.name in _ROW_READ and not (tied and tensor.name == "token_embd.weight"):
                 continue
-            weights[tensor.type] += tensor.n_values
+            n_values = round(tensor.n_values * share) if "_exps." in tensor.name else tensor.n_values
+            weights[tensor.type] += n_values
             if in_block:
-                block_weights += tensor.n_values
+                block_weights += n_values
                 lora.append((tensor.shape[0], math.prod(tensor.shape[1:])))
             else:
                 head_bytes += tensor.size_bytes
