@@ -92,7 +92,7 @@ class Workload:
         for matrix, kind in zip(shape.matrices(), types_of(shape, label), strict=True):
             n_bytes = size_bytes(matrix.n_weights, kind)
             file_bytes += n_bytes
-            if matrix.name == "token_embd" and not shape.tied:
+            if f"{matrix.name}.weight" in _ROW_READ and not (shape.tied and matrix.name == "token_embd"):
                 continue
             if matrix.layer is None:
                 head_bytes += n_bytes
@@ -104,7 +104,7 @@ class Workload:
             head_bytes=head_bytes,
             file_bytes=file_bytes + 4 * shape.n_vectors,
             kv_values_per_token=shape.n_kv_values_per_token,
-            kv_values_in_window=2 * shape.n_windowed_layers * shape.n_kv_heads * shape.head_dim,
+            kv_values_in_window=shape.n_windowed_kv_values,
             window_tokens=shape.window_tokens,
             n_embd=shape.n_embd,
             n_layers=shape.n_layers,
