@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 import slm_edge
+from build_archs import ARCHS, MOES
 from build_other import OTHERS
 from build_topics import topics
 from conftest import STARTER_BASE_SHA256
@@ -192,6 +193,15 @@ def test_the_table_of_other_families_is_that_of_their_rows():
     assert shown == [(name, row.classes[0].name, trained[name]) for name, row in rows.items()]
     # Each is proved against PEFT in tests/export/lora/test_other_families.py.
     assert rows.keys() <= OTHERS.keys()
+
+
+def test_the_list_of_tried_architectures_is_that_of_the_tests():
+    text = (
+        (ROOT / "docs/families.md").read_text(encoding="utf-8").partition("- Dense: ")[2].partition("An adapter may")[0]
+    )
+    dense, _, experts = text.partition("- Mixtures of experts: ")
+    assert set(re.findall(r"[a-z][a-z0-9-]+", dense)) == ARCHS.keys() - MOES
+    assert set(re.findall(r"[a-z][a-z0-9-]+", experts.replace("(Mixtral)", ""))) == set(MOES)
 
 
 def test_readme_is_short():

@@ -53,6 +53,11 @@ class ModelShape:
         n_ctx_train_tokens: the context it was trained for.
         window_tokens: of the layers that attend within a window; which these are says the table of families.
         post_norms: attention and the feed-forward part are normed behind too.
+        full_every: each so-many-th layer attends to all tokens where the table of families does not say (Gemma 4), with
+            heads of `full_head_dim` values.
+        n_shared_layers: layers, the last ones, that read keys and values of earlier ones; their feed-forward part is
+            twice as wide.
+        n_layer_input: values of a token's own input to each layer.
         n_vectors: values in norms and biases, which are F32.
     """
 
@@ -80,6 +85,10 @@ class ModelShape:
     qk_norm: bool = False
     window_tokens: int = 0
     post_norms: bool = False
+    full_every: int = 0
+    full_head_dim: int = 0
+    n_shared_layers: int = 0
+    n_layer_input: int = 0
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -96,15 +105,33 @@ class ModelShape:
         return self.n_layers - self.n_state_layers
 
     @property
-    def n_kv_values_per_token(self) -> int:
-        """K and V values that one token leaves in the cache, all layers."""
-        return 2 * self.n_attention_layers * self.n_kv_heads * self.head_dim
+    def n_own_layers(self) -> int:
+        """Layers before those that read keys and values of others."""
+        return self.n_layers - self.n_shared_layers
 
     @property
-    def n_windowed_layers(self) -> int:
-        """Layers that keep their last `window_tokens` alone."""
+    def n_kv_values_per_token(self) -> int:
+        """K and V values that one token leaves in the cache, all layers."""
+        return sum(map(self._kv_values, range(self.n_state_layers, self.n_own_layers)))
+
+    @property
+    def n_windowed_kv_values(self) -> int:
+        """Those of them in layers that keep their last `window_tokens` alone."""
+        own = range(self.n_state_layers, self.n_own_layers)
+        return sum(self._kv_values(layer) for layer in own if self.window_tokens and self.windowed(layer))
+
+    def windowed(self, layer: int) -> bool:
+        """Whether a layer attends within a window."""
+        if self.full_every:
+            return (layer + 1) % self.full_every != 0
         family = FAMILIES.get(self.architecture)
-        return sum(map(family.windowed, range(self.n_layers))) if family is not None and self.window_tokens else 0
+        return family is not None and family.windowed(layer)
+
+    def _head(self, layer: int) -> int:
+        return self.head_dim if not self.full_head_dim or self.windowed(layer) else self.full_head_dim
+
+    def _kv_values(self, layer: int) -> int:
+        return 2 * self.n_kv_heads * self._head(layer)
 
     @property
     def n_vectors(self) -> int:
@@ -118,6 +145,8 @@ class ModelShape:
         # LFM2's convolutions reach over 3 tokens.
         beside = attention * self.n_attention_layers + linear * self.n_linear_layers
         beside += 3 * self.n_embd * self.n_conv_layers
+        if self.n_layer_input:
+            beside += self.n_layers * (self.n_embd + 1) + self.n_layer_input
         return self.n_layers * per_layer + beside + self.n_embd
 
     @property
@@ -138,12 +167,18 @@ class ModelShape:
         return list(self._matrices())
 
     def _matrices(self) -> Iterator[Matrix]:
-        q, kv, wide = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim, self.n_embd
+        wide = self.n_embd
         yield Matrix("token_embd", None, wide, self.n_vocab)
         if not self.tied:
             yield Matrix("output", None, wide, self.n_vocab)
+        if self.n_layer_input:
+            yield Matrix("per_layer_token_embd", None, self.n_layer_input * self.n_layers, self.n_vocab)
+            yield Matrix("per_layer_model_proj", None, wide, self.n_layer_input * self.n_layers)
         # LFM2 spreads its attention layers; where they stand changes no sum here.
         for layer in range(self.n_layers):
+            q, kv = self.n_heads * self._head(layer), self.n_kv_heads * self._head(layer)
+            own = layer < self.n_own_layers
+            n_ff = self.n_ff if own else 2 * self.n_ff
             if layer < self.n_conv_layers:
                 yield Matrix("shortconv.in_proj", layer, wide, 3 * wide)
                 yield Matrix("shortconv.out_proj", layer, wide, wide)
@@ -159,16 +194,20 @@ class ModelShape:
                 yield Matrix("attn_output", layer, q, wide)
             else:
                 yield Matrix("attn_q", layer, wide, 2 * q if self.q_gate else q)
-                yield Matrix("attn_k", layer, wide, kv)
-                yield Matrix("attn_v", layer, wide, kv)
+                if own:
+                    yield Matrix("attn_k", layer, wide, kv)
+                    yield Matrix("attn_v", layer, wide, kv)
                 yield Matrix("attn_output", layer, q, wide)
             if self.fused:
-                yield Matrix("ffn_up", layer, wide, 2 * self.n_ff)
+                yield Matrix("ffn_up", layer, wide, 2 * n_ff)
             else:
                 if self.gated:
-                    yield Matrix("ffn_gate", layer, wide, self.n_ff)
-                yield Matrix("ffn_up", layer, wide, self.n_ff)
-            yield Matrix("ffn_down", layer, self.n_ff, wide)
+                    yield Matrix("ffn_gate", layer, wide, n_ff)
+                yield Matrix("ffn_up", layer, wide, n_ff)
+            yield Matrix("ffn_down", layer, n_ff, wide)
+            if self.n_layer_input:
+                yield Matrix("inp_gate", layer, wide, self.n_layer_input)
+                yield Matrix("proj", layer, self.n_layer_input, wide)
 
 
 def plain_name(name: str) -> str:

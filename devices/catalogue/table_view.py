@@ -76,6 +76,11 @@ def table_of(shape: ModelShape, label: str) -> GgufFile:
         values[f"{arch}.ssm.inner_size"] = shape.n_linear_values * shape.linear_head_dim
         values[f"{arch}.ssm.group_count"] = shape.n_linear_keys
         values[f"{arch}.ssm.state_size"] = shape.linear_head_dim
+    if shape.n_shared_layers:
+        values[f"{arch}.attention.shared_kv_layers"] = shape.n_shared_layers
+    if shape.full_every:
+        pattern = [shape.windowed(layer) for layer in range(shape.n_layers)]
+        values[f"{arch}.attention.sliding_window_pattern"] = pattern
     if shape.window_tokens:
         values[f"{arch}.attention.sliding_window"] = shape.window_tokens
     return cast(GgufFile, _Table(tensors, metadata, values))

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from ...edge.errors import UnsupportedError
 from ...edge.gguf.file import GgufFile
 from ...edge.gguf.types import GgmlType
 from ...edge.llama.states import kept_of
@@ -93,7 +92,7 @@ class Workload:
         for matrix, kind in zip(shape.matrices(), types_of(shape, label), strict=True):
             n_bytes = size_bytes(matrix.n_weights, kind)
             file_bytes += n_bytes
-            if matrix.name == "token_embd" and not shape.tied:
+            if f"{matrix.name}.weight" in _ROW_READ and not (shape.tied and matrix.name == "token_embd"):
                 continue
             if matrix.layer is None:
                 head_bytes += n_bytes
@@ -105,7 +104,7 @@ class Workload:
             head_bytes=head_bytes,
             file_bytes=file_bytes + 4 * shape.n_vectors,
             kv_values_per_token=shape.n_kv_values_per_token,
-            kv_values_in_window=2 * shape.n_windowed_layers * shape.n_kv_heads * shape.head_dim,
+            kv_values_in_window=shape.n_windowed_kv_values,
             window_tokens=shape.window_tokens,
             n_embd=shape.n_embd,
             n_layers=shape.n_layers,
@@ -117,15 +116,11 @@ class Workload:
     @classmethod
     def of_file(cls, file: GgufFile, name: str | None = None) -> "Workload":
         """Of an open GGUF file or of its header alone: only the tables are read.
-
-        Raises:
-            UnsupportedError: a mixture of experts: which bytes a token reads is not in the tables.
+        Of a mixture of experts a token reads those that it is given to: their share of each such tensor.
         """
         arch = str(file.get("general.architecture", ""))
-        if file.get(f"{arch}.expert_count", 0):
-            raise UnsupportedError(
-                "is a mixture of experts; how much of it a token reads is not predicted", where=file.path
-            )
+        n_experts = int(file.get(f"{arch}.expert_count", 0))
+        share = int(file.get(f"{arch}.expert_used_count", 0)) / n_experts if n_experts else 1.0
         tied = "output.weight" not in file.tensors
         weights: Counter[GgmlType] = Counter()
         block_weights = head_bytes = 0
@@ -136,9 +131,10 @@ class Workload:
             in_block = tensor.name.startswith("blk.")
             if tensor.name in _ROW_READ and not (tied and tensor.name == "token_embd.weight"):
                 continue
-            weights[tensor.type] += tensor.n_values
+            n_values = round(tensor.n_values * share) if "_exps." in tensor.name else tensor.n_values
+            weights[tensor.type] += n_values
             if in_block:
-                block_weights += tensor.n_values
+                block_weights += n_values
                 lora.append((tensor.shape[0], math.prod(tensor.shape[1:])))
             else:
                 head_bytes += tensor.size_bytes

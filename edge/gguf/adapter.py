@@ -40,6 +40,7 @@ ALORA_TOKENS_KEY: Final = "adapter.alora.invocation_tokens"  # ARRAY of UINT32
 _BLOCK_MATRIX: Final = re.compile(r"blk\.\d+\.(.+)\.weight")
 # Convolutions and tables, which no architecture multiplies through the LoRA path
 _NEVER: Final = re.compile(r"conv|ssm_[ad]$|_norm|_scale$")
+_EXPERTS: Final = "_exps"
 _EMBEDDING: Final = "token_embd.weight"
 _OUTPUT: Final = "output.weight"
 
@@ -256,15 +257,16 @@ def _check_pair(file: GgufFile, base: BaseInfo, target: str, pair: dict[str, Ten
             faults.append(f"{info.name} is {info.type.name}; it can be {allowed}")
     if not _check_target(base, target, faults) or len(pair) < 2:
         return 0
-    n_in, n_out = base.tensor_shapes[target]
-    a, b = _as_matrix(pair["lora_a"], faults), _as_matrix(pair["lora_b"], faults)
+    # Of experts there is a matrix for each, and a pair for each.
+    n_in, n_out, *experts = base.tensor_shapes[target]
+    a, b = (_dims(pair[part], 2 + len(experts), faults) for part in ("lora_a", "lora_b"))
     if a is None or b is None:
         return 0
     rank = b[0]
+    right_a: tuple[int, ...] = (n_in, rank, *experts)
+    right_b: tuple[int, ...] = (rank, n_out, *experts)
     if target == _EMBEDDING:
         right_a, right_b = (rank, n_out), (rank, n_in)
-    else:
-        right_a, right_b = (n_in, rank), (rank, n_out)
     if b != right_b:
         faults.append(f"{target}.lora_b has the shape {list(b)}; with rank {rank} it must be {list(right_b)}")
     if a != right_a:
@@ -300,16 +302,18 @@ def takes_lora(base: BaseInfo, tensor: str) -> bool:
     if found is None or found[1] in base.family.matrices:
         return found is not None
     # Whether it does is seen when the adapter is tried (`session/shelf.py`).
-    return not base.family.proved and len(base.tensor_shapes[tensor]) == 2 and not _NEVER.search(found[1])
+    if base.family.proved or _NEVER.search(found[1]):
+        return False
+    return len(base.tensor_shapes[tensor]) == (3 if found[1].endswith(_EXPERTS) else 2)
 
 
-def _as_matrix(info: TensorInfo, faults: list[str]) -> tuple[int, int] | None:
+def _dims(info: TensorInfo, n_dims: int, faults: list[str]) -> tuple[int, ...] | None:
     # A writer may drop trailing dimensions of 1, or write them; ggml sees no difference.
-    shape = (*info.shape, 1)[: max(2, len(info.shape))]
-    if any(n != 1 for n in shape[2:]):
-        faults.append(f"{info.name} has {len(shape)} dimensions, {list(shape)}; a LoRA matrix has 2")
+    shape = (*info.shape, *(1,) * n_dims)[: max(n_dims, len(info.shape))]
+    if any(n != 1 for n in shape[n_dims:]):
+        faults.append(f"{info.name} has {len(shape)} dimensions, {list(shape)}; a LoRA matrix has {n_dims}")
         return None
-    return shape[0], shape[1]
+    return shape[:n_dims]
 
 
 def _check_values(file: GgufFile, pairs: dict[str, dict[str, TensorInfo]], faults: list[str]) -> None:

@@ -80,7 +80,7 @@ class BaseInfo:
     @property
     def family(self) -> Family:
         """The architecture's row in the table of families."""
-        return _family(self.architecture)
+        return _family(self.file, self.architecture)
 
     @property
     def window_ignored(self) -> bool:
@@ -98,7 +98,7 @@ class BaseInfo:
         types = {info.type for info in self.file.tensors.values()} - _PROVED_TYPES
         keys = unproved_keys(self.file, self.architecture)
         return (
-            *(keys if self.family.proved else [f"the architecture {self.architecture}"]),
+            *(keys if self.family.proved else [f"the architecture {self.architecture}{_with_experts(self.file)}"]),
             *unproved_tokenizer(self.file),
             *(f"tensors of {kind.name}" for kind in sorted(types)),
         )
@@ -116,7 +116,7 @@ def check_base(file: GgufFile) -> BaseInfo:
 
     Raises:
         InputError: it is no model, or keys, tokenizer or tensors are missing or wrong; all faults are named.
-        UnsupportedError: an architecture, a split file or a mixture of experts that is not handled here.
+        UnsupportedError: what is computed wrongly, or a split file.
     """
     faults: list[str] = []
     kind = typed(file, "general.type", ValueType.STRING, faults, default="model")
@@ -129,16 +129,15 @@ def check_base(file: GgufFile) -> BaseInfo:
     architecture = typed(file, "general.architecture", ValueType.STRING, faults)
     if architecture is None:
         raise InputError("is not a base model", where=file.path, problems=faults)
-    family = _family(architecture)
+    family = _family(file, architecture)
     if number_of(file, "split.count", faults, default=1) != 1:
         raise UnsupportedError(
             "is one part of a split model", where=file.path, hint="join the parts with llama-gguf-split --merge"
         )
-    if number_of(file, f"{architecture}.expert_count", faults, default=0):
-        raise UnsupportedError("is a mixture of experts; adapters of those are not handled", where=file.path)
-    if number_of(file, f"{architecture}.expert_used_count", faults, default=0):
+    n_experts = number_of(file, f"{architecture}.expert_count", faults, default=0)
+    if number_of(file, f"{architecture}.expert_used_count", faults, default=0) > n_experts:
         # llama.cpp ends the process.
-        faults.append(f"{architecture}.expert_used_count is set though there are no experts")
+        faults.append(f"{architecture}.expert_used_count is more than its expert_count, {n_experts}")
     refused = [key for key in family.refused_keys if file.get(f"{architecture}.{key}")]
     if refused:
         raise UnsupportedError(f"its {architecture}.{', '.join(refused)} is not handled here", where=file.path)
@@ -174,13 +173,20 @@ def check_base(file: GgufFile) -> BaseInfo:
     )
 
 
-def _family(architecture: str) -> Family:
+def _family(file: GgufFile, architecture: str) -> Family:
     family = FAMILIES.get(architecture)
-    if family is not None:
+    # Rows are of dense models: Mixtral's architecture is Llama's.
+    if family is not None and not _with_experts(file):
         return family
     from .other_bases import other_family
 
     return other_family(architecture)
+
+
+def _with_experts(file: GgufFile) -> str:
+    """ " with 8 experts", or "" of a dense model."""
+    n_experts = file.get(f"{file.get('general.architecture')}.expert_count", 0)
+    return f" with {n_experts} experts" if n_experts else ""
 
 
 def _other_sizes(file: GgufFile, architecture: str, faults: list[str]) -> dict[str, int]:

@@ -213,6 +213,7 @@ def _bytes_of(blob: "Blob") -> Any:
 Shapes = dict[str, tuple[int, ...]]
 _STATE: Final = ("ssm_", "shortconv.", "time_mix_")
 _STATE_VALUE_BYTES: Final = 4
+_DOWN: Final = ("ffn_down.weight", "ffn_down_exps.weight")
 # Each so-many-th layer attends to all tokens in llama.cpp where the file does not say which do.
 _FULL_EVERY: Final = {"gemma2": 2, "gpt-oss": 2, "cohere2": 4, "gemma3n": 5}
 
@@ -274,9 +275,14 @@ def kept_of(file: GgufFile) -> Kept:
         n_states=len(states),
         state_bytes=_STATE_VALUE_BYTES * len(states) * _state_values(file, arch, n_embd),
         n_q=max([shape[1] for name, shape in everything if name in ("attn_q.weight", "attn_qkv.weight")] or [n_embd]),
-        n_ff=max([shape[0] for name, shape in everything if name == "ffn_down.weight"] or [2 * n_embd]),
+        n_ff=max([_inner(file, arch, one) for name, one in everything if name in _DOWN] or [2 * n_embd]),
         row_values=frozenset(value // max(_kv_heads(file, arch, i), 1) for i, row in rows.items() for value in row),
     )
+
+
+def _inner(file: GgufFile, arch: str, shape: tuple[int, ...]) -> int:
+    """Values of a feed-forward part within; of experts those that a token is given to, side by side."""
+    return shape[0] * int(file.get(f"{arch}.expert_used_count", 1)) if len(shape) == 3 else shape[0]
 
 
 def _width(file: GgufFile) -> int:

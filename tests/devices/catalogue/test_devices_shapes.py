@@ -5,6 +5,7 @@ import tomllib
 
 import pytest
 from build_gguf import WINDOW_TOKENS, tiny_base
+from build_other import other_base
 from slm_edge.devices.catalogue.quant_mix import LABELS, quant_label, types_of
 from slm_edge.devices.catalogue.shapes import MODELS_FILE, ModelShape, find_shape, known_shapes, match_shape
 from slm_edge.devices.catalogue.table_view import table_of
@@ -62,6 +63,7 @@ def test_bytes_per_token_are_those_that_were_published(name, label, mb):
     assert work.streamed_bytes / 1e6 == pytest.approx(mb, rel=0.002)
 
 
+PATTERN = (["sliding_attention"] * 4 + ["full_attention"]) * 2
 SIZES = {
     "wide, grouped": {"n_embd": 256, "n_heads": 8, "n_kv_heads": 2, "n_ff": 256, "n_layers": 9, "tied": True},
     "narrow rows": {"n_embd": 96, "n_heads": 4, "n_kv_heads": 4, "n_ff": 256, "n_layers": 17, "tied": True},
@@ -103,6 +105,41 @@ def test_windows_bound_what_a_long_context_takes():
     work = Workload.of_shape(shape, "q4_k_m")
     assert work.context_bytes(512) == 512 * 18 * 512 * 2
     assert work.context_bytes(8192) - work.context_bytes(4096) == 4096 * 3 * 512 * 2
+
+
+def test_layers_that_read_the_keys_of_others_take_none():
+    """Gemma 4 E2B: of 15 layers with keys of their own 3 keep everything, with heads twice as wide."""
+    shape = find_shape("gemma-4-e2b")
+    plan = plan_memory(table_of(shape, "q4_k_m"), n_ctx_tokens=32768)
+    assert plan.kv_bytes == (3 * 32768 * 2 * 512 + 12 * 768 * 2 * 256) * 2
+    # What is looked up row by row is most of the file, and not read for a token.
+    work = Workload.of_shape(shape, "q4_k_m")
+    assert work.file_bytes - work.streamed_bytes > 0.4 * work.file_bytes
+
+
+def test_a_gemma4_file_is_the_work_of_its_shape(tmp_path):
+    file = GgufFile.open(
+        other_base(tmp_path, "gemma4", layer_types=PATTERN, num_hidden_layers=10, num_kv_shared_layers=5)[1]
+    )
+    sizes = {"n_layers": 10, "n_embd": 64, "n_heads": 4, "n_kv_heads": 2, "n_ff": 128, "n_vocab": 384, "head_dim": 16}
+    of_gemma4 = {"full_head_dim": 32, "full_every": 5, "n_shared_layers": 5, "n_layer_input": 32, "window_tokens": 24}
+    shape = ModelShape("tiny", "gemma4", **sizes, **of_gemma4, qk_norm=True, post_norms=True)
+    of_file, of_shape = Workload.of_file(file), Workload.of_shape(shape, "f32")
+    for n_tokens in (10, 1000):
+        assert of_file.context_bytes(n_tokens) == of_shape.context_bytes(n_tokens)
+    assert of_file.block_weights == of_shape.block_weights
+    assert of_file.streamed_bytes == of_shape.streamed_bytes
+    for label, ftype in FTYPES.items():
+        out = tmp_path / f"{label}.gguf"
+        params = lib().llama_model_quantize_default_params()
+        params.ftype, params.nthread = ftype, 1
+        with quiet_logs():
+            assert lib().llama_model_quantize(os.fsencode(file.path), os.fsencode(out), params) == 0, label
+        tensors = GgufFile.open(out).tensors
+        for matrix, wanted in zip(shape.matrices(), types_of(shape, label), strict=True):
+            name = f"{matrix.name}.weight" if matrix.layer is None else f"blk.{matrix.layer}.{matrix.name}.weight"
+            # The quantiser keeps this one as it is, here F32.
+            assert tensors[name].type is wanted or matrix.name == "per_layer_model_proj", (label, name)
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,11 @@ FAULTS = {
     "eos out of range": (keys(tokenizer__ggml__eos_token_id=(286, Kind.UINT32)), InputError, "has 286 tokens"),
     "template as number": (keys(tokenizer__chat_template=(1, Kind.UINT32)), InputError, "template is UINT32"),
     "a part of a split": (keys(split__count=(3, Kind.UINT16)), UnsupportedError, "part of a split"),
-    "experts": (keys(llama__expert_count=(8, Kind.UINT32)), UnsupportedError, "mixture of experts"),
+    "experts used and none there": (
+        keys(llama__expert_used_count=(2, Kind.UINT32)),
+        InputError,
+        "expert_used_count is more than its expert_count, 0",
+    ),
     "no embedding": (tensors("token_embd.weight", None), InputError, "token_embd.weight is missing"),
     "no norm": (tensors("blk.1.ffn_norm.weight", None), InputError, "blk.1.ffn_norm.weight is missing"),
     "a matrix too small": (
