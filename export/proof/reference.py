@@ -10,6 +10,7 @@ Nothing of our own conversion is used here, or the proof would prove nothing.
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -209,6 +210,8 @@ def _unbias_sparsity(model: Any) -> list[Any]:
 
 
 def _adapted(model: Any, peft_dir: str | os.PathLike[str]) -> Any:
+    # PEFT imports it where it is installed; it then warns of kernels that nothing here would call.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peft import PeftConfig, PeftModel
 
     peft_dir = Path(peft_dir)
