@@ -99,7 +99,7 @@ def own_prompts(seed: int) -> list[Prompt]:
                     other = pattern.replace("{lang}", "{otherlang}")
                     texts = dict.fromkeys(filled(other, lot["lists"], draw) for _ in range(_FILLS[name]))
                     found += [Prompt(text, None, f"{title} other languages {number % 4}") for text in texts]
-    for number in range(500):
+    for number in range(900):
         told = [*draw.sample(patterns["stories"], draw.randint(2, 6)), draw.choice(patterns["story_ends"])]
         found.append(Prompt(filled(" ".join(told), lists, draw), "math", f"stories {number % 3}"))
     for number in range(150):

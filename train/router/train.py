@@ -31,7 +31,7 @@ HASHED_SCALE: Final = 2.0
 # Largest gradient at which the fit ends. At 1e-3 words had hardly been learnt: 2 points less on prompts of others.
 TOLERANCE: Final = 1e-4
 # "None of these" is many kinds of prompts, and weighs that much more than a task.
-NONE_WEIGHT: Final = 1.5
+NONE_WEIGHT: Final = 1.25
 FOLDS: Final = 5
 LEAST_CONFIDENCE: Final = 0.5
 MOST_ASKED: Final = 0.6
