@@ -9,6 +9,10 @@ Both engines apply adapters to all sequences of a batch, so it has one choice of
 is follows arrival: the oldest request's adapter goes first with all that wait for it, and what comes for it later joins
 only while nobody waits for another. How many are computed at once changes results in their last bits, so where two
 tokens are nearly tied an answer can differ from `ask`'s.
+
+`scheduler.Engine` does the same for many callers, on a thread and in rows that are planned before it starts. This
+stands beside it for one thread that has a session already: its context is made for the requests at hand, freed behind
+them, and is the wider the more of them there are, as benchmarks want it.
 """
 
 import time
