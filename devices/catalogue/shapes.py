@@ -49,6 +49,8 @@ class ModelShape:
         n_conv_layers: layers with a short convolution in place of attention (LFM2).
         n_linear_layers: layers with a linear attention in its place (Qwen3.5): of `n_linear_keys` and `n_linear_values`
             heads of `linear_head_dim` values each, behind a convolution of `linear_conv` tokens.
+        n_mamba_layers: layers of Mamba 2 in its place (Granite 4's hybrids): of `mamba_heads` heads of `mamba_head_dim`
+            values, each with `mamba_state` states, behind a convolution of `linear_conv` tokens.
         q_gate: attention has a gate for each query, in one matrix with them.
         n_ctx_train_tokens: the context it was trained for.
         window_tokens: of the layers that attend within a window; which these are says the table of families.
@@ -79,6 +81,10 @@ class ModelShape:
     n_linear_values: int = 16
     linear_head_dim: int = 128
     linear_conv: int = 4
+    n_mamba_layers: int = 0
+    mamba_heads: int = 0
+    mamba_head_dim: int = 0
+    mamba_state: int = 128
     q_gate: bool = False
     n_ctx_train_tokens: int = 32768
     qkv_bias: bool = False
@@ -98,7 +104,7 @@ class ModelShape:
     @property
     def n_state_layers(self) -> int:
         """Layers with a state in place of keys and values."""
-        return self.n_conv_layers + self.n_linear_layers
+        return self.n_conv_layers + self.n_linear_layers + self.n_mamba_layers
 
     @property
     def n_attention_layers(self) -> int:
@@ -145,9 +151,21 @@ class ModelShape:
         # LFM2's convolutions reach over 3 tokens.
         beside = attention * self.n_attention_layers + linear * self.n_linear_layers
         beside += 3 * self.n_embd * self.n_conv_layers
+        # Of each head its decay, its step and a way around; a norm; of each channel a convolution and its bias.
+        mamba = 3 * self.mamba_heads + self.mamba_inner + (self.linear_conv + 1) * self._mamba_channels
+        beside += mamba * self.n_mamba_layers
         if self.n_layer_input:
             beside += self.n_layers * (self.n_embd + 1) + self.n_layer_input
         return self.n_layers * per_layer + beside + self.n_embd
+
+    @property
+    def mamba_inner(self) -> int:
+        """Values within a layer of Mamba 2."""
+        return self.mamba_heads * self.mamba_head_dim
+
+    @property
+    def _mamba_channels(self) -> int:
+        return self.mamba_inner + 2 * self.mamba_state
 
     @property
     def _linear_channels(self) -> int:
@@ -182,6 +200,9 @@ class ModelShape:
             if layer < self.n_conv_layers:
                 yield Matrix("shortconv.in_proj", layer, wide, 3 * wide)
                 yield Matrix("shortconv.out_proj", layer, wide, wide)
+            elif layer < self.n_conv_layers + self.n_mamba_layers:
+                yield Matrix("ssm_in", layer, wide, self.mamba_inner + self._mamba_channels + self.mamba_heads)
+                yield Matrix("ssm_out", layer, self.mamba_inner, wide)
             elif layer < self.n_state_layers:
                 values = self.n_linear_values * self.linear_head_dim
                 yield Matrix("attn_qkv", layer, wide, self._linear_channels)

@@ -76,6 +76,11 @@ def table_of(shape: ModelShape, label: str) -> GgufFile:
         values[f"{arch}.ssm.inner_size"] = shape.n_linear_values * shape.linear_head_dim
         values[f"{arch}.ssm.group_count"] = shape.n_linear_keys
         values[f"{arch}.ssm.state_size"] = shape.linear_head_dim
+    if shape.n_mamba_layers:
+        values[f"{arch}.ssm.conv_kernel"] = shape.linear_conv
+        values[f"{arch}.ssm.inner_size"] = shape.mamba_inner
+        values[f"{arch}.ssm.group_count"] = 1
+        values[f"{arch}.ssm.state_size"] = shape.mamba_state
     if shape.n_shared_layers:
         values[f"{arch}.attention.shared_kv_layers"] = shape.n_shared_layers
     if shape.full_every:

@@ -242,12 +242,14 @@ def repacked_tensors(file: GgufFile, features: Iterable[str]) -> list[TensorInfo
     def repacked(info: TensorInfo) -> bool:
         return any(needs <= has and info.shape[1] % divisor == 0 for needs, divisor in REPACKED.get(info.type, ()))
 
-    head = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
+    # Tables are looked up by rows and stay as they are; a tied head is a second tensor over the embedding.
+    tables = {"per_layer_token_embd.weight", "position_embd.weight", "token_types.weight"}
+    if "output.weight" in file.tensors:
+        tables.add("token_embd.weight")
     return [
         info
         for name, info in file.tensors.items()
-        # The embedding is looked up by rows and stays as it is; a tied head is a second tensor over it.
-        if len(info.shape) == 2 and (name != "token_embd.weight" or head == name) and repacked(info)
+        if (len(info.shape) == 2 or "_exps." in name) and name not in tables and repacked(info)
     ]
 
 

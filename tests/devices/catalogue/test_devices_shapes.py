@@ -142,8 +142,25 @@ def test_a_gemma4_file_is_the_work_of_its_shape(tmp_path):
             assert tensors[name].type is wanted or matrix.name == "per_layer_model_proj", (label, name)
 
 
+def test_a_granite_hybrid_is_the_work_of_its_shape(tmp_path):
+    file = GgufFile.open(other_base(tmp_path, "granitehybrid")[1])
+    sizes = {"n_layers": 4, "n_embd": 64, "n_heads": 4, "n_kv_heads": 2, "n_ff": 128, "n_vocab": 384}
+    mamba = {"n_mamba_layers": 3, "mamba_heads": 8, "mamba_head_dim": 16, "mamba_state": 16}
+    shape = ModelShape("tiny", "granitehybrid", **sizes, **mamba)
+    assert shape.n_params == sum(info.n_values for info in file.tensors.values())
+    of_file, of_shape = plan_memory(file, n_ctx_tokens=1024), plan_memory(table_of(shape, "f32"), n_ctx_tokens=1024)
+    assert of_file.kv_bytes == of_shape.kv_bytes
+    assert of_file.compute_bytes == of_shape.compute_bytes
+
+
 @pytest.mark.parametrize(
-    ("name", "state_bytes"), [("lfm2-350m", 80 << 10), ("qwen3.5-0.8b", 20_201_472), ("qwen3.5-4b", 52_690_944)]
+    ("name", "state_bytes"),
+    [
+        ("lfm2-350m", 80 << 10),
+        ("qwen3.5-0.8b", 20_201_472),
+        ("qwen3.5-4b", 52_690_944),
+        ("granite-4.0-h-350m", 28 * (3 * (1536 + 256) + 128 * 1536) * 4),
+    ],
 )
 def test_states_stand_beside_keys_and_values(name, state_bytes):
     """Layers x (convolution's tokens + what each value head remembers) x 4 bytes, whatever the context."""

@@ -1,11 +1,13 @@
 """Architectures without a row, among them mixtures of experts: each is tried, runs, swaps and is forecast."""
 
 import json
+import os
 import re
 
 import pytest
 from build_archs import ARCHS, MOES, N_EMBD, N_EXPERTS, N_FF, arch_adapter, arch_base, parts_of
 from build_gguf import write_gguf
+from build_other import other_base
 from click.testing import CliRunner
 from gguf import GGUFValueType
 from slm_edge.devices.catalogue.workload import Workload
@@ -13,9 +15,10 @@ from slm_edge.edge.cli.main import cli
 from slm_edge.edge.errors import InputError, UnsupportedError
 from slm_edge.edge.gguf.adapter import check_adapter
 from slm_edge.edge.gguf.base import BaseInfo
-from slm_edge.edge.llama.binding import quiet_logs
+from slm_edge.edge.gguf.file import GgufFile
+from slm_edge.edge.llama.binding import lib, quiet_logs
 from slm_edge.edge.llama.context import Context
-from slm_edge.edge.llama.model import Model
+from slm_edge.edge.llama.model import Model, cpu_features, repacked_tensors
 from slm_edge.edge.memory.plan import MIB, ContextSize
 from slm_edge.edge.session.session import Session
 from slm_edge.export.lora.lora import export_lora
@@ -62,6 +65,25 @@ def test_of_experts_a_token_reads_its_share(base):
     assert experts >= 2 * 3 * N_EMBD * N_FF * N_EXPERTS
     # Two of the four
     assert Workload.of_file(file).block_weights == sum(matrices.values()) - experts // 2
+
+
+@pytest.mark.skipif("AVX2" not in cpu_features(), reason="which types are repacked is known by heart for AVX2 only")
+@pytest.mark.parametrize("architecture", ["olmoe", "gpt-oss", "gemma4"])
+def test_experts_are_repacked_and_tables_are_not(tmp_path, architecture):
+    if architecture in ARCHS:
+        made = arch_base(tmp_path / "base.gguf", architecture, n_layers=4)
+    else:
+        made = other_base(tmp_path, architecture)[1]
+    params = lib().llama_model_quantize_default_params()
+    params.ftype = params.token_embedding_type = params.output_tensor_type = 2
+    with quiet_logs():
+        assert lib().llama_model_quantize(os.fsencode(made), os.fsencode(tmp_path / "q4_0.gguf"), params) == 0
+    file = GgufFile.open(tmp_path / "q4_0.gguf")
+    with quiet_logs() as log, Model.load(file.path):
+        pass
+    planned = sum(info.size_bytes for info in repacked_tensors(file, cpu_features()))
+    said = re.findall(r"CPU_REPACK model buffer size = +([\d.]+)", log.text())
+    assert planned / MIB == pytest.approx(float(said[0]), abs=0.011)
 
 
 @pytest.mark.parametrize("base", ["olmoe"], indirect=True)
