@@ -106,15 +106,15 @@ _ROWS: Final = (
         "Phi3ForCausalLM",
         (
             Part("attn_norm", "input_layernorm", ("n_embd",)),
-            _matrix("attn_qkv", "self_attn.qkv_proj"),
-            _matrix("attn_output", "self_attn.o_proj"),
+            Part("attn_qkv", "self_attn.qkv_proj", ("n_embd", "n_qkv")),
+            Part("attn_output", "self_attn.o_proj", ("n_o", "n_embd")),
             Part("ffn_norm", "post_attention_layernorm", ("n_embd",)),
-            _matrix("ffn_up", "mlp.gate_up_proj"),
-            _matrix("ffn_down", "mlp.down_proj"),
+            Part("ffn_up", "mlp.gate_up_proj", ("n_embd", "n_gate_up")),
+            Part("ffn_down", "mlp.down_proj", ("n_ff", "n_embd")),
         ),
         # Contexts end where the window does (`computed_tokens`).
         fixed={"sliding_window": None},
-        also=frozenset({"train"}),
+        also=frozenset({"base", "train"}),
     ),
     _row("mistral3", "Ministral3ForCausalLM", (*attention(), *mlp()), interleaves_qk=True),
     _row(
@@ -163,6 +163,17 @@ def adapted_family(family: Family, modules: Collection[str]) -> Family:
     """The row that names the modules of an adapter: of Granite 4 with attention alone another than of Granite 3."""
     other = OTHER_CLASSES.get(family.architecture, family)
     return other if any(other.gguf_name(one) and not family.gguf_name(one) for one in modules) else family
+
+
+def find_other_class(name: str) -> tuple[Family, HfClass] | None:
+    """The row of a class whose checkpoints are exported, as `families.find_class`; None if there is none."""
+    rows = (row for row in OTHER_FAMILIES.values() if "base" in row.uses)
+    return next(((row, row.classes[0]) for row in rows if row.classes[0].name == name), None)
+
+
+def other_classes() -> list[str]:
+    """Names of the classes that `find_other_class` finds."""
+    return [row.classes[0].name for row in OTHER_FAMILIES.values() if "base" in row.uses]
 
 
 def other_family(architecture: str) -> Family:

@@ -33,6 +33,10 @@ SHORT_FACTORS: Final = "rope_factors_short.weight"
 LONG_FACTORS: Final = "rope_factors_long.weight"
 ROPE_TENSORS: Final = frozenset({ROPE_FACTORS, SHORT_FACTORS, LONG_FACTORS})
 LONGROPE: Final = "longrope"
+# Microsoft's first name of it
+_LONGROPES: Final = (LONGROPE, "su")
+# That llama.cpp computes it for, and heads of which a part is turned
+_PHI3: Final = "Phi3ForCausalLM"
 Floats = npt.NDArray[np.float32]
 # transformers' names of two kinds of layers
 FULL_LAYERS: Final = "full_attention"
@@ -180,6 +184,8 @@ def read_rope(raw: Mapping[str, Any], problems: list[str], default_theta: float 
     theta = float(fields.pop("rope_theta", None) or raw.get("rope_theta") or default_theta)
     if kind == "dynamic" and hf is not None and hf.ntk_alpha and fields.get("alpha"):
         kind = NTK_ALPHA
+    elif kind in _LONGROPES and names[0] == _PHI3:
+        return _read_longrope(raw, theta, fields, problems)
     elif kind not in ROPE_KINDS:
         problems.append(f"rope scaling of the kind {kind!r}; supported: {', '.join(ROPE_KINDS)}")
         return Rope("default", theta, window_theta=window_theta)
@@ -189,10 +195,31 @@ def read_rope(raw: Mapping[str, Any], problems: list[str], default_theta: float 
         return Rope("default", theta, window_theta=window_theta)
     if fields.get("truncate") is False:
         problems.append("yarn without truncation")
-    for source in (raw, fields):
-        if float(source.get("partial_rotary_factor") or 1) != 1:
-            problems.append("only a part of each head is rotated (partial_rotary_factor)")
-    return Rope(kind, theta, fields, window_theta=window_theta)
+    share = _share(raw, fields)
+    if share != 1 and (names[0] != _PHI3 or kind != "default"):
+        problems.append("only a part of each head is rotated (partial_rotary_factor)")
+    return Rope(kind, theta, fields, window_theta=window_theta, share=share)
+
+
+def _share(raw: Mapping[str, Any], fields: Mapping[str, Any]) -> float:
+    return float(fields.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1)
+
+
+def _read_longrope(raw: Mapping[str, Any], theta: float, fields: Mapping[str, Any], problems: list[str]) -> Rope:
+    name = "original_max_position_embeddings"
+    longest = int(raw.get("max_position_embeddings") or 1)
+    original = int(raw.get(name) or fields.get(name) or longest)
+    share = _share(raw, fields)
+    head_size = raw.get("head_dim") or int(raw.get("hidden_size") or 1) // int(raw.get("num_attention_heads") or 1)
+    lengths = {len(fields.get(kind) or ()) for kind in ("short_factor", "long_factor")}
+    if lengths != {round(head_size * share) // 2}:
+        problems.append(f"longrope needs {round(head_size * share) // 2} short and as many long factors")
+        return Rope("default", theta)
+    factor = fields.get("attention_factor")
+    if factor is None:
+        factor = math.sqrt(1 + math.log(longest / original) / math.log(original)) if longest > original else 1.0
+    read = {kind: fields[kind] for kind in ("short_factor", "long_factor")}
+    return Rope(LONGROPE, theta, {**read, name: original, "attention_factor": float(factor)}, share=share)
 
 
 def _window_theta(

@@ -138,9 +138,8 @@ class Checkpoint:
             output_weight: a tied head is written out as a tensor of its own.
         """
         found: list[NewTensor] = []
-        factors = self.config.rope_factors()
-        if factors is not None:
-            found.append(NewTensor.of("rope_freqs.weight", factors, GgmlType.F32))
+        for name, factors in self.config.rope_factors().items():
+            found.append(NewTensor.of(name, factors, GgmlType.F32))
         for name in self.config.expected():
             found.append(self._tensor(name, type))
             own_head = output_weight or self.config.family.needs_output

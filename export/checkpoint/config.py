@@ -13,7 +13,17 @@ import numpy.typing as npt
 from ...edge.errors import InputError, UnsupportedError
 from ...edge.files.read import read_json
 from ...edge.gguf.families import ALWAYS, OUTSIDE, Family, HfClass, find_class, known_classes, text_fields
-from ...edge.gguf.rope import Rope, read_rope, yarn_attention_factor, yarn_default_factor
+from ...edge.gguf.other_bases import find_other_class, other_classes
+from ...edge.gguf.rope import (
+    LONG_FACTORS,
+    LONGROPE,
+    ROPE_FACTORS,
+    SHORT_FACTORS,
+    Rope,
+    read_rope,
+    yarn_attention_factor,
+    yarn_default_factor,
+)
 from ..files.gguf_writer import Value, float32, text, uint32
 
 
@@ -55,12 +65,13 @@ class ModelConfig:
         if not isinstance(raw, dict):
             raise InputError("is not a JSON object", where=path)
         names = raw.get("architectures") or []
-        found = find_class(str(names[0])) if len(names) == 1 else None
+        name = str(names[0]) if len(names) == 1 else ""
+        found = find_class(name) or find_other_class(name)
         if found is None or "base" not in found[0].uses:
             raise UnsupportedError(
                 f"the architecture {', '.join(map(str, names)) or '(none named)'} is not supported",
                 where=path,
-                hint=f"supported: {', '.join(known_classes())}",
+                hint=f"supported: {', '.join([*known_classes(), *other_classes()])}",
             )
         return _build(path, *found, text_fields(raw))
 
@@ -68,7 +79,7 @@ class ModelConfig:
         """Every tensor that the checkpoint must hold: Hugging Face name -> numpy shape."""
         q, kv = self.n_heads * self.head_size, self.n_kv_heads * self.head_size
         lengths = {"n_embd": self.n_embd, "n_q": q, "n_k": kv, "n_v": kv, "n_o": q, "n_ff": self.n_ff}
-        lengths["head"] = self.head_size
+        lengths |= {"head": self.head_size, "n_qkv": q + 2 * kv, "n_gate_up": 2 * self.n_ff}
         whole: dict[str, tuple[int, ...]] = dict.fromkeys(OUTSIDE, (self.n_vocab, self.n_embd))
         whole["model.norm"] = (self.n_embd,)
         if self.tied:
@@ -96,12 +107,19 @@ class ModelConfig:
             f"{a}.attention.value_length": uint32(self.head_size),
             f"{a}.attention.layer_norm_rms_epsilon": float32(self.norm_eps),
             f"{a}.vocab_size": uint32(self.n_vocab),
-            f"{a}.rope.dimension_count": uint32(self.head_size),
+            f"{a}.rope.dimension_count": uint32(round(self.head_size * self.rope.share)),
             f"{a}.rope.freq_base": float32(self.rope.base(self.head_size)),
         }
         if self.family.window_every:
             keys[f"{a}.attention.sliding_window"] = uint32(int(self.raw["sliding_window"]))
             keys[f"{a}.rope.freq_base_swa"] = float32(self.rope.window_theta)
+        if a == "phi3":
+            # llama.cpp needs the keys, and computes no window: contexts end where one does (`computed_tokens`).
+            original = self.rope.fields.get("original_max_position_embeddings", self.n_ctx_tokens)
+            keys[f"{a}.rope.scaling.original_context_length"] = uint32(original)
+            keys[f"{a}.attention.sliding_window"] = uint32(int(self.raw.get("sliding_window") or 0))
+        if self.rope.kind == LONGROPE:
+            keys[f"{a}.rope.scaling.attn_factor"] = float32(self.rope.fields["attention_factor"])
         for key, name in self.family.scalars.items():
             keys[f"{a}.{key}"] = float32(self.raw.get(name, 1.0))
         fields = self.rope.fields
@@ -119,9 +137,12 @@ class ModelConfig:
                 keys[f"{a}.rope.scaling.attn_factor"] = float32(attention / yarn_default_factor(fields))
         return keys
 
-    def rope_factors(self) -> npt.NDArray[np.float32] | None:
-        """Divisors of the rotation speeds, (head_size / 2,), for the tensor `rope_freqs.weight`; None if all are 1."""
-        return self.rope.llama3_divisors(self.head_size) if self.rope.kind == "llama3" else None
+    def rope_factors(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Tensors with divisors of the rotation speeds, (half of what is turned of a head,) each, by their names."""
+        if self.rope.kind == LONGROPE:
+            names = {LONG_FACTORS: "long_factor", SHORT_FACTORS: "short_factor"}
+            return {tensor: np.array(self.rope.fields[name], np.float32) for tensor, name in names.items()}
+        return {ROPE_FACTORS: self.rope.llama3_divisors(self.head_size)} if self.rope.kind == "llama3" else {}
 
 
 def _build(path: Path, family: Family, hf: HfClass, raw: dict[str, Any]) -> ModelConfig:
@@ -158,7 +179,7 @@ def _build(path: Path, family: Family, hf: HfClass, raw: dict[str, Any]) -> Mode
     problems += [
         f"{name} = {raw[name]!r}"
         for name, value in hf.fixed.items()
-        if raw.get(name) is not None and raw[name] != value
+        if raw.get(name) is not None and raw[name] != value and family.proved
     ]
     rope = read_rope(raw, problems)
     n_layers = number("num_hidden_layers")

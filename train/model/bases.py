@@ -13,8 +13,9 @@ from ...edge.errors import InputError, UnsupportedError
 from ...edge.files.read import read_table, sha256_file
 from ...edge.gguf.base import BaseInfo
 from ...edge.gguf.chat_template import ChatTemplate, Message
+from ...edge.gguf.families import text_fields
 from ...edge.gguf.hf_form import dtype_word
-from ...edge.gguf.rope import SHORT_FACTORS, check_rope, original_tokens, settle_rope
+from ...edge.gguf.rope import LONGROPE, SHORT_FACTORS, check_rope, original_tokens, read_rope, settle_rope
 from ...edge.llama.prompt import PromptEncoder
 from ...edge.llama.vocab import Vocab
 from ..recipe import Weights
@@ -163,6 +164,9 @@ class HfBase:
         self._tokens = HfTokens(self._tokenizer)
         self._prompts = PromptEncoder(self._tokens.kinds, self.template, self._tokens)
         self.n_context_tokens = int(config.get("max_position_embeddings", 2048))
+        rope = read_rope(text_fields(config), [])
+        if rope.kind == LONGROPE:
+            self.n_context_tokens = min(self.n_context_tokens, rope.fields["original_max_position_embeddings"])
         ends = self._generation_ends(path)
         self._ends = ends | {self._tokenizer.eos_token_id}
 
