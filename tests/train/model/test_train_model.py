@@ -12,6 +12,7 @@ from build_models import two_models
 from peft import PeftModel
 from slm_edge.edge.errors import UnsupportedError
 from slm_edge.edge.gguf.families import FAMILIES
+from slm_edge.edge.gguf.other_bases import OTHER_FAMILIES
 from slm_edge.edge.llama.context import Context
 from slm_edge.edge.llama.model import Model
 from slm_edge.export.base.base import Options, export_base
@@ -27,6 +28,12 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+# Architecture, whether its head is tied, how many K/V heads
+TRAINED = [
+    *(("llama", True, 2), ("llama", False, 4), ("llama", True, 1), ("qwen2", True, 2), ("qwen3", False, 2)),
+    *(("smollm3", True, 2), ("granite", True, 2), ("olmo2", False, 2), ("hunyuan-dense", True, 2)),
+    *(("gemma3", True, 1), ("gemma3", False, 2), ("exaone4", True, 2)),
+]
 
 
 def llama_cpp_logits(path, ids):
@@ -40,14 +47,7 @@ def llama_cpp_logits(path, ids):
         return np.stack([context.logits(at) for at in range(len(ids))])
 
 
-@pytest.mark.parametrize(
-    ("architecture", "tied", "n_kv_heads"),
-    [
-        *(("llama", True, 2), ("llama", False, 4), ("llama", True, 1), ("qwen2", True, 2), ("qwen3", False, 2)),
-        *(("smollm3", True, 2), ("granite", True, 2), ("olmo2", False, 2), ("hunyuan-dense", True, 2)),
-        *(("gemma3", True, 1), ("gemma3", False, 2), ("exaone4", True, 2)),
-    ],
-)
+@pytest.mark.parametrize(("architecture", "tied", "n_kv_heads"), TRAINED)
 def test_logits_equal_llama_cpps(tmp_path, architecture, tied, n_kv_heads):
     name = FAMILIES[architecture].classes[0].name
     if not hasattr(transformers, name):
@@ -60,6 +60,12 @@ def test_logits_equal_llama_cpps(tmp_path, architecture, tied, n_kv_heads):
     # GELU comes from a table of F16 in ggml.
     assert np.abs(ours - theirs).max() <= (2e-2 if architecture == "gemma3" else 2e-3)
     assert np.abs(theirs).max() > 1
+
+
+def test_no_row_says_that_it_is_trained_without_a_proof_here():
+    """Phi-3's is in test_other_models.py."""
+    assert {name for name, _, _ in TRAINED} == {name for name, row in FAMILIES.items() if "train" in row.uses}
+    assert {name for name, row in OTHER_FAMILIES.items() if "train" in row.uses} == {"phi3"}
 
 
 def test_llama_3s_rope_scaling_is_read_from_the_factors_of_the_file(tmp_path):
