@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...edge.errors import InputError
+from ...edge.llama.binding import prompt_kernels, take_from
 from ...edge.llama.context import Context
-from ...edge.llama.kernels import prompt_kernels, take_from
 from ...edge.llama.model import Model
 from ...edge.options import BATCH_TOKENS
 

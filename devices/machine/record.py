@@ -6,8 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ...edge.llama.binding import lib
-from ...edge.llama.kernels import prompt_kernels
+from ...edge.llama.binding import lib, prompt_kernels
 from .probe import cpu_name, isa_class
 from .sensors import Sensors, throttle_words
 

@@ -31,8 +31,7 @@ def engine() -> dict[str, Any]:
     Raises:
         EngineError: it does not load.
     """
-    from ..llama.binding import lib
-    from ..llama.kernels import prompt_kernels
+    from ..llama.binding import lib, prompt_kernels
     from ..llama.model import cpu_features
 
     return {
@@ -94,7 +93,7 @@ def doctor(as_json: bool) -> None:
     if llama is not None and platform.machine() == "x86_64" and "AVX2" not in llama["cpu_features"]:
         advice.append("llama.cpp was built without AVX2: pip install --force-reinstall --no-cache-dir llama-cpp-python")
     if llama is not None and llama["prompt_kernels"] == "none: not built":
-        from ..llama.kernels import LIBRARY
+        from ..llama.binding import LIBRARY
 
         advice.append(
             "prompts could be computed 2 to 4 times as fast, a C++ compiler needed: "

@@ -15,9 +15,8 @@ from ..errors import SlmEdgeError
 from ..files.atomic import locked, write_json
 from ..files.read import read_json, sha256_file
 from ..gguf.base import BaseInfo
-from ..llama.binding import lib
+from ..llama.binding import lib, prompt_kernels
 from ..llama.context import Context
-from ..llama.kernels import prompt_kernels
 from ..options import BATCH_TOKENS, CHUNK_TOKENS, EngineOptions
 
 NOTES: Final = "bases.json"

@@ -1,4 +1,4 @@
-"""Compiles the library of products that `llama/kernels.py` adds to llama.cpp. Needs a C++ compiler and nothing else.
+"""Compiles the library of products that `llama/binding.py` adds to llama.cpp. Needs a C++ compiler and nothing else.
 
     python edge/prompt_kernels/build.py OUT.so [x86_64|aarch64]
 

@@ -1,6 +1,6 @@
 // What ggml 0.25.3 (MIT licence, The ggml authors) says of its tensors and of the CPU backend's extra buffer types: ggml.h,
 // ggml-backend-impl.h, ggml-cpu/traits.h and ggml-cpu/ggml-cpu-impl.h, as far as it is needed. llama-cpp-python installs
-// no such headers for its own; `library.py` joins llama.cpp only where it says that it is this release.
+// no such headers for its own; edge/llama/binding.py joins llama.cpp only where it says that it is this release.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

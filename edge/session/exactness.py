@@ -11,7 +11,7 @@ A product with one column takes a row by row kernel; with more, llama.cpp's CPU 
   as long as the rank: 14 is exact, 16 is not;
 - on x86, from `TILE_ROWS` columns on, tiled ones for K-quants and most of the i-quants, such as a head in Q6_K: fewer
   tokens are computed at once there;
-- from `llama.kernels.LEAST_COLUMNS` columns on, more than guesses make, our own for the simple types, where built;
+- from `llama.binding.LEAST_COLUMNS` columns on, more than guesses make, our own for the simple types, where built;
 - for other quantised matrices kernels that add up in the same order: measured equal over 96 tokens, all logits, at 4
   and 8.
 

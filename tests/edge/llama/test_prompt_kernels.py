@@ -20,7 +20,7 @@ from gguf import GGML_QUANT_SIZES, quants
 from gguf import GGMLQuantizationType as Type
 from slm_edge.benchmarks.made.gguf_out import copy_keys, finish
 from slm_edge.edge.gguf.file import GgufFile
-from slm_edge.edge.llama.kernels import GGML_RELEASES, LEAST_COLUMNS, MEASURED_ON
+from slm_edge.edge.llama.binding import GGML_RELEASES, LEAST_COLUMNS, MEASURED_ON
 from slm_edge.edge.prompt_kernels.build import VARIANTS, compile_library
 from slm_edge.edge.session.speculation import SIZES
 
@@ -172,7 +172,7 @@ CHILD = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from slm_edge.edge.llama import kernels
+from slm_edge.edge.llama import binding as kernels
 kernels.LIBRARY = Path(sys.argv[1])
 if sys.argv[3] == "other release":
     kernels.GGML_RELEASES = frozenset({"0.0.1"})
