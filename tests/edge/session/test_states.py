@@ -145,11 +145,12 @@ def test_what_llama_cpp_would_fail_on_or_compute_otherwise_is_refused(tmp_path):
         BaseInfo.open(base)
     with pytest.raises(Exception, match="cannot load the model"):
         Model.load(base)
-    # Its windows are computed with 64 layers only.
-    window = {"exaone4.attention.sliding_window": (64, GGUFValueType.UINT32)}
-    base = tiny_base(tmp_path / "exaone.gguf", architecture="exaone4", keys=window)
-    with pytest.raises(UnsupportedError, match=r"exaone4.attention.sliding_window is not handled here"):
-        BaseInfo.open(base)
+    # EXAONE 4's windows are computed with 64 layers only; those of OLMo 3 were not tried.
+    for architecture in ("exaone4", "olmo2"):
+        window = {f"{architecture}.attention.sliding_window": (64, GGUFValueType.UINT32)}
+        base = tiny_base(tmp_path / f"{architecture}.gguf", architecture=architecture, keys=window)
+        with pytest.raises(UnsupportedError, match=rf"{architecture}.attention.sliding_window is not handled here"):
+            BaseInfo.open(base)
 
 
 @pytest.mark.parametrize(
