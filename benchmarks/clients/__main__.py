@@ -19,7 +19,6 @@ from typing import Any, Final
 
 import click
 
-from ...edge.errors import InputError
 from ..serving.ask import CHAT, ask, chat
 from ..serving.bounds import Bound, finish
 from ..serving.process import Served, served
@@ -96,7 +95,7 @@ def main(
     """Runs every client against a server over PACK, the starter pack by default."""
     programs = environment.resolve() / "bin"
     if not (programs / "python").exists():
-        raise InputError(f"there is no Python in {environment}", hint="make clients")
+        raise click.ClickException(f"there is no Python in {environment}: make clients")
     parts = parts or PARTS
     options: list[object] = ["--max-wait", 600, *([] if threads is None else ["--threads", threads])]
     rows: list[dict[str, Any]] = []

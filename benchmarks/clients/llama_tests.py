@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import click
 
-from ...edge.errors import InputError
 from ...edge.pack.pack import Pack
 from ..serving.bounds import Bound, finish
 from ..serving.process import served
@@ -78,7 +77,7 @@ def main(checkout: Path, base: str | None, threads: int | None, as_json: bool) -
     """Runs the tests of CHECKOUT that apply against a server over BASE, the starter's by default."""
     checkout = checkout.resolve()
     if not (checkout / TESTS / "utils.py").is_file():
-        raise InputError(f"there is no {TESTS} with llama-server's tests", where=checkout)
+        raise click.ClickException(f"{checkout} has no {TESTS} with llama-server's tests")
     served_base = base or str(Pack.open(None).base_path(allow_pull=True))
     options: list[Any] = [word for name in ALIASES for word in ("--alias", f"{name}=base")]
     options += [] if threads is None else ["--threads", threads]

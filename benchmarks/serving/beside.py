@@ -25,9 +25,8 @@ from typing import Any, Final
 import click
 import numpy as np
 
-from ...edge.errors import EngineError, InputError
+from ...edge.errors import EngineError
 from ...edge.gguf.base import BaseInfo
-from ...edge.pack.pack import Pack
 from ...edge.pack.write import NewAdapter, build_pack
 from ...edge.system.machine import default_threads
 from ..made.random_adapter import write_random_adapter
@@ -35,7 +34,7 @@ from ..stats import spread
 from .ask import CHAT, Reply, ask, chat, right
 from .bounds import Bound, finish
 from .mix import SUBJECTS
-from .process import served
+from .process import served, starter_base
 
 CHECKOUT: Final = Path(__file__).parent.parent.parent
 NAMES: Final = ("a", "b", "c", "d")
@@ -169,7 +168,7 @@ async def measure(
 @click.argument("base", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
 @click.option("--runs", default=3, show_default=True)
 @click.option("--each", "n_each", default=2, show_default=True, help="Questions of a client in a round.")
-@click.option("--fair", "fair_s", default=25.0, show_default=True, help="Seconds of fairness, for each server.")
+@click.option("--fair", "fair_s", default=15.0, show_default=True, help="Seconds of fairness, for each server.")
 @click.option("--rank", default=16, show_default=True, help="Of the adapters.")
 @click.option("--threads", type=int)
 @click.option("--alone", is_flag=True, help="Without llama.cpp's server.")
@@ -193,12 +192,13 @@ def main(
 ) -> None:
     """Measures servers over BASE, the starter's by default."""
     if not (alone or python.exists()):
-        raise InputError(f"there is no {python}", hint="make peers; --alone does without")
-    base = Pack.open(None).base_path(allow_pull=True) if base is None else base
+        raise click.ClickException(f"there is no {python}: make peers; --alone does without")
     options: list[object] = ["--parallel", PLACES, "-c", _CONTEXT_TOKENS, "--max-wait", 3600]
     options += [] if threads is None else ["--threads", threads]
     with tempfile.TemporaryDirectory(prefix="slm-edge-beside-") as temporary, ExitStack() as stack:
-        folder, info = Path(temporary), BaseInfo.open(base)
+        folder = Path(temporary)
+        base = starter_base(folder) if base is None else base
+        info = BaseInfo.open(base)
         files = [folder / f"{name}.gguf" for name in NAMES]
         for number, path in enumerate(files):
             write_random_adapter(info, path, rank=rank, seed=number)

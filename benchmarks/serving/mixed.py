@@ -33,7 +33,7 @@ from .alone import Alone, parts_at
 from .ask import CHAT, Reply, ask
 from .bounds import Bound, finish
 from .mix import SENTENCE
-from .process import Served, served
+from .process import Served, served, starter_base
 
 NAMES = ("math", "code", "summarize", "style")
 MIX = {"math": 0.5, "code": 0.7}
@@ -285,11 +285,11 @@ def main(
     as_json: bool,
 ) -> None:
     """Asks a server over BASE, the starter's by default, for a mix of answers, and compares each with a session's."""
-    base = Pack.open(None).base_path(allow_pull=True) if base is None else base
     options = ["--max-wait", 3600, "--parallel", parallel, *(["--exact"] if exact else [])]
     options += [] if threads is None else ["--threads", threads]
     with tempfile.TemporaryDirectory(prefix="slm-edge-mixed-") as temporary:
         folder = Path(temporary)
+        base = starter_base(folder) if base is None else base
         pack, by_digest, by_name = make_pack(base, folder)
         keys = [new_key(folder / "keys", name) for name in ("alice", "bob", "carol")]
         began_s = time.perf_counter()

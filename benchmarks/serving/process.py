@@ -22,6 +22,7 @@ import psutil
 
 from ...edge.errors import EngineError
 from ...edge.files.cache import runtime_folder
+from ...edge.pack.pack import Pack
 
 _END_S: Final = 60
 _ANON: Final = re.compile(r"^(?:RssAnon|VmSwap):\s+(\d+) kB", re.MULTILINE)
@@ -119,6 +120,13 @@ def served(pack: str | Path | None = None, *options: object) -> Iterator[Served]
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 _wait(process)
+
+
+def starter_base(folder: Path) -> Path:
+    """The starter's base under a name that a pack can give it, in a folder."""
+    path = folder / "starter.gguf"
+    path.symlink_to(Pack.open(None).base_path(allow_pull=True))
+    return path
 
 
 def anon_bytes_of(pid: int) -> int:

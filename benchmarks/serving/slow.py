@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import click
 
-from ...edge.errors import InputError
 from .ask import CHAT, ask, chat
 from .bounds import Bound, finish
 from .mix import SUBJECTS
@@ -57,7 +56,7 @@ def main(pack: str | None, connections: int, seconds: float, threads: int | None
     """Holds connections to a server over PACK, the starter pack by default, open as long as it lets them."""
     program = shutil.which("slowhttptest")
     if program is None:
-        raise InputError("there is no slowhttptest here", hint="apt install slowhttptest")
+        raise click.ClickException("there is no slowhttptest here: apt install slowhttptest")
     found: dict[str, Any] = {}
     with served(pack, "--max-wait", 600, *([] if threads is None else ["--threads", threads])) as server:
         asyncio.run(asking(server, 1.0))
