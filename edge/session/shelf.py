@@ -255,7 +255,7 @@ class Shelf:
                     f"the adapter {packed.name!r} needs {human_bytes(packed.size_bytes)}{beside}; "
                     f"the budget for adapters is {human_bytes(self.budget_bytes)}",
                     where=packed.path,
-                    hint=meant_hint(self.budget_bytes)
+                    hint=(None if must_stay_bytes else meant_hint(self.budget_bytes))
                     or "raise the budget, pin fewer adapters, or read or close the answer that is being made",
                 )
             while sum(one.size_bytes for one in self._loaded.values()) + packed.size_bytes > self.budget_bytes:

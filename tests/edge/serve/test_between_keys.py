@@ -30,10 +30,14 @@ def test_no_answer_is_quicker_for_what_another_key_asked(server):
     assert kept(server, "alice") == 0
     assert kept(server, "alice") > 100
     # Nothing that a request says makes it another's; each is asked for the first time by this key and adapter.
-    assert kept(server, "bob", user="alice", prompt_cache_key="alice", cache_salt="alice") == 0
+    assert kept(server, "bob", user="alice", prompt_cache_key="alice") == 0
     assert kept(server, "alice", model="math") == 0
     assert kept(server, "bob", model="math", user="alice") == 0
     assert kept(server, "bob") > 100
+    # A salt parts what one key keeps, and opens nothing of another's.
+    assert kept(server, "bob", cache_salt="alice") == 0
+    assert kept(server, "bob", cache_salt="alice") > 100
+    assert kept(server, "alice", cache_salt="alice") == 0
 
 
 def test_no_file_of_a_crash_would_hold_what_was_said(server):

@@ -96,7 +96,9 @@ def test_logits_of_the_starter_base_are_llama_cpps_up_to_its_activation_rounding
     # llama.cpp multiplies Q4_1 weights with activations rounded to 8 bits; the weights themselves are the same.
     with Model.load(starter_base, repack=False) as model:
         ids = model.vocab.encode(
-            "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\nThe"
+            "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\nThe capital of France "
+            "is Paris, a city on the river Seine in the north of the country. It has been the seat of its kings, and "
+            "it is known for its museums, its bridges and a tower of iron that was built for the fair of 1889."
         )
     with torch.no_grad():
         ours = torch.log_softmax(load_gguf_model(starter_base)(input_ids=torch.tensor([ids])).logits[0], -1)
