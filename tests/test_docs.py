@@ -187,9 +187,13 @@ def test_the_table_of_families_is_that_of_the_rows():
 
 def test_the_table_of_other_families_is_that_of_their_rows():
     text = (ROOT / "docs/families.md").read_text(encoding="utf-8").partition("## Architectures without such a row")[2]
-    shown = re.findall(r"^\| ([a-z]\w+) \| (\w+) \| (yes|no) \| (yes|no) \|", text.partition("\n## ")[0], re.MULTILINE)
+    shown = re.findall(
+        r"^\| ([a-z]\w+) \| (\w+) \| (yes|no) \| (yes|no) \| (yes|no) \|", text.partition("\n## ")[0], re.MULTILINE
+    )
     rows = {name: row for name, row in OTHER_FAMILIES.items() if "lora" in row.uses}
-    cells = {name: ["yes" if use in row.uses else "no" for use in ("base", "train")] for name, row in rows.items()}
+    cells = {
+        name: ["yes" if use in row.uses else "no" for use in ("base", "train", "onnx")] for name, row in rows.items()
+    }
     assert shown == [(name, row.classes[0].name, *cells[name]) for name, row in rows.items()]
     # Each is proved against PEFT in tests/export/lora/test_other_families.py.
     assert rows.keys() <= OTHERS.keys()

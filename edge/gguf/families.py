@@ -122,6 +122,11 @@ class Family:
         """GGUF names of a block's matrices that llama.cpp multiplies through its LoRA path."""
         return tuple(part.name for part in self.block if part.is_matrix)
 
+    @property
+    def fused(self) -> bool:
+        """Whether queries, keys and values are one matrix, and gate and up another."""
+        return self.part("attn_qkv") is not None and self.part("attn_q") is None
+
     def turns(self, layer: int) -> bool:
         """Whether a layer turns positions."""
         return not self.rope_free_every or (layer + 1) % self.rope_free_every != 0

@@ -114,7 +114,7 @@ _ROWS: Final = (
         ),
         # Contexts end where the window does (`computed_tokens`).
         fixed={"sliding_window": None},
-        also=frozenset({"base", "train"}),
+        also=frozenset({"base", "train", "onnx"}),
     ),
     _row("mistral3", "Ministral3ForCausalLM", (*attention(), *mlp()), interleaves_qk=True),
     _row(

@@ -22,7 +22,6 @@ from ...edge.errors import InputError, UnsupportedError
 from ...edge.files.atomic import atomic_file, check_new, write_json
 from ...edge.files.read import sha256_file
 from ...edge.gguf.adapter import AdapterInfo, check_adapter
-from ...edge.gguf.families import FAMILIES
 from ...edge.gguf.file import GgufFile
 from ...edge.gguf.hf_form import halves_order
 from ...edge.onnx.adapter import ADAPTER_VERSION, LARGEST, OnnxAdapter, description_path
@@ -145,7 +144,7 @@ def _as_gguf(source: Path, base: StatedBase) -> Iterator[tuple[Path, list[str]]]
 
 def _arrays(file: GgufFile, info: AdapterInfo, base: OnnxBase) -> dict[str, Matrix]:
     """Every LoRA input that the adapter fills, in F32."""
-    family = FAMILIES[base.architecture]
+    family = base.stated().family
     found: dict[str, Matrix] = {}
     for pair in base.lora:
         parts: list[tuple[Matrix, Matrix] | None] = []

@@ -22,6 +22,9 @@ from ...edge.files.aside import folder_beside
 from ...edge.files.atomic import atomic_folder, write_json
 from ...edge.files.read import sha256_file
 from ...edge.gguf.base import BaseInfo
+from ...edge.gguf.base_keys import number_of, typed
+from ...edge.gguf.file import ValueType
+from ...edge.gguf.rope import DEFAULT_ROPE_THETA, LONG_FACTORS, LONGROPE, ROPE_FACTORS, SHORT_FACTORS
 from ...edge.onnx.folder import BASE_FILE, DATA_FILE, MODEL_FILE, ONNX_FILE, SCHEMA, TOKENIZER_FILE, LoraInput, OnnxBase
 from ..base.base import export_base
 from ..base.quantize import TYPES
@@ -30,7 +33,7 @@ from ..files.gguf_writer import keys_of, write_gguf
 from .data import DataFile
 from .decoder import Parts, build, store
 from .others import write_configs
-from .rope import head_size_of
+from .rope import computed_tokens, head_size_of
 from .weights import OnnxType, Weights
 
 # Tables of cos and sin for more positions than this are asked for, not given: 131,072 rows would be tens of MB.
@@ -38,6 +41,13 @@ DEFAULT_MAX_LENGTH_TOKENS: Final = 8192
 # GroupQueryAttention rotates 16 numbers at a time, and fails while it runs where a head is no multiple.
 HEAD_SIZE_STEP: Final = 16
 ACCURACY_LEVELS: Final = {"int8": 4, "f32": 1}
+# Keys that a base without a proved row was not asked for, and what they are where it has none; None: it must.
+_FLOATS: Final = {
+    "attention.layer_norm_rms_epsilon": None,
+    "rope.freq_base": DEFAULT_ROPE_THETA,
+    "rope.scaling.factor": 1.0,
+    "rope.scaling.attn_factor": 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -94,12 +104,14 @@ def export_onnx(
     with _as_gguf(source, dest) as (gguf, notes):
         info = BaseInfo.open(gguf)
         _check(info, source)
-        length = max_length_tokens or min(info.n_ctx_train_tokens, DEFAULT_MAX_LENGTH_TOKENS)
-        if length > info.n_ctx_train_tokens:
-            raise InputError(
-                f"a length of {length} tokens is asked for; the base was trained for {info.n_ctx_train_tokens}",
-                where="--max-length",
-            )
+        packed = packed or info.family.fused
+        longest = computed_tokens(info)
+        length = max_length_tokens or min(longest, DEFAULT_MAX_LENGTH_TOKENS)
+        if length > longest:
+            known = f"was trained for {longest}"
+            if longest < info.n_ctx_train_tokens:
+                known = f"turns positions at other speeds beyond {longest} (longrope)"
+            raise InputError(f"a length of {length} tokens is asked for; the base {known}", where="--max-length")
         with atomic_folder(dest, replace=force) as folder:
             total_bytes = sum(tensor.size_bytes for tensor in info.file.tensors.values())
             with DataFile.create(folder / DATA_FILE) as data, progress("writing", total_bytes, "bytes") as advance:
@@ -146,18 +158,25 @@ def _check(info: BaseInfo, source: Path) -> None:
     file, arch = info.file, info.architecture
     if "onnx" not in info.family.uses:
         raise UnsupportedError(f"ONNX graphs of the architecture {arch!r} are not made", where=source)
-    reasons = []
+    reasons = [] if info.family.proved else _unlike_the_row(info)
+    if reasons:
+        raise UnsupportedError("cannot be an ONNX graph", where=source, problems=reasons)
     size = head_size_of(info)
     if size % HEAD_SIZE_STEP:
         reasons.append(
             f"its heads are {size} wide; onnxruntime's GroupQueryAttention rotates multiples of {HEAD_SIZE_STEP}"
         )
-    if info.tensor_shapes["blk.0.attn_v.weight"][1] != info.n_kv_heads * size:
+    if int(file.get(f"{arch}.attention.value_length", info.n_embd // info.n_heads)) != size:
         reasons.append("its keys and values have different widths")
-    if int(file.get(f"{arch}.rope.dimension_count", size)) != size:
-        reasons.append("only a part of each head is rotated")
+    turned = int(file.get(f"{arch}.rope.dimension_count", size))
+    if turned != size and (info.family.proved or turned % HEAD_SIZE_STEP):
+        reasons.append(
+            f"{turned} of the {size} numbers of each head are rotated; a part is handled of Phi-3 alone, where it is "
+            f"a multiple of {HEAD_SIZE_STEP}"
+        )
     scaling = str(file.get(f"{arch}.rope.scaling.type", "none"))
-    if scaling not in ("none", "", "linear"):
+    stretched = scaling == LONGROPE and not info.family.proved and SHORT_FACTORS in file.tensors
+    if scaling not in ("none", "", "linear") and not stretched:
         reasons.append(f"its positions are scaled by {scaling!r}; plain, linear and Llama 3's scaling are handled")
     known = set(_known_tensors(info))
     other = [name for name in info.tensor_shapes if name not in known]
@@ -168,8 +187,56 @@ def _check(info: BaseInfo, source: Path) -> None:
         raise UnsupportedError("cannot be an ONNX graph", where=source, problems=reasons)
 
 
+def _unlike_the_row(info: BaseInfo) -> list[str]:
+    """What keys and tensors are not as the row has them, of a base that was taken as it is."""
+    file, arch = info.file, info.architecture
+    faults: list[str] = []
+    usual = info.n_embd // info.n_heads
+    head, value, turned = (
+        number_of(file, f"{arch}.{key}", faults, usual)
+        for key in ("attention.key_length", "attention.value_length", "rope.dimension_count")
+    )
+    if number_of(file, f"{arch}.rope.scaling.original_context_length", faults, 0) < 0:
+        faults.append(f"{arch}.rope.scaling.original_context_length is below 0")
+    for key, default in _FLOATS.items():
+        number = typed(file, f"{arch}.{key}", ValueType.FLOAT32, faults, default)
+        if number is not None and not 0 < number < np.inf:
+            faults.append(f"{arch}.{key} is {number}")
+    lists = [key for key, entry in file.metadata.items() if entry.type is ValueType.ARRAY]
+    faults += [f"{key} is a list" for key in lists if key.startswith(f"{arch}.")]
+    if info.n_heads % info.n_kv_heads:
+        faults.append(f"{info.n_heads} attention heads cannot share {info.n_kv_heads} K/V heads evenly")
+    if not 0 < turned <= head:
+        faults.append(f"{turned} of the {head} numbers of each head are rotated")
+    sizes = {
+        "n_embd": info.n_embd,
+        "n_qkv": (info.n_heads + info.n_kv_heads) * head + info.n_kv_heads * value,
+        "n_o": info.n_heads * value,
+        "n_ff": info.n_ff,
+        "n_gate_up": 2 * info.n_ff,
+    }
+    expected: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (info.n_embd, info.n_vocab),
+        "output_norm.weight": (info.n_embd,),
+    }
+    if info.has_output:
+        expected["output.weight"] = (info.n_embd, info.n_vocab)
+    for layer in range(info.n_layers):
+        for name, dims in info.family.tensors():
+            expected[f"blk.{layer}.{name}"] = tuple(sizes[dim] for dim in dims)
+    if {SHORT_FACTORS, LONG_FACTORS} & file.tensors.keys():
+        expected |= dict.fromkeys((SHORT_FACTORS, LONG_FACTORS), (turned // 2,))
+    for name, shape in expected.items():
+        found = info.tensor_shapes.get(name)
+        if found != shape:
+            faults.append(f"{name} " + ("is missing" if found is None else f"has the shape {found}, not {shape}"))
+    return faults[:8]
+
+
 def _known_tensors(info: BaseInfo) -> Iterator[str]:
-    yield from ("token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight")
+    yield from ("token_embd.weight", "output_norm.weight", "output.weight", ROPE_FACTORS)
+    if not info.family.proved:
+        yield from (SHORT_FACTORS, LONG_FACTORS)
     for layer in range(info.n_layers):
         for part in info.family.block:
             yield f"blk.{layer}.{part.name}.weight"

@@ -98,10 +98,9 @@ def store(info: BaseInfo, weights: Weights, data: DataFile, *, packed: bool, max
     norms = {"model.norm": weights.vector("model.norm.weight", ["output_norm.weight"])}
     layers = []
     family = info.family
-    modules = {part.name: part.module for part in family.block}
-    groups = [(name, group) for group, name in GROUPS.items()]
-    if not packed:
-        groups = [(modules[name], (name,)) for group in GROUPS for name in group]
+    groups: list[tuple[str, tuple[str, ...]]] = [(name, group) for group, name in GROUPS.items()]
+    if not packed or family.fused:
+        groups = [(part.module, (part.name,)) for part in family.block if part.is_matrix]
     for layer in range(info.n_layers):
         where = f"model.layers.{layer}"
         for part in family.block:
@@ -309,7 +308,7 @@ class _Decoder:
         else:
             q, k, v = self._apply(packed, x), "", ""
             if self.q_norm is not None:
-                q, k, v = self._split(packed, q)
+                q, k, v = self._split(packed, q, packed.widths)
         size = self.parts.head_size
         if k:
             q = self._heads(q, layer, self.q_norm, "attn_q_norm", info.n_heads)
@@ -345,7 +344,7 @@ class _Decoder:
         if packed is None:
             gate, up = (self._apply(linears[f"mlp.{part}_proj"], x) for part in ("gate", "up"))
         else:
-            gate, up = self._split(packed, self._apply(packed, x))
+            gate, up = self._split(packed, self._apply(packed, x), (self.info.n_ff, self.info.n_ff))
         if self.info.family.activation == "silu":
             gate = g.node("Mul", [gate, g.node("Sigmoid", [gate])])
         else:
@@ -353,13 +352,8 @@ class _Decoder:
             gate = g.node("FastGelu", [gate], domain=MS)
         return self._apply(linears["mlp.down_proj"], g.node("Mul", [gate, up]))
 
-    def _split(self, linear: Linear, y: str) -> list[str]:
+    def _split(self, linear: Linear, y: str, widths: tuple[int, ...]) -> list[str]:
         g = self.graph
-        names = [f"{linear.name}.part{i}" for i in range(len(linear.widths))]
-        g.node(
-            "Split",
-            [y, g.small(f"widths_{'_'.join(map(str, linear.widths))}", np.array(linear.widths))],
-            out=names,
-            axis=-1,
-        )
+        names = [f"{linear.name}.part{i}" for i in range(len(widths))]
+        g.node("Split", [y, g.small(f"widths_{'_'.join(map(str, widths))}", np.array(widths))], out=names, axis=-1)
         return names

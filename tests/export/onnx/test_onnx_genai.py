@@ -4,6 +4,7 @@ import numpy as np
 import onnxruntime_genai as genai
 import pytest
 from build_hf import tiny_checkpoint
+from build_other import OTHERS, other_base
 from build_peft import real_adapter
 from slm_edge.edge.onnx.session import OnnxSession
 from slm_edge.export.onnx.adapter import export_onnx_adapter
@@ -28,13 +29,15 @@ def model_vocab(generator):
     return np.array(generator.get_output("logits")).shape[-1]
 
 
-@pytest.mark.parametrize(("family", "packed"), [("llama", False), ("llama", True), ("qwen2", False), ("qwen3", False)])
+@pytest.mark.parametrize(
+    ("family", "packed"), [("llama", False), ("llama", True), ("qwen2", False), ("qwen3", False), ("phi3", False)]
+)
 def test_genai_gives_our_tokens(tmp_path, family, packed):
-    hf = tiny_checkpoint(tmp_path / "hf", family)
+    hf = other_base(tmp_path, family)[0] if family in OTHERS else tiny_checkpoint(tmp_path / "hf", family)
     base = export_onnx(hf, tmp_path / "onnx", kind="f32", packed=packed).base
     files = {}
     for name, seed in (("one", 1), ("two", 2)):
-        peft = real_adapter(tmp_path / name, hf, seed=seed, r=4 * seed, lora_alpha=16)
+        peft = real_adapter(tmp_path / name, hf, seed=seed, r=4 * seed, lora_alpha=16, target_modules="all-linear")
         files[name] = (tmp_path / f"{name}.onnx_adapter", None)
         export_onnx_adapter(peft, base, files[name][0])
     model = genai.Model(str(tmp_path / "onnx"))
