@@ -153,6 +153,8 @@ def other_base(folder: Path, architecture: str, *, seed: int = 0, keys: dict[str
     config = getattr(transformers, config_name)(**given)
     torch.manual_seed(seed)
     model = getattr(transformers, class_name)(config).float()
+    if any("block_sparse_moe" in name for name, _ in model.named_parameters()):
+        pytest.skip(f"transformers {transformers.__version__} has no {class_name} without experts")
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:

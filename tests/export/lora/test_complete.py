@@ -79,7 +79,7 @@ def test_all_linear_is_every_matrix_of_a_block(tmp_path, base):
 
 
 def test_a_pattern_of_layers_of_its_own_is_left_to_peft(tmp_path, base):
-    config = {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": "model.layers"}
+    config = {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": ["h", "layers"]}
     assert check_target_module_exists(LoraConfig(**config), module(1, "q_proj"))
     export_lora(written(tmp_path / "a", [module(1, "q_proj")], config), base, tmp_path / "a.gguf")
 
