@@ -113,7 +113,8 @@ struct Taker : ggml::cpu::extra_buffer_type {
     // Of tensors in buffers of this type, and there are none
     bool supports_op(ggml_backend_device *, const ggml_tensor *) override { return false; }
     ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
-        static Product product;
+        // Never destroyed, as a thread may compute still while the process ends
+        static Product & product = *new Product;
         return takes(op) ? &product : nullptr;
     }
 };
@@ -146,15 +147,15 @@ PUBLIC const char * prompt_kernels_variant(const char * name) {
 // The size of ggml's tensor as this library knows it
 PUBLIC size_t prompt_kernels_tensor_bytes() { return sizeof(ggml_tensor); }
 
-// Joins llama.cpp's CPU backend with the variant of this name: addresses of its `ggml_backend_cpu_get_extra_buffer_types` and `ggml_barrier` and of
-// `ggml_backend_buffer_is_host`. Takes nothing before `prompt_kernels_from`. Called twice it does nothing.
+// Joins llama.cpp's CPU backend with the variant of this name. Given are the addresses of its
+// `ggml_backend_cpu_get_extra_buffer_types` and `ggml_barrier`, and of `ggml_backend_buffer_is_host`. Nothing is taken
+// before `prompt_kernels_from`. Called twice it does nothing.
 PUBLIC bool prompt_kernels_join(const char * name, extra_buffer_types_t types, void (*ggml_barrier)(ggml_threadpool *),
                                 bool (*buffer_is_host)(ggml_backend_buffer *)) {
     if (chosen) return true;
     const Variant * variant = variant_of(name);
     if (!variant) return false;
-    static Taker taker;
-    static ggml_backend_buffer_type type = {{buffer_name, no_buffer, alignment, nullptr, nullptr, nullptr}, nullptr, &taker};
+    static ggml_backend_buffer_type type = {{buffer_name, no_buffer, alignment, nullptr, nullptr, nullptr}, nullptr, new Taker};
     barrier = ggml_barrier;
     is_host = buffer_is_host;
     chosen = variant;
@@ -168,8 +169,9 @@ PUBLIC void prompt_kernels_from(int columns) { least_columns = columns; }
 // How many products were taken since the library was loaded
 PUBLIC long prompt_kernels_count() { return n_products; }
 
-// out[column][row] of weights as stored (rows without gaps) and columns of floats, by one thread; `work` as for `Product`.
-// For tests, which need no llama.cpp for it. Returns false where the variant does not run here or not take the type.
+// out[column][row] of weights as stored (rows without gaps) and columns of floats, by one thread; `work` has room for one
+// ColumnBlock and one RowBlock for each block of a row, and 64 bytes. For tests, which need no llama.cpp for it. Returns
+// false where the variant does not run here or does not take the type.
 PUBLIC bool prompt_kernels_product(const char * name, int type, const void * weights, int n_values, int n_rows, const float * x,
                                    int n_columns, float * out, void * work) {
     const Variant * variant = variant_of(name);
