@@ -259,10 +259,10 @@ def take_from(ours: bool) -> Iterator[None]:
 
 def _joined_by(llama_cpp: Any, folder: Path, asked: str) -> PromptKernels:
     global _library
-    if not LIBRARY.exists():
-        return PromptKernels(None, "not built")
     if not asked and os.uname().machine not in MEASURED_ON:
         return PromptKernels(None, "not measured on this kind of machine; SLM_EDGE_KERNELS=dotprod takes them")
+    if not LIBRARY.exists():
+        return PromptKernels(None, "not built")
     try:
         version = llama_cpp._lib.ggml_version
         version.restype = ctypes.c_char_p

@@ -176,6 +176,8 @@ from slm_edge.edge.llama import binding as kernels
 kernels.LIBRARY = Path(sys.argv[1])
 if sys.argv[3] == "other release":
     kernels.GGML_RELEASES = frozenset({"0.0.1"})
+if sys.argv[3] == "other machine":
+    kernels.MEASURED_ON = frozenset()
 from slm_edge.edge.gguf.base import BaseInfo
 from slm_edge.edge.gguf.file import GgufFile
 from slm_edge.edge.llama.context import Context
@@ -260,6 +262,8 @@ def test_without_a_library_for_it_all_is_as_before(library, bases, tmp_path):
         "none: do not load": child(tmp_path / "damaged.so", base),
         "none: no warp on this CPU": child(library, base, SLM_EDGE_KERNELS="warp"),
         "none: written for ggml": child(library, base, "other release"),
+        # There it is not asked for to be built.
+        "none: not measured": child(tmp_path / "nowhere.so", base, "other machine", SLM_EDGE_KERNELS=""),
     }
     for text, found in cases.items():
         assert found["kernels"].startswith(text), found["kernels"]
