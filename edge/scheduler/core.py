@@ -242,10 +242,7 @@ class Core:
         try:
             self._compute(jobs)
         except SlmEdgeError as error:
-            if len(jobs) == 1 and jobs[0].flag.is_set:
-                self._cancelled(jobs[0])
-            else:
-                self._one_by_one(jobs, error)
+            self._one_by_one(jobs, error)
             return
         took_s = self._clock() - start_s
         over_s = 0.0
@@ -276,7 +273,10 @@ class Core:
                     raise error
                 self._compute([job])
             except SlmEdgeError as own:
-                self._fail(job, own)
+                if job.flag.is_set:
+                    self._cancelled(job)
+                else:
+                    self._fail(job, own)
             else:
                 self._choose(job, 0)
 

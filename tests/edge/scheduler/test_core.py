@@ -276,6 +276,18 @@ def test_a_flag_ends_a_step_and_leaves_what_was_there(opened, alone):
     assert again.ticket.result().token_ids == right and again.ticket.result().n_kept_tokens > 0
 
 
+def test_who_was_cancelled_is_told_so_where_a_step_of_several_failed(opened, alone):
+    direct = opened(2)
+    one, two = (direct.submit(PROMPTS[i], "a", max_tokens=12) for i in (0, 1))
+    while not (one.ticket.pieces and two.ticket.pieces):
+        direct.core.work()
+    one.flag.set()
+    direct.core._one_by_one([one, two], EngineError("the step failed"))
+    assert "cancelled" in str(error_of(one)) and direct.core.stats(str).n_cancelled == 1
+    direct.run()
+    assert two.ticket.result().token_ids == alone(PROMPTS[1], "a", max_tokens=12)
+
+
 def test_a_flag_ends_an_answer_within_its_step(opened):
     direct = opened(1)
     one = direct.submit(PROMPTS[0], "a", max_tokens=50)
