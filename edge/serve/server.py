@@ -305,14 +305,15 @@ class Server:
                     if pack.base.fingerprint != self.engine.facts().base_fingerprint:
                         note("the pack has another base now; restart the server to have it")
                         return
-                    changed = self.engine.follow(
-                        pack, self._own_adapters, stays={*kept.added, *kept.removed}, apart=True
-                    )
+                    by_hand = {*kept.added, *kept.removed}
+                    # Also where a later one is refused: what was taken until then came from the pack.
+                    before, self._own_adapters = self._own_adapters, (*self._own_adapters, *pack.adapters)
+                    changed = self.engine.follow(pack, before, stays=by_hand, apart=True)
                     self._own_adapters = tuple(pack.adapters)
                 else:
                     changed = self._reread_files(kept)
             except (SlmEdgeError, OSError) as error:
-                note(f"the adapters stay as they were: {error}")
+                note(f"not every adapter was read again; what is not named stays: {error}")
             else:
                 note(f"the adapters were read; changed: {', '.join(changed) or 'none'}")
 
