@@ -17,6 +17,8 @@ N_SEEDS: Final = (1 << 32) - 1
 # What clients call a switch for thinking, whatever the template in use calls it
 _SWITCHES: Final = ("think", "thinking", "enable_thinking")
 SCHEMA_PLACE: Final = "response_format.json_schema.schema"
+# Where llama.cpp's server takes it
+_OTHER_SCHEMA_PLACE: Final = "response_format.schema"
 
 
 def conversation(messages: Sequence[ChatMessage], where: str = "messages") -> list[dict[str, Any]]:
@@ -163,7 +165,7 @@ def template_args_of(
         told["reasoning_effort"] = effort
     elif effort != "medium" or not facts.thinks:
         why = "this model thinks as long as it does" if facts.thinks else "this model does not think before it answers"
-        text = f"`{place}` is not supported here but as {'none or medium' if facts.thinks else 'none'}; {why}"
+        text = f"`{place}` can only be {'none or medium' if facts.thinks else 'none'} here; {why}"
         raise Fault(400, "unsupported_parameter", text, param=place)
     return told or None
 
@@ -194,7 +196,7 @@ def other_rules(request: Drawn) -> "tuple[Rules, str] | None":
         ("structured_outputs.json", "json", outputs.json),
         ("structured_outputs.regex", "regex", outputs.regex),
         ("structured_outputs.choice", "choice", outputs.choice),
-        ("structured_outputs.json", "json", {"type": "object"} if outputs.json_object else None),
+        ("structured_outputs.json_object", "json", {"type": "object"} if outputs.json_object else None),
     ]
     for name in ("grammar", "structural_tag"):
         if getattr(outputs, name):
@@ -225,7 +227,7 @@ def rules_asked(request: Drawn, wanted: ResponseFormat | None = None) -> "tuple[
     rules, other = rules_of(wanted), other_rules(request)
     if rules is not None and other is not None:
         raise Fault(400, "invalid_value", f"`response_format` and `{other[1]}`: use one of them", param=other[1])
-    return other or (rules, SCHEMA_PLACE)
+    return other or (rules, SCHEMA_PLACE if wanted is None or wanted.schema is None else _OTHER_SCHEMA_PLACE)
 
 
 def rules_of(wanted: ResponseFormat | None, place: str = SCHEMA_PLACE) -> "Rules | None":
@@ -241,7 +243,7 @@ def rules_of(wanted: ResponseFormat | None, place: str = SCHEMA_PLACE) -> "Rules
         return None
     schema = None if wanted.json_schema is None else wanted.json_schema.schema
     if wanted.schema is not None:
-        place = "response_format.schema"
+        place = _OTHER_SCHEMA_PLACE
         if schema is not None or wanted.type == "text":
             raise Fault(400, "invalid_value", f"{place}: `type` or another schema contradicts it", param=place)
         schema = wanted.schema

@@ -18,8 +18,6 @@ Bias = Annotated[float, Meta(ge=-100, le=100)]
 Choices = Annotated[list[Text], Meta(min_length=1, max_length=MOST_CHOICES)]
 Told = Annotated[dict[str, Any], Meta(description="What the chat template is told beside the messages.")]
 Model = Annotated[str, Meta(min_length=1, max_length=200)]
-
-
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 

@@ -78,7 +78,13 @@ async def respond(service: Service, call: Call) -> None:
 
 
 def _choice(given: FlatNamedTool) -> NamedTool:
-    """A choice of tools as a chat request has it."""
+    """A choice of tools as a chat request has it; Fault where what goes with its type is missing."""
+    wanted, value, other = (
+        ("name", given.name, given.tools) if given.type == "function" else ("tools", given.tools, given.name)
+    )
+    if value is None or other is not None:
+        place = f"tool_choice.{wanted}"
+        raise Fault(400, "missing_required_parameter", f"{place}: it goes with this type, and alone", param=place)
     function = None if given.name is None else NamedFunction(name=given.name)
     allowed = None
     if given.tools is not None:

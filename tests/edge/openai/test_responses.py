@@ -128,6 +128,8 @@ def test_a_schema_is_kept(client):
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content[0]"),
         ({"input": []}, "input"),
+        ({"tools": FLAT, "tool_choice": {"type": "function"}}, "tool_choice.name"),
+        ({"tools": FLAT, "tool_choice": {"type": "allowed_tools", "mode": "auto"}}, "tool_choice.tools"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "odd"}}}}, "text.format.schema"),
     ],
 )

@@ -72,7 +72,7 @@ def says(vocab, rules, text):
         ({"guided_json": '{"type": "integer"}'}, "guided_json", "12", "true"),
         ({"json_schema": {"enum": [1, 2]}}, "json_schema", "2", "3"),
         ({"structured_outputs": {"json": {"type": "null"}}}, "structured_outputs.json", "null", "1"),
-        ({"structured_outputs": {"json_object": True}}, "structured_outputs.json", '{"a": 1}', "[1]"),
+        ({"structured_outputs": {"json_object": True}}, "structured_outputs.json_object", '{"a": 1}', "[1]"),
     ],
 )
 def test_rules_in_the_fields_of_other_servers(tmp_path, fields, place, right, wrong):
@@ -91,6 +91,7 @@ def test_rules_in_the_fields_of_other_servers(tmp_path, fields, place, right, wr
         ({"structured_outputs": {"grammar": "root ::= x"}}, "structured_outputs.grammar"),
         ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag"),
         ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "guided_regex"),
+        ({"structured_outputs": {"json": {}, "json_object": True}}, "structured_outputs.json_object"),
     ],
 )
 def test_rules_that_cannot_be_kept_are_refused_by_their_field(fields, param):
@@ -98,6 +99,15 @@ def test_rules_that_cannot_be_kept_are_refused_by_their_field(fields, param):
     with pytest.raises(Fault) as refused:
         rules_asked(request, request.response_format)
     assert refused.value.status == 400 and refused.value.param.startswith(param)
+
+
+def test_the_field_of_a_schema_is_told():
+    for given, place in (
+        ({"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}, "response_format.json_schema.schema"),
+        ({"type": "json_object", "schema": {}}, "response_format.schema"),
+    ):
+        request = chat(response_format=given)
+        assert rules_asked(request, request.response_format)[1] == place
 
 
 def facts(*arguments, thinks):
