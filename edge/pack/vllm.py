@@ -45,7 +45,8 @@ class ForVllm:
 
     def text(self) -> str:
         """The command as a shell takes it, the notes as comments before it."""
-        return "\n".join([*(f"# {note}" for note in self.notes), shlex.join(self.command)])
+        # Words of files that anyone may have written stand in them: a line's end would end the comment.
+        return "\n".join([*(f"# {' '.join(note.split())}" for note in self.notes), shlex.join(self.command)])
 
 
 def for_vllm(pack: Pack, places: Sequence[Path] = ()) -> ForVllm:

@@ -69,6 +69,13 @@ def test_bases_that_differ_and_ranks_beyond_vllms_are_said(tmp_path, made):
     assert list(RANKS) == sorted(RANKS)
 
 
+def test_a_note_is_one_comment_whatever_files_say(tmp_path, made):
+    config = tmp_path / "out/code/final/adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "x\nrm -rf y\rz"}))
+    lines = for_vllm(made, [tmp_path / "out"]).text().splitlines()
+    assert any("x rm -rf y z" in line for line in lines) and all(line.startswith("# ") for line in lines[:-1])
+
+
 def test_places_without_adapters_are_refused(slm_edge, made, tmp_path):
     (tmp_path / "empty").mkdir()
     for place in ("empty", "gone"):
