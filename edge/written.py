@@ -75,4 +75,4 @@ def human_bytes(n_bytes: float) -> str:
 
 def meant_hint(n_bytes: int) -> str | None:
     """What was meant by a limit that is too small to be one: "100 are bytes: did you mean 100M?"."""
-    return f"{n_bytes} are bytes: did you mean {n_bytes}M?" if n_bytes < 1 << 20 else None
+    return f"{n_bytes} are bytes: did you mean {n_bytes}M?" if 0 < n_bytes < 1 << 16 else None

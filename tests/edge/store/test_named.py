@@ -8,6 +8,7 @@ from slm_edge.edge.pack.pack import Pack
 from slm_edge.edge.pack.write import NewAdapter, build_pack
 from slm_edge.edge.store.named import named
 from slm_edge.edge.store.store import Store
+from slm_edge.edge.written import meant_hint
 
 
 @pytest.fixture
@@ -43,3 +44,7 @@ def test_a_pack_without_adapters_shows_no_empty_table(tmp_path, slm_edge):
     build_pack(tmp_path / "bare", base=tiny_base(tmp_path / "tiny.gguf"))
     out = slm_edge("pack", "show", tmp_path / "bare")[1]
     assert "no adapters; slm-edge pack add" in out and "answers" not in out
+
+
+def test_a_limit_that_may_be_meant_so_gets_no_other():
+    assert meant_hint(100) and meant_hint(0) is meant_hint(1 << 16) is meant_hint(-1) is None
