@@ -48,8 +48,14 @@ def answer_options(command: Command) -> Command:
             type=click.FloatRange(0, 100, min_open=True),
             help="Divides the logits of what the last 64 tokens hold; 1 does nothing.",
         ),
-        click.option("--frequency-penalty", type=click.FloatRange(-2, 2), help="For each time that it was said."),
-        click.option("--presence-penalty", type=click.FloatRange(-2, 2), help="For what was said at all."),
+        click.option(
+            "--frequency-penalty",
+            type=click.FloatRange(-2, 2),
+            help="Taken off a token's logit for each time that the answer has it.",
+        ),
+        click.option(
+            "--presence-penalty", type=click.FloatRange(-2, 2), help="Taken off a token's logit once the answer has it."
+        ),
         click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends the answer; repeatable."),
         threads_option,
         click.option(
