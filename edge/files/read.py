@@ -278,8 +278,8 @@ class FileWatch:
         self._first = self._now()
 
     def _now(self) -> tuple[int, int]:
-        stat = os.fstat(self._handle)
-        return stat.st_size, stat.st_mtime_ns
+        found = os.fstat(self._handle)
+        return found.st_size, found.st_mtime_ns
 
     def check(self) -> None:
         """Raises DamagedError when the file was cut, grown or written to."""

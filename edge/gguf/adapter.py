@@ -347,8 +347,6 @@ SCALES: Final[dict[GgmlType, tuple[int, ...]]] = {
     GgmlType.Q6_K: (208,),
     GgmlType.IQ4_XS: (0,),
 }
-
-
 # Unsigned type of the same width, and the bits of 65504, F16's largest number (of BF16: the next one below).
 # Without their signs, floats order as their bits do; infinity and NaN are above all numbers.
 FLOATS: Final[dict[GgmlType, tuple[Any, int]]] = {
@@ -356,8 +354,6 @@ FLOATS: Final[dict[GgmlType, tuple[Any, int]]] = {
     GgmlType.F16: (np.uint16, 0x7BFF),
     GgmlType.BF16: (np.uint16, 0x477F),
 }
-
-
 _CHUNK_VALUES: Final = 1 << 20
 
 

@@ -188,7 +188,6 @@ def number_of(file: GgufFile, key: str, faults: list[str], default: int | None =
 
 # tokenizer.ggml.token_type
 _BYTE: Final = 6
-_BYTE_TOKEN: Final = re.compile("<0x[0-9A-Fa-f]{2}>")
 _KEYS: Final = "tokenizer.ggml."
 _KNOWN_KEY: Final = re.compile(
     r"tokenizer\.ggml\.(model|pre|tokens|token_type|scores|merges|[a-z]+_token_id|add_(bos|eos|sep)_token|"

@@ -14,30 +14,20 @@ from .template_limits import LETTERS_A_STEP, TooMuchError, check_letters, glance
 
 # The largest number that may say how wide, how often or how deep
 LARGEST_COUNT: Final = 1 << 16
-
-
 # A width of five digits, one that is taken from an argument, or a nested one
 _WIDE: Final = re.compile(r"\d{5}|%[^a-zA-Z%]*\*|[:!][^{}]*\{")
-
-
 # These look at no more than a value's beginning or its length.
 _GLANCES: Final = frozenset(
     "length count first last default d random".split()  # noqa: SIM905
 )
-
-
 # These pass elements on as they are.
 _PASSES: Final = frozenset(
     "map select reject selectattr rejectattr list reverse items batch slice".split()  # noqa: SIM905
 )
-
-
 # Written in Python, or slow by their nature: every letter is a step.
 _SLOW: Final = frozenset(
     "pprint sort groupby unique urlize striptags wordwrap xmlattr title wordcount dictsort".split()  # noqa: SIM905
 )
-
-
 # A search from behind, or for any of many letters, may look at each letter of the one for each of the other.
 _SQUARE: Final = frozenset(
     "rfind rindex rsplit rpartition strip lstrip rstrip trim".split()  # noqa: SIM905

@@ -5,7 +5,7 @@
         context.decode(model.vocab.encode("2 + 2 ="), 0)
         context.logits().argmax()
 
-Nothing here checks what is inside a file: an adapter goes through `adapter.check_adapter` first, because llama.cpp
+Nothing here checks what is inside a file: an adapter goes through `gguf.adapter.check_adapter` first, because llama.cpp
 ends the process on malformed ones. Nothing is locked: a model with its contexts belongs to one thread at a time.
 """
 

@@ -229,8 +229,6 @@ FASTER_AS_STORED: Final[dict[GgmlType, str]] = {GgmlType.Q4_K: "AVX512_VNNI"}
 @functools.cache
 def cpu_features() -> frozenset[str]:
     """What the llama.cpp that is installed here uses of this CPU, such as {"AVX2", "FMA", "REPACK"}."""
-    from .binding import lib
-
     text: str = lib().llama_print_system_info().decode()
     return frozenset(name for name, value in re.findall(r"(\w+) = (\d+)", text) if value != "0")
 

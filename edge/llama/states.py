@@ -228,7 +228,7 @@ class Kept:
             layers do, and all count as keeping all.
         has_window: some layers may keep a window only.
         n_states, state_bytes: layers with a state, and what they take for each sequence.
-        widest: values of the widest row of queries, and of the widest feed-forward part.
+        n_q, n_ff: values of the widest row of queries, and of the widest feed-forward part.
         row_values: lengths of the rows of keys and of values of one head, in the layers that attend.
     """
 

@@ -1,7 +1,7 @@
 """A context that computes prompts over the weights as they are stored, and single tokens over copies in another layout.
 
     stored = StoredModel(model)
-    context = TwoLayouts(model, stored, n_ctx_tokens=2048)      # used as any `engine.Context`
+    context = TwoLayouts(model, stored, n_ctx_tokens=2048)      # used as any `context.Context`
 
 Some CPUs have faster kernels for one token in llama.cpp's copied layout and for many in the stored one: with AVX-512
 VNNI, weights in Q4_K take 0.85 of the time for a token when they are copied, and 0.66 for a prompt when they are not

