@@ -209,7 +209,7 @@ class Core:
             else:
                 self._fail(job, error)
         except SlmEdgeError as error:
-            self._fail(job, error)
+            self._broken_off(job, error)
         self._turns.charge([job] if job.ticket in self._jobs else [], self._clock() - start_s)
 
     def _chunk(self, job: Job, *, others_wait: bool) -> None:
@@ -220,10 +220,7 @@ class Core:
         try:
             job.n_filled = next(job.filling)
         except SlmEdgeError as error:
-            if job.flag.is_set:
-                self._cancelled(job)
-            else:
-                self._fail(job, error)
+            self._broken_off(job, error)
             return
         took_s = self._clock() - start_s
         job.growing.prefill_s += took_s
@@ -273,10 +270,7 @@ class Core:
                     raise error
                 self._compute([job])
             except SlmEdgeError as own:
-                if job.flag.is_set:
-                    self._cancelled(job)
-                else:
-                    self._fail(job, own)
+                self._broken_off(job, own)
             else:
                 self._choose(job, 0)
 
@@ -317,6 +311,13 @@ class Core:
         self._n_ended["answered"] += 1
         job.ticket.end(answer)
         self._end(job)
+
+    def _broken_off(self, job: Job, error: SlmEdgeError) -> None:
+        """An error while a request was computed: its own, or what came of its being cancelled."""
+        if job.flag.is_set:
+            self._cancelled(job)
+        else:
+            self._fail(job, error)
 
     def _cancelled(self, job: Job) -> None:
         self._fail(job, EngineError("the request was cancelled"), "cancelled", clean=False)
