@@ -318,7 +318,7 @@ class Engine:
                 self.load(name, packed.path, card=packed.card, apart=apart)
                 changed.append(name)
         default = pack.default_adapter
-        self.default_adapter = default if default == "auto" or default in found else None
+        self.default_adapter = default if default == "auto" or default in self.adapters else None
         for name in sorted(served.keys() - found.keys()):
             if name in before and name not in stays:
                 self.unload(name)

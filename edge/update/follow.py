@@ -39,6 +39,8 @@ class Follower:
         self._engine, self._pack, self._every_s = engine, pack, every_s
         self._store = Store()
         self._version = self._store.version_of(pack.folder)
+        # Of adapters of its versions, also of those that were taken in part; others came by hand.
+        self._digests = {one.sha256 for one in pack.adapters.values()}
         self._told: str | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
@@ -83,9 +85,10 @@ class Follower:
             return False
         # Marked as used, so that nobody removes its files while they are served.
         pack.base_path()
+        by_hand = self._by_hand()
+        self._digests |= {one.sha256 for one in pack.adapters.values()}
         try:
-            # What was loaded by hand stays.
-            self._engine.follow(pack, self._pack.adapters)
+            self._engine.follow(pack, self._pack.adapters, stays=by_hand)
         except SlmEdgeError as error:
             # Memory may suffice another time.
             if not isinstance(error, DoesNotFitError):
@@ -94,6 +97,12 @@ class Follower:
         end_use(self._store, version.name, version.digest, None)
         self._take(pack, version)
         return True
+
+    def _by_hand(self) -> set[str]:
+        """Names that were given to other files, or taken away, by hand: they stay so."""
+        served = {one.name: one.digest for one in self._engine.facts().adapters}
+        given = {name for name, digest in served.items() if digest not in self._digests}
+        return given | (self._pack.adapters.keys() - served.keys())
 
     def _needs_restart(self, pack: Pack) -> str | None:
         """What of a pack cannot be changed in a running engine; None where all can."""

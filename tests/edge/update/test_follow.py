@@ -4,7 +4,7 @@ import time
 
 import pytest
 from build_channel import NAME
-from build_gguf import tiny_base
+from build_gguf import tiny_adapter, tiny_base
 from build_server import serving
 from slm_edge.edge.engines import open_session
 from slm_edge.edge.errors import SlmEdgeError
@@ -48,6 +48,24 @@ def test_an_update_without_a_restart(maker):
     assert before.text == alone(first) and after.text == alone(second)
     assert before.text != after.text
     assert long.startswith(before.text)
+
+
+def test_what_was_done_by_hand_stays(maker, tmp_path):
+    maker.release("1.0", rehearsed=True)
+    update(NAME, str(maker.site))
+    first = current()
+    own = tiny_adapter(tmp_path / "own.gguf", first.base_path(), seed=77)
+    with Engine.open(first, parallel=1, threads=1) as engine:
+        follower = Follower(engine, first)
+        digest = engine.load("a", own)
+        maker.release("1.1", rehearsed=True, seed=2)
+        update(NAME)
+        assert follower.look() and [(one.name, one.digest) for one in engine.facts().adapters] == [("a", digest)]
+        engine.unload("a")
+        maker.release("1.2", rehearsed=True, seed=3)
+        update(NAME)
+        assert follower.look() and engine.facts().adapters == ()
+        assert engine.submit("hello", max_tokens=2).result().adapter is None
 
 
 def test_another_base_needs_a_restart(maker, tmp_path, capsys):
