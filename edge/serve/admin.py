@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 from ..console import note
 from ..errors import InputError, SlmEdgeError
 from ..files.atomic import write_json
-from ..files.cache import state_folder
+from ..files.cache import state_folder, store_folder
 from ..files.read import parse_json, read_text, sha256_file
 from ..openai.checks import decoded
 from ..openai.faults import Fault
@@ -59,12 +59,15 @@ class Kept:
     """What was added to a served pack, and taken from it, since it was packed.
 
     Args:
-        served: folder or file that is served; each has a record of its own.
+        served: folder or file that is served; each has a record of its own, and all versions of a pulled pack one.
     """
 
     def __init__(self, served: Path) -> None:
         folder = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
-        place = hashlib.sha256(os.fsencode(served.resolve())).hexdigest()[:16]
+        served = served.resolve()
+        if served.parent.parent == (store_folder() / "packs").resolve():
+            served = served.parent
+        place = hashlib.sha256(os.fsencode(served)).hexdigest()[:16]
         self.folder = (Path(folder) if folder else state_folder() / "serve") / place
         self._path = self.folder / "adapters.json"
         # Around each change, from the copy to the record: two at once would leave one's file with the other's name.

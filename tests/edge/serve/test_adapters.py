@@ -11,6 +11,8 @@ from build_gguf import tiny_adapter, tiny_pack
 from build_server import serving
 from slm_edge.edge.files.read import sha256_file
 from slm_edge.edge.pack.write import NewAdapter, build_pack
+from slm_edge.edge.serve.admin import Kept
+from slm_edge.edge.store.store import Store
 
 USER = {"messages": [{"role": "user", "content": "How many legs have 3 cats?"}], "max_tokens": 12}
 
@@ -130,3 +132,10 @@ def test_a_changed_adapter_file_is_read_again_at_sighup(place, tmp_path):
         server.process.send_signal(signal.SIGHUP)
         until(lambda: asked(server, "style")[1], f"sha256:{sha256_file(style)}")
         assert asked(server, "style")[0] != before[0]
+
+
+def test_versions_of_a_pulled_pack_have_one_record(tmp_path):
+    name = Store().folder / "packs" / "hf.co%2Fa%2Fb"
+    one, other = (Kept(name / (letter * 64)).folder for letter in "ab")
+    assert one == other != Kept(name.with_name("c") / ("a" * 64)).folder
+    assert Kept(tmp_path / "a").folder != Kept(tmp_path / "b").folder
