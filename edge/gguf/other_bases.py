@@ -15,12 +15,23 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UnsupportedError
-from .base_keys import number_of
+from ..errors import InputError, UnsupportedError
+from .base_keys import COUNTS, number_of
 from .families import Family, HfClass, Part, attention, mlp
 from .file import GgufFile, ValueType
 
 Order = npt.NDArray[np.int64]
+# Keys that are read before llama.cpp sees the file: their types, and whether they are lists by layer (None: either)
+_KINDS: Final[tuple[tuple[tuple[str, ...], tuple[ValueType, ...], bool | None], ...]] = (
+    (("block_count", "embedding_length", "context_length", "rope.dimension_count"), COUNTS, False),
+    (("attention.shared_kv_layers", "attention.sliding_window"), COUNTS, False),
+    (("rope.scaling.original_context_length", "shortconv.l_cache"), COUNTS, False),
+    (("ssm.conv_kernel", "ssm.inner_size", "ssm.group_count", "ssm.state_size"), COUNTS, False),
+    (("attention.head_count", "attention.head_count_kv", "feed_forward_length"), COUNTS, None),
+    (("attention.key_length", "attention.value_length"), COUNTS, None),
+    (("attention.sliding_window_pattern",), (*COUNTS, ValueType.BOOL), None),
+    (("activation_sparsity_scale",), (ValueType.FLOAT32,), True),
+)
 _MOST_LAYERS: Final = 1000
 _MOST: Final = 1 << 20
 # What llama-vocab.cpp looks up in the vocabulary of a model whose name says Phi-3
@@ -221,7 +232,11 @@ def other_sizes(file: GgufFile, architecture: str, faults: list[str]) -> dict[st
     """Sizes as `base.py` has them of a proved family; of lists by layer the largest.
 
     Heads may be missing (Mamba): they count as one of the model's width.
+
+    Raises:
+        InputError: a key that is read has another type.
     """
+    _check_kinds(file, architecture)
 
     def size(key: str, default: int | None = None, most: int = _MOST) -> int:
         entry = file.metadata.get(f"{architecture}.{key}")
@@ -254,6 +269,21 @@ def other_sizes(file: GgufFile, architecture: str, faults: list[str]) -> dict[st
         "n_v": n_kv_heads * value_length,
         "n_o": n_heads * value_length,
     }
+
+
+def _check_kinds(file: GgufFile, architecture: str) -> None:
+    faults = []
+    for names, kinds, is_list in _KINDS:
+        for key in (f"{architecture}.{name}" for name in names):
+            entry = file.metadata.get(key)
+            if entry is None:
+                continue
+            fits = is_list is None or is_list == (entry.type is ValueType.ARRAY)
+            if not fits or (entry.element_type or entry.type) not in kinds:
+                found = f"an array of {entry.element_type.name}" if entry.element_type else entry.type.name
+                faults.append(f"{key} is {found}, not {'an array of ' if is_list else ''}{kinds[0].name}")
+    if faults:
+        raise InputError("is not a base model that can be run", where=file.path, problems=faults)
 
 
 def check_silent(file: GgufFile, architecture: str, name: str | None) -> None:

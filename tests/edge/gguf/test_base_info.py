@@ -248,6 +248,34 @@ def test_other_architectures_and_files_are_refused(tmp_path):
         BaseInfo.open(cut)
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("attention.shared_kv_layers", ("x", Kind.STRING)),
+        ("attention.sliding_window", ([1, 2], Kind.ARRAY)),
+        ("attention.head_count", (["a"], Kind.ARRAY)),
+        ("attention.head_count", ([1.5, 2.5], Kind.ARRAY)),
+        ("embedding_length", ([64, 64], Kind.ARRAY)),
+        ("shortconv.l_cache", ("x", Kind.STRING)),
+        ("activation_sparsity_scale", (1.5, Kind.FLOAT32)),
+    ],
+)
+def test_keys_of_other_families_have_the_types_that_are_read(tmp_path, name, wrong):
+    file = GgufFile.open(tiny_base(tmp_path / "like.gguf"))
+    mine = f"{file.get('general.architecture')}."
+    keys = {
+        key.replace(mine, "mistral3.", 1): (entry.value, Kind(int(entry.type)))
+        for key, entry in file.metadata.items()
+        if key != "general.architecture" and not key.startswith("GGUF.")
+    }
+    tensors = [(one, file.array(one)) for one in file.tensors]
+    assert BaseInfo.open(write_gguf(tmp_path / "right.gguf", "mistral3", keys, tensors)).architecture == "mistral3"
+    path = write_gguf(tmp_path / "wrong.gguf", "mistral3", {**keys, f"mistral3.{name}": wrong}, tensors)
+    with pytest.raises(InputError) as refused:
+        BaseInfo.open(path)
+    assert any(f"mistral3.{name} is " in problem for problem in refused.value.problems)
+
+
 @pytest.mark.reference
 def test_the_starter_base(starter_base):
     info = BaseInfo.open(starter_base)
