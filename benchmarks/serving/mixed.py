@@ -243,7 +243,8 @@ def compare(found: Mixed, base: Path, by_digest: dict[str, Path]) -> tuple[int, 
     alone, parted, n = Alone(base, by_digest), [], 0
     with alone:
         for done in sorted(found.done, key=lambda one: (sorted(one.digests.items()), one.prompt)):
-            if not done.is_greedy:
+            # Who hung up before the first token has nothing to be compared.
+            if not done.is_greedy or not (done.tokens or done.is_whole):
                 continue
             n += 1
             scales = MIX if done.name == "mix" else dict.fromkeys(done.digests, 1.0)
