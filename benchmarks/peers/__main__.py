@@ -124,8 +124,8 @@ def measurements(texts: Texts, lora: bool, n_decode: int) -> list[tuple[str, lis
 
 
 def figure(what: str, found: dict[str, Any]) -> float | None:
-    """Tokens per second, or for a swap its reciprocal seconds; None where the contender could not."""
-    if "unable" in found:
+    """Tokens per second, or for a swap its reciprocal seconds; None where the contender could not, or said nothing."""
+    if "unable" in found or not found.get("first_s", found.get("tokens")):
         return None
     if what.startswith("prompt"):
         return float(found["prompt_tokens"] / found["first_s"])
@@ -217,7 +217,8 @@ def main(
                         found = process.ask(**order)
                     value = figure(what, found)
                     if value is None:
-                        unable.setdefault(f"{process.name}, {what}", str(found.get("unable", "one token alone")))
+                        why = str(found.get("unable", "no text, or one token alone"))
+                        unable.setdefault(f"{process.name}, {what}", why)
                     else:
                         rows[what][process.name].append(value)
             if not only_json:

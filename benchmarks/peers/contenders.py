@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import json
 import os
+import runpy
 import sys
 import threading
 import time
@@ -160,15 +161,10 @@ class LlamaServer(Contender):
     """llama.cpp's server as xllamacpp holds it, asked over HTTP."""
 
     def __init__(self, base: Path, lora: Path | None, *, threads: int, context: int, parallel: int) -> None:
-        import xllamacpp
-
-        given = xllamacpp.CommonParams()
-        given.model.path = str(base)
-        given.n_ctx, given.n_parallel, given.verbosity, given.port = context * parallel, parallel, 0, 0
-        given.cpuparams.n_threads = given.cpuparams_batch.n_threads = threads
-        if lora is not None:
-            given.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora), 0.0)]
-        self._server = xllamacpp.Server(given)
+        # Read by its path, since slm_edge is not there to be imported.
+        started = runpy.run_path(str(Path(__file__).parents[1] / "serving" / "llama_server.py"))["started"]
+        loras = [] if lora is None else [str(lora)]
+        self._server = started(str(base), loras, threads=threads, context=context, parallel=parallel)
 
     def one(self, text: str, tokens: int, lora: bool) -> dict[str, Any]:
         import urllib.request

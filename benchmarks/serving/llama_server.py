@@ -10,7 +10,25 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
+
+
+def started(base: str, loras: Sequence[str], *, threads: int, context: int, parallel: int) -> Any:
+    """A server that listens on a port of its own, for as long as it is held.
+
+    Args:
+        context: tokens of each of its `parallel` places.
+    """
+    import xllamacpp
+
+    given = xllamacpp.CommonParams()
+    given.model.path = base
+    given.n_ctx, given.n_parallel, given.verbosity, given.port = context * parallel, parallel, 0, 0
+    given.cpuparams.n_threads = given.cpuparams_batch.n_threads = threads
+    given.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in loras]
+    return xllamacpp.Server(given)
 
 
 def main() -> None:
@@ -23,14 +41,8 @@ def main() -> None:
     # The library prints to both; our line goes where nothing else does.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    import xllamacpp
-
-    given = xllamacpp.CommonParams()
-    given.model.path = asked.base
-    given.n_ctx, given.n_parallel, given.verbosity, given.port = asked.context * asked.parallel, asked.parallel, 0, 0
-    given.cpuparams.n_threads = given.cpuparams_batch.n_threads = asked.threads
-    given.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in asked.lora]
-    server = xllamacpp.Server(given)
+    sizes = {"threads": asked.threads, "context": asked.context, "parallel": asked.parallel}
+    server = started(asked.base, asked.lora, **sizes)
     port = int(server.listening_address.rpartition(":")[2])
     print(json.dumps({"port": port, "version": version("xllamacpp")}), file=out, flush=True)
     sys.stdin.read()
