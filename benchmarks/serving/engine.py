@@ -31,11 +31,10 @@ from ...edge.scheduler.engine import Engine
 from ...edge.scheduler.flows import SLICE_STEPS, SLICE_SWAPS
 from ...edge.scheduler.ticket import Ticket
 from ..stats import spread
+from .mix import SENTENCE, SUBJECTS
 
-SUBJECTS = ("rivers", "bread", "the moon", "ships", "numbers", "gardens", "clocks", "winter", "glass", "horses")
 # Answers that do not end by themselves, so that they are as long as was asked for
 ENDLESS = 'root ::= ("a" | "b")+'
-SENTENCE = "The old mill by the river was bought by the village and now holds a library and a small cafe. "
 
 
 def percentiles(values_s: Sequence[float]) -> dict[str, float]:
