@@ -21,7 +21,7 @@ from gguf import GGMLQuantizationType as Type
 from slm_edge.benchmarks.made.gguf_out import copy_keys, finish
 from slm_edge.edge.gguf.file import GgufFile
 from slm_edge.edge.llama.binding import GGML_RELEASES, LEAST_COLUMNS, MEASURED_ON
-from slm_edge.edge.prompt_kernels.build import VARIANTS, compile_library
+from slm_edge.edge.prompt_kernels.build import VARIANTS, _compilers, compile_library
 from slm_edge.edge.session.speculation import SIZES
 
 TYPES = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0)
@@ -31,13 +31,17 @@ SHAPES = ((32, 1, 1), (96, 17, 5), (160, 31, 16), (576, 48, 33), (288, 15, 12), 
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
+def built(tmp_path_factory):
+    """The library, and the variants in it."""
+    if not HERE or next(_compilers(), None) is None:
+        pytest.skip("no C++ compiler here, or no kernels for this kind of CPU")
     out = tmp_path_factory.mktemp("kernels") / "prompt_kernels.so"
-    try:
-        compile_library(out)
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    return out
+    return out, compile_library(out)
+
+
+@pytest.fixture(scope="module")
+def library(built):
+    return built[0]
 
 
 class Products:
@@ -68,6 +72,15 @@ class Products:
 @pytest.fixture(scope="module")
 def products(library):
     return Products(library)
+
+
+@pytest.mark.parametrize("variant", HERE)
+def test_what_the_compiler_has_is_built(built, variant, tmp_path):
+    """A variant is left out for its options alone, and not where its source is wrong."""
+    flags = next(known[variant] for known in VARIANTS.values() if variant in known)
+    words = [*next(_compilers()), *flags, "-x", "c++", "-c", os.devnull, "-o", str(tmp_path / "empty.o")]
+    has = subprocess.run(words, capture_output=True, check=False).returncode == 0
+    assert (variant in built[1]) is has
 
 
 def runs(products, variant):

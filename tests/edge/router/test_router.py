@@ -116,7 +116,8 @@ def test_in_a_conversation_the_adapter_stays_unless_another_is_clearly_likelier(
     assert starter.choose(talk(CODE), current="math").adapter == "code"
     assert starter.choose(talk(MATH), current="code").adapter == "math"
     seen = {True: 0, False: 0}
-    for text in ("And if 3 more break?", "Now with 20 eggs", "why", "shorter please", "total?", "and 12?", "Hi"):
+    words = ("why", "shorter please", "total?", "and 12?", "Hi")
+    for text in ("And if 3 more break?", "Now with 20 eggs", "Half of that?", *words):
         shares, decision = starter.shares(text), starter.choose(talk(text), current="math")
         free = starter.choose(text)
         stays = free.adapter != "math" and shares[free.adapter] < STAY_ODDS * shares["math"]
