@@ -116,6 +116,7 @@ class Workload:
     @classmethod
     def of_file(cls, file: GgufFile, name: str | None = None) -> "Workload":
         """Of an open GGUF file or of its header alone: only the tables are read.
+
         Of a mixture of experts a token reads those that it is given to: their share of each such tensor.
         """
         arch = str(file.get("general.architecture", ""))
