@@ -1,4 +1,4 @@
-"""Architectures without a row, among them mixtures of experts: each is tried, runs, swaps and is forecast."""
+"""Architectures without a row, mixtures of experts among them: each is tried, runs and swaps; its memory is planned."""
 
 import json
 import os
