@@ -53,7 +53,8 @@ def prove(folder, bases, **config):
     done = export_lora(peft, base, folder / "a.gguf", kind="f32")
     report = verify(peft, base=base, lora=folder / "a.gguf", prompts=BUILT_IN[:2], hf=hf, max_tokens=4, threads=1)
     assert report.exact
-    assert report.effect > 0.5
+    # Of a layer's own input alone Gemma 3n's logits move less.
+    assert report.effect > (0.5 if config["target_modules"][0].startswith("per_layer") else 1)
     assert report.max_logit_error <= BOUND, report.max_logit_error
     assert report.passed
     return done
