@@ -32,9 +32,11 @@ LIBRARY: Final = Path(__file__).parent.parent / "prompt_kernels" / "prompt_kerne
 GGML_RELEASES: Final = frozenset({"0.25.3"})
 # Kinds of machine on which they were measured to be faster; elsewhere they are taken when asked for by name.
 MEASURED_ON: Final = frozenset({"x86_64"})
-# From so many columns on its products are taken: more than are computed at once of guessed tokens, which must be the
-# bits of one token after the other (session/speculation.py).
+# From so many columns on its products are faster and are taken: 9 and more, and for the two types with a scale and a
+# least value, which llama.cpp multiplies column by column, 5. Guessed tokens, which must be the bits of one token after
+# the other, stay below (session/exactness.py).
 LEAST_COLUMNS: Final = 9
+LEAST_OF_PAIRS: Final = 5
 
 
 class PromptKernels(NamedTuple):
@@ -250,11 +252,11 @@ def take_from(ours: bool) -> Iterator[None]:
     if _library is None:
         yield
         return
-    _library.prompt_kernels_from(LEAST_COLUMNS if ours else 0)
+    _library.prompt_kernels_from(*((LEAST_COLUMNS, LEAST_OF_PAIRS) if ours else (0, 0)))
     try:
         yield
     finally:
-        _library.prompt_kernels_from(LEAST_COLUMNS)
+        _library.prompt_kernels_from(LEAST_COLUMNS, LEAST_OF_PAIRS)
 
 
 def _joined_by(llama_cpp: Any, folder: Path, asked: str) -> PromptKernels:
@@ -283,7 +285,7 @@ def _joined_by(llama_cpp: Any, folder: Path, asked: str) -> PromptKernels:
             return PromptKernels(None, f"no {asked} on this CPU" if asked else "none for this CPU")
         addresses = (ctypes.cast(f, ctypes.c_void_p) for f in (types, barrier, base.ggml_backend_buffer_is_host))
         library.prompt_kernels_join(name, *addresses)
-        library.prompt_kernels_from(LEAST_COLUMNS)
+        library.prompt_kernels_from(LEAST_COLUMNS, LEAST_OF_PAIRS)
     except (OSError, AttributeError) as error:
         return PromptKernels(None, f"do not load: {error}")
     _library = library

@@ -15,7 +15,7 @@ from ..errors import SlmEdgeError
 from ..files.atomic import locked, write_json
 from ..files.read import read_json, sha256_file
 from ..gguf.base import BaseInfo
-from ..llama.binding import lib, prompt_kernels
+from ..llama.binding import LEAST_COLUMNS, LEAST_OF_PAIRS, lib, prompt_kernels
 from ..llama.context import Context
 from ..options import BATCH_TOKENS, CHUNK_TOKENS, EngineOptions
 
@@ -35,7 +35,7 @@ def kv_domain(base: BaseInfo, context: Context, options: EngineOptions, folder: 
         "fingerprint": base.fingerprint,
         "llama_cpp": importlib.metadata.version("llama-cpp-python"),
         "cpu": lib().llama_print_system_info().decode(errors="replace"),
-        **({"prompt_kernels": [kernels.name, kernels.sha256]} if kernels.name else {}),
+        **({"prompt_kernels": [kernels.name, kernels.sha256, LEAST_COLUMNS, LEAST_OF_PAIRS]} if kernels.name else {}),
         "threads": [context.threads, context.threads_batch, context.pace.adapts],
         "batch_tokens": context.n_batch_tokens,
         "chunk_tokens": [CHUNK_TOKENS, BATCH_TOKENS],

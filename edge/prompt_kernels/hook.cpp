@@ -2,7 +2,7 @@
 //
 // The backend asks each of its "extra buffer types" before it computes a node (ggml-cpu/traits.cpp); a type of ours is
 // added to that list. It owns no memory: it takes products of quantised weights that lie in memory as they are stored,
-// from `least_columns` columns on, and computes them with the backend's own threads and work memory.
+// from some columns on, and computes them with the backend's own threads and work memory.
 #include "ggml_abi.h"
 #include "products.h"
 
@@ -45,7 +45,7 @@ const Variant * const all[] = {
     VARIANTS(ADDRESS)};
 
 const Variant * chosen = nullptr;
-std::atomic<int> least_columns{0};
+std::atomic<int> least_columns{0}, least_of_pairs{0};
 std::atomic<long> n_products{0};
 void (*barrier)(ggml_threadpool *) = nullptr;
 bool (*is_host)(ggml_backend_buffer *) = nullptr;
@@ -53,9 +53,11 @@ bool (*is_host)(ggml_backend_buffer *) = nullptr;
 size_t up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 bool takes(const ggml_tensor * op) {
-    const int least = least_columns.load(std::memory_order_relaxed);
-    if (op->op != GGML_OP_MUL_MAT || least <= 0) return false;
+    if (op->op != GGML_OP_MUL_MAT || least_columns.load(std::memory_order_relaxed) <= 0) return false;
     const ggml_tensor *w = op->src[0], *x = op->src[1];
+    // llama.cpp multiplies those two column by column, the others four by four.
+    const bool pairs = w->type == Q4_1 || w->type == Q5_1;
+    const int least = (pairs ? least_of_pairs : least_columns).load(std::memory_order_relaxed);
     return block_bytes(w->type) && (w->type != Q8_0 || chosen->takes_q8_0) && x->type == GGML_TYPE_F32 && op->type == GGML_TYPE_F32 &&
            x->ne[1] >= least && x->ne[2] == 1 && x->ne[3] == 1 && w->ne[2] == 1 && w->ne[3] == 1 && x->nb[0] == sizeof(float) &&
            op->nb[0] == sizeof(float) && w->nb[0] == block_bytes(w->type) && w->buffer && is_host(w->buffer);
@@ -163,8 +165,11 @@ PUBLIC bool prompt_kernels_join(const char * name, extra_buffer_types_t types, v
     return true;
 }
 
-// From so many columns on products are taken; 0: none. Not while a graph is computed.
-PUBLIC void prompt_kernels_from(int columns) { least_columns = columns; }
+// From so many columns on products are taken, of Q4_1 and Q5_1 from `of_pairs` on; 0: none. Not while a graph is computed.
+PUBLIC void prompt_kernels_from(int columns, int of_pairs) {
+    least_columns = columns;
+    least_of_pairs = of_pairs;
+}
 
 // How many products were taken since the library was loaded
 PUBLIC long prompt_kernels_count() { return n_products; }

@@ -11,7 +11,8 @@ A product with one column takes a row by row kernel; with more, llama.cpp's CPU 
   as long as the rank: 14 is exact, 16 is not;
 - on x86, from `TILE_ROWS` columns on, tiled ones for K-quants and most of the i-quants, such as a head in Q6_K: fewer
   tokens are computed at once there;
-- from `llama.binding.LEAST_COLUMNS` columns on, more than guesses make, our own for the simple types, where built;
+- our own for the simple types, where built: for Q4_1 and Q5_1 from `llama.binding.LEAST_OF_PAIRS` columns on, so fewer
+  tokens are computed at once there, for others from `LEAST_COLUMNS` on, more than guesses make;
 - for other quantised matrices kernels that add up in the same order: measured equal over 96 tokens, all logits, at 4
   and 8.
 
@@ -26,6 +27,7 @@ from typing import Final
 from ..gguf.base import BaseInfo
 from ..gguf.file import GgufFile
 from ..gguf.types import GgmlType
+from ..llama.binding import LEAST_OF_PAIRS, prompt_kernels
 from ..llama.model import cpu_features, repacked_tensors
 from ..options import FlashAttention
 from ..pack.pack import PackedAdapter
@@ -34,6 +36,7 @@ FLOATS: Final = (GgmlType.F32, GgmlType.F16, GgmlType.BF16)
 VECTOR_VALUES: Final = 4
 # From so many columns on ggml-cpu/tiled takes products with `TILED` matrices as they are stored (x86 with AVX alone).
 TILE_ROWS: Final = 8
+PAIRS: Final = frozenset({GgmlType.Q4_1, GgmlType.Q5_1})
 TILED: Final = frozenset(
     {
         *(GgmlType.Q2_K, GgmlType.Q3_K, GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K),
@@ -90,10 +93,10 @@ class Exactness:
     @functools.cached_property
     def most_at_once(self) -> int | None:
         """The most tokens at once that the base's kernels treat as they do a few; None: any number."""
-        if "AVX" not in cpu_features():
-            return None
-        tiled = any(info.type in TILED and len(info.shape) == 2 for info in self._base.file.tensors.values())
-        return TILE_ROWS - 1 if tiled else None
+        types = {info.type for info in self._base.file.tensors.values() if len(info.shape) == 2}
+        if types & PAIRS and prompt_kernels().name:
+            return LEAST_OF_PAIRS - 1
+        return TILE_ROWS - 1 if types & TILED and "AVX" in cpu_features() else None
 
     def _of(self, name: str | None) -> bool:
         if name not in self._known:

@@ -19,9 +19,11 @@ from build_gguf import tiny_base
 from gguf import GGML_QUANT_SIZES, quants
 from gguf import GGMLQuantizationType as Type
 from slm_edge.benchmarks.made.gguf_out import copy_keys, finish
+from slm_edge.edge.gguf.base import BaseInfo
 from slm_edge.edge.gguf.file import GgufFile
-from slm_edge.edge.llama.binding import GGML_RELEASES, LEAST_COLUMNS, MEASURED_ON
+from slm_edge.edge.llama.binding import LEAST_COLUMNS, LEAST_OF_PAIRS, MEASURED_ON, prompt_kernels
 from slm_edge.edge.prompt_kernels.build import VARIANTS, _compilers, compile_library
+from slm_edge.edge.session.exactness import Exactness
 from slm_edge.edge.session.speculation import SIZES
 
 TYPES = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0)
@@ -203,7 +205,7 @@ logits = []
 with Model.load(Path(sys.argv[2]), repack=False) as model:
     for threads in (1, 2):
         with Context(model, n_ctx_tokens=256, n_batch_tokens=64, n_outputs_max=64, threads=threads) as context:
-            for n in (8, 9, 45):
+            for n in (int(sys.argv[4]), int(sys.argv[4]) + 1, 45):
                 before = count()
                 context.clear()
                 context.decode([i * 7 % 250 for i in range(n)], 0)
@@ -215,8 +217,8 @@ print(json.dumps(out))
 """
 
 
-def child(library, base, what="", **environment):
-    command = [sys.executable, "-c", CHILD, str(library), str(base), what]
+def child(library, base, what="", few=8, **environment):
+    command = [sys.executable, "-c", CHILD, str(library), str(base), what, str(few)]
     asked = "" if platform.machine() in MEASURED_ON else "dotprod"
     environment = {**os.environ, "SLM_EDGE_KERNELS": asked, **environment}
     done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
@@ -249,7 +251,8 @@ def bases(tmp_path_factory):
 
 @pytest.mark.parametrize("type", [Type.Q4_1, Type.Q5_0, Type.Q8_0], ids=lambda type: type.name)
 def test_llama_cpp_computes_prompts_with_them_and_few_tokens_without(library, bases, type):
-    ours, without = child(library, bases[type]), child(library, bases[type], SLM_EDGE_KERNELS="0")
+    few = (LEAST_OF_PAIRS if type is Type.Q4_1 else LEAST_COLUMNS) - 1
+    ours, without = (child(library, bases[type], few=few, **how) for how in ({}, {"SLM_EDGE_KERNELS": "0"}))
     if ours["kernels"].startswith("none"):
         assert "none for this CPU" in ours["kernels"]
         pytest.skip(ours["kernels"])
@@ -258,9 +261,11 @@ def test_llama_cpp_computes_prompts_with_them_and_few_tokens_without(library, ba
     assert ours["counts"][0] == ours["counts"][3] == 0
     assert all(n > 7 for n in (*ours["counts"][1:3], *ours["counts"][4:6]))
     for threads in (0, 3):
-        few, nine, many = (np.abs(ours["logits"][i] - without["logits"][i]).max() for i in range(threads, threads + 3))
+        least, next, many = (
+            np.abs(ours["logits"][i] - without["logits"][i]).max() for i in range(threads, threads + 3)
+        )
         spread = np.ptp(without["logits"][threads + 2])
-        assert few == 0 and 0 < nine < 0.02 * spread and 0 < many < 0.02 * spread
+        assert few == 0 and 0 < more < 0.02 * spread and 0 < many < 0.02 * spread
     # What one thread and two compute
     assert np.array_equal(ours["logits"][1], ours["logits"][4]) and np.array_equal(ours["logits"][2], ours["logits"][5])
     assert ours["domain"] != without["domain"], "prefixes kept by another way of computing would be taken"
@@ -285,9 +290,14 @@ def test_without_a_library_for_it_all_is_as_before(library, bases, tmp_path):
             assert np.array_equal(mine, theirs)
 
 
-def test_guesses_stay_below_what_the_kernels_take():
-    assert max(size for pair in SIZES for size in pair) < LEAST_COLUMNS
-    assert GGML_RELEASES
+def test_guesses_stay_below_what_the_kernels_take(bases):
+    """Of the sizes of guesses only those below, whatever the base's types; with Q4_1 fewer where the kernels are."""
+    joined = prompt_kernels().name is not None
+    for type, base in bases.items():
+        exactness = Exactness(BaseInfo.open(base), {}, repack=False, flash_attention="auto")
+        most = exactness.most_at_once or max(size for size, _ in SIZES)
+        assert most < (LEAST_OF_PAIRS if type is Type.Q4_1 and joined else LEAST_COLUMNS)
+        assert most >= min(size for size, _ in SIZES)
 
 
 def test_no_compiler_is_said(tmp_path, monkeypatch):
