@@ -9,7 +9,7 @@ import onnx
 import pytest
 from build_gguf import tiny_base
 from build_hf import LLAMA3_SCALING, tiny_checkpoint
-from build_onnx import empty_cache, onnx_logits, plain_session
+from build_onnx import empty_cache, onnx_logits, onnx_logits_in_pieces, padded_rows, plain_session
 from compare_logits import gguf_logits, hf_logits, random_ids
 from gguf import GGMLQuantizationType, quants
 from slm_edge.edge.errors import DamagedError, InputError, UnsupportedError
@@ -115,20 +115,11 @@ def test_rows_padded_on_the_right_are_as_alone(tmp_path, architecture):
     """Hunyuan's positions are counted in the graph, those of the others by onnxruntime."""
     base = tiny_base(tmp_path / "base.gguf", architecture=architecture)
     export_onnx(base, tmp_path / "onnx", kind="f32")
-    session = plain_session(tmp_path / "onnx" / "model.onnx")
-    rows = [IDS[:20], IDS[20:31]]
-    alone = [onnx_logits(tmp_path / "onnx" / "model.onnx", [*row, 7]) for row in rows]
-    lengths = [len(row) for row in rows]
-    ids = np.array([row + [0] * (20 - len(row)) for row in rows])
-    mask = (np.arange(20)[None] < np.array(lengths)[:, None]).astype(np.int64)
-    past = {name: np.repeat(values, 2, axis=0) for name, values in empty_cache(session).items()}
-    names = [entry.name for entry in session.get_outputs()]
-    out = dict(zip(names, session.run(None, {"input_ids": ids, "attention_mask": mask} | past), strict=True))
-    for row, whole, n in zip(out["logits"], alone, lengths, strict=True):
-        np.testing.assert_allclose(row[:n], whole[:n], atol=1e-4)
-    past = {name.replace("present", "past_key_values"): out[name] for name in names[1:]}
-    mask = (np.arange(21)[None] < np.array(lengths)[:, None] + 1).astype(np.int64)
-    (logits,) = session.run(["logits"], {"input_ids": np.array([[7], [7]]), "attention_mask": mask} | past)
+    path, rows = tmp_path / "onnx" / "model.onnx", [IDS[:20], IDS[20:31]]
+    alone = [onnx_logits(path, [*row, 7]) for row in rows]
+    firsts, logits = padded_rows(path, rows)
+    for first, whole, row in zip(firsts, alone, rows, strict=True):
+        np.testing.assert_allclose(first[: len(row)], whole[: len(row)], atol=1e-4)
     for row, whole in zip(logits, alone, strict=True):
         np.testing.assert_allclose(row[0], whole[-1], atol=1e-4)
 
@@ -138,18 +129,10 @@ def test_decoding_in_pieces_and_first_logit(tmp_path, architecture):
     """A prompt in two pieces, then token by token, gives what one pass gives; `first_logit` leaves rows out."""
     base = tiny_base(tmp_path / "base.gguf", architecture=architecture)
     export_onnx(base, tmp_path / "onnx", kind="f32")
-    whole = onnx_logits(tmp_path / "onnx" / "model.onnx", IDS)
-    session = plain_session(tmp_path / "onnx" / "model.onnx")
-    names = [entry.name for entry in session.get_outputs()]
-    past, rows, at = empty_cache(session), [], 0
-    for n in (17, 13, 1, 1, 8):
-        feeds = {"input_ids": np.array([IDS[at : at + n]]), "attention_mask": np.ones((1, at + n), np.int64)}
-        out = dict(zip(names, session.run(None, feeds | past), strict=True))
-        past = {name.replace("present", "past_key_values"): out[name] for name in names[1:]}
-        rows.append(out["logits"][0])
-        at += n
-    np.testing.assert_allclose(np.concatenate(rows), whole, atol=1e-4)
-    last = onnx_logits(tmp_path / "onnx" / "model.onnx", IDS, first_logit=np.array([38]))
+    path = tmp_path / "onnx" / "model.onnx"
+    whole = onnx_logits(path, IDS)
+    np.testing.assert_allclose(onnx_logits_in_pieces(path, IDS, (17, 13, 1, 1, 8)), whole, atol=1e-4)
+    last = onnx_logits(path, IDS, first_logit=np.array([38]))
     np.testing.assert_allclose(last, whole[38:], atol=1e-4)
 
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import transformers
 from build_gguf import write_gguf
-from build_onnx import empty_cache, onnx_logits, plain_session
+from build_onnx import onnx_logits, onnx_logits_in_pieces, padded_rows
 from build_other import other_base
 from build_peft import real_adapter
 from compare_logits import gguf_logits, hf_logits, random_ids
@@ -127,36 +127,18 @@ def test_decoding_in_pieces(tmp_path):
     export_onnx(base, tmp_path / "onnx", kind="f32")
     ids = random_ids(384, 40)
     whole = hf_logits(hf, ids)
-    session = plain_session(tmp_path / "onnx" / "model.onnx")
-    names = [entry.name for entry in session.get_outputs()]
-    past, rows, at = empty_cache(session), [], 0
-    for n in (17, 13, 1, 1, 8):
-        feeds = {"input_ids": np.array([ids[at : at + n]]), "attention_mask": np.ones((1, at + n), np.int64)}
-        out = dict(zip(names, session.run(None, feeds | past), strict=True))
-        past = {name.replace("present", "past_key_values"): out[name] for name in names[1:]}
-        rows.append(out["logits"][0])
-        at += n
-    assert np.abs(np.concatenate(rows) - whole).max() < 1e-3
+    found = onnx_logits_in_pieces(tmp_path / "onnx" / "model.onnx", ids, (17, 13, 1, 1, 8))
+    assert np.abs(found - whole).max() < 1e-3
 
 
 def test_rows_padded_on_the_right_are_as_alone(tmp_path):
     base = made(tmp_path, "a part of each head, longrope")[1]
     export_onnx(base, tmp_path / "onnx", kind="f32")
-    session = plain_session(tmp_path / "onnx" / "model.onnx")
-    ids = random_ids(384, 31)
+    path, ids = tmp_path / "onnx" / "model.onnx", random_ids(384, 31)
     rows = [ids[:20], ids[20:]]
-    lengths = [len(row) for row in rows]
-    alone = [onnx_logits(tmp_path / "onnx" / "model.onnx", [*row, 7]) for row in rows]
-    mask = (np.arange(20)[None] < np.array(lengths)[:, None]).astype(np.int64)
-    past = {name: np.repeat(values, 2, axis=0) for name, values in empty_cache(session).items()}
-    padded = {"input_ids": np.array([row + [0] * (20 - len(row)) for row in rows]), "attention_mask": mask}
-    names = [entry.name for entry in session.get_outputs()]
-    out = dict(zip(names, session.run(None, padded | past), strict=True))
-    past = {name.replace("present", "past_key_values"): out[name] for name in names[1:]}
-    mask = (np.arange(21)[None] < np.array(lengths)[:, None] + 1).astype(np.int64)
-    (logits,) = session.run(["logits"], {"input_ids": np.array([[7], [7]]), "attention_mask": mask} | past)
-    for first, last, whole, n in zip(out["logits"], logits, alone, lengths, strict=True):
-        np.testing.assert_allclose(first[:n], whole[:n], atol=1e-4)
+    alone = [onnx_logits(path, [*row, 7]) for row in rows]
+    for first, last, whole, row in zip(*padded_rows(path, rows), alone, rows, strict=True):
+        np.testing.assert_allclose(first[: len(row)], whole[: len(row)], atol=1e-4)
         np.testing.assert_allclose(last[0], whole[-1], atol=1e-4)
 
 
