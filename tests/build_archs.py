@@ -11,14 +11,8 @@ from typing import Any
 import gguf
 import numpy as np
 from build_gguf import CHATML, vocabulary, write_gguf
+from build_other_tensors import ARRAY, F32, I32, TEXT, U32
 
-U32, F32, I32, TEXT, ARRAY = (
-    gguf.GGUFValueType.UINT32,
-    gguf.GGUFValueType.FLOAT32,
-    gguf.GGUFValueType.INT32,
-    gguf.GGUFValueType.STRING,
-    gguf.GGUFValueType.ARRAY,
-)
 N_EMBD, N_Q, N_K, N_FF, HEAD, N_EXPERTS, N_CTX_TOKENS = 64, 64, 32, 96, 16, 4, 512
 QKV = {"attn_q": (N_EMBD, N_Q), "attn_k": (N_EMBD, N_K), "attn_v": (N_EMBD, N_K), "attn_output": (N_Q, N_EMBD)}
 FUSED = {"attn_qkv": (N_EMBD, N_Q + 2 * N_K), "attn_output": (N_Q, N_EMBD)}

@@ -53,6 +53,17 @@ def vocabulary() -> tuple[list[str], list[int], list[str]]:
     return tokens, [3] * len(SPECIALS) + [1] * (len(tokens) - len(SPECIALS)), merges
 
 
+def keys_with_marks(*marks: str) -> dict[str, tuple[Any, ...]]:
+    """Keys for `tiny_base`: its own vocabulary, and these control tokens behind it where it lacks them."""
+    tokens, types, _ = vocabulary()
+    more = [mark for mark in marks if mark not in tokens]
+    array, kind = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType
+    return {
+        "tokenizer.ggml.tokens": ([*tokens, *more], array, kind.STRING),
+        "tokenizer.ggml.token_type": ([*types, *[3] * len(more)], array, kind.INT32),
+    }
+
+
 def spm_keys(space_prefix: bool = True) -> dict[str, tuple[Any, ...]]:
     """Keys of a SentencePiece vocabulary for `tiny_base`: specials, the 256 bytes, letters, and a few words."""
     kind = gguf.GGUFValueType

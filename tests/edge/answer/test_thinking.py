@@ -6,9 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from build_gguf import CHATML, tiny_adapter, tiny_base, vocabulary
+from build_gguf import CHATML, keys_with_marks, tiny_adapter, tiny_base
 from build_server import serving
-from gguf import GGUFValueType
 from slm_edge.edge.answer.stream import TextOut
 from slm_edge.edge.answer.thinking import Thinking, form_of, split, thinking_of
 from slm_edge.edge.cli.conversation.talk import Talk
@@ -82,13 +81,7 @@ def test_the_form_is_the_cards_or_the_templates():
 
 
 def test_marks_that_the_vocabulary_does_not_show(tmp_path):
-    tokens, types, _ = vocabulary()
-    tokens, types = [*tokens, "[THINK]", "[/THINK]"], [*types, 3, 3]
-    kind = GGUFValueType
-    keys = {
-        "tokenizer.ggml.tokens": (tokens, kind.ARRAY, kind.STRING),
-        "tokenizer.ggml.token_type": (types, kind.ARRAY, kind.INT32),
-    }
+    keys = keys_with_marks("[THINK]", "[/THINK]")
     template = "{{ messages[0].content }}{# [THINK] and [/THINK] #}{% if enable_thinking %}[THINK]{% endif %}"
     path = tiny_base(tmp_path / "b.gguf", chat_template=template, keys=keys)
     with Vocab.open(path) as vocab:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
-from build_gguf import tiny_base, vocabulary
+from build_gguf import keys_with_marks, tiny_base
 from build_rows import write_jsonl
 from gguf import GGUFValueType
 from slm_edge.edge.errors import InputError
@@ -86,15 +86,9 @@ TEMPLATES = {
 
 def base_of(folder, template, marks):
     """A tiny base with these control tokens, of which the last ends a turn."""
-    tokens, types, _ = vocabulary()
-    more = [mark for mark in marks if mark not in tokens]
-    tokens, types = [*tokens, *more], [*types, *[3] * len(more)]
-    kind = GGUFValueType
-    keys = {
-        "tokenizer.ggml.tokens": (tokens, kind.ARRAY, kind.STRING),
-        "tokenizer.ggml.token_type": (types, kind.ARRAY, kind.INT32),
-        "tokenizer.ggml.eos_token_id": (tokens.index(marks[-1]), kind.UINT32),
-    }
+    keys = keys_with_marks(*marks)
+    end = keys["tokenizer.ggml.tokens"][0].index(marks[-1])
+    keys |= {"tokenizer.ggml.eos_token_id": (end, GGUFValueType.UINT32)}
     return open_base(tiny_base(folder / "base.gguf", chat_template=template, keys=keys))
 
 

@@ -4,10 +4,9 @@ import json
 
 import pytest
 import torch
-from build_gguf import tiny_base, vocabulary
+from build_gguf import keys_with_marks, tiny_base
 from build_hf import edit_config, tiny_checkpoint
 from build_rows import SMALL, gsm8k_row, write_jsonl
-from gguf import GGUFValueType
 from safetensors.torch import load_file, save_file
 from slm_edge.edge.errors import UnsupportedError
 from slm_edge.edge.gguf.families import FAMILIES
@@ -63,13 +62,7 @@ def test_each_familys_end_of_turn_is_the_last_label(tmp_path, architecture):
 
 def test_gemmas_end_of_turn_is_a_label_though_its_file_names_another_end(tmp_path):
     """Real files say `<eos>`, whatever the template writes; llama.cpp stops at `<end_of_turn>` by its text."""
-    tokens, types, _ = vocabulary()
-    tokens, types = [*tokens, "<start_of_turn>", "<end_of_turn>"], [*types, 3, 3]
-    kind = GGUFValueType
-    keys = {
-        "tokenizer.ggml.tokens": (tokens, kind.ARRAY, kind.STRING),
-        "tokenizer.ggml.token_type": (types, kind.ARRAY, kind.INT32),
-    }
+    keys = keys_with_marks("<start_of_turn>", "<end_of_turn>")
     base = tiny_base(tmp_path / "base.gguf", architecture="gemma3", chat_template=GEMMA, keys=keys)
     assert_ends_are_learned(open_base(base), "<end_of_turn>")
 
