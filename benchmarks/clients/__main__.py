@@ -21,7 +21,7 @@ import click
 
 from ..serving.ask import CHAT, ask, chat
 from ..serving.bounds import Bound, finish
-from ..serving.process import Served, served
+from ..serving.process import Served, served, threads_option
 from .proxy import kill_one
 
 HERE: Final = Path(__file__).parent
@@ -97,7 +97,7 @@ def main(
     if not (programs / "python").exists():
         raise click.ClickException(f"there is no Python in {environment}: make clients")
     parts = parts or PARTS
-    options: list[object] = ["--max-wait", 600, *([] if threads is None else ["--threads", threads])]
+    options = ["--max-wait", 600, *threads_option(threads)]
     rows: list[dict[str, Any]] = []
     with served(pack, *options) as server:
         asked = server.models[0] if model is None else model

@@ -14,13 +14,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
 from ...edge.pack.pack import Pack
 from ..serving.bounds import Bound, finish
-from ..serving.process import served
+from ..serving.process import served, threads_option
 
 TESTS: Final = Path("tools") / "server" / "tests"
 # What their clients call the model
@@ -79,8 +79,8 @@ def main(checkout: Path, base: str | None, threads: int | None, as_json: bool) -
     if not (checkout / TESTS / "utils.py").is_file():
         raise click.ClickException(f"{checkout} has no {TESTS} with llama-server's tests")
     served_base = base or str(Pack.open(None).base_path(allow_pull=True))
-    options: list[Any] = [word for name in ALIASES for word in ("--alias", f"{name}=base")]
-    options += [] if threads is None else ["--threads", threads]
+    aliases = [word for name in ALIASES for word in ("--alias", f"{name}=base")]
+    options = [*aliases, *threads_option(threads)]
     found: dict[str, str] = {}
     said = ""
     with tempfile.TemporaryDirectory(prefix="slm-edge-llama-tests-") as temporary:

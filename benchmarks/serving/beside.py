@@ -19,6 +19,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ from ..stats import spread
 from .ask import CHAT, Reply, ask, chat, right
 from .bounds import Bound, finish
 from .mix import SUBJECTS
-from .process import served, starter_base
+from .process import served, starter_base, threads_option
 
 CHECKOUT: Final = Path(__file__).parent.parent.parent
 NAMES: Final = ("a", "b", "c", "d")
@@ -115,9 +116,9 @@ async def rounds(contenders: Sequence[Contender], runs: int, n_each: int) -> dic
         for n in CLIENTS:
             prompts = [[texts(draw) for _ in range(n_each)] for _ in range(n)]
             for case in ("new", "repeated"):
-                await turn(f"{n} clients, {case}", lambda one, p=prompts: together(one, ["a"] * len(p), p), run >= 0)  # type: ignore[misc]
+                await turn(f"{n} clients, {case}", partial(together, adapters=["a"] * n, prompts=prompts), run >= 0)
         prompts = [[texts(draw) for _ in range(n_each)] for _ in NAMES]
-        await turn("4 adapters, new", lambda one, p=prompts: together(one, NAMES, p), run >= 0)  # type: ignore[misc]
+        await turn("4 adapters, new", partial(together, adapters=NAMES, prompts=prompts), run >= 0)
     return found
 
 
@@ -193,8 +194,7 @@ def main(
     """Measures servers over BASE, the starter's by default."""
     if not (alone or python.exists()):
         raise click.ClickException(f"there is no {python}: make peers; --alone does without")
-    options: list[object] = ["--parallel", PLACES, "-c", _CONTEXT_TOKENS, "--max-wait", 3600]
-    options += [] if threads is None else ["--threads", threads]
+    options = ["--parallel", PLACES, "-c", _CONTEXT_TOKENS, "--max-wait", 3600, *threads_option(threads)]
     with tempfile.TemporaryDirectory(prefix="slm-edge-beside-") as temporary, ExitStack() as stack:
         folder = Path(temporary)
         base = starter_base(folder) if base is None else base

@@ -7,14 +7,13 @@ and the server ends with 0.
 """
 
 import asyncio
-from typing import Any
 
 import click
 
 from .ask import CHAT, Reply, ask, chat
 from .bounds import Bound, finish
 from .mix import SUBJECTS
-from .process import Served, served
+from .process import Served, served, threads_option
 
 
 async def drained(server: Served, n_streams: int, n_tokens: int) -> tuple[list[Reply], Reply]:
@@ -51,14 +50,7 @@ def is_cut(reply: Reply) -> bool:
 @click.option("--json", "as_json", is_flag=True)
 def main(pack: str | None, streams: int, tokens: int, drain_s: float, threads: int | None, as_json: bool) -> None:
     """Ends a server over PACK, the starter pack by default, while it answers."""
-    options: list[Any] = [
-        "--parallel",
-        streams,
-        "--drain",
-        drain_s,
-        *([] if threads is None else ["--threads", threads]),
-    ]
-    with served(pack, *options) as server:
+    with served(pack, "--parallel", streams, "--drain", drain_s, *threads_option(threads)) as server:
         replies, late = asyncio.run(drained(server, streams, tokens))
         code, errors = server.wait(), server.errors()
     result = {

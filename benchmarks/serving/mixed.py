@@ -33,7 +33,7 @@ from .alone import Alone, parts_at
 from .ask import CHAT, Reply, ask
 from .bounds import Bound, finish
 from .mix import SENTENCE
-from .process import Served, served, starter_base
+from .process import Served, served, starter_base, threads_option
 
 NAMES = ("math", "code", "summarize", "style")
 MIX = {"math": 0.5, "code": 0.7}
@@ -286,8 +286,7 @@ def main(
     as_json: bool,
 ) -> None:
     """Asks a server over BASE, the starter's by default, for a mix of answers, and compares each with a session's."""
-    options = ["--max-wait", 3600, "--parallel", parallel, *(["--exact"] if exact else [])]
-    options += [] if threads is None else ["--threads", threads]
+    options = ["--max-wait", 3600, "--parallel", parallel, *(["--exact"] if exact else []), *threads_option(threads)]
     with tempfile.TemporaryDirectory(prefix="slm-edge-mixed-") as temporary:
         folder = Path(temporary)
         base = starter_base(folder) if base is None else base

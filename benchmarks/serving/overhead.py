@@ -23,7 +23,7 @@ from ..stats import spread
 from .ask import CHAT, ask, chat, right
 from .bounds import Bound, finish
 from .mix import SENTENCE, SUBJECTS
-from .process import Served, anon_bytes_of, served
+from .process import Served, anon_bytes_of, cpu_s_of, served, threads_option
 
 DECODE, ADDED_MS, IDLE, MORE_BYTES = 0.97, 10.0, 0.005, 15 << 20
 _QUIET_S = 3.0
@@ -85,18 +85,11 @@ def chat_bytes(pack: str | None, adapter: str | None, text: str, n_tokens: int, 
         # It has answered when it has spoken and then waits for the next line.
         process.stdout.read(1)
         end_s, busy_s = time.monotonic() + _CHAT_S, -1.0
-        while time.monotonic() < end_s and busy_s != (busy_s := _cpu_s(process.pid)):
+        while time.monotonic() < end_s and busy_s != (busy_s := cpu_s_of(process.pid)):
             time.sleep(1.0)
         found = anon_bytes_of(process.pid)
         process.kill()
     return found
-
-
-def _cpu_s(pid: int) -> float:
-    import psutil
-
-    times = psutil.Process(pid).cpu_times()
-    return float(times.user + times.system)
 
 
 @click.command()
@@ -119,7 +112,7 @@ def main(
     as_json: bool,
 ) -> None:
     """Measures a server over PACK, the starter pack by default, beside a session and `chat`."""
-    options: list[Any] = [] if threads is None else ["--threads", threads]
+    options = threads_option(threads)
     texts = prompts(sentences)
     with served(pack, "--parallel", 1, *options) as server, open_session(pack, "llama", threads=threads) as session:
         asked = model or (server.adapters or ["base"])[0]

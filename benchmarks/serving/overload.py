@@ -20,7 +20,7 @@ from ...edge.errors import EngineError
 from .ask import CHAT, Reply, ask, chat
 from .bounds import Bound, finish
 from .mix import SUBJECTS
-from .process import served
+from .process import served, threads_option
 
 GOODPUT = 0.95
 RIGHT = (200, 429, 503)
@@ -119,8 +119,7 @@ def main(
     as_json: bool,
 ) -> None:
     """Asks a server over PACK, the starter pack by default, for far more than it can do."""
-    options = ["--parallel", parallel, "--max-wait", max_wait_s]
-    options += [] if threads is None else ["--threads", threads]
+    options = ["--parallel", parallel, "--max-wait", max_wait_s, *threads_option(threads)]
     with served(pack, *options) as server:
         asyncio.run(capacity(server.port, model, tokens, parallel, seconds / 12))
         able_s = seconds / 3

@@ -75,9 +75,8 @@ class Served:
         return psutil.Process(self.process.pid).num_threads()
 
     def cpu_s(self) -> float:
-        """Processor time of the process so far."""
-        times = psutil.Process(self.process.pid).cpu_times()
-        return float(times.user + times.system)
+        """See `cpu_s_of`."""
+        return cpu_s_of(self.process.pid)
 
     def terminate(self) -> None:
         """SIGTERM: it drains."""
@@ -127,6 +126,17 @@ def starter_base(folder: Path) -> Path:
     path = folder / "starter.gguf"
     path.symlink_to(Pack.open(None).base_path(allow_pull=True))
     return path
+
+
+def threads_option(threads: int | None) -> list[object]:
+    """The words for so many threads; none where the number is left open."""
+    return [] if threads is None else ["--threads", threads]
+
+
+def cpu_s_of(pid: int) -> float:
+    """Processor time of a process so far."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def anon_bytes_of(pid: int) -> int:

@@ -21,7 +21,7 @@ import click
 from .ask import CHAT, ask, chat
 from .bounds import Bound, finish
 from .mix import SUBJECTS
-from .process import Served, served
+from .process import Served, served, threads_option
 
 SLOWER: Final = 2.0
 # Slow heads, slow bodies, slow reading of what is long
@@ -58,7 +58,7 @@ def main(pack: str | None, connections: int, seconds: float, threads: int | None
     if program is None:
         raise click.ClickException("there is no slowhttptest here: apt install slowhttptest")
     found: dict[str, Any] = {}
-    with served(pack, "--max-wait", 600, *([] if threads is None else ["--threads", threads])) as server:
+    with served(pack, "--max-wait", 600, *threads_option(threads)) as server:
         asyncio.run(asking(server, 1.0))
         before_s, n_failed = asyncio.run(asking(server, seconds))
         worst, total_failed = 0.0, n_failed

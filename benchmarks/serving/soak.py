@@ -24,7 +24,7 @@ from ...edge.serve.running import ask as ask_admin
 from .ask import ask
 from .bounds import Bound, finish
 from .mix import Client
-from .process import Served, served
+from .process import Served, served, threads_option
 
 GROWTH: Final = 1.02
 _MOST_SAID: Final = 10
@@ -131,9 +131,8 @@ async def _reading(server: Served, at_s: float, found: Soak) -> dict[str, float]
 @click.option("--json", "as_json", is_flag=True)
 def main(pack: str | None, minutes: float, clients: int, every_s: float, threads: int | None, as_json: bool) -> None:
     """Runs a server over PACK, the starter pack by default, among clients of every kind; reads its memory."""
-    options = [] if threads is None else ["--threads", threads]
     files = [one.path for one in Pack.open(pack).adapters.values()]
-    with served(pack, "--max-wait", 600, *options) as server:
+    with served(pack, "--max-wait", 600, *threads_option(threads)) as server:
         found = asyncio.run(soak(server, files, 60 * minutes, clients, every_s))
         last = asyncio.run(ask(server.port, "/v1/slm/state")).json
         server.terminate()
