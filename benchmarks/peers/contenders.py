@@ -13,7 +13,6 @@ contender keeps of earlier prompts is left as its users get it; whoever wants a 
 """
 
 import argparse
-import asyncio
 import contextlib
 import json
 import os
@@ -78,8 +77,6 @@ class Clock:
 class Ours(Contender):
     """`slm_edge.Engine`, as `slm-edge serve` runs it."""
 
-    kind = "llama"
-
     def __init__(self, base: Path, lora: Path | None, *, threads: int, context: int, parallel: int) -> None:
         from slm_edge.edge.scheduler.engine import Engine
         from slm_edge.edge.system.machine import default_threads
@@ -99,23 +96,12 @@ class Ours(Contender):
         return Session.of_files(base, adapters, **options)
 
     def one(self, text: str, tokens: int, lora: bool) -> dict[str, Any]:
-        return asyncio.run(self._answer(text, tokens, lora))
-
-    async def _answer(self, text: str, tokens: int, lora: bool) -> dict[str, Any]:
         clock = Clock()
         ids = self._engine.tokenize(text)
         ticket = self._engine.submit(ids, "a" if lora else None, max_tokens=tokens, temperature=0)
-        async for _ in ticket:
+        for _ in ticket:
             clock.piece()
-        answer = await ticket
-        return clock.found(len(ids), answer.n_tokens)
-
-    def many(self, texts: list[str], tokens: int, lora: bool) -> int:
-        async def gathered() -> int:
-            answers = await asyncio.gather(*(self._answer(text, tokens, lora) for text in texts))
-            return sum(answer["tokens"] for answer in answers)
-
-        return asyncio.run(gathered())
+        return clock.found(len(ids), ticket.result().n_tokens)
 
     def version(self) -> str:
         return "slm-edge " + version("slm-edge")

@@ -16,7 +16,8 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,10 +46,10 @@ def tokens_of(n_tokens: int) -> list[int]:
     return [1 + i % 200 for i in range(n_tokens)]
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Milliseconds."""
+def timed(work: Callable[..., object], *arguments: Any, **named: Any) -> float:
+    """Milliseconds of a call."""
     began_s = time.perf_counter()
-    work()
+    work(*arguments, **named)
     return (time.perf_counter() - began_s) * 1e3
 
 
@@ -64,17 +65,32 @@ def rounds(points: Sequence[Any], runs: int, measure: Callable[[Any], dict[str, 
     for _ in range(runs):
         for at, point in enumerate(points):
             found[at].append(measure(point))
+    return spreads(found)
+
+
+def spreads(found: Sequence[Sequence[dict[str, float]]]) -> list[Row]:
+    """Each point's figures over its rounds."""
     return [{name: spread([row[name] for row in rows]) for name in rows[0]} for rows in found]
+
+
+@contextmanager
+def opened(base: Path, n_ctx_tokens: int, threads: int | None) -> Iterator[Context]:
+    """A context over a model that is closed with it."""
+    with (
+        Model.load(base) as model,
+        Context(model, n_ctx_tokens=n_ctx_tokens, n_batch_tokens=CHUNK, threads=threads) as context,
+    ):
+        yield context
 
 
 def report(what: str, sizes: Sequence[float], rows: list[Row], costs: Sequence[str], about: Row) -> None:
     """Prints the points and the document; `costs` are what should grow with the size."""
     for size, row in zip(sizes, rows, strict=True):
+        shown = ", ".join(f"{name} {value['median']:.4g}" for name, value in row.items())
         row[what] = size
         row["per_unit"] = {
             cost: round(row[cost]["median"] / size / (rows[0][cost]["median"] / sizes[0]), 3) for cost in costs
         }
-        shown = ", ".join(f"{name} {value['median']:.4g}" for name, value in row.items() if "median" in str(value))
         click.echo(f"{what} {size:,}: {shown}; per unit {row['per_unit']}")
     click.echo(json.dumps(about | {"points": rows}))
 
@@ -97,26 +113,14 @@ def size(bases: tuple[Path, ...], n_prompt: int, n_decode: int, runs: int, threa
         with opened(base, n_prompt + n_decode, threads) as context:
             context.decode(tokens_of(min(n_prompt, CHUNK)), 0)
             context.clear()
-            prompt_ms = timed(lambda: context.decode(tokens_of(n_prompt), 0))
-            decode_ms = timed(lambda: decode(context, n_decode, n_prompt))
+            prompt_ms = timed(context.decode, tokens_of(n_prompt), 0)
+            decode_ms = timed(decode, context, n_decode, n_prompt)
         return {"prompt_ms": prompt_ms, "token_ms": decode_ms / n_decode}
 
     ordered = sorted(bases, key=lambda base: base.stat().st_size)
-    rows = rounds(ordered, runs, measure)
-    for base, row in zip(ordered, rows, strict=True):
-        row["base"] = base.name
     sizes = [base.stat().st_size for base in ordered]
-    report("file_bytes", sizes, rows, ("prompt_ms", "token_ms"), {"prompt": n_prompt, "runs": runs})
-
-
-@contextmanager
-def opened(base: Path, n_ctx_tokens: int, threads: int | None) -> Iterator[Context]:
-    """A context over a model that is closed with it."""
-    with (
-        Model.load(base) as model,
-        Context(model, n_ctx_tokens=n_ctx_tokens, n_batch_tokens=CHUNK, threads=threads) as context,
-    ):
-        yield context
+    about = {"bases": [base.name for base in ordered], "prompt": n_prompt, "runs": runs}
+    report("file_bytes", sizes, rounds(ordered, runs, measure), ("prompt_ms", "token_ms"), about)
 
 
 @main.command()
@@ -137,14 +141,13 @@ def context(base: Path, depths: tuple[int, ...], n_decode: int, runs: int, threa
                 chunk_ms = 0.0
                 while at < depth:
                     n_tokens = min(CHUNK, depth - at)
-                    chunk_ms = timed(lambda n=n_tokens, at=at: line.decode(tokens_of(n), at))  # type: ignore[misc]
+                    chunk_ms = timed(line.decode, tokens_of(n_tokens), at)
                     all_ms += chunk_ms
                     at += n_tokens
-                decode_ms = timed(lambda depth=depth: decode(line, n_decode, depth))  # type: ignore[misc]
+                decode_ms = timed(decode, line, n_decode, depth)
                 line.remove(0, depth)
                 found[index].append({"prompt_ms": all_ms, "last_chunk_ms": chunk_ms, "token_ms": decode_ms / n_decode})
-    rows: list[Row] = [{name: spread([row[name] for row in rows]) for name in rows[0]} for rows in found]
-    report("depth_tokens", ordered, rows, ("prompt_ms",), {"base": base.name, "chunk": CHUNK, "runs": runs})
+    report("depth_tokens", ordered, spreads(found), ("prompt_ms",), {"base": base.name, "chunk": CHUNK, "runs": runs})
 
 
 @main.command()
@@ -168,11 +171,12 @@ def adapters(base: Path, counts: tuple[int, ...], swaps: int, runs: int, threads
             with Session.open(Pack.open(packs[count]), threads=threads, n_ctx_tokens=512) as session:
                 session.ask("hello", max_tokens=1)
                 open_ms = (time.perf_counter() - began_s) * 1e3
-                # Neighbours only, so that a pack of one swaps between its adapter and the base.
-                names = [f"a{i % count}" if i % 2 == 0 or count > 1 else None for i in range(2 * swaps)]
-                new_ms = [timed(lambda name=name: first(session, name)) for name in names[: 2 * swaps]]  # type: ignore[misc]
-                known = [names[i % min(count, 2)] if count > 1 else names[i % 2] for i in range(2 * swaps)]
-                known_ms = [timed(lambda name=name: first(session, name)) for name in known]  # type: ignore[misc]
+                # A pack of one swaps between its adapter and the base.
+                names = [f"a{i}" for i in range(count)] if count > 1 else ["a0", None]
+                new_ms, known_ms = (
+                    [timed(session.ask, "hello", adapter=name, max_tokens=1) for name in islice(cycle(ring), 2 * swaps)]
+                    for ring in (names, names[:2])
+                )
             return {
                 "open_ms": open_ms,
                 "swap_ms": sum(new_ms) / len(new_ms),
@@ -181,11 +185,6 @@ def adapters(base: Path, counts: tuple[int, ...], swaps: int, runs: int, threads
 
         rows = rounds(sorted(counts), runs, measure)
     report("adapters", sorted(counts), rows, (), {"base": base.name, "adapter_bytes": n_bytes, "runs": runs})
-
-
-def first(session: Session, name: str | None) -> None:
-    """One token of a short prompt under an adapter."""
-    session.ask("hello", adapter=name, max_tokens=1)
 
 
 @main.command()
@@ -201,8 +200,7 @@ def clients(base: Path, counts: tuple[int, ...], n_prompt: int, runs: int, threa
     def session() -> Session:
         return Session.of_files(base, {}, threads=threads, n_ctx_tokens=n_prompt + ANSWER_TOKENS + CHUNK, n_rows=most)
 
-    with ExitStack() as stack:
-        engine = stack.enter_context(Engine.of_session(session, parallel=most, max_wait_s=3600))
+    with Engine.of_session(session, parallel=most, max_wait_s=3600) as engine:
 
         def measure(count: int) -> dict[str, float]:
             nonlocal asked
