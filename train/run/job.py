@@ -9,7 +9,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -136,8 +136,7 @@ def train(
             loaded: Any = opened.load_model(attention.register(), recipe.weights, machine.device)
             model = add_lora(loaded, recipe, opened.name, prepared.invocation)
             ends = end_states(model, prepared.data.train, machine.device)
-            head: Any = cast("Any", loaded).get_output_embeddings()
-            check_end_learned(head, ends, completion_end(opened)[-1], opened)
+            check_end_learned(loaded.get_output_embeddings(), ends, completion_end(opened)[-1], opened)
             losses = {"base": held_out_loss(model, prepared.data, recipe, machine)}  # B is zero: still the base
             shares = {"base": held_out_share(model, prepared.data, recipe, machine, task.metric)}
             if extras.start:
