@@ -88,7 +88,8 @@ def render(prompt: Prompt, base: GgufFile, vocab: Vocab, tokenizer: Any, alora_t
     equal = None
     if tokenizer is not None:
         theirs = text
-        if has_template:
+        # A folder may have none: the base's was given to its export.
+        if has_template and tokenizer.chat_template:
             theirs = tokenizer.apply_chat_template(prompt.messages(), add_generation_prompt=True, tokenize=False)
         expected = list(tokenizer(theirs, add_special_tokens=not has_template)["input_ids"])
         # A folder whose tokenizer names no BOS leaves it to whoever calls; llama.cpp's has one.

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from build_hf import LLAMA3_SCALING, as_transformers_4, as_transformers_5, edit_config, tiny_checkpoint
+from build_hf import CHATML, LLAMA3_SCALING, as_transformers_4, as_transformers_5, edit_config, tiny_checkpoint
 from build_peft import pair, real_adapter, written_adapter
 from click.testing import CliRunner
 from slm_edge.edge.errors import InputError, UnsupportedError
@@ -54,6 +54,17 @@ def run(files, **options):
 
 def against_gguf(files, **options):
     return run({key: value for key, value in files.items() if key != "hf"} | {"base_gguf": files["base"]}, **options)
+
+
+def test_a_template_that_was_given_to_the_export_is_the_references_too(tmp_path):
+    """The folder's tokenizer has none of its own; the texts that the base's makes are encoded on both sides."""
+    hf = tiny_checkpoint(tmp_path / "hf", chat_template=None)
+    (tmp_path / "given.jinja").write_text(CHATML)
+    export_base(hf, tmp_path / "base.gguf", TYPES["f32"], options=Options(chat_template=tmp_path / "given.jinja"))
+    peft = real_adapter(tmp_path / "peft", hf, r=8, lora_alpha=16)
+    export_lora(peft, tmp_path / "base.gguf", tmp_path / "a.gguf", kind="f32")
+    report = run({"hf": hf, "base": tmp_path / "base.gguf", "peft_dir": peft, "lora": tmp_path / "a.gguf"})
+    assert report.passed and all(prompt.tokens_equal for prompt in report.results)
 
 
 def test_difference_is_the_textbooks():
