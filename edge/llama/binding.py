@@ -177,6 +177,7 @@ def lib() -> Any:
             llama_cpp.llama_log_set(_callback, None)
             place = _load_variants(llama_cpp)
             llama_cpp.llama_backend_init()
+            _leave_amx_out(_cpu_backend(llama_cpp, place))
             _join_prompt_kernels(llama_cpp, place)
             _lib = llama_cpp
     return _lib
@@ -227,6 +228,35 @@ def quiet_logs() -> Iterator[Log]:
     if _interrupted:
         _interrupted = False
         raise KeyboardInterrupt
+
+
+class _Vector(ctypes.Structure):
+    """A std::vector of pointers, as every C++ library in use lays it out"""
+
+    _fields_ = (("begin", ctypes.c_void_p), ("end", ctypes.c_void_p), ("room", ctypes.c_void_p))
+
+
+def _leave_amx_out(cpu: Any) -> None:
+    """Takes the products by AMX tiles out of the list that llama.cpp's CPU backend asks, on a CPU that has them.
+
+    They would copy the whole base out of its mapped file, and built by gcc 12 they end the process: its
+    `_tile_loadconfig` tells the compiler of 8 bytes of the 64 that are read, and the stores of the rest are dropped
+    (llama.cpp's issue 20824, pull request 26954).
+    """
+    try:
+        amx, types = cpu._Z28ggml_backend_amx_buffer_typev, cpu._Z39ggml_backend_cpu_get_extra_buffer_typesv
+    except AttributeError:  # a build without them
+        return
+    amx.restype = ctypes.c_void_p
+    unwanted = amx()
+    if not unwanted:
+        return
+    types.restype = ctypes.POINTER(_Vector)
+    vector = types().contents
+    n = (vector.end - vector.begin) // ctypes.sizeof(ctypes.c_void_p)
+    kept = [pointer for pointer in (ctypes.c_void_p * n).from_address(vector.begin) if pointer != unwanted]
+    (ctypes.c_void_p * len(kept)).from_address(vector.begin)[:] = kept
+    vector.end = vector.begin + len(kept) * ctypes.sizeof(ctypes.c_void_p)
 
 
 def prompt_kernels() -> PromptKernels:
