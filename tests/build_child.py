@@ -14,7 +14,10 @@ quiet = llama.llama_log_callback(lambda level, text, data: None)
 llama.llama_log_set(quiet, None)
 llama.llama_backend_init()
 base, *adapters = sys.argv[1:]
-model = llama.llama_model_load_from_file(base.encode(), llama.llama_model_default_params())
+params = llama.llama_model_default_params()
+# Weights as they are stored: built by gcc 12, llama.cpp's copies for AMX end the process.
+params.use_extra_bufts = False
+model = llama.llama_model_load_from_file(base.encode(), params)
 if not model:
     sys.exit("the base does not load")
 params = llama.llama_context_default_params()

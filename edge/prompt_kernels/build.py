@@ -5,6 +5,7 @@
 It runs while a wheel is made, so it stands alone. `$CXX` is the compiler, also one for another machine.
 """
 
+import itertools
 import os
 import platform
 import shutil
@@ -17,11 +18,18 @@ from typing import Final
 
 HERE: Final = Path(__file__).resolve().parent
 FLAGS: Final = ("-std=gnu++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi")
+# Compiled for each kind of CPU
+SOURCES: Final = ("tile", "attention")
 # The kinds of CPU that one library has code for, the best first, and what the compiler must be told for it.
 _AVX2: Final = ("-mavx2", "-mfma", "-mf16c")
 _AVX512: Final = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512")
 VARIANTS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
-    "x86_64": {"avx512_vnni": (*_AVX2, *_AVX512), "avx_vnni": (*_AVX2, "-mavxvnni"), "avx2": _AVX2},
+    "x86_64": {
+        "amx_int8": (*_AVX2, *_AVX512, "-mamx-tile", "-mamx-int8"),
+        "avx512_vnni": (*_AVX2, *_AVX512),
+        "avx_vnni": (*_AVX2, "-mavxvnni"),
+        "avx2": _AVX2,
+    },
     "aarch64": {"dotprod": ("-march=armv8.2-a+dotprod",)},
 }
 _OTHER_NAMES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -41,17 +49,23 @@ def compile_library(out: Path, machine: str | None = None) -> list[str]:
     if compiler is None:
         raise RuntimeError("there is no C++ compiler: install g++ or set CXX")
     with tempfile.TemporaryDirectory(prefix="slm-edge-kernels-") as folder:
-        objects, said = {}, ""
+        objects: dict[str, list[str]] = {}
+        said = ""
         for name, flags in wanted.items():
-            made = Path(folder) / f"{name}.o"
-            said = _run([*compiler, *FLAGS, *flags, f"-DVARIANT={name}", "-c", str(HERE / "tile.cpp"), "-o", str(made)])
-            if not said:
-                objects[name] = str(made)
+            made = [str(Path(folder) / f"{name}.{source}.o") for source in SOURCES]
+            for source, out_file in zip(SOURCES, made, strict=True):
+                said = _run(
+                    [*compiler, *FLAGS, *flags, f"-DVARIANT={name}", "-c", str(HERE / f"{source}.cpp"), "-o", out_file]
+                )
+                if said:
+                    break
+            else:
+                objects[name] = made
         if not objects:
             raise RuntimeError(said)
         names = " ".join(f"X({name})" for name in objects)
         library = Path(folder) / out.name
-        parts = [f"-DVARIANTS(X)={names}", str(HERE / "hook.cpp"), *objects.values()]
+        parts = [f"-DVARIANTS(X)={names}", str(HERE / "hook.cpp"), *itertools.chain(*objects.values())]
         said = _run([*compiler, *FLAGS, *parts, "-shared", "-o", str(library)])
         if said:
             raise RuntimeError(said)

@@ -41,6 +41,9 @@ struct Variant {
     // out: [n_columns][n_rows], columns `out_stride` floats apart
     void (*multiply)(int type, const RowBlock * rows, const ColumnBlock * columns, int n_blocks, int n_rows, int n_columns,
                      float * out, ptrdiff_t out_stride);
+    // Around a thread's multiplications
+    void (*begin)();
+    void (*end)();
 };
 
 static inline bool has_offset(int type) { return type == Q4_1 || type == Q5_1; }
@@ -55,3 +58,24 @@ static inline size_t block_bytes(int type) {
         default: return 0;
     }
 }
+
+// ---- attention.cpp: a token's results of all heads over one head of K and V
+
+enum { QUERIES = 16, CELLS = 64, MOST_HEADS = 8 };
+
+// Up to QUERIES tokens, and up to MOST_HEADS heads. q: floats; k, v, mask: halves; n_values: a multiple of 16.
+struct AttentionJob {
+    int n_values, n_heads, n_tokens, n_cells;
+    float scale;
+    const char *q, *k, *v, *mask;  // mask: [token][cell], or null
+    size_t q_head_bytes, q_token_bytes, k_cell_bytes, v_cell_bytes, mask_token_bytes;
+    char * out;
+    size_t out_head_bytes, out_token_bytes;
+};
+
+static inline size_t attention_work_bytes(int n_values, int n_heads) {
+    const size_t n_lanes = (size_t) n_heads * QUERIES;
+    return sizeof(float) * (2 * n_values * n_lanes + 2 * CELLS * n_values + CELLS * n_lanes + CELLS * QUERIES + 3 * n_lanes);
+}
+
+typedef void (*Attend)(const AttentionJob & job, void * work);

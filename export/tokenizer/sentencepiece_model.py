@@ -51,7 +51,9 @@ class SentencePieceModel:
         """
         data = read_bytes(path)
         pieces: list[Piece] = []
-        kind, prefix, ids = 1, True, {"unk": 0, "bos": 1, "eos": 2, "pad": -1}
+        # A whole file says how it was trained, if only that nothing was set.
+        kind: int | None = None
+        prefix, ids = True, {"unk": 0, "bos": 1, "eos": 2, "pad": -1}
         try:
             for field, value in _fields(data):
                 if field == 1:
@@ -67,7 +69,7 @@ class SentencePieceModel:
                     prefix = bool(dict(_fields(value)).get(3, 1))
         except (ValueError, KeyError, IndexError, struct.error, UnicodeDecodeError, AttributeError, TypeError):
             pieces = []
-        if not pieces:
+        if not pieces or kind is None:
             if b" " in data[:200] and b"=" in data[:200]:
                 raise UnsupportedError(
                     "is a tiktoken file", where=path, hint="give the checkpoint with its tokenizer.json"

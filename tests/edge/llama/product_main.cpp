@@ -1,18 +1,39 @@
-// Runs the library's product on another machine's CPU, under an emulator: LIBRARY VARIANT TYPE VALUES ROWS COLUMNS < in > out
+// Runs the library on another machine's CPU, under an emulator:
+//     LIBRARY VARIANT TYPE VALUES ROWS COLUMNS < in > out
+//     LIBRARY VARIANT attention VALUES HEADS SHARED TOKENS CELLS SCALE < in > out
 #include <dlfcn.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <vector>
+
+template <class T> static bool all(std::vector<T> & to) { return fread(to.data(), sizeof(T), to.size(), stdin) == to.size(); }
+
+static int attention(void * library, char ** argv) {
+    auto attend = (bool (*)(const char *, int, int, int, int, int, float, const float *, const uint16_t *, const uint16_t *,
+                            const uint16_t *, float *, void *)) dlsym(library, "prompt_kernels_attention");
+    const int values = atoi(argv[4]), heads = atoi(argv[5]), shared = atoi(argv[6]), tokens = atoi(argv[7]), cells = atoi(argv[8]);
+    std::vector<float> q((size_t) tokens * heads * values), out(q.size()), work((size_t) 1 << 20);
+    std::vector<uint16_t> k((size_t) cells * shared * values), v(k.size()), mask((size_t) tokens * cells);
+    if (!all(q) || !all(k) || !all(v) || !all(mask)) return 3;
+    if (!attend(argv[2], values, heads, shared, tokens, cells, strtof(argv[9], nullptr), q.data(), k.data(), v.data(), mask.data(),
+                out.data(), work.data()))
+        return 4;
+    fwrite(out.data(), sizeof(float), out.size(), stdout);
+    return 0;
+}
 
 int main(int, char ** argv) {
     void * library = dlopen(argv[1], RTLD_NOW);
     if (!library) return fprintf(stderr, "%s\n", dlerror()), 2;
+    if (!strcmp(argv[3], "attention")) return attention(library, argv);
     auto product = (bool (*)(const char *, int, const void *, int, int, const float *, int, float *, void *)) dlsym(
         library, "prompt_kernels_product");
     const int type = atoi(argv[3]), n_values = atoi(argv[4]), n_rows = atoi(argv[5]), n_columns = atoi(argv[6]);
     std::vector<float> x((size_t) n_values * n_columns), out((size_t) n_rows * n_columns);
     std::vector<char> weights, work(64 + n_values / 32 * 1280);
-    if (fread(x.data(), sizeof(float), x.size(), stdin) != x.size()) return 3;
+    if (!all(x)) return 3;
     for (int byte; (byte = getchar()) != EOF;) weights.push_back((char) byte);
     if (!product(argv[2], type, weights.data(), n_values, n_rows, x.data(), n_columns, out.data(), work.data())) return 4;
     fwrite(out.data(), sizeof(float), out.size(), stdout);

@@ -1,4 +1,4 @@
-"""Our products for prompts: against numpy for every type and CPU variant, and inside llama.cpp, in other processes.
+"""Our products and attention for prompts: against numpy for every variant, and inside llama.cpp, in other processes.
 
 The library is compiled anew from the checkout.
 """
@@ -70,6 +70,19 @@ class Products:
         )
         return out if done else None
 
+    def attention(self, variant, q, k, v, mask, scale):
+        """Softmax(q k scale + mask) v: q [tokens][heads][values], k and v [cells][shared heads][values] in halves."""
+        (n_tokens, n_heads, n_values), (n_cells, n_shared, _) = q.shape, k.shape
+        lanes = n_heads // n_shared * 16
+        out = np.full(q.shape, np.nan, np.float32)
+        work = np.zeros(2 * n_values * lanes + 128 * n_values + 67 * lanes + 1024 + 64, np.float32)
+        arrays = [np.ascontiguousarray(array) for array in (q, k, v, mask)] + [out, work]
+        sizes = (n_values, n_heads, n_shared, n_tokens, n_cells)
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
+        self.library.prompt_kernels_attention.restype = ctypes.c_bool
+        assert self.library.prompt_kernels_attention(variant.encode(), *sizes, ctypes.c_float(scale), *pointers)
+        return out
+
 
 @pytest.fixture(scope="module")
 def products(library):
@@ -127,7 +140,8 @@ def check(found, type, weights, x):
 
 
 def test_products_on_arm_are_those_of_numpy(tmp_path, monkeypatch):
-    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+    compiler = shutil.which("aarch64-linux-gnu-g++")
+    emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
     if not compiler or not emulator:
         pytest.skip("needs g++-aarch64-linux-gnu and qemu-user")
     monkeypatch.setenv("CXX", compiler)
@@ -143,6 +157,12 @@ def test_products_on_arm_are_those_of_numpy(tmp_path, monkeypatch):
             done = subprocess.run([*run, *size], input=x.tobytes() + weights.tobytes(), capture_output=True)
             assert done.returncode == 0, done.stderr
             check(np.frombuffer(done.stdout, np.float32).reshape(len(x), -1), type, weights, x)
+    for shape in ATTENTIONS:
+        *arrays, scale = queries(*shape)
+        data = b"".join(array.tobytes() for array in arrays)
+        done = subprocess.run([*run, "attention", *map(str, shape), str(scale)], input=data, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        check_attention(np.frombuffer(done.stdout, np.float32).reshape(arrays[0].shape), *arrays, scale)
 
 
 @pytest.mark.parametrize("variant", HERE)
@@ -181,6 +201,59 @@ def test_what_is_no_number_is_not_lost(products, variant, wrong):
         broken[2, place] = wrong
         found = products.product(variant, Type.Q4_1, weights, broken)
         assert not np.isfinite(found[2]).any() and np.isfinite(np.delete(found, 2, axis=0)).all()
+
+
+# Values, heads, heads of K and V, tokens, cells: whole and broken tiles of tokens, of cells and of the vectors of heads
+ATTENTIONS = ((64, 9, 3, 20, 100), (80, 4, 1, 16, 64), (16, 8, 8, 3, 7), (128, 14, 2, 33, 300), (256, 4, 1, 17, 129))
+
+
+def queries(n_values, n_heads, n_shared, n_tokens, n_cells):
+    """Each token sees the cells up to its own, but for the second, which sees a window of five."""
+    rng = np.random.default_rng(n_values + n_cells)
+    q = rng.standard_normal((n_tokens, n_heads, n_values)).astype(np.float32) * 3
+    k, v = rng.standard_normal((2, n_cells, n_shared, n_values)).astype(np.float16)
+    mask = np.zeros((n_tokens, n_cells), np.float16)
+    for token in range(n_tokens):
+        last = n_cells - n_tokens + token
+        mask[token, last + 1 :] = -np.inf
+        if token == 1:
+            mask[token, : max(0, last - 4)] = -np.inf
+    return q, k, v, mask, n_values**-0.5
+
+
+@pytest.mark.parametrize("variant", HERE)
+@pytest.mark.parametrize("shape", ATTENTIONS, ids=str)
+def test_attention_is_that_of_numpy(products, variant, shape):
+    runs(products, variant)
+    q, k, v, mask, scale = queries(*shape)
+    check_attention(products.attention(variant, q, k, v, mask, scale), q, k, v, mask, scale)
+
+
+def check_attention(found, q, k, v, mask, scale):
+    group = q.shape[1] // k.shape[1]
+    for head in range(q.shape[1]):
+        scores = q[:, head].astype(float) @ k[:, head // group].astype(float).T * scale + mask
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        wanted = weights / weights.sum(axis=1, keepdims=True) @ v[:, head // group].astype(float)
+        assert np.abs(found[:, head] - wanted).max() <= 2e-5
+
+
+@pytest.mark.parametrize("variant", HERE)
+def test_a_tokens_attention_depends_on_it_alone(products, variant):
+    """Not on the tokens beside it, nor on cells that it does not see."""
+    runs(products, variant)
+    q, k, v, mask, scale = queries(64, 6, 2, 37, 200)
+    whole = products.attention(variant, q, k, v, mask, scale)
+    for n in (1, 15, 16, 30):
+        assert np.array_equal(products.attention(variant, q[n:], k, v, mask[n:], scale), whole[n:])
+        assert np.array_equal(products.attention(variant, q[:n], k, v, mask[:n], scale), whole[:n])
+    more = [np.concatenate([array, array[:90] + np.float16(9)]) for array in (k, v)]
+    hidden = np.concatenate([mask, np.full((37, 90), -np.inf, np.float16)], axis=1)
+    assert np.array_equal(products.attention(variant, q, *more, hidden, scale), whole)
+    broken = q.copy()
+    broken[3, 4, 5] = np.nan
+    found = products.attention(variant, broken, k, v, mask, scale)
+    assert np.isnan(found[3, 4]).all() and np.isfinite(np.delete(found.reshape(37 * 6, 64), 3 * 6 + 4, axis=0)).all()
 
 
 CHILD = """
