@@ -9,6 +9,7 @@ windows (that of the other layers first), then states. Of a cache: its number of
 cells and, where that is not 0, the cells. All these numbers are uint32. States know no streams.
 """
 
+import mmap
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,18 @@ _HEAD_BYTES: Final = 2 * WORD_BYTES
 # Of each cell: position, number of sequences, the sequence; and three more in some models
 _CELL_WORDS: Final = 3
 _LONG_CELL_WORDS: Final = 6
+_PAGES_BYTES: Final = 16 << 10
+
+
+def new_blob(n_bytes: int) -> Blob:
+    """Memory for `n_bytes`, shape (n_bytes,), of any content.
+
+    From 16 KiB on it is pages of its own, the system's again once it is freed: kept prompts come and go in every size,
+    and a heap that they share with all else would keep the holes.
+    """
+    if n_bytes < _PAGES_BYTES:
+        return np.empty(n_bytes, np.uint8)
+    return np.frombuffer(mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
 
 
 def of_one_stream(blob: Blob, n_streams: int, memory: "Memory") -> Blob:
@@ -62,7 +75,8 @@ def _mapped(blob: Blob, memory: "Memory", change: "Callable[[Blob], list[Blob]]"
     for start, end in _caches(blob, memory):
         parts += change(blob[start:end])
         at = end
-    return np.concatenate([*parts, blob[at:]])
+    parts.append(blob[at:])
+    return np.concatenate(parts, out=new_blob(sum(part.size for part in parts)))
 
 
 def _caches(blob: Blob, memory: "Memory") -> Iterator[tuple[int, int]]:

@@ -141,9 +141,9 @@ class Sequences:
         Raises:
             EngineError: llama.cpp fails.
         """
-        from .kv_bytes import of_one_stream
+        from .kv_bytes import new_blob, of_one_stream
 
-        blob = np.empty(self.sequence_bytes(sequence), np.uint8)
+        blob = new_blob(self.sequence_bytes(sequence))
         with quiet_logs() as log:
             n_bytes = self._llama.llama_state_seq_get_data(self.handle, _bytes_of(blob), blob.size, sequence)
         if n_bytes != blob.size:

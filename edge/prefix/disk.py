@@ -19,11 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
-import numpy as np
-
 from ..errors import SlmEdgeError
 from ..files.atomic import atomic_file, locked, make_folder
-from ..llama.kv_bytes import Blob
+from ..llama.kv_bytes import Blob, new_blob
 from .chunks import Chunk, Snapshot
 
 MAGIC: Final = b"SLMKV 1\n"
@@ -161,7 +159,7 @@ def _read(stream: BinaryIO, header: bytes, most_bytes: int) -> Blob:
     n_bytes = os.fstat(stream.fileno()).st_size - len(head) - DIGEST_BYTES
     if not 0 < n_bytes <= most_bytes or stream.read(len(head)) != head:
         raise ValueError("is not the prefix that its name says")
-    blob = np.empty(n_bytes, np.uint8)
+    blob = new_blob(n_bytes)
     digest = hashlib.blake2b(head, digest_size=DIGEST_BYTES)
     if stream.readinto(blob.data) != n_bytes:  # type: ignore[attr-defined]
         raise ValueError("is cut short")

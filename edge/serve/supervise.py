@@ -15,11 +15,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 # Between two times that free memory is given back to the system
-_TIDY_S: Final = 60.0
+_TIDY_S: Final = 20.0
 # glibc's mallopt: what it calls them, and values. A block as large as that is the system's again when it is freed; a
 # row of logits is smaller. Left alone, glibc raises the bound to what the longest prompt took, and keeps it.
-_M_TRIM, _TRIM_BYTES = -1, 4 << 20
+# Each heap keeps what is free at its end up to the trim threshold, and each thread would have a heap of its own: what
+# the largest request took in each of them would stay, and look like a leak for as long as not all have had theirs.
+_M_TRIM, _TRIM_BYTES = -1, 512 << 10
 _M_MMAP, _MMAP_BYTES = -3, 2 << 20
+_M_ARENAS, _N_ARENAS = -8, 2
 
 
 def tell(state: str) -> bool:
@@ -78,6 +81,7 @@ async def tidied(pause_s: float = _TIDY_S) -> AsyncIterator[None]:
     if option is not None:
         option(_M_TRIM, _TRIM_BYTES)
         option(_M_MMAP, _MMAP_BYTES)
+        option(_M_ARENAS, _N_ARENAS)
     tidying = None if trim is None else asyncio.ensure_future(_tidy(trim, pause_s))
     try:
         yield
