@@ -283,6 +283,17 @@ class Engine:
         """
         return self._host.load(name, Path(path), card, expect_digest, apart=apart)
 
+    def try_apart(
+        self,
+        name: str,
+        path: str | os.PathLike[str],
+        *,
+        card: TaskCard | None = None,
+        expect_digest: str | None = None,
+    ) -> None:
+        """What `load` does first with `apart`, and then need not do again; arguments and errors as there."""
+        self._host.try_apart(name, Path(path), card, expect_digest)
+
     def unload(self, name: str, *, expect_digest: str | None = None) -> None:
         """Takes a name away; answers in the making are made to their end.
 

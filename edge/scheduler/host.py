@@ -184,16 +184,27 @@ class Host:
         self, name: str, path: Path, card: TaskCard | None, expect_digest: str | None, *, apart: bool = False
     ) -> str:
         """As `Engine.load`; the file is read here, and loaded and tried on the engine's thread."""
-        session = self.session
-        packed = session.loose(session.base, check_name(name, "an adapter's name"), path, card)
+        packed = self._loose(name, path, card)
         if apart:
-            from .trial import try_apart
-
-            with self._lock:
-                # Told before the work, and once more when the name changes hands.
-                self._adapters.check_expected(name, expect_digest)
-            try_apart(session.engine_name, session.base_path, session.base.fingerprint, packed)
+            self._try_apart(packed, expect_digest)
         return self.call(lambda: self._adopt(packed, expect_digest))
+
+    def try_apart(self, name: str, path: Path, card: TaskCard | None, expect_digest: str | None) -> None:
+        """As `Engine.try_apart`."""
+        self._try_apart(self._loose(name, path, card), expect_digest)
+
+    def _loose(self, name: str, path: Path, card: TaskCard | None) -> PackedAdapter:
+        session = self.session
+        return session.loose(session.base, check_name(name, "an adapter's name"), path, card)
+
+    def _try_apart(self, packed: PackedAdapter, expect_digest: str | None) -> None:
+        from .trial import try_apart
+
+        with self._lock:
+            # Told before the work, and once more when the name changes hands.
+            self._adapters.check_expected(packed.name, expect_digest)
+        session = self.session
+        try_apart(session.engine_name, session.base_path, session.base.fingerprint, packed)
 
     def drain(self, timeout_s: float | None) -> int:
         """As `Engine.drain`."""

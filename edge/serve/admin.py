@@ -4,20 +4,23 @@ Only the server's own user can open it, so that a path in a request is one that 
 is added is copied first, by its hash: what serves does not change when the original does.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
 import stat
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import msgspec
 from msgspec import Meta, Struct
 
 from ..console import note
-from ..errors import InputError, SlmEdgeError
+from ..errors import DamagedError, InputError, SlmEdgeError
 from ..files.atomic import write_json
 from ..files.cache import state_folder, store_folder
 from ..files.read import parse_json, read_text, sha256_file
@@ -55,11 +58,29 @@ class UnloadRequest(Struct, kw_only=True):
     expected_generation: Digest | None = None
 
 
+class _Added(Struct):
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    card: dict[str, Any]
+
+
+class _Record(Struct):
+    """What adapters.json has."""
+
+    added: dict[str, _Added]
+    removed: list[str]
+
+
 class Kept:
     """What was added to a served pack, and taken from it, since it was packed.
 
     Args:
         served: folder or file that is served; each has a record of its own, and all versions of a pulled pack one.
+
+    Attributes:
+        lock: around each change of a name and its record.
+
+    Raises:
+        DamagedError: the record is none.
     """
 
     def __init__(self, served: Path) -> None:
@@ -70,20 +91,29 @@ class Kept:
         place = hashlib.sha256(os.fsencode(served)).hexdigest()[:16]
         self.folder = (Path(folder) if folder else state_folder() / "serve") / place
         self._path = self.folder / "adapters.json"
-        # Around each change, from the copy to the record: two at once would leave one's file with the other's name.
         self.lock = threading.Lock()
+        # Around the files: who fails takes no copy away that another is about to give a name to.
+        self._files_lock = threading.Lock()
+        self._in_use: Counter[Path] = Counter()
         self.added: dict[str, dict[str, Any]] = {}
         self.removed: list[str] = []
         if self._path.is_file():
             data = parse_json(read_text(self._path), self._path)
-            self.added, self.removed = dict(data["added"]), list(data["removed"])
+            try:
+                record = msgspec.convert(data, _Record)
+            except msgspec.ValidationError as error:
+                text = f"is no record of the adapters that were added and removed: {error}"
+                hint = "move it away, and add the adapters again once the server runs"
+                raise DamagedError(text, where=self._path, hint=hint) from None
+            self.added, self.removed = msgspec.to_builtins(record.added), record.removed
 
     def file_of(self, sha256: str) -> Path:
         """Where the file with this hash is kept."""
         return self.folder / f"{sha256}.gguf"
 
-    def take(self, path: Path) -> Path:
-        """A copy of a file, under its hash.
+    @contextlib.contextmanager
+    def copy(self, path: Path) -> Iterator[Path]:
+        """A copy of a file under its hash; behind the block it stays if a name stands for it then.
 
         Raises:
             InputError: it is no regular file, or cannot be read.
@@ -98,11 +128,20 @@ class Kept:
                 aside.flush()
                 os.fsync(aside.fileno())
                 place = self.file_of(sha256_file(Path(aside.name)))
-                os.replace(aside.name, place)
+                with self._files_lock:
+                    os.replace(aside.name, place)
+                    self._in_use[place] += 1
             except BaseException:
                 Path(aside.name).unlink(missing_ok=True)
                 raise
-        return place
+        try:
+            yield place
+        finally:
+            with self._files_lock:
+                self._in_use[place] -= 1
+                if not self._in_use[place]:
+                    del self._in_use[place]
+                    self.forget(place)
 
     def add(self, name: str, sha256: str, card: Mapping[str, Any]) -> None:
         """The name stands for that file from now on."""
@@ -153,20 +192,16 @@ async def load_adapter(service: Service, kept: Kept, call: Call) -> None:
         expected = ""
 
     def work() -> dict[str, Any]:
-        with kept.lock:
-            return change()
-
-    def change() -> dict[str, Any]:
-        source, card = _source(path, request.lora_name)
-        copied = kept.take(source)
-        try:
-            digest = service.engine.load(request.lora_name, copied, card=card, expect_digest=expected, apart=True)
-        except BaseException:
-            kept.forget(copied)
-            raise
-        made = next(one for one in service.engine.facts().adapters if one.name == request.lora_name)
-        kept.add(request.lora_name, digest, made.card.as_dict())
-        return {"name": request.lora_name, "digest": f"sha256:{digest}"}
+        name, engine = request.lora_name, service.engine
+        source, card = _source(path, name)
+        with kept.copy(source) as copied:
+            # The child takes its time, in which others may change their names.
+            engine.try_apart(name, copied, card=card, expect_digest=expected)
+            with kept.lock:
+                digest = engine.load(name, copied, card=card, expect_digest=expected, apart=True)
+                made = next(one for one in engine.facts().adapters if one.name == name)
+                kept.add(name, digest, made.card.as_dict())
+        return {"name": name, "digest": f"sha256:{digest}"}
 
     await call.answer(await service.run(work))
 

@@ -1,5 +1,6 @@
 """Adapters of a server that runs: tried in a child that may die of it, two changes at once, read again at SIGHUP."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -139,3 +140,59 @@ def test_versions_of_a_pulled_pack_have_one_record(tmp_path):
     one, other = (Kept(name / (letter * 64)).folder for letter in "ab")
     assert one == other != Kept(name.with_name("c") / ("a" * 64)).folder
     assert Kept(tmp_path / "a").folder != Kept(tmp_path / "b").folder
+
+
+def test_while_one_file_is_tried_other_names_change(slm_edge, place, tmp_path):
+    pack = tiny_pack(tmp_path)
+    slow = tiny_adapter(tmp_path / "slow.gguf", tmp_path / "base.gguf", seed=33)
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(
+        textwrap.dedent(
+            f"""
+            import pathlib, sys, time
+
+            def hook(event, arguments):
+                if event == "ctypes.dlsym" and arguments[1] == "llama_adapter_lora_init":
+                    if any(name.endswith("{sha256_file(slow)}.gguf") for name in sys.argv):
+                        pathlib.Path({str(tmp_path / "begun")!r}).touch()
+                        while not pathlib.Path({str(tmp_path / "go on")!r}).exists():
+                            time.sleep(0.05)
+
+            sys.addaudithook(hook)
+            """
+        )
+    )
+    with serving(pack, env={**place, "PYTHONPATH": str(tmp_path / "hook")}) as server:
+        words = [sys.executable, "-m", "slm_edge.edge", "adapter", "add", "slow", str(slow)]
+        adding = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            until((tmp_path / "begun").exists, True)
+            assert slm_edge("adapter", "remove", "code")[0] == 0
+            assert asked(server, "code")[0] == "model_not_found" and adding.poll() is None
+            assert asked(server, "slow")[0] == "model_not_found"
+        finally:
+            (tmp_path / "go on").touch()
+            said = adding.communicate(timeout=120)[1]
+        assert adding.returncode == 0, said
+        assert asked(server, "slow")[1] == f"sha256:{sha256_file(slow)}"
+        assert server.end()[0] == 0
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [],
+        {},
+        {"added": [], "removed": []},
+        {"added": {"a": {"sha256": "../../x", "card": {}}}, "removed": []},
+        {"added": {}, "removed": [1]},
+    ],
+)
+def test_a_record_of_another_shape_is_one_error(slm_edge, place, tmp_path, record):
+    pack = tiny_pack(tmp_path)
+    folder = Kept(pack).folder
+    folder.mkdir(parents=True)
+    (folder / "adapters.json").write_text(json.dumps(record))
+    code, _, err = slm_edge("serve", pack, "--port", 0, "--threads", 1)
+    assert code == 5 and "adapters.json: is no record" in err and "move it away" in err
+    assert "Traceback" not in err and (folder / "adapters.json").is_file()
