@@ -14,7 +14,7 @@ from .faults import Fault
 from .fields import ChatRequest
 from .reply import Call, Spoken, entries
 from .service import FINISH, Asked, Service
-from .streaming import Choices, Event, stream
+from .streaming import MARK, Choices, Event, stream
 from .tools import choice_of
 
 
@@ -129,6 +129,10 @@ class _Reply(Choices):
             deltas = [{"content": ""}]
         # The first one has the token's; what more there is, is of the same token.
         return [(None, self._chunk(i, delta, logprobs=None if j else logprobs)) for j, delta in enumerate(deltas)]
+
+    def frame(self) -> Event | None:
+        """Text alone, where no calls are looked for in it."""
+        return None if self._readers or self._with_logprobs else (None, self._chunk(0, {"content": MARK}))
 
     def _deltas(self, i: int, events: Sequence[CallEvent]) -> list[dict[str, Any]]:
         deltas: list[dict[str, Any]] = []

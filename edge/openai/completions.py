@@ -12,7 +12,7 @@ from .faults import Fault, fault_of
 from .fields import MOST_PROMPTS, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from .reply import Call, Spoken, legacy
 from .service import FINISH, Asked, Service
-from .streaming import Choices, Event, stream
+from .streaming import MARK, Choices, Event, stream
 
 # More letters than that a token rarely has.
 TOKEN_LETTERS: Final = 64
@@ -80,6 +80,10 @@ class _Reply(Choices):
         if not piece.text and not (self._with_logprobs and piece.token_id is not None):
             return []
         return [(None, self.chunk(_choice(i, piece.text, None, await self._logprobs([piece]))))]
+
+    def frame(self) -> Event | None:
+        """Text alone."""
+        return None if self._with_logprobs else (None, self.chunk(_choice(0, MARK, None)))
 
     def ended(self, i: int, answer: Answer) -> list[Event]:
         """The reason of the end."""

@@ -10,6 +10,7 @@ import msgspec
 if TYPE_CHECKING:
     from ..scheduler.engine import Engine
     from ..scheduler.ticket import Piece
+    from .direct import Wire
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -38,6 +39,7 @@ class Call:
         may_ask: tells whether it may ask the model with an id.
         headers: of the answer, whatever it becomes; `send` adds them when it begins.
         facts: what the log and the metrics say of it.
+        wire: its connection, where threads may write events to it; None where they may not.
     """
 
     body: bytes
@@ -47,6 +49,7 @@ class Call:
     send: Send
     headers: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    wire: "Wire | None" = None
 
     async def answer(self, data: Any, status: int = 200) -> None:
         """Sends one JSON document."""
@@ -71,8 +74,7 @@ class EventStream:
 
     async def event(self, data: Any, name: str | None = None) -> None:
         """Sends one event with a JSON document; Gone where nobody reads."""
-        head = f"event: {name}\n" if name else ""
-        await self._write(head.encode() + b"data: " + msgspec.json.encode(data) + b"\n\n")
+        await self._write(event_bytes(data, name))
 
     async def comment(self, text: str) -> None:
         """Sends a line that clients skip."""
@@ -88,6 +90,12 @@ class EventStream:
                 await self._call.send({"type": "http.response.body", "body": body, "more_body": more})
         except TimeoutError:
             raise Gone from None
+
+
+def event_bytes(data: Any, name: str | None = None) -> bytes:
+    """One server-sent event with a JSON document."""
+    head = f"event: {name}\n" if name else ""
+    return head.encode() + b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
 async def answer_json(send: Send, status: int, data: Any, headers: dict[str, str] | None = None) -> None:

@@ -215,6 +215,10 @@ class _Reply:
         """Parts of items."""
         return self._read(piece.text)
 
+    def frame(self) -> Event | None:
+        """Each event has a number of its own."""
+        return None
+
     def _read(self, text: str) -> list[Event]:
         if self._reader is not None:
             return self._events(self._reader.feed(text))

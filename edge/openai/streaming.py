@@ -10,16 +10,21 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final, Protocol, Self
 
+import msgspec
+
 from ..answer.stream import Answer
 from ..errors import SlmEdgeError
 from ..scheduler.ticket import Piece, Ticket
+from .direct import Direct
 from .faults import Fault, fault_of
 from .fields import ChatRequest, CompletionRequest
-from .reply import SILENCE_S, Call, EventStream, Gone, Receive
+from .reply import SILENCE_S, Call, EventStream, Gone, Receive, event_bytes
 from .service import Asked, Observer, Service, numbers_of, usage_of
 
 # So long the headers of a stream wait for the time that the request spent in the queue.
 _HEAD_S: Final = 0.5
+# Stands for a piece's text
+MARK: Final = "\N{REPLACEMENT CHARACTER}text\N{REPLACEMENT CHARACTER}"
 # A name, or None, and the document
 Event = tuple[str | None, dict[str, Any]]
 # Of which ticket, and what
@@ -34,6 +39,8 @@ class Reading:
 
     Attributes:
         gone: whoever asked has hung up.
+        direct: what it sends of the only ticket does not come here.
+        n_seen: pieces that came or were sent already.
     """
 
     def __init__(self, tickets: Sequence[Ticket], receive: Receive, observer: Observer) -> None:
@@ -44,6 +51,8 @@ class Reading:
         self._tasks: list[asyncio.Task[None]] = []
         self._left = len(tickets)
         self.gone = False
+        self.direct: Direct | None = None
+        self.n_seen = 0
 
     async def __aenter__(self) -> Self:
         self._tasks = [asyncio.create_task(self._pump(i, ticket)) for i, ticket in enumerate(self._tickets)]
@@ -51,6 +60,8 @@ class Reading:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self.direct is not None:
+            self.direct.close()
         for ticket in self._tickets:
             ticket.cancel()
         for task in self._tasks:
@@ -77,6 +88,11 @@ class Reading:
             self._left -= 1
         return i, item
 
+    @property
+    def is_level(self) -> bool:
+        """Whether all that came was asked for with `next`."""
+        return self._items.empty()
+
     async def answers(self) -> list[Answer]:
         """All of them, whole.
 
@@ -98,6 +114,9 @@ class Reading:
     async def _pump(self, i: int, ticket: Ticket) -> None:
         try:
             async for piece in ticket.read_async():
+                self.n_seen += 1
+                if self.direct is not None and not self.direct.takes(self.n_seen - 1):
+                    continue
                 self._observer.piece(ticket)
                 self._items.put_nowait((i, piece))
             answer = ticket.result(0)
@@ -140,6 +159,9 @@ class Shape(Protocol):
 
     async def piece(self, i: int, piece: Piece) -> list[Event]:
         """A step of the i-th answer."""
+
+    def frame(self) -> Event | None:
+        """An event of the first answer that has `MARK` in place of a piece's text; None: pieces are more than text."""
 
     def ended(self, i: int, answer: Answer) -> list[Event]:
         """The i-th answer is whole."""
@@ -219,11 +241,15 @@ async def stream(service: Service, call: Call, asked: Asked, shape: Shape) -> No
         answers: dict[int, Answer] = {}
         try:
             await _send(events, shape.opening())
+            direct = reading.direct = _direct(service, call, asked, shape)
             while True:
-                if item is None:
-                    await events.comment("waiting")
-                else:
+                has_written = direct is not None and direct.stop()
+                if item is not None:
                     await _send(events, await _events(shape, *item, answers))
+                elif not has_written:
+                    await events.comment("waiting")
+                if direct is not None and reading.is_level:
+                    direct.resume(reading.n_seen)
                 try:
                     item = await reading.next()
                 except StopAsyncIteration:
@@ -236,6 +262,15 @@ async def stream(service: Service, call: Call, asked: Asked, shape: Shape) -> No
         call.facts |= numbers_of(whole)
         await _send(events, shape.last(whole))
         await events.end(done=shape.ends_with_done)
+
+
+def _direct(service: Service, call: Call, asked: Asked, shape: Shape) -> Direct | None:
+    """Who writes pieces of text past the event loop, where that can be."""
+    frame = shape.frame()
+    if call.wire is None or frame is None or len(asked.tickets) != 1:
+        return None
+    begin, mark, end = event_bytes(frame[1], frame[0]).partition(msgspec.json.encode(MARK))
+    return Direct(call.wire, asked.tickets[0], (begin, end), service.observer) if mark else None
 
 
 async def _events(

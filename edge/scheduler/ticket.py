@@ -57,6 +57,8 @@ class Ticket:
         digest: sha256 of the adapter's file, of a mix the sha256 over its parts; None for the base alone.
         decision: the router's, where it chose.
         n_prompt_tokens: of the rendered prompt.
+        tap: called on the engine's thread in place of waking readers, with new pieces there; whether it took them all.
+            None: readers are woken. It must neither raise nor wait.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Ticket:
         self.digest = digest
         self.decision = decision
         self.n_prompt_tokens = n_prompt_tokens
+        self.tap: Callable[[], bool] | None = None
         self._cancel = cancel
         self._submitted_s = time.perf_counter()
         self._begun_s: float | None = None
@@ -111,6 +114,15 @@ class Ticket:
     def pieces(self) -> tuple[Piece, ...]:
         """What there is of the answer so far."""
         return tuple(self._pieces)
+
+    @property
+    def n_pieces(self) -> int:
+        """How many there are so far."""
+        return len(self._pieces)
+
+    def pieces_from(self, i: int) -> list[Piece]:
+        """What there is from the i-th piece on."""
+        return self._pieces[i:]
 
     def cancel(self) -> None:
         """Gives the request up; what is computed for it stops soon. From any thread; does nothing once it is done."""
@@ -220,6 +232,9 @@ def wake(tickets: Iterable[Ticket]) -> None:
     """Tells the readers of these that there is something new: each event loop is called once."""
     by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for ticket in tickets:
+        tap = ticket.tap
+        if tap is not None and not ticket.done and tap():
+            continue
         with ticket._changed:
             if ticket._n_blocked:
                 ticket._changed.notify_all()

@@ -16,6 +16,7 @@ from ..openai.responses import respond
 from ..openai.service import Service
 from .admin import SOCKET_ONLY
 from .guard import Caller
+from .listen import WIRE
 from .page import page_routes
 from .state import show_state
 
@@ -70,7 +71,14 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller: Caller = scope["slm_edge"]
         call = Call(
-            caller.body, caller.key.name, caller.key.may_ask, receive, send, headers=caller.headers, facts=caller.facts
+            caller.body,
+            caller.key.name,
+            caller.key.may_ask,
+            receive,
+            send,
+            headers=caller.headers,
+            facts=caller.facts,
+            wire=scope.get("extensions", {}).get(WIRE),
         )
         path: str = scope["path"]
         table = self._routes.get(path) or self.more.get(path)

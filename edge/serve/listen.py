@@ -7,12 +7,14 @@ anyone that it ends. So its parts are used here, not its main loop.
 import asyncio
 import contextlib
 import errno
+import functools
 import ipaddress
 import logging
 import os
 import socket
 import stat
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,24 +25,86 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import InputError
 from ..openai.faults import Fault
+from ..openai.reply import Receive, Scope, Send
 from .guard import App
 
 HEAD_S: Final = 10.0
+# Whoever takes no byte of what waits for it for so long is taken for gone.
+UNREAD_S: Final = 30.0
 IDLE_S: Final = 5
 MOST_HEAD_BYTES: Final = 16 << 10
 MOST_CONNECTIONS: Final = 64
 # From one address; this machine's own, where a proxy may stand, are counted together with all.
 MOST_OF_ADDRESS: Final = 16
+# Where a scope's extensions have the connection's `Wire`
+WIRE: Final = "slm_edge.wire"
+
+
+class Wire:
+    """A connection's socket for threads beside the event loop's, see `openai.direct.Wire`."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._fd = transport.get_extra_info("socket").fileno()
+        # The number is another file's once the socket is closed.
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def write(self, data: bytes) -> int:
+        """How many bytes the socket took at once."""
+        with self._lock:
+            # What goes wrong is told to the event loop, which reads from it.
+            with contextlib.suppress(OSError):
+                return 0 if self._is_closed else os.write(self._fd, data)
+            return 0
+
+    def push(self, data: bytes) -> None:
+        """Sends bytes when the socket takes them."""
+        self._transport.write(data)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits to be sent, and the connection is open."""
+        return not self._transport.is_closing() and not self._transport.get_write_buffer_size()
+
+    def close(self) -> None:
+        """Nothing is written any more."""
+        with self._lock:
+            self._is_closed = True
 
 
 class Limited(H11Protocol):
-    """One connection. Its head must come in time, and there may be only so many of them."""
+    """One connection. Its head must come in time, what is sent must be read, and there may be only so many of them.
+
+    Args:
+        unread_s: how long nothing may be read of what waits.
+        on_unread: called where nobody read, and the connection is closed.
+        more: as of uvicorn's class.
+    """
 
     _head_timer: asyncio.TimerHandle | None = None
+    _reader_timer: asyncio.TimerHandle | None = None
+    _unread_bytes = 0
     _began_s = 0.0
+
+    def __init__(self, *, unread_s: float, on_unread: Callable[[], object], **more: Any) -> None:
+        super().__init__(**more)
+        self._unread_s, self._on_unread = unread_s, on_unread
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # More than one event is never kept for a reader: who sends waits until it is gone.
+        transport.set_write_buffer_limits(0)
+        wire = self._wire = Wire(transport)
+        app = self.app
+
+        async def wired(scope: Scope, receive: Receive, send: Send) -> None:
+            # Only there does an answer of open length go out in chunks.
+            if scope["http_version"] == "1.1":
+                scope.setdefault("extensions", {})[WIRE] = wire
+            await app(scope, receive, send)
+
+        self.app = wired
         connections = [one for one in self.server_state.connections if isinstance(one, Limited)]
         address = self.client[0] if self.client else ""
         same = [one for one in connections if one.client and one.client[0] == address]
@@ -69,8 +133,35 @@ class Limited(H11Protocol):
         self.server_state.connections.discard(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._wire.close()
         self._unwatch_head()
+        self._unwatch_reader()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        self._unwatch_reader()
+        super().resume_writing()
+
+    def _watch_reader(self) -> None:
+        self._unread_bytes = self.transport.get_write_buffer_size()
+        self._reader_timer = self.loop.call_later(self._unread_s, self._reader_is_slow)
+
+    def _unwatch_reader(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
+
+    def _reader_is_slow(self) -> None:
+        if self.transport.get_write_buffer_size() < self._unread_bytes:
+            self._watch_reader()
+            return
+        # Not `close`, which would wait for the reader.
+        self.transport.abort()
+        self._on_unread()
 
     def data_received(self, data: bytes) -> None:
         if not self.transport.is_closing():
@@ -117,13 +208,21 @@ class Listener:
 
     Args:
         sockets: bound, not yet listening; closed with the listener.
+        unread_s, on_unread: as of `Limited`.
     """
 
-    def __init__(self, app: App, sockets: Sequence[socket.socket]) -> None:
+    def __init__(
+        self,
+        app: App,
+        sockets: Sequence[socket.socket],
+        *,
+        unread_s: float = UNREAD_S,
+        on_unread: Callable[[], object] = lambda: None,
+    ) -> None:
         # What goes wrong with a request is told by the guard; uvicorn would print what a client sent.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         arguments: dict[str, Any] = {
-            "http": Limited,
+            "http": functools.partial(Limited, unread_s=unread_s, on_unread=on_unread),
             "ws": "none",
             "lifespan": "off",
             "log_config": None,

@@ -93,6 +93,7 @@ class Metrics:
             buckets=[i / 10 for i in range(1, 11)],
             **registry,
         )
+        self.unread = Counter(f"{_P}unread", "Connections that were closed as nobody read from them.", **registry)
         self.connections = Gauge(f"{_P}connections", "Connections that are open.", **registry)
         self.registry.register(_OfEngine(self))
         if as_vllm:

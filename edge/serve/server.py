@@ -138,7 +138,9 @@ class Server:
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         sockets = self._sockets()
         self.addresses = [url_of(one) for one in sockets]
-        listener = self._listener = Listener(Guard(self.app, self.rules, done=self._done), sockets)
+        listener = self._listener = Listener(
+            Guard(self.app, self.rules, done=self._done), sockets, on_unread=self.metrics.unread.inc
+        )
         loop = asyncio.get_running_loop()
         with self._signals(loop):
             await listener.start()
