@@ -5,8 +5,10 @@ reply.text, reply.first_s, reply.seconds
 """
 
 import asyncio
+import bisect
 import contextlib
 import json
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -137,6 +139,40 @@ async def _read(reader: asyncio.StreamReader, reply: Reply, began_s: float, leav
         if not size or not chunked:
             reply.is_whole = True
             return
+
+
+def ask_by_thread(port: int, path: str, body: Any) -> Reply:
+    """As `ask`, by this thread, which sleeps in the socket and looks at nothing before the end.
+
+    It takes a third of the processor's time that `ask` takes for each event: for one client on the cores of a server
+    whose speed is measured.
+    """
+    reply, began_s, data = Reply(), time.perf_counter(), json.dumps(body).encode()
+    head = [f"POST {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Connection: close", "Content-Type: application/json"]
+    head.append(f"Content-Length: {len(data)}")
+    came, ends, n_bytes = bytearray(), [], 0
+    with socket.create_connection(("127.0.0.1", port)) as one:
+        one.sendall("\r\n".join([*head, "", ""]).encode() + data)
+        while part := one.recv(1 << 16):
+            came += part
+            n_bytes += len(part)
+            ends.append((n_bytes, time.perf_counter() - began_s))
+    reply.seconds = time.perf_counter() - began_s
+    first, _, rest = bytes(came).partition(b"\r\n\r\n")
+    status, *lines = first.decode("latin-1").split("\r\n")
+    reply.status = int(status.split(" ", 2)[1])
+    reply.headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if reply.headers.get("transfer-encoding") != "chunked":
+        reply.parts, reply.is_whole = [(reply.seconds, rest)], True
+        return reply
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        if size == b"0":
+            reply.is_whole = True
+            break
+        part, rest = rest[: int(size, 16)], rest[int(size, 16) + 2 :]
+        reply.parts.append((ends[bisect.bisect_left(ends, (n_bytes - len(rest), 0.0))][1], part))
+    return reply
 
 
 async def gather(asked: Sequence[Any]) -> list[Reply]:

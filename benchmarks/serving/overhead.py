@@ -7,7 +7,6 @@ changing; both have answered once before. `chat`'s memory is that of `slm-edge c
 with `--parallel 1`.
 """
 
-import asyncio
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from ...edge.answer.base import SessionBase
 from ...edge.engines import open_session
 from ...edge.errors import EngineError
 from ..stats import spread
-from .ask import CHAT, ask, chat, right
+from .ask import CHAT, ask_by_thread, chat, right
 from .bounds import Bound, finish
 from .mix import SENTENCE, SUBJECTS
 from .process import Served, anon_bytes_of, cpu_s_of, served, threads_option
@@ -50,7 +49,7 @@ def by_session(session: SessionBase[Any], adapter: str | None, text: str, n_toke
 def by_http(server: Served, model: str, text: str, n_tokens: int) -> tuple[float, float]:
     """The same through the server."""
     body = chat(model, text, n_tokens, stream=True, stream_options={"include_usage": True})
-    reply = right(asyncio.run(ask(server.port, CHAT, body)))
+    reply = right(ask_by_thread(server.port, CHAT, body))
     pieces = reply.pieces()
     usage = next(
         event["usage"] for _, event in reversed(reply.events()) if isinstance(event, dict) and event.get("usage")
