@@ -54,7 +54,8 @@ def by_http(server: Served, model: str, text: str, n_tokens: int) -> tuple[float
     usage = next(
         event["usage"] for _, event in reversed(reply.events()) if isinstance(event, dict) and event.get("usage")
     )
-    return pieces[0][0], _rate(usage["completion_tokens"], pieces[-1][0] - pieces[0][0])
+    # Of a tiny model all may come at once.
+    return pieces[0][0], _rate(usage["completion_tokens"], pieces[-1][0] - pieces[0][0] or reply.seconds)
 
 
 def _rate(n_tokens: int, seconds: float) -> float:
