@@ -49,7 +49,7 @@ def pull(reference: str, name: str | None, file: Path | None, insecure: bool, as
     if asked.kind == "name":
         found = pulled(asked)
         if found is None or found.version is None:
-            raise unknown_name(reference)
+            raise unknown_name(reference, fetching=True)
         if file is not None:
             _emit_base(Pack.open(found.path), file, insecure, as_json)
             return

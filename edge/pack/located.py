@@ -79,8 +79,8 @@ def _of(version: Version, folder: Path) -> Located:
     return Located(folder / version.main if version.main else folder, version)
 
 
-def unknown_name(text: str) -> InputError:
-    """The error for a name that is no file, no folder, and nothing that was pulled."""
+def unknown_name(text: str, fetching: bool = False) -> InputError:
+    """The error for a name that is no file, no folder, and nothing that was pulled; `fetching`: it was to be pulled."""
     if text.startswith(("/", ".", "~")):
         return InputError("no such folder or file", where=text)
     names = ["starter", *Store().names()]
@@ -91,7 +91,10 @@ def unknown_name(text: str) -> InputError:
         hint = f"did you mean hf.co/{text}? slm-edge pull fetches it from the hub"
     else:
         hint = (
-            'slm-edge run FILE.gguf "Hello" takes a model that you have, hf.co/OWNER/REPO one of the hub; '
+            "slm-edge pull hf.co/OWNER/REPO fetches a model of the hub; there is no list of short names"
+            if fetching
+            else 'slm-edge run FILE.gguf "Hello" takes a model that you have, hf.co/OWNER/REPO one of the hub; '
             "a prompt goes in quotes, or after -p"
         )
-    return InputError(f"{text[:200]!r} is no GGUF file, no pack's folder, and nothing that was pulled", hint=hint)
+    what = "no address of the hub or of a server" if fetching else "no GGUF file, no pack's folder"
+    return InputError(f"{text[:200]!r} is {what}, and nothing that was pulled", hint=hint)

@@ -27,6 +27,7 @@ import functools
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -169,17 +170,24 @@ class ThisMachine:
         """As `Machine.running`; None where other CPUs than these are counted too."""
         if self.n_cpus != os.cpu_count():
             return None
-        least = None
-        for _ in range(LOOKS):
-            # Who wants a CPU for a moment is no busy process.
-            time.sleep(LOOK_S)
-            running = n_running()
-            if running is None:
-                return None
-            # Threads of ours spin for a while when they have computed: they stand in nobody's way.
-            found = max(1, running - n_running_here() + 1)
-            least = found if least is None else min(least, found)
-        return least
+        # Threads of ours spin for a while when they have computed: they stand in nobody's way.
+        return fewest(lambda: None if (running := n_running()) is None else running - n_running_here() + 1)
+
+
+def fewest(look: Callable[[], int | None]) -> int | None:
+    """The least of `LOOKS` looks at who runs, at least 1; None: not known.
+
+    Who wants a CPU for a moment is no busy process, so the looks are `LOOK_S` apart. They end where nobody else runs:
+    on an idle machine a prompt after a pause waits for none.
+    """
+    least = look()
+    for _ in range(LOOKS - 1):
+        if least is None or least <= 1:
+            break
+        time.sleep(LOOK_S)
+        now = look()
+        least = least if now is None else min(least, now)
+    return None if least is None else max(1, least)
 
 
 class Room:

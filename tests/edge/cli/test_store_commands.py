@@ -161,7 +161,8 @@ def test_the_words_of_others_say_what_to_type(slm_edge):
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (("pull", "llama3.2"), "hf.co/OWNER/REPO one of the hub"),
+        (("pull", "llama3.2"), "slm-edge pull hf.co/OWNER/REPO fetches a model of the hub"),
+        (("run", "qwen2.5:0.5b", "hi"), "hf.co/OWNER/REPO one of the hub"),
         (("pull", "org/tiny-GGUF"), "did you mean hf.co/org/tiny-GGUF?"),
         (("run", "org/tiny-GGUF", "hi"), "did you mean hf.co/org/tiny-GGUF?"),
         (("pull", "hf:org/none"), "check the spelling"),

@@ -6,7 +6,16 @@ import time
 
 import psutil
 import pytest
-from slm_edge.edge.system.load import LONGEST_HOLD_S, OthersCores, Room, ThisMachine, busy_seconds, is_busy, n_running
+from slm_edge.edge.system.load import (
+    LONGEST_HOLD_S,
+    OthersCores,
+    Room,
+    ThisMachine,
+    busy_seconds,
+    fewest,
+    is_busy,
+    n_running,
+)
 from slm_edge.edge.system.machine import allowed_cpus
 
 TICK_S = 0.01
@@ -97,6 +106,23 @@ def test_after_a_pause_it_counts_who_runs_at_that_moment():
     room = Room(machine)
     machine.wait(60.0)
     assert room.begin(4) == 4
+
+
+@pytest.mark.parametrize(
+    ("seen", "found", "looks"),
+    [
+        ([1, 5, 5], 1, 1),  # idle: the first prompt after a pause is not held up by further looks
+        ([0, 5, 5], 1, 1),
+        ([3, 2, 3], 2, 3),
+        ([2, 1, 3], 1, 2),
+        ([2, None, 3], 2, 3),
+        ([None, 2, 2], None, 1),
+    ],
+)
+def test_who_runs_is_looked_at_again_only_while_somebody_does(seen, found, looks):
+    left = list(seen)
+    assert fewest(lambda: left.pop(0)) == found
+    assert len(seen) - len(left) == looks
 
 
 def test_threads_that_get_their_time_stay():
