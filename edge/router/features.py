@@ -37,28 +37,34 @@ from .words import (
     letters_of,
 )
 
-FEATURES_VERSION: Final = 3
+FEATURES_VERSION: Final = 4
 HEAD_CHARS: Final = 700
 TAIL_CHARS: Final = 400
 REQUEST_CHARS: Final = 220
-_TAIL_CHARS: Final = 600
+_TAIL_CHARS: Final = 1500
 _LINES_COMPARED: Final = 4
 # Stands before the first word of each sentence of the request, so that how an order begins is a pair of words
 START: Final = "^"
 
 _TOKEN: Final = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?[+#]*|\d+(?:[.,:/]\d+)*|[^\s\w]|_")
-_SENTENCE_END: Final = re.compile(r"(?<=[.!?。？！])[\s\"')*]+|[\n\r]+|:\s+|。|？")
-_LINE_OR_SENTENCE_END: Final = re.compile(r"(?<=[.!?。？！])[\s\"')*]+|[\n\r]+")
+# An abbreviation ("p.o. box") ends no sentence.
+_AFTER_END: Final = r"(?<=[.!?。？！])(?<!\b[a-z]\.[a-z]\.)[\s\"')*]+|[\n\r]+"
+_SENTENCE_END: Final = re.compile(rf"{_AFTER_END}|:\s+|。|？")
+_LINE_OR_SENTENCE_END: Final = re.compile(_AFTER_END)
 # Lines with answers to choose from, what stands above them and the place for the answer: the question stands before
 _CHOICE: Final = re.compile(r"[ \t]*(?:[-*•]|\(?[A-Ea-e1-6][.)])[ \t]")
-_PLACE: Final = re.compile(r"[ \t]*(?:answer|label|stars|title|a|=+)[ \t]*:?[ \t]*", re.IGNORECASE)
-_CHOICES_PLACE: Final = re.compile(r"[ \t]*(?:answer|label|a)[ \t]*:[ \t]*", re.IGNORECASE)
-_CHOICES_HEAD: Final = re.compile(r"[ \t]*(?:options|choices|answers)[ \t]*:?[ \t]*", re.IGNORECASE)
+_ANSWER_IS: Final = r"(?:the |my |your )?(?:correct |right |best )?(?:answer|option|choice) is"
+_PLACE: Final = re.compile(rf"[ \t]*(?:answer|label|stars|title|a|=+|{_ANSWER_IS})[ \t]*:?[ \t]*", re.IGNORECASE)
+_CHOICES_PLACE: Final = re.compile(rf"[ \t]*(?:(?:answer|label|a)[ \t]*:|{_ANSWER_IS}[ \t]*:?)[ \t]*", re.IGNORECASE)
+_CHOICES_HEAD: Final = re.compile(
+    r"[ \t]*(?:(?:options|choices|answers)[ \t]*:?|(?:pick|choose|select) [^\n?]{1,80}:)[ \t]*", re.IGNORECASE
+)
+_BLANK: Final = re.compile(r"[ \t=-]*")
 # A sentence after a full stop that begins with a small letter, as a question, and ends without a full stop
 _SMALL_QUESTION: Final = re.compile(
     r"[.!?)\]\"”'}]\s+(?:(?:what|which|who|when|where|why|how) )?"
     r"(?:is|are|was|were|do|does|did|can|could|will|would|should|has|have|had|must|many|much)\s"
-    r"(?:[^.!?]|\.(?=\w))*\??\s*\Z"
+    r"(?:[^.!?]|\.(?=\w)|(?<=\.[a-z])\.)*\??\s*\Z"
 )
 _OPERATION: Final = re.compile(
     r"\d\)? ?[+*/×÷^·−] ?\(?\d|\d - \d|\d ?= ?\?|\d% of|\b[xyn] ?[-+=*^] ?\d|\d[xyn]\b|\d ?x ?\d|√"
@@ -92,7 +98,7 @@ def read_prompt(text: str) -> Features:
     """The features of a prompt; any text is possible, an empty one too."""
     text = text.strip()
     view = text if len(text) <= HEAD_CHARS + TAIL_CHARS else f"{text[:HEAD_CHARS]}\n{text[-TAIL_CHARS:]}"
-    first, last = ends_of(view)
+    first, last = ends_of(text)
     request = first if first == last else f"{first}\n{last}"
     words = _words(view)
     request_words = [START, *_words(first)]
@@ -109,15 +115,15 @@ def _words(text: str) -> list[str]:
     return ["0" if token[0].isdigit() else token for token in _TOKEN.findall(text.lower().replace("’", "'"))]
 
 
-def ends_of(view: str) -> tuple[str, str]:
+def ends_of(text: str) -> tuple[str, str]:
     """The first and the last sentence or line, without choices of answers."""
-    head, tail = view[:REQUEST_CHARS], view[-_TAIL_CHARS:]
+    head, tail = text[:REQUEST_CHARS], text[-_TAIL_CHARS:]
     parts = [part for part in _SENTENCE_END.split(head) if part and not part.isspace()]
     first = parts[0] if parts else head
     # "Hi!", "Hello there." and "Q:" are no request: what follows them belongs to the first sentence.
     if len(first) < 12 and len(parts) > 1:
         first = f"{first} {parts[1]}"
-    if len(view) <= len(first) + 4:
+    if len(text) <= len(first) + 4:
         return first, first
     if "\n" in tail:
         tail = _without_choices(tail) or tail
@@ -133,11 +139,14 @@ def _without_choices(tail: str) -> str:
     end = len(lines) - (_PLACE.fullmatch(lines[-1]) is not None)
     place = end < len(lines)
     filled = end
-    while place and filled > 1 and not lines[filled - 1].strip():
+    while place and filled > 1 and _BLANK.fullmatch(lines[filled - 1]):
         filled -= 1
-    choices = filled
-    while choices > 1 and _CHOICE.match(lines[choices - 1]):
-        choices -= 1
+    choices = at = filled
+    # Blank lines may stand between the choices.
+    while at > 1 and ((is_choice := _CHOICE.match(lines[at - 1])) or not lines[at - 1].strip()):
+        at -= 1
+        if is_choice:
+            choices = at
     if choices < filled and (not place or _CHOICES_PLACE.fullmatch(lines[-1])):
         end = choices
     lines = "\n".join(lines[:end]).rstrip().split("\n")

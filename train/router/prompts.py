@@ -120,7 +120,8 @@ def own_prompts(seed: int) -> list[Prompt]:
             found += [Prompt(about.replace("{it}", filled(text, lists, draw)), None, "about others") for text in asked]
     found += [Prompt(*row) for row in about_passages(patterns["summary"], draw)]
     found += [Prompt(*row) for row in given_requests(lists, draw)]
-    found += [Prompt(*row) for row in text_requests(lists, draw)]
+    # Draws of its own: what is added to texts.toml leaves the other prompts as they were.
+    found += [Prompt(*row) for row in text_requests(lists, random.Random(seed))]
     return found + list(_worn(found, draw))
 
 

@@ -16,12 +16,15 @@ from typing import Any, Final
 from .passages import passages, sentences_of, yes_no_questions
 from .patterns import FOLDER, Row, filled
 
-_READINGS: Final = 64
+_READINGS: Final = 96
 _REVIEWS: Final = 14
 _PAIRS: Final = 16
 _MADE: Final = 10
 _SUMMARIES: Final = 12
 _LONG: Final = 16
+_CLAIMS: Final = 20
+_CHOSEN: Final = 14
+_ABOUT: Final = 5
 # Texts with the same number stand in one fold, whatever is asked of them.
 _LOTS: Final = 5
 _SPLIT: Final = "\x00"
@@ -42,15 +45,24 @@ def text_requests(lists: Mapping[str, Sequence[str]], draw: random.Random) -> It
     yield from _reviews(file["judge"], words, draw)
     yield from _pairs(file["pairs"]["orders"], [text for text, _ in told], _PAIRS, draw)
     yield from _made(file["made"]["orders"], told, _MADE, draw)
+    for order in file["claims"]["orders"]:
+        for text, lot in draw.sample(told, _CLAIMS):
+            yield _claimed(order, text, draw), None, f"made of texts {lot}"
+    asked_of = [(text, questions, number % _LOTS) for number, (text, questions) in enumerate(passages()) if questions]
+    for layout in file["layouts"]["options"]:
+        for text, questions, lot in draw.sample(asked_of, _CHOSEN):
+            yield _chosen(layout, _part(text, draw), draw.choice(questions), draw), "summarize", f"passages {lot}"
     for order in file["summaries"]["orders"]:
         for text, lot in draw.sample(told, _SUMMARIES):
+            text = text if draw.random() < 0.75 else _part(text, draw)
             asked = filled(order.replace("{t}", text), words, draw)
             yield asked.lower() if draw.random() < 0.15 else asked, "summarize", f"summaries {lot}"
     for number, pattern in enumerate(file["long"]["parts"]):
         for _ in range(_LONG):
             yield filled(pattern, words, draw), None, f"long questions {number % 4}"
     for number, (text, questions) in enumerate(passages()):
-        for question in (*questions[:3], *yes_no_questions(text, questions)[:3]):
+        asks = [_about(ask, text, draw) for ask in draw.sample(file["about"]["asks"], _ABOUT)]
+        for question in (*questions, *yes_no_questions(text, questions)[:5], *asks):
             yield (
                 _asked(file["layouts"]["asked"], _part(text, draw), question, draw),
                 "summarize",
@@ -77,10 +89,13 @@ def context_requests(
             yield order.replace("{t}", text), "summarize", "dolly summed up"
         elif kind == 3:
             yield _made_one(draw.choice(file["made"]["orders"]), _part(text, draw), draw), None, "dolly other orders"
-    for text, question in draw.sample(contexts, len(contexts) // 10):
-        a, b, c = draw.sample(_things(text), 3) if len(_things(text)) > 2 else ("yes", "no", "not stated")
-        asked = draw.choice(layouts["options"]).replace("{t}", text).replace("{q}", question)
-        yield asked.replace("{a}", a).replace("{b}", b).replace("{c}", c), "summarize", "dolly laid out"
+        elif draw.random() < 0.5:
+            yield _claimed(draw.choice(file["claims"]["orders"]), text, draw), None, "dolly pairs"
+        else:
+            question = _about(draw.choice(file["about"]["asks"]), text, draw)
+            yield _asked(layouts["asked"], _part(text, draw), question, draw), "summarize", "dolly laid out"
+    for text, question in draw.sample(contexts, len(contexts) // 6):
+        yield _chosen(draw.choice(layouts["options"]), text, question, draw), "summarize", "dolly laid out"
     n_each = max(1, len(contexts) // 5 // len(file["pairs"]["orders"]))
     for text, label, _ in _pairs(file["pairs"]["orders"], texts, n_each, draw):
         yield text, label, "dolly pairs"
@@ -107,9 +122,36 @@ def _asked(layouts: Sequence[str], text: str, question: str, draw: random.Random
         question = question.rstrip("?") + "?"
     elif kind == 3:
         question = question.lower()
+    elif kind == 5:
+        # A name in quotes
+        question = re.sub(r"(?<=[a-z] )([A-Z][a-z]+(?: [A-Z][a-z]+)*)", r'"\1"', question, count=1)
     if kind == 4 and draw.random() < 0.5:
         text = text.lower()
     return draw.choice(layouts).replace("{title}", _title(text)).replace("{t}", text).replace("{q}", question)
+
+
+def _chosen(layout: str, text: str, question: str, draw: random.Random) -> str:
+    """The question with three choices: things of the text, parts of its sentences, or yes and no."""
+    things, parts = _things(text), [" ".join(part.split()[:9]).rstrip(".,;") for part in sentences_of(text)]
+    lot = next((lot for lot in draw.sample([things, parts], 2) if len(lot) > 2), None)
+    a, b, c = draw.sample(lot, 3) if lot else ("yes", "no", "not stated")
+    asked = layout.replace("{t}", text).replace("{q}", question)
+    return asked.replace("{a}", a).replace("{b}", b).replace("{c}", c)
+
+
+def _about(ask: str, text: str, draw: random.Random) -> str:
+    """A question about things that the text names."""
+    things = _things(text)
+    x, y = draw.sample(things, 2) if len(things) > 1 else ("it", "them")
+    return ask.replace("{x}", x).replace("{y}", y)
+
+
+def _claimed(order: str, text: str, draw: random.Random) -> str:
+    """Sentences of the text, and one of its sentences changed."""
+    sentences = [part for part in sentences_of(text) if len(part) > 20]
+    told = _part(text, draw)
+    claim = _changed(draw.choice(sentences or [text]), draw)
+    return order.replace("{a}", told).replace("{b}", claim.rstrip(".") if draw.random() < 0.4 else claim)
 
 
 def _title(text: str) -> str:

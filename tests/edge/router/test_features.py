@@ -17,12 +17,21 @@ def _value(text: str, name: str) -> float:
         "\nA) the wheel\nB) the door\nC) nothing",
         "\n- the wheel\n- the door",
         "\nOptions:\n1. the wheel\n2. nothing\n\nAnswer:",
+        "\nOptions:\n\nA. the wheel\n\nB. nothing\n\n===\nThe correct answer is",
+        "\nPick the correct answer from the following options:\n- the wheel\n- nothing",
+        "\n" + "\n".join(f"{letter}) {'the wheel of oak ' * 14}" for letter in "ABCD"),
         "\nAnswer:",
         "",
     ],
 )
 def test_the_last_sentence_is_the_question_and_not_its_choices(choices):
     assert ends_of(f"{TEXT}\n\nWhat was saved?{choices}")[1].endswith("What was saved?")
+
+
+def test_an_abbreviation_ends_no_sentence():
+    asked = "does the p.o. box of the mill still exist"
+    assert ends_of(f"{TEXT} {asked}")[1] == asked
+    assert ends_of(f"{TEXT} Was it I. Dorn?")[1].endswith("Was it I. Dorn?")
 
 
 def test_a_list_that_is_given_stays_the_end_where_nothing_stands_before_it():
@@ -37,6 +46,7 @@ def test_a_list_that_is_given_stays_the_end_where_nothing_stands_before_it():
         (" is the mill still there?", True),
         (" what was saved by the sons", True),
         (" what is left of it", True),
+        (" does the p.o. box of the mill still exist", True),
         (" It was built again.", False),
         (" when the fire", False),
         ("", False),
