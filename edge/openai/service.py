@@ -184,6 +184,7 @@ class Service:
                         seed = chosen.get("seed")
                         each: Settings = {**chosen, "seed": None if seed is None else (seed + i) % N_SEEDS}
                         tickets.append(self.engine.submit(prompt, target, logprobs=logprobs, **whose, **each, **more))
+                        tickets[-1].timeout_s = request.timeout_s
             except BaseException:
                 for ticket in tickets:
                     ticket.cancel()

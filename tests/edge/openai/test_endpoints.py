@@ -45,9 +45,9 @@ def chat(server, **fields):
 
 def test_models(server, pack):
     listed = server.get("/v1/models").json
-    assert [row["id"] for row in listed["data"]] == ["tiny llama", "math", "code", "gpt-4o-mini", "plain"]
+    assert [row["id"] for row in listed["data"]] == ["base", "math", "code", "gpt-4o-mini", "plain"]
     base, math, _, alias, _ = listed["data"]
-    assert base["parent"] is None and math["parent"] == "tiny llama" and alias["root"] == "math"
+    assert base["parent"] is None and math["parent"] == "base" and alias["root"] == "math"
     assert all(row["object"] == "model" and isinstance(row["created"], int) for row in listed["data"])
     assert str(pack) not in json.dumps(listed)
     assert server.get("/v1/models/math").json == math
@@ -69,7 +69,7 @@ def test_an_answer_is_what_a_session_gives(server, answers, model, who):
     assert said["usage"]["prompt_tokens"] == right.n_prompt_tokens
     assert said["usage"]["completion_tokens"] == right.n_tokens == 12
     assert said["usage"]["total_tokens"] == right.n_prompt_tokens + 12
-    assert said["model"] == ("tiny llama" if who == "base" else who) and said["slm_edge"]["adapter"] == right.adapter
+    assert said["model"] == ("base" if who == "base" else who) and said["slm_edge"]["adapter"] == right.adapter
     assert reply.headers["x-slm-adapter"] == who and float(reply.headers["x-slm-queue-ms"]) >= 0
     digest = server.get("/v1/models/" + who).json["slm_edge"].get("digest")
     assert reply.headers.get("x-slm-adapter-digest") == digest == said["slm_edge"]["digest"]
@@ -335,4 +335,4 @@ def test_auto_says_who_answers_and_why(tmp_path):
         assert "auto" in [row["id"] for row in server.get("/v1/models").json["data"]]
         said = server.post("/v1/chat/completions", {"model": "auto", "messages": USER, "max_tokens": 4}).json
         router = said["slm_edge"]["router"]
-        assert said["model"] == (router["adapter"] or "tiny llama") and 0 <= router["confidence"] <= 1
+        assert said["model"] == (router["adapter"] or "base") and 0 <= router["confidence"] <= 1
