@@ -274,6 +274,13 @@ def test_a_wrong_path_is_told_the_right_one(server, path, said):
     assert (reply.status, reply.error["code"]) == (404, "not_found") and said in reply.error["message"]
 
 
+def test_who_asks_for_embeddings_is_told_that_there_are_none(server):
+    reply = server.post("/v1/embeddings", {"model": "base", "input": "x"})
+    assert (reply.status, reply.error["code"]) == (400, "unsupported_endpoint") and "another one" in reply.error[
+        "message"
+    ]
+
+
 def test_ignored_fields_are_named(server):
     reply = chat(server, keep_alive="5m", messages=[{**USER[0], "name": "Ann"}])
     assert reply.headers["x-slm-ignored"] == "messages[0].name, keep_alive"
