@@ -85,6 +85,7 @@ class Asked:
         facts: dict[str, Any] = {
             "adapter": ticket.adapter,
             "digest": None if ticket.digest is None else f"sha256:{ticket.digest}",
+            "scale": ticket.scale,
         }
         if ticket.decision is not None:
             facts["router"] = ticket.decision.as_dict()
@@ -212,7 +213,14 @@ class Service:
 
     def _fingerprint(self, catalogue: Catalogue, ticket: Ticket) -> str:
         facts = catalogue.facts
-        parts = (facts.base_fingerprint, ticket.digest, facts.engine, facts.n_ctx_tokens, facts.n_rows)
+        parts = (
+            facts.base_fingerprint,
+            ticket.digest,
+            facts.engine,
+            facts.n_ctx_tokens,
+            facts.n_rows,
+            facts.computed_by,
+        )
         return f"fp_{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
 
 

@@ -15,6 +15,7 @@ rules that cannot be kept, or more work than the engine gets done in time (`Busy
 
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack, get_args
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 DEFAULT_ROWS: Final = 4
 DEFAULT_MAX_WAIT_S: Final = 60.0
+# What computes, by the engine's name
+_LIBRARIES: Final = {"llama": "llama-cpp-python", "onnx": "onnxruntime"}
 
 
 class Engine:
@@ -78,6 +81,7 @@ class Engine:
             raise InputError(f"reuse is {reuse!r}; it must be one of {', '.join(get_args(Reuse))}")
         self._base_name = base_name
         self._host = Host(open_session, parallel, max_wait_s=max_wait_s, fast=reuse == "fast")
+        self._computed_by = _computed_by(self._host.session)
         self.default_adapter = self._host.session.adapter if isinstance(default_adapter, Left) else default_adapter
 
     @classmethod
@@ -267,6 +271,7 @@ class Engine:
             session.template.argument_names,
             session.template.thinking_form is not None,
             session.base.name,
+            self._computed_by,
         )
 
     def load(
@@ -385,3 +390,10 @@ class Engine:
 
     def _named(self, adapter: AdapterName | LeftOut) -> AdapterName:
         return self.default_adapter if isinstance(adapter, Left) else adapter
+
+
+def _computed_by(session: SessionBase[Any]) -> str:
+    """As `EngineFacts.computed_by`."""
+    library = _LIBRARIES[session.engine_name]
+    setup = "" if session.plan is None else f", {session.plan.choices.describe()}"
+    return f"{library} {metadata.version(library)}, {session.threads} threads{setup}"

@@ -162,6 +162,8 @@ class Front:
             cancel(ticket)
 
         ticket = Ticket(number, key, bound.name, bound.digest, decision, len(rendered.ids), stop)
+        if len(bound.choice.scales) == 1:
+            ticket.scale = bound.choice.scales[0][1]
         talk = checked_messages(prompt) if decision is not None else None  # type: ignore[arg-type]
         return Job(ticket, request, bound, sampler, flag, n_top, talk=talk)
 

@@ -34,6 +34,8 @@ class EngineFacts:
         engine: "llama" or "onnx".
         base_name: of the base, as users know it.
         inner_name: what its file calls itself.
+        computed_by: what else the last bits depend on: the library with its version, threads, how weights and keys and
+            values are held.
         base_fingerprint: of the base.
         n_ctx_tokens: longest prompt and answer together.
         n_rows: answers that can be computed side by side.
@@ -54,6 +56,7 @@ class EngineFacts:
     template_arguments: frozenset[str] = frozenset()
     thinks: bool = False
     inner_name: str = ""
+    computed_by: str = ""
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ class Ticket:
         key: whose it is.
         adapter: the name of what answers, resolved when it was submitted; None for the base alone.
         digest: sha256 of the adapter's file, of a mix the sha256 over its parts; None for the base alone.
+        scale: of one adapter; None for the base alone, and for a mix, whose name has them.
         decision: the router's, where it chose.
         n_prompt_tokens: of the rendered prompt.
         timeout_s: how long who reads it waits for its end; None: as long as it takes.
@@ -79,6 +80,7 @@ class Ticket:
         self.digest = digest
         self.decision = decision
         self.n_prompt_tokens = n_prompt_tokens
+        self.scale: float | None = None
         self.timeout_s: float | None = None
         self.given_up = False
         self._given_up_for: BaseException | None = None

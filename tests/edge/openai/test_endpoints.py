@@ -274,6 +274,16 @@ def test_a_wrong_path_is_told_the_right_one(server, path, said):
     assert (reply.status, reply.error["code"]) == (404, "not_found") and said in reply.error["message"]
 
 
+def test_the_fingerprint_is_of_what_decides_the_last_bits(server, pack):
+    """The adapter, and how it is computed: alike for the same, another for another number of threads."""
+    told = [chat(server, model=one, max_tokens=1).json["system_fingerprint"] for one in ("math", "math", "code")]
+    assert told[0] == told[1] != told[2]
+    for options in (["--parallel", 4], ["--parallel", 4, "--threads", 2], ["--parallel", 2]):
+        with serving(pack, *options) as other:
+            found = chat(other, model="math", max_tokens=1).json["system_fingerprint"]
+            assert (found == told[0]) == (options == ["--parallel", 4])
+
+
 def test_who_asks_for_embeddings_is_told_that_there_are_none(server):
     reply = server.post("/v1/embeddings", {"model": "base", "input": "x"})
     assert (reply.status, reply.error["code"]) == (400, "unsupported_endpoint") and "another one" in reply.error[

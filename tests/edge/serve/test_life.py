@@ -111,6 +111,8 @@ def test_a_model_file_with_adapters(tmp_path):
         assert server.chat(model="style").headers["x-slm-adapter"] == "style"
         half = server.chat(adapter={"style": 0.5})
         assert half.status == 200 and half.json["slm_edge"]["adapter"] == "style"
+        assert half.json["slm_edge"]["scale"] == 0.5 and server.chat(model="style").json["slm_edge"]["scale"] == 1.0
+        assert server.chat().json["slm_edge"]["scale"] is None
 
 
 def test_a_model_that_cannot_be_opened_ends_it(slm_edge, tmp_path):
