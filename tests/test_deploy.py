@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 from slm_edge.edge.cli.serve import DEFAULT_PORT, serve
+from slm_edge.edge.errors import InputError
+from slm_edge.edge.serve.keys import Keys, new_key
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
@@ -50,6 +52,22 @@ def test_ports_users_and_folders_agree():
     assert compose["volumes"][0].partition(":")[2] in image
     # Only this machine reaches it until somebody decides otherwise.
     assert compose["ports"] == [f"127.0.0.1:{DEFAULT_PORT}:{DEFAULT_PORT}"]
+
+
+def test_keys_that_are_mounted_are_taken(tmp_path):
+    """Kubernetes mounts a secret with the mode that the manifest says, for root and the group of the pod."""
+    pods = [one for one in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()) if one["kind"] == "Deployment"]
+    spec = pods[0]["spec"]["template"]["spec"]
+    (mode,) = [one["secret"]["defaultMode"] for one in spec["volumes"] if "secret" in one]
+    assert mode & 0o040 and spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsGroup"]
+    path = tmp_path / "keys"
+    new_key(path, "me")
+    path.chmod(mode)
+    assert Keys.open(path).names == ["me"]
+    # What it has where the manifest says nothing
+    path.chmod(0o644)
+    with pytest.raises(InputError, match="can be read"):
+        Keys.open(path)
 
 
 def test_kubernetes_takes_its_manifest():

@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from ..errors import DamagedError, InputError
-from ..gguf.chat_template import Message, messages_of
+from ..gguf.chat_template import Message, Turn, messages_of
 from ..llama.binding import NotCopied
 from ..options import DEFAULT_PARALLEL, LEFT_OUT, EngineOptions, Left, LeftOut, check_given
 from ..pack.card import TaskCard
 from ..pack.pack import Pack, PackedAdapter
 from ..prefix.chunks import Section
 from .engine import Choosing, RowsT, router_of
-from .settings import AdapterName, Choice, Settings, arguments_of, choice_of, request_of
+from .settings import AdapterName, Choice, Settings, arguments_of, choice_of, request_of, turn_of
 from .stream import Answer, Owner, Request, Stream
 
 if TYPE_CHECKING:
@@ -194,12 +194,13 @@ class SessionBase(NotCopied, Choosing[RowsT]):
         system: str | None,
         choice: Choice,
         template_args: Mapping[str, Any] | None = None,
+        turn: Turn = "new",
     ) -> tuple[list[int], int]:
         """Token ids as of `prompt_tokens`, and how many of them every prompt with that system message begins with."""
         self._owner.check()
         messages = messages_of(prompt, system, choice.card.system)
         arguments = arguments_of(choice.card, template_args)
-        ids = self.prompts.encode(messages, most_tokens=self.longest_tokens, arguments=arguments)
+        ids = self.prompts.encode(messages, turn=turn, most_tokens=self.longest_tokens, arguments=arguments)
         return ids, self.shared_tokens(messages, ids, arguments)
 
     def sections(self, choice: Choice, ids: Sequence[int], n_shared_tokens: int = 0) -> list[Section]:
@@ -220,7 +221,8 @@ class SessionBase(NotCopied, Choosing[RowsT]):
         Args:
             room_tokens: longest prompt and answer together; None: the session's context.
         """
-        ids, n_shared_tokens = self.rendered(prompt, system, choice, settings.get("template_args"))
+        turn = turn_of(settings)
+        ids, n_shared_tokens = self.rendered(prompt, system, choice, settings.get("template_args"), turn)
         request = request_of(
             ids,
             choice,

@@ -8,9 +8,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, Self, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from ..gguf.chat_template import ChatTemplate, Message, checked_messages
 from ..llama.prompt import PromptEncoder
 from ..llama.sampling import Sampler
@@ -78,6 +75,10 @@ class Rows(Protocol):
         """Kept beginnings of prompts in memory, beside the rows."""
 
     @property
+    def n_evicted(self) -> int:
+        """Kept beginnings of prompts that went for want of room."""
+
+    @property
     def held_tokens(self) -> int:
         """Whose keys and values the sequences hold."""
 
@@ -118,9 +119,6 @@ class Rows(Protocol):
         Raises:
             EngineError: as `Sampler.sample`; of that sequence nothing is read again.
         """
-
-    def logits(self, i: int) -> npt.NDArray[np.float32]:
-        """What `sample` chooses from, shape (n_vocab,): valid until the next computation."""
 
     def lay_aside(self, sequence: int) -> "Aside":
         """Takes a sequence out, to be put back into any; it is empty then."""

@@ -29,7 +29,7 @@ class Growing:
     reason: StopReason | None = None
 
     def __post_init__(self) -> None:
-        self._out = TextOut(self.request.stop, self.request.thinking)
+        self._out = TextOut(self.request.stop, self.request.thinking, self.request.min_tokens)
 
     @property
     def thought(self) -> str:
@@ -44,7 +44,7 @@ class Growing:
     def take(self, token_id: int, vocab: Vocab) -> str:
         """Adds the next token; returns the text that is final by it, and sets `reason` where the answer ends."""
         self.first_s = self.first_s or time.perf_counter()
-        if vocab.is_end(token_id):
+        if not self.request.ignore_eos and vocab.is_end(token_id):
             self.reason = "end"
             self._out.thought = ""
             return ""

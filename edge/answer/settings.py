@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from ..errors import DoesNotFitError, InputError
+from ..errors import DoesNotFitError, InputError, UnsupportedError
+from ..gguf.chat_template import Turn
 from ..llama.sampling import Sampling
 from ..options import check_given
 from ..pack.card import TaskCard
@@ -118,6 +119,8 @@ class Settings(TypedDict, total=False):
     """How one answer is made; what is left out or None is as the task card says.
 
     max_tokens: its longest length.
+    min_tokens: its least length: before so many tokens no end token and no stop text ends it.
+    ignore_eos: it is as long as it may be, whatever end tokens are in it; stop texts still end it.
     temperature, top_k, top_p, min_p, seed: as in `sampling.Sampling`.
     frequency_penalty, presence_penalty, repeat_penalty, repeat_last_n, logit_bias: likewise; task cards say nothing of
         these.
@@ -127,9 +130,13 @@ class Settings(TypedDict, total=False):
     template_args: what the chat template is told beside the messages, on top of the card's: "tools" and "documents" are
         lists of tables, "date" is the day that it takes for today, "think" False switches thinking off; others are the
         template's own. One that it never reads is refused.
+    add_generation_prompt: False: what the chat template writes for the beginning of an answer is left out.
+    continue_final_message: the answer goes on with the last message, in place of a turn of its own.
     """
 
     max_tokens: int | None
+    min_tokens: int | None
+    ignore_eos: bool | None
     temperature: float | None
     top_k: int | None
     top_p: float | None
@@ -143,6 +150,21 @@ class Settings(TypedDict, total=False):
     stop: str | Sequence[str] | None
     grammar: "Rules | str | None"
     template_args: Mapping[str, Any] | None
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+
+
+def turn_of(settings: Settings) -> Turn:
+    """How the rendered conversation ends; InputError for a new turn and none at once."""
+    if not settings.get("continue_final_message"):
+        return "closed" if settings.get("add_generation_prompt") is False else "new"
+    if settings.get("add_generation_prompt"):
+        raise InputError(
+            "continue_final_message goes on with the last message and add_generation_prompt begins another one",
+            where="continue_final_message",
+            hint="give one of them",
+        )
+    return "open"
 
 
 def arguments_of(
@@ -239,6 +261,7 @@ def request_of(
 
     Raises:
         InputError: a setting that there is not, of another type or out of range.
+        UnsupportedError: a length that rules leave no room for.
         DoesNotFitError: the prompt leaves no room.
     """
     check_given(settings, Settings, "setting", unchecked=("Rules",))
@@ -249,6 +272,14 @@ def request_of(
             hint=f"shorten it, or take a larger context: {longest}",
         )
     grammar = grammar_of(choice.card, settings)
+    min_tokens, ignore_eos = settings.get("min_tokens") or 0, bool(settings.get("ignore_eos"))
+    if not 0 <= min_tokens <= max_tokens:
+        raise InputError(
+            f"min_tokens is {min_tokens}; it must be between 0 and max_tokens, {max_tokens}", where="min_tokens"
+        )
+    if grammar is not None and (min_tokens or ignore_eos):
+        name = "min_tokens" if min_tokens else "ignore_eos"
+        raise UnsupportedError(f"{name}: an answer that keeps to rules ends where they end", where=name)
     return Request(
         prompt=ids,
         adapter=choice.name,
@@ -259,4 +290,6 @@ def request_of(
         room_tokens=room_tokens,
         grammar=grammar,
         thinking=thinking if grammar is None else None,
+        min_tokens=min_tokens,
+        ignore_eos=ignore_eos,
     )

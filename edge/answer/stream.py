@@ -88,14 +88,17 @@ class TextOut:
         stop: texts that end an answer; empty ones are ignored. They are never part of what is shown, and thoughts may
             hold them.
         thinking: how thoughts are told; None: all is the answer.
+        min_tokens: stop texts in so many first tokens are text as any other.
 
     Attributes:
         stopped: a stop text was met; whatever is fed later is dropped.
         thought: what the last piece added to the thoughts.
     """
 
-    def __init__(self, stop: Sequence[str] = (), thinking: "Thinking | None" = None) -> None:
+    def __init__(self, stop: Sequence[str] = (), thinking: "Thinking | None" = None, min_tokens: int = 0) -> None:
         self._stop = tuple(text for text in stop if text)
+        self._n_early = min_tokens
+        self._is_early = min_tokens > 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self._thoughts = thinking.thoughts() if thinking is not None else None
@@ -111,6 +114,8 @@ class TextOut:
     def take(self, token_id: int, vocab: "Vocab") -> str:
         """The text that can be shown by a further token."""
         piece = vocab.piece(token_id)
+        self._is_early = self._n_early > 0
+        self._n_early -= self._is_early
         if not piece and self._thoughts is not None and not self._thoughts.is_over:
             piece = self._thoughts.markers.get(token_id, piece)
         return self.feed(piece)
@@ -149,7 +154,7 @@ class TextOut:
         if not self._stop:
             return text
         self._held += text
-        found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        found = [] if self._is_early else [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
             shown, self._held = self._held[: min(found)], ""
@@ -222,6 +227,8 @@ class Request:
         room_tokens: length of the context.
         grammar: what the answer keeps to.
         thinking: how thoughts are told from the answer; None: it has none.
+        min_tokens: so many come before an end token or a stop text may end it.
+        ignore_eos: an end token is a token as any other.
     """
 
     prompt: Sequence[int]
@@ -233,12 +240,15 @@ class Request:
     room_tokens: int
     grammar: "Rules | None" = None
     thinking: "Thinking | None" = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
 
     def sampler(self, vocab: Vocab) -> Sampler:
         """A new sampler; errors as `grammar.matcher.Grammar`, and InputError for a bias of a token that is not."""
         self.sampling.check_tokens(vocab.n_tokens)
         if self.grammar is None:
-            return Sampler(self.sampling, None, self.prompt)
+            barred = vocab.ends() if self.min_tokens and not self.ignore_eos else ()
+            return Sampler(self.sampling, None, self.prompt, min_tokens=self.min_tokens if barred else 0, ends=barred)
         from ..grammar.matcher import Grammar
 
         return Sampler(self.sampling, Grammar(self.grammar, vocab), self.prompt)
@@ -309,7 +319,7 @@ class Stream(Iterator[str]):
 
     def _answering(self, turn: int) -> Generator[str, None, None]:
         lane, vocab, request = self._lane, self._vocab, self._request
-        out = TextOut(request.stop, request.thinking)
+        out = TextOut(request.stop, request.thinking, request.min_tokens)
         ids: list[int] = []
         shown: list[str] = []
         reason: StopReason
@@ -323,7 +333,7 @@ class Stream(Iterator[str]):
             while True:
                 token_id = lane.sample(sampler)
                 first_s = first_s or time.perf_counter()
-                if vocab.is_end(token_id):
+                if not request.ignore_eos and vocab.is_end(token_id):
                     reason = "end"
                     break
                 ids.append(token_id)

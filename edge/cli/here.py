@@ -40,6 +40,7 @@ def engine() -> dict[str, Any]:
         **{key: _ggml(lib(), f"ggml_{key}") for key in ("version", "commit")},
         "cpu_features": sorted(cpu_features()),
         "prompt_kernels": prompt_kernels().text,
+        "prompt_kernels_missing": prompt_kernels().is_missing,
     }
 
 
@@ -93,7 +94,7 @@ def doctor(as_json: bool) -> None:
         faults.append(str(error))
     if llama is not None and platform.machine() == "x86_64" and "AVX2" not in llama["cpu_features"]:
         advice.append("llama.cpp was built without AVX2: pip install --force-reinstall --no-cache-dir llama-cpp-python")
-    if llama is not None and llama["prompt_kernels"] == "none: not built":
+    if llama is not None and llama["prompt_kernels_missing"]:
         from ..llama.binding import LIBRARY
 
         build = shlex.join((sys.executable, "-m", "slm_edge.edge.prompt_kernels.build", str(LIBRARY)))

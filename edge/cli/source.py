@@ -133,7 +133,13 @@ class Source:
 
         if self.pack is not None:
             return Engine.open(
-                self.pack, engine=engine, parallel=parallel, max_wait_s=max_wait_s, allow_pull=True, **options
+                self.pack,
+                engine=engine,
+                parallel=parallel,
+                max_wait_s=max_wait_s,
+                allow_pull=True,
+                base_name=self.shown,
+                **options,
             )
         base, files = self.base, {one.name: one.file for one in self.loras}
         assert base is not None
@@ -143,6 +149,7 @@ class Source:
             parallel=parallel,
             max_wait_s=max_wait_s,
             reuse=options.get("reuse", "fast"),
+            base_name=self.shown,
         )
 
 

@@ -8,7 +8,7 @@ import datetime
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Final, NotRequired, TypedDict, cast
+from typing import Any, Final, Literal, NotRequired, TypedDict, cast
 
 from ..errors import InputError, UnsupportedError
 from .file import GgufFile
@@ -29,6 +29,8 @@ class Message(TypedDict):
     reasoning_content: NotRequired[str]
 
 
+# How a rendered conversation ends: with the beginning of an answer, behind its last message, or in the middle of that
+Turn = Literal["new", "closed", "open"]
 ROLES: Final = ("system", "user", "assistant", "tool")
 _EXAMPLE: Final = 'a conversation is a list such as [{"role": "user", "content": "Hello"}]'
 
@@ -48,6 +50,8 @@ THINKING_FORMS: Final = (
 )
 # What switches thinking on and off, in the templates that can
 THINKING_SWITCHES: Final = ("enable_thinking", "thinking")
+# Tells where the last message ends; transformers has the same, with the blank by which trimming is seen.
+_END_TAG: Final = "CONTINUE_FINAL_MESSAGE_TAG "
 _SPECIAL_TOKENS: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # GGUF's names of the keys, where they are others
 _GGUF_NAMES: Final = {"unk": "unknown", "sep": "seperator", "pad": "padding"}
@@ -220,20 +224,25 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         arguments: Mapping[str, Any] | None = None,
+        *,
+        continue_final_message: bool = False,
     ) -> str:
         """The text of a conversation, ready to be encoded with special tokens parsed and no BOS added.
 
         Args:
             tools: what the model may call, as {"type": "function", "function": {…}} each; the template writes them.
             arguments: what else the template is told, as {"enable_thinking": False}; see `template_arguments.py`.
+            continue_final_message: leave out all that the template writes behind the last message's text.
 
         Raises:
             UnsupportedError: the template refuses these roles or their order.
-            InputError: the template fails on them.
+            InputError: the template fails on them, or does not write the text of a message that stays open.
         """
         from .template_limits import check_letters, limits
 
-        given = [dict(message) for message in messages]
+        given: list[dict[str, Any]] = [dict(message) for message in messages]
+        if continue_final_message:
+            given[-1]["content"] += _END_TAG
         told = self._told(
             {**(arguments or {}), **({"tools": [dict(one) for one in tools]} if tools is not None else {})}
         )
@@ -251,7 +260,18 @@ class ChatTemplate:
         # A template is a stranger's program: it may divide by zero, recurse, or ask for all memory.
         except Exception as error:  # noqa: BLE001
             raise InputError(f"the model's chat template fails: {_reason(error)}") from None
-        return text
+        return _open_end(text, messages[-1]["content"]) if continue_final_message else text
+
+
+def _open_end(text: str, last: str) -> str:
+    """What is before the tag at the end of the last message's text, as transformers cuts it."""
+    at = text.rfind(_END_TAG.strip())
+    if at < 0 or last.strip() not in text:
+        raise InputError(
+            "the model's chat template does not write the last message as it is", where="continue_final_message"
+        )
+    # A template that trims texts would have trimmed this one.
+    return text[:at] if text.startswith(_END_TAG, at) else text[:at].rstrip()
 
 
 def in_a_line(text: object) -> str:

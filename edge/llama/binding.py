@@ -40,11 +40,15 @@ LEAST_OF_PAIRS: Final = 5
 
 
 class PromptKernels(NamedTuple):
-    """What computes prompts: the variant of our library, or None, and why; `sha256` of the library."""
+    """What computes prompts: the variant of our library, or None, and why; `sha256` of the library.
+
+    `is_missing`: they would be used here, and are not built.
+    """
 
     name: str | None
     why: str = ""
     sha256: str | None = None
+    is_missing: bool = False
 
     @property
     def text(self) -> str:
@@ -294,7 +298,7 @@ def _joined_by(llama_cpp: Any, folder: Path, asked: str) -> PromptKernels:
     if not asked and os.uname().machine not in MEASURED_ON:
         return PromptKernels(None, "not measured on this kind of machine; SLM_EDGE_KERNELS=dotprod takes them")
     if not LIBRARY.exists():
-        return PromptKernels(None, "not built")
+        return PromptKernels(None, "not built", is_missing=True)
     try:
         version = llama_cpp._lib.ggml_version
         version.restype = ctypes.c_char_p

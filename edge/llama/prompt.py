@@ -22,7 +22,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import DoesNotFitError, InputError, SlmEdgeError
-from ..gguf.chat_template import ChatTemplate, Message
+from ..gguf.chat_template import ChatTemplate, Message, Turn
 from ..gguf.file import GgufFile
 from .vocab import SHORT_BYTES, n_same
 
@@ -99,7 +99,7 @@ class PromptEncoder:
         self,
         messages: Sequence[Message],
         *,
-        add_generation_prompt: bool = True,
+        turn: Turn = "new",
         most_tokens: int | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         arguments: Mapping[str, Any] | None = None,
@@ -107,6 +107,7 @@ class PromptEncoder:
         """Token ids of a conversation.
 
         Args:
+            turn: how it ends.
             tools, arguments: as in `ChatTemplate.render`; special tokens are kept out of their texts too.
             most_tokens: a conversation that must have more is refused before anything is computed.
 
@@ -122,7 +123,9 @@ class PromptEncoder:
         self._check_length(texts, most_tokens)
 
         def render(changed: Sequence[Any]) -> str:
-            return self._template.render(changed[:-1], add_generation_prompt, arguments=changed[-1])
+            return self._template.render(
+                changed[:-1], turn == "new", arguments=changed[-1], continue_final_message=turn == "open"
+            )
 
         plain = render(given)
         if self._allow_special or not any(map(self._begin.search, texts)):

@@ -126,10 +126,15 @@ class _Bend:
 
     Args:
         prompt: what `repeat_penalty` counts beside the answer.
+        min_tokens, ends: as in `Sampler`.
     """
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
+    def __init__(
+        self, sampling: Sampling, prompt: Sequence[int], min_tokens: int = 0, ends: Sequence[int] = ()
+    ) -> None:
         self._sampling = sampling
+        self._n_early = min_tokens
+        self._ends = np.fromiter(ends, np.intp)
         self._bias_ids = np.fromiter(sampling.logit_bias, np.intp)
         self._biases = np.fromiter(sampling.logit_bias.values(), np.float32)
         self._said: Counter[int] = Counter()
@@ -150,10 +155,13 @@ class _Bend:
             ids = np.fromiter(self._said, np.intp, len(self._said))
             n_times = np.fromiter(self._said.values(), np.float32, len(self._said))
             bent[ids] -= np.float32(how.frequency_penalty) * n_times + np.float32(how.presence_penalty)
+        if self._n_early:
+            bent[self._ends] = -np.inf
         return bent
 
     def add(self, token_id: int) -> None:
         """It was chosen."""
+        self._n_early = max(self._n_early - 1, 0)
         self._said[token_id] += 1
         if self._last.maxlen == 0:
             return
@@ -172,15 +180,29 @@ class Sampler(NotCopied):
     Args:
         grammar: what the answer must keep to; closed with the sampler.
         prompt: token ids before the answer, for `repeat_penalty`.
+        min_tokens: so many tokens are chosen before one of `ends` may be.
 
     Attributes:
         seed: the one in use; None when greedy.
+        tells: `chosen_from` is kept.
+        chosen_from: the logits, (n_vocab,), that the last token was chosen from: with biases and penalties, and minus
+            infinity for what the grammar did not allow. Valid until the next computation.
     """
 
-    def __init__(self, sampling: Sampling, grammar: "Grammar | None" = None, prompt: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        grammar: "Grammar | None" = None,
+        prompt: Sequence[int] = (),
+        *,
+        min_tokens: int = 0,
+        ends: Sequence[int] = (),
+    ) -> None:
         self._grammar = grammar
-        self._bend = _Bend(sampling, prompt) if sampling.bends else None
+        self._bend = _Bend(sampling, prompt, min_tokens, ends) if sampling.bends or min_tokens else None
         self.seed: int | None = None
+        self.tells = False
+        self.chosen_from: npt.NDArray[np.float32] | None = None
         # None: the likeliest is taken.
         self._chain: Any = None
         self._top_p: float | None = None
@@ -202,6 +224,8 @@ class Sampler(NotCopied):
         """
         if self._grammar is not None or self._bend is not None:
             return self.sample_row(context.logits_view(i))
+        if self.tells:
+            self.chosen_from = context.logits_view(i)
         if self._chain is None or self._top_p is not None:
             # llama.cpp's greedy sampler would first write a row of 12 bytes for each of the vocabulary.
             return self._draw(context.logits_view(i))
@@ -210,10 +234,18 @@ class Sampler(NotCopied):
 
     def sample_row(self, logits: npt.NDArray[np.float32]) -> int:
         """As `sample`, from logits, shape (n_vocab,), that need not be llama.cpp's own."""
-        if self._bend is None:
-            return self._within_rules(logits)
-        token_id = self._within_rules(self._bend.of(logits))
-        self._bend.add(token_id)
+        bent = logits if self._bend is None else self._bend.of(logits)
+        token_id = self._told(bent) if self.tells else self._within_rules(bent)
+        if self._bend is not None:
+            self._bend.add(token_id)
+        return token_id
+
+    def _told(self, logits: npt.NDArray[np.float32]) -> int:
+        """As `_within_rules`; keeps the whole row that it chooses from."""
+        self.chosen_from = masked = logits if self._grammar is None else self._grammar.mask(logits)
+        token_id = self._draw(masked)
+        if self._grammar is not None:
+            self._grammar.accept(token_id)
         return token_id
 
     def _within_rules(self, logits: npt.NDArray[np.float32]) -> int:
@@ -229,12 +261,6 @@ class Sampler(NotCopied):
             token_id = self._draw(grammar.mask(logits))
         grammar.accept(token_id)
         return token_id
-
-    def masked(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The logits, (n_vocab,), that the next token is chosen from: with biases and penalties, and minus infinity for
-        what the grammar does not allow next."""
-        logits = logits if self._bend is None else self._bend.of(logits)
-        return logits if self._grammar is None else self._grammar.mask(logits)
 
     def n_allowed(self, token_ids: Sequence[int]) -> int:
         """How many of these tokens the grammar would take next, one after the other; all without one."""

@@ -286,9 +286,13 @@ class Vocab(NotCopied):
                 specials.append(i)
         return pieces, specials
 
+    @cached_property
+    def _end_ids(self) -> tuple[int, ...]:
+        return tuple(i for i in range(self.n_tokens) if self._llama.llama_vocab_is_eog(self.handle, i))
+
     def ends(self) -> list[int]:
         """All tokens that end a generation."""
-        return [i for i in range(self.n_tokens) if self._llama.llama_vocab_is_eog(self.handle, i)]
+        return list(self._end_ids)
 
     def decode(self, ids: list[int], *, special: bool = False) -> str:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD."""

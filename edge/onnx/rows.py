@@ -55,6 +55,11 @@ class OnnxRows:
         return 0
 
     @property
+    def n_evicted(self) -> int:
+        """There are none but in the rows."""
+        return 0
+
+    @property
     def held_tokens(self) -> int:
         """Whose keys and values the rows hold."""
         return sum(lane.n_tokens for lane in self._lanes.values())

@@ -67,6 +67,7 @@ class Facts(Struct, kw_only=True):
 
     adapter: str | None
     digest: str | None
+    scale: float | None = None
     router: RouterRow | None = None
     queue_ms: float = 0
     prefill_ms: float = 0

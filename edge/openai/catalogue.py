@@ -41,7 +41,7 @@ class Catalogue:
 
     @property
     def base_name(self) -> str:
-        """The id of the base alone: its own name, where that is no other model's."""
+        """The id of the base alone: the name that users know it by, where that is no other model's."""
         name = self.facts.base_name
         return BASE if not name or name == AUTO or name in self.adapters else name
 
@@ -59,6 +59,13 @@ class Catalogue:
                 known = ", ".join(did_you_mean(target, self._ids()))
                 raise InputError(f"the alias {alias!r} is for {target!r}, no model here", hint=f"there are: {known}")
 
+    @property
+    def _base_names(self) -> tuple[str, ...]:
+        """All that the base may be asked by: what its file calls itself, too, where that is no other model's."""
+        inner = self.facts.inner_name
+        others = (AUTO, *self.adapters, *self.aliases)
+        return (self.base_name, BASE, *([inner] if inner and inner not in others else []))
+
     def _ids(self) -> list[str]:
         return [self.base_name, *self.adapters, *([AUTO] if self.facts.has_router else [])]
 
@@ -68,7 +75,7 @@ class Catalogue:
         return [*shown, *(alias for alias, target in self.aliases.items() if self._may(target, may_ask))]
 
     def _may(self, name: str, may_ask: MayAsk) -> bool:
-        return any(map(may_ask, (self.base_name, BASE))) if name in (self.base_name, BASE) else may_ask(name)
+        return any(map(may_ask, self._base_names)) if name in self._base_names else may_ask(name)
 
     def entry(self, name: str) -> dict[str, Any]:
         """A model as /v1/models shows it."""
@@ -106,7 +113,7 @@ class Catalogue:
             Fault: 404 where there is none; 403 where it may not be asked.
         """
         target = self.aliases.get(name, name)
-        target = self.base_name if target == BASE else target
+        target = self.base_name if target in self._base_names else target
         if target not in self._ids():
             known = did_you_mean(name, self.ids(may_ask))[:5]
             there = f"; there are: {', '.join(known)}" if known else ""

@@ -40,6 +40,8 @@ async def chat(service: Service, call: Call) -> None:
     most = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     settings = settings_of(request, most, service.n_ctx_tokens)
     effort = request.reasoning_effort
+    settings["add_generation_prompt"] = request.add_generation_prompt
+    settings["continue_final_message"] = request.continue_final_message
     settings["template_args"] = template_args_of(
         request.chat_template_kwargs, effort, "reasoning_effort", service.facts
     )

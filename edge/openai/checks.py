@@ -34,8 +34,6 @@ ONLY: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "web_search_options": ((), "nothing is fetched by this server"),
     "functions": (([],), "use `tools`"),
     "function_call": (("none", "auto"), "use `tool_choice`"),
-    "continue_final_message": ((False,), "every answer is a turn of its own"),
-    "add_generation_prompt": ((True,), "every answer is a turn of its own"),
     "echo": ((False,), ""),
     "suffix": (("",), ""),
     "lora": (([],), '`adapter` names adapters here: "math", or {"math": 0.7, "code": 0.3}'),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
+from ..answer.settings import Settings, turn_of
 from ..answer.stream import Answer
 from ..errors import SlmEdgeError
 from ..scheduler.ticket import Piece
@@ -121,6 +122,10 @@ async def tokenize(service: Service, call: Call) -> None:
         raise Fault(400, "unsupported_value", "the chat template writes what a prompt begins with", param="add_special")
     messages = None if request.messages is None else conversation(request.messages)
     told = template_args_of(request.chat_template_kwargs, None, "", service.facts)
+    settings: Settings = {
+        "add_generation_prompt": request.add_generation_prompt,
+        "continue_final_message": request.continue_final_message,
+    }
 
     def work() -> list[int]:
         if messages is None:
@@ -128,7 +133,7 @@ async def tokenize(service: Service, call: Call) -> None:
         catalogue = service.catalogue()
         found = catalogue.found(request.model or catalogue.base_name, call.may_ask)
         adapter = None if found == catalogue.base_name else found
-        return service.engine.prompt_tokens(messages, adapter, template_args=told)  # type: ignore[arg-type]
+        return service.engine.prompt_tokens(messages, adapter, template_args=told, turn=turn_of(settings))  # type: ignore[arg-type]
 
     def with_pieces(ids: list[int]) -> list[Any]:
         if not request.with_pieces:

@@ -99,6 +99,8 @@ def settings_of(request: Drawn, max_tokens: int | None, n_ctx_tokens: int) -> Se
     stop = request.stop if isinstance(request, Streamed) else None
     settings: Settings = {
         "max_tokens": n_ctx_tokens if max_tokens == -1 else max_tokens or None,
+        "min_tokens": request.min_tokens,
+        "ignore_eos": request.ignore_eos,
         "temperature": request.temperature,
         "top_p": request.top_p,
         "top_k": 0 if request.top_k == -1 else request.top_k,

@@ -27,7 +27,10 @@ _TYPES: Final = {
     429: "rate_limit_error",
     500: "api_error",
     503: "api_error",
+    504: "timeout_error",
 }
+# What the engine checks itself, under the name that clients know
+_FIELDS: Final = ("logit_bias", "min_tokens", "ignore_eos", "continue_final_message")
 # Clients of OpenAI do not try again where they are told to wait longer.
 LONGEST_WAIT_S: Final = 60
 
@@ -70,13 +73,20 @@ class Fault(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
+class LateError(SlmEdgeError):
+    """The answer was not whole within the request's `timeout_s`, and is given up."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"the answer was not whole within {timeout_s:g} s, as the request asked")
+
+
 def fault_of(error: SlmEdgeError, param: str | None = None) -> Fault:
     """What a client is told of an error of the engine. Paths and the server's own files stay out of it.
 
     Args:
         param: the field that the error is about, where the caller knows.
     """
-    if param is None and error.where == "logit_bias":
+    if error.where in _FIELDS:
         param = error.where
     text = " ".join([error.message, *(f"{problem}." for problem in error.problems)])
     text = f"{text}{'' if text.endswith('.') else ';'} {error.hint}" if error.hint else text
@@ -84,6 +94,8 @@ def fault_of(error: SlmEdgeError, param: str | None = None) -> Fault:
         if error.wait_s is None:
             return Fault(503, "draining", error.message, wait_s=10)
         return Fault(429, "queue_full", error.message, wait_s=error.wait_s)
+    if isinstance(error, LateError):
+        return Fault(504, "deadline_exceeded", error.message, param="timeout_s")
     if isinstance(error, ConflictError):
         return Fault(409, "conflict", text, param=param, headers={"x-should-retry": "false"})
     if isinstance(error, DoesNotFitError):

@@ -157,6 +157,14 @@ class Drawn(Struct, kw_only=True):
         ]
         | None
     ) = None
+    min_tokens: (
+        Annotated[int, Meta(ge=0, le=1 << 30, description="Before so many no end token and no stop text ends it.")]
+        | None
+    ) = None
+    ignore_eos: Annotated[bool, Meta(description="End tokens do not end it.")] | None = None
+    timeout_s: (
+        Annotated[float, Meta(gt=0, le=86400, description="Given up if it is not whole after so many seconds.")] | None
+    ) = None
     # What was computed for a prompt serves those of the same salt alone.
     cache_salt: Annotated[str, Meta(max_length=256)] | None = None
     service_tier: str | None = None
@@ -317,6 +325,8 @@ class TokenizeRequest(Struct, kw_only=True):
     add_special: bool | None = None
     parse_special: bool | None = None
     with_pieces: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: Told | None = None
 
 

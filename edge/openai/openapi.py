@@ -9,7 +9,7 @@ import msgspec
 
 from . import answers, fields
 
-_ERRORS: Final = ("400", "401", "403", "404", "408", "413", "415", "429", "500", "503")
+_ERRORS: Final = ("400", "401", "403", "404", "408", "413", "415", "429", "500", "503", "504")
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ class Asked:
         facts: dict[str, Any] = {
             "adapter": ticket.adapter,
             "digest": None if ticket.digest is None else f"sha256:{ticket.digest}",
+            "scale": ticket.scale,
         }
         if ticket.decision is not None:
             facts["router"] = ticket.decision.as_dict()
@@ -184,6 +185,7 @@ class Service:
                         seed = chosen.get("seed")
                         each: Settings = {**chosen, "seed": None if seed is None else (seed + i) % N_SEEDS}
                         tickets.append(self.engine.submit(prompt, target, logprobs=logprobs, **whose, **each, **more))
+                        tickets[-1].timeout_s = request.timeout_s
             except BaseException:
                 for ticket in tickets:
                     ticket.cancel()
@@ -211,7 +213,14 @@ class Service:
 
     def _fingerprint(self, catalogue: Catalogue, ticket: Ticket) -> str:
         facts = catalogue.facts
-        parts = (facts.base_fingerprint, ticket.digest, facts.engine, facts.n_ctx_tokens, facts.n_rows)
+        parts = (
+            facts.base_fingerprint,
+            ticket.digest,
+            facts.engine,
+            facts.n_ctx_tokens,
+            facts.n_rows,
+            facts.computed_by,
+        )
         return f"fp_{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
 
 

@@ -16,7 +16,7 @@ from ..answer.stream import Answer
 from ..errors import SlmEdgeError
 from ..scheduler.ticket import Piece, Ticket
 from .direct import Direct
-from .faults import Fault, fault_of
+from .faults import Fault, LateError, fault_of
 from .fields import ChatRequest, CompletionRequest
 from .reply import SILENCE_S, Call, EventStream, Gone, Receive, event_bytes
 from .service import Asked, Observer, Service, numbers_of, usage_of
@@ -57,6 +57,8 @@ class Reading:
     async def __aenter__(self) -> Self:
         self._tasks = [asyncio.create_task(self._pump(i, ticket)) for i, ticket in enumerate(self._tickets)]
         self._tasks.append(asyncio.create_task(self._watch()))
+        if (timeout_s := self._tickets[0].timeout_s) is not None:
+            self._tasks.append(asyncio.create_task(self._end_after(timeout_s)))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -128,6 +130,11 @@ class Reading:
         except asyncio.CancelledError as error:
             self._observer.ended(ticket, error)
             raise
+
+    async def _end_after(self, timeout_s: float) -> None:
+        await asyncio.sleep(timeout_s)
+        for ticket in self._tickets:
+            ticket.cancel(LateError(timeout_s))
 
     async def _watch(self) -> None:
         """Nothing comes in any more once the body is read, but that the connection ends."""

@@ -204,12 +204,14 @@ class PrefixStore:
 
     Attributes:
         n_restored: how often a snapshot spared a computation.
+        n_evicted: how many snapshots went for want of room.
     """
 
     def __init__(self, budget_bytes: int, *, whole: bool = False) -> None:
         self.budget_bytes = budget_bytes
         self.whole = whole
         self.n_restored = 0
+        self.n_evicted = 0
         self._aside_bytes = 0
         self._snapshots: list[Snapshot] = []
 
@@ -281,12 +283,14 @@ class PrefixStore:
         may_go = [snapshot for snapshot in self._snapshots if snapshot is not keep]
         while self.used_bytes + n_bytes > self.budget_bytes:
             self._snapshots.remove(may_go.pop(0))
+            self.n_evicted += 1
         return True
 
     def give_way(self, n_bytes: int) -> None:
         """Evicts snapshots for a temporary one of `n_bytes`, even if that exceeds the whole budget."""
         while self._snapshots and self.used_bytes + n_bytes > self.budget_bytes:
             self._snapshots.pop(0)
+            self.n_evicted += 1
 
     def drop(self, snapshot: Snapshot) -> None:
         """Evicts one."""

@@ -41,6 +41,9 @@ class Expected:
         if job.growing.reason == "max_tokens":
             # It would have gone on.
             n_answer = max(n_answer, self._answers.get(job.name, 0.0))
+        if job.request.ignore_eos:
+            # Its length says nothing of others.
+            n_answer = self._answers.get(job.name, float(_USUAL_TOKENS))
         for known, now in (
             (self._answers, n_answer),
             (self._computed, (n_prompt - job.growing.n_kept_tokens) / n_prompt),
@@ -51,7 +54,9 @@ class Expected:
     def work_s(self, job: Job, n_rows: int) -> float:
         """Seconds of the engine that a request needs still, where so many are computed side by side."""
         left = len(job.request.prompt) - job.n_filled
-        n_answer = min(job.request.max_tokens, max(self._answers.get(job.name, _USUAL_TOKENS), 1.0))
+        request = job.request
+        usual = max(self._answers.get(job.name, _USUAL_TOKENS), request.min_tokens, 1.0)
+        n_answer = request.max_tokens if request.ignore_eos else min(request.max_tokens, usual)
         if job.growing is None:
             left = round(left * self._computed.get(job.name, 1.0))
         else:

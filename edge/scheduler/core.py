@@ -70,6 +70,7 @@ class Core:
         self._work_s: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._n_swaps = 0
         self._n_hits = 0
+        self._n_loads: Counter[str] = Counter()
 
     @property
     def busy(self) -> bool:
@@ -132,15 +133,25 @@ class Core:
             kept_tokens=Counter(self._tokens["kept"]),
             work_s=dict(self._work_s),
             n_swaps=self._n_swaps,
+            swap_s=self.pace.swap_s,
             n_parked=self._places.n_parked,
+            n_aside=sum(job.aside is not None for job in jobs),
             parked_bytes=self._places.aside_bytes,
+            adapter_loads=Counter((adapter_name(name), "loaded") for name in self._n_loads.elements()),
             loaded_bytes={adapter_name(name): n for name, n in self._session.loaded_adapters.items()},
             prefix_bytes=self._rows.beginnings_bytes,
             n_prefix_hits=self._n_hits,
+            n_prefix_evictions=self._rows.n_evicted,
             held_tokens=self._rows.held_tokens,
             room_tokens=self._n_rows * self._session.n_ctx_tokens,
             plan=self._session.plan,
         )
+
+    def note_loads(self) -> bool:
+        """Counts the adapters that are in memory since the last time; whether there are any."""
+        before, self.loaded = self.loaded, frozenset(self._session.loaded_adapters)
+        self._n_loads.update(self.loaded - before)
+        return not self.loaded <= before
 
     # Which unit is next
 
@@ -188,8 +199,9 @@ class Core:
         start_s = self._clock()
         try:
             sections = job.request.sections()
-            self.loaded = frozenset(self._session.loaded_adapters)
             moved_s = self._clock()
+            if self.note_loads():
+                self._work_s["load", job.name] += moved_s - start_s
             self._places.give(job, sections)
             self._moving_s += self._clock() - moved_s
             if job.growing is None:
@@ -292,15 +304,13 @@ class Core:
         """Takes the next token from the i-th logits; ends the answer where it is whole."""
         assert job.growing is not None
         try:
-            # Before the choice, which moves the rules on
-            logits = None if job.n_top is None else job.sampler.masked(self._rows.logits(i))
             token_id = self._rows.sample(job.sampler, i)
         except SlmEdgeError as error:
             self._fail(job, error)
             return
         text = job.growing.take(token_id, self._session.vocab)
         if job.growing.reason != "end":
-            job.ticket.add(piece_of(text, token_id, logits, job.n_top, job.growing.thought))
+            job.ticket.add(piece_of(text, token_id, job.sampler.chosen_from, job.n_top, job.growing.thought))
             self._tokens["answer"][job.name] += 1
         self._fresh.add(job.ticket)
         if job.growing.reason is None:

@@ -15,6 +15,7 @@ rules that cannot be kept, or more work than the engine gets done in time (`Busy
 
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack, get_args
 
@@ -22,6 +23,7 @@ from ..answer.base import SessionBase
 from ..answer.settings import AdapterName, Settings
 from ..answer.stream import Answer
 from ..errors import InputError
+from ..gguf.chat_template import Turn
 from ..options import LEFT_OUT, EngineOptions, Left, LeftOut, Reuse
 from ..pack.card import TaskCard
 from .front import Prompt, Tools
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 DEFAULT_ROWS: Final = 4
 DEFAULT_MAX_WAIT_S: Final = 60.0
+# What computes, by the engine's name
+_LIBRARIES: Final = {"llama": "llama-cpp-python", "onnx": "onnxruntime"}
 
 
 class Engine:
@@ -51,6 +55,7 @@ class Engine:
         reuse: "fast" keeps whatever was computed, also answers and short beginnings; "exact" keeps what is bit for bit
             what computing anew would give.
         default_adapter: what answers where none is named; left out: what the session has in use.
+        base_name: of the base, as users know it; None: what its file calls itself.
 
     Raises:
         SlmEdgeError: what opening the session raises.
@@ -64,6 +69,7 @@ class Engine:
         max_wait_s: float = DEFAULT_MAX_WAIT_S,
         reuse: Reuse = "fast",
         default_adapter: str | LeftOut | None = LEFT_OUT,
+        base_name: str | None = None,
     ) -> None:
         if parallel < 1:
             raise InputError(f"parallel is {parallel}; it must be at least 1")
@@ -73,7 +79,9 @@ class Engine:
         self.max_wait_s = max_wait_s
         if reuse not in get_args(Reuse):
             raise InputError(f"reuse is {reuse!r}; it must be one of {', '.join(get_args(Reuse))}")
+        self._base_name = base_name
         self._host = Host(open_session, parallel, max_wait_s=max_wait_s, fast=reuse == "fast")
+        self._computed_by = _computed_by(self._host.session)
         self.default_adapter = self._host.session.adapter if isinstance(default_adapter, Left) else default_adapter
 
     @classmethod
@@ -85,6 +93,7 @@ class Engine:
         parallel: int = DEFAULT_ROWS,
         max_wait_s: float = DEFAULT_MAX_WAIT_S,
         allow_pull: bool = False,
+        base_name: str | None = None,
         **options: Unpack[EngineOptions],
     ) -> Self:
         """Opens a pack for requests.
@@ -94,6 +103,7 @@ class Engine:
             engine, allow_pull, options: as in `engines.open_session`, but that `reuse` is "fast" by default; errors
                 too.
             parallel, max_wait_s: see the class.
+            base_name: of the base, as users know it; None: its file's in the pack.
         """
         from ..engines import open_session
         from ..pack.pack import Pack
@@ -107,6 +117,7 @@ class Engine:
             max_wait_s=max_wait_s,
             reuse=options.get("reuse", "fast"),
             default_adapter=default if default == "auto" or default in opened.adapters else None,
+            base_name=base_name or opened.base.file_name.removesuffix(".gguf"),
         )
 
     @classmethod
@@ -117,9 +128,10 @@ class Engine:
         parallel: int = DEFAULT_ROWS,
         max_wait_s: float = DEFAULT_MAX_WAIT_S,
         reuse: Reuse = "fast",
+        base_name: str | None = None,
     ) -> Self:
         """An engine over any session; it is opened, used and closed on the engine's thread alone."""
-        return cls(open_session, parallel=parallel, max_wait_s=max_wait_s, reuse=reuse)
+        return cls(open_session, parallel=parallel, max_wait_s=max_wait_s, reuse=reuse, base_name=base_name)
 
     # Requests
 
@@ -223,10 +235,15 @@ class Engine:
         *,
         system: str | None = None,
         template_args: Mapping[str, Any] | None = None,
+        turn: Turn = "new",
     ) -> list[int]:
-        """Token ids of a prompt, through the chat template; arguments, settings and errors as `submit`."""
+        """Token ids of a prompt, through the chat template; arguments, settings and errors as `submit`.
+
+        Args:
+            turn: how the conversation ends, see `gguf.chat_template.Turn`.
+        """
         bound, _ = self._host.bound(prompt, self._named(adapter))
-        return self._host.front.rendered(prompt, system, bound.choice.card, None, template_args).ids
+        return self._host.front.rendered(prompt, system, bound.choice.card, None, template_args, turn).ids
 
     def count(self, prompt: Prompt, adapter: AdapterName | LeftOut = LEFT_OUT, *, system: str | None = None) -> int:
         """How many tokens a prompt is, through the chat template; arguments and errors as `submit`."""
@@ -244,7 +261,7 @@ class Engine:
         session = self._host.session
         return EngineFacts(
             session.engine_name,
-            session.base.name,
+            self._base_name or session.base.name,
             session.base.fingerprint,
             session.n_ctx_tokens,
             self.parallel,
@@ -253,6 +270,8 @@ class Engine:
             self._host.adapter_facts(),
             session.template.argument_names,
             session.template.thinking_form is not None,
+            session.base.name,
+            self._computed_by,
         )
 
     def load(
@@ -371,3 +390,10 @@ class Engine:
 
     def _named(self, adapter: AdapterName | LeftOut) -> AdapterName:
         return self.default_adapter if isinstance(adapter, Left) else adapter
+
+
+def _computed_by(session: SessionBase[Any]) -> str:
+    """As `EngineFacts.computed_by`."""
+    library = _LIBRARIES[session.engine_name]
+    setup = "" if session.plan is None else f", {session.plan.choices.describe()}"
+    return f"{library} {metadata.version(library)}, {session.threads} threads{setup}"

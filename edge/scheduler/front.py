@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..answer.base import SessionBase
-from ..answer.settings import Settings, arguments_of, request_of
+from ..answer.settings import Settings, arguments_of, request_of, turn_of
 from ..answer.thinking import thinking_of
 from ..errors import EngineError, InputError
-from ..gguf.chat_template import Message, checked_messages, messages_of
+from ..gguf.chat_template import Message, Turn, checked_messages, messages_of
 from ..llama.abort import AbortFlag
 from ..pack.card import TaskCard
 from ..prefix.chunks import Section
@@ -91,18 +91,19 @@ class Front:
         card: TaskCard,
         tools: Tools | None = None,
         template_args: Mapping[str, Any] | None = None,
+        turn: Turn = "new",
     ) -> Rendered:
         """A prompt as token ids."""
         if _is_tokens(prompt):
-            if template_args:
-                raise InputError("template_args are given beside token ids, which are taken as they are")
+            if template_args or turn != "new":
+                raise InputError("the chat template is told something beside token ids, which are taken as they are")
             return Rendered(self._checked_ids(prompt, system), 0, False)
         messages = messages_of(prompt, system, card.system)  # type: ignore[arg-type]
         arguments = arguments_of(card, template_args, tools)
         with self._lock:
             self._check()
             most = self._session.longest_tokens
-            ids = self._session.prompts.encode(messages, most_tokens=most, arguments=arguments)
+            ids = self._session.prompts.encode(messages, turn=turn, most_tokens=most, arguments=arguments)
             n_shared_tokens = self._session.shared_tokens(messages, ids, arguments)
         first = messages[0]
         # What a caller gave the template stands in the beginning too.
@@ -128,7 +129,7 @@ class Front:
         if n_top is not None and not 0 <= n_top <= MOST_LOGPROBS:
             raise InputError(f"logprobs is {n_top}; it must be between 0 and {MOST_LOGPROBS}")
         session, choice = self._session, bound.choice
-        rendered = self.rendered(prompt, system, choice.card, tools, settings.get("template_args"))
+        rendered = self.rendered(prompt, system, choice.card, tools, settings.get("template_args"), turn_of(settings))
 
         def sections() -> list[Section]:
             found = session.sections(choice, rendered.ids, rendered.n_shared_tokens)
@@ -153,6 +154,7 @@ class Front:
         with self._lock:
             self._check()
             sampler = request.sampler(session.vocab)
+        sampler.tells = n_top is not None
         flag = AbortFlag()
 
         def stop(ticket: Ticket) -> None:
@@ -160,6 +162,8 @@ class Front:
             cancel(ticket)
 
         ticket = Ticket(number, key, bound.name, bound.digest, decision, len(rendered.ids), stop)
+        if len(bound.choice.scales) == 1:
+            ticket.scale = bound.choice.scales[0][1]
         talk = checked_messages(prompt) if decision is not None else None  # type: ignore[arg-type]
         return Job(ticket, request, bound, sampler, flag, n_top, talk=talk)
 

@@ -1,18 +1,21 @@
 """The thread of an engine, and what other threads hand to it: messages in one inbox, read between two units of work."""
 
 import atexit
+import contextlib
 import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..answer.base import SessionBase
 from ..answer.settings import AdapterName, Settings
-from ..errors import BusyError, EngineError
+from ..errors import BusyError, EngineError, SlmEdgeError
 from ..llama.sampling import Sampler
 from ..pack.card import TaskCard
 from ..pack.pack import PackedAdapter
@@ -64,6 +67,8 @@ class Host:
         self._n_unfinished = 0
         self._beat_s = time.monotonic()
         self._open_jobs: dict[Ticket, Job] = {}
+        # Files that were to become an adapter and did not, by its name
+        self._n_refused: Counter[str] = Counter()
         self._state = "opening"
         self._fault: BaseException | None = None
         opened: Future[None] = Future()
@@ -184,14 +189,26 @@ class Host:
         self, name: str, path: Path, card: TaskCard | None, expect_digest: str | None, *, apart: bool = False
     ) -> str:
         """As `Engine.load`; the file is read here, and loaded and tried on the engine's thread."""
-        packed = self._loose(name, path, card)
-        if apart:
-            self._try_apart(packed, expect_digest)
-        return self.call(lambda: self._adopt(packed, expect_digest))
+        with self._refusals(name):
+            packed = self._loose(name, path, card)
+            if apart:
+                self._try_apart(packed, expect_digest)
+            return self.call(lambda: self._adopt(packed, expect_digest))
+
+    @contextlib.contextmanager
+    def _refusals(self, name: str) -> Iterator[None]:
+        """Counts what is refused within; names that are none here are not told apart."""
+        try:
+            yield
+        except SlmEdgeError:
+            with self._lock:
+                self._n_refused[name if name in self._adapters.named else "other"] += 1
+            raise
 
     def try_apart(self, name: str, path: Path, card: TaskCard | None, expect_digest: str | None) -> None:
         """As `Engine.try_apart`."""
-        self._try_apart(self._loose(name, path, card), expect_digest)
+        with self._refusals(name):
+            self._try_apart(self._loose(name, path, card), expect_digest)
 
     def _loose(self, name: str, path: Path, card: TaskCard | None) -> PackedAdapter:
         session = self.session
@@ -328,7 +345,10 @@ class Host:
 
     def stats(self) -> Stats:
         """As `Engine.stats`."""
-        return self._core.stats(self._adapters.public_name)
+        stats = self._core.stats(self._adapters.public_name)
+        with self._lock:
+            refused = {(name, "refused"): n for name, n in self._n_refused.items()}
+        return replace(stats, adapter_loads={**stats.adapter_loads, **refused})
 
     def _adopt(self, packed: PackedAdapter, expect_digest: str | None) -> str:
         name = packed.name
@@ -339,6 +359,7 @@ class Host:
             key = self._adapters.candidate(packed)
         try:
             self.session.choice_of(key)
+            self._core.note_loads()
         except BaseException:
             with self._lock:
                 self._forget([key])

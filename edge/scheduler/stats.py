@@ -32,7 +32,11 @@ class EngineFacts:
 
     Attributes:
         engine: "llama" or "onnx".
-        base_name, base_fingerprint: of the base.
+        base_name: of the base, as users know it.
+        inner_name: what its file calls itself.
+        computed_by: what else the last bits depend on: the library with its version, threads, how weights and keys and
+            values are held.
+        base_fingerprint: of the base.
         n_ctx_tokens: longest prompt and answer together.
         n_rows: answers that can be computed side by side.
         has_router: whether "auto" can be asked for.
@@ -51,6 +55,8 @@ class EngineFacts:
     adapters: tuple[AdapterFacts, ...]
     template_arguments: frozenset[str] = frozenset()
     thinks: bool = False
+    inner_name: str = ""
+    computed_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,13 +69,17 @@ class Stats:
         n_answered, n_cancelled, n_failed: requests that ended.
         prompt_tokens, answer_tokens: computed, by adapter.
         kept_tokens: of prompts, found computed, by adapter.
-        work_s: seconds that the engine computed, by ("prompt", "step" or "swap", adapter).
+        work_s: seconds that the engine computed, by ("prompt", "step", "swap" or "load", adapter).
         n_swaps: changes of the adapters that compute.
+        swap_s: seconds that one takes, as measured of late.
         n_parked: answers that were laid aside for others, since the start.
+        n_aside: those that are aside now.
         parked_bytes: what those that are aside now hold.
         loaded_bytes: adapters in memory.
+        adapter_loads: how often one was taken into memory, "loaded", or a new file was "refused", by (adapter, that).
         prefix_bytes: kept beginnings of prompts in memory.
         n_prefix_hits: requests that had a part of their prompt found computed.
+        n_prefix_evictions: kept beginnings that went for want of room.
         held_tokens: whose keys and values the rows hold, those of free rows too.
         room_tokens: that they can hold.
         plan: of the memory; None if the engine plans none.
@@ -86,11 +96,15 @@ class Stats:
     kept_tokens: Mapping[str, int]
     work_s: Mapping[tuple[str, str], float]
     n_swaps: int
+    swap_s: float
     n_parked: int
+    n_aside: int
     parked_bytes: int
     loaded_bytes: Mapping[str, int]
+    adapter_loads: Mapping[tuple[str, str], int]
     prefix_bytes: int
     n_prefix_hits: int
+    n_prefix_evictions: int
     held_tokens: int
     room_tokens: int
     plan: "MemoryPlan | None"

@@ -55,8 +55,11 @@ class Ticket:
         key: whose it is.
         adapter: the name of what answers, resolved when it was submitted; None for the base alone.
         digest: sha256 of the adapter's file, of a mix the sha256 over its parts; None for the base alone.
+        scale: of one adapter; None for the base alone, and for a mix, whose name has them.
         decision: the router's, where it chose.
         n_prompt_tokens: of the rendered prompt.
+        timeout_s: how long who reads it waits for its end; None: as long as it takes.
+        given_up: it was cancelled before it was done.
         tap: called on the engine's thread in place of waking readers, with new pieces there; whether it took them all.
             None: readers are woken. It must neither raise nor wait.
     """
@@ -77,6 +80,10 @@ class Ticket:
         self.digest = digest
         self.decision = decision
         self.n_prompt_tokens = n_prompt_tokens
+        self.scale: float | None = None
+        self.timeout_s: float | None = None
+        self.given_up = False
+        self._given_up_for: BaseException | None = None
         self.tap: Callable[[], bool] | None = None
         self._cancel = cancel
         self._submitted_s = time.perf_counter()
@@ -124,9 +131,14 @@ class Ticket:
         """What there is from the i-th piece on."""
         return self._pieces[i:]
 
-    def cancel(self) -> None:
-        """Gives the request up; what is computed for it stops soon. From any thread; does nothing once it is done."""
+    def cancel(self, error: BaseException | None = None) -> None:
+        """Gives the request up; what is computed for it stops soon. From any thread; does nothing once it is done.
+
+        Args:
+            error: what it fails on then, in place of an EngineError.
+        """
         if not self.done:
+            self.given_up, self._given_up_for = True, self._given_up_for or error
             self._cancel(self)
 
     def result(self, timeout_s: float | None = None) -> Answer:
@@ -225,7 +237,7 @@ class Ticket:
     def end(self, answer: Answer | None, error: BaseException | None = None) -> None:
         """It is answered, or failed; what comes later changes nothing."""
         if not self.done:
-            self._answer, self._error = answer, error
+            self._answer, self._error = answer, error and (self._given_up_for or error)
 
 
 def wake(tickets: Iterable[Ticket]) -> None:

@@ -56,6 +56,7 @@ class App:
             "/v1/chat/completions": {"POST": self._with(chat)},
             "/v1/completions": {"POST": self._with(complete)},
             "/v1/responses": {"POST": self._with(respond)},
+            "/v1/embeddings": {"POST": _embed},
             "/tokenize": {"POST": self._with(tokenize)},
             "/detokenize": {"POST": self._with(detokenize)},
             "/v1/slm/state": {"GET": self._state},
@@ -151,6 +152,11 @@ class App:
         catalogue = await service.run(service.catalogue)
         catalogue.found(name, call.may_ask)
         await call.answer(catalogue.entry(name))
+
+
+async def _embed(call: Call) -> None:
+    text = "this server has models that answer, and none for embeddings; ask another one for these"
+    raise Fault(400, "unsupported_endpoint", text, param="model")
 
 
 def _there(path: str, paths: dict[str, list[str]]) -> str:

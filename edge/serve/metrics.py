@@ -23,11 +23,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from ..answer.stream import Answer
+from ..openai.faults import LateError
 from ..scheduler.stats import Stats
 from ..scheduler.ticket import Ticket
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _P: Final = "slm_edge_"
+_THROTTLED: Final = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")
 _FIRST_S: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 120)
 _TOKEN_S: Final = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1, 2)
 _REQUEST_S: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -46,10 +48,11 @@ class Metrics:
     """Counts; an `openai.service.Observer`.
 
     Args:
-        facts: what serves, for `build_info`.
+        facts: see there.
         as_vllm: the names that pools of vLLM servers go by are there too, see `metrics_vllm.py`.
 
     Attributes:
+        facts: what serves, for `build_info`.
         base_name: of what is served; "" until it is open.
         silent_s: how long the engine has been at one unit of work.
     """
@@ -61,14 +64,17 @@ class Metrics:
         self.stats: Stats | None = None
         self.base_name = ""
         self.silent_s = 0.0
-        self._facts = {name: str(value) for name, value in facts.items()}
+        self.facts = {name: str(value) for name, value in facts.items()}
         self._open: dict[int, _Times] = {}
         registry: Any = {"registry": self.registry}
         self._requests = Counter(f"{_P}requests", "Requests that were answered.", ["endpoint", "code"], **registry)
         self._rejected = Counter(f"{_P}rejected", "Requests that were refused.", ["reason"], **registry)
         self._ended = Counter(f"{_P}answers", "Answers that ended, by how.", ["adapter", "end"], **registry)
         self._cancelled = Counter(
-            f"{_P}cancelled", "Answers that were given up, by how far they were.", ["phase"], **registry
+            f"{_P}cancelled",
+            "Answers that were given up, and how far they were.",
+            ["cause", "phase"],
+            **registry,
         )
         self._seconds = Histogram(
             f"{_P}request_seconds", "From handing in to the end.", ["adapter"], buckets=_REQUEST_S, **registry
@@ -134,7 +140,9 @@ class Metrics:
         end = outcome.stop_reason if isinstance(outcome, Answer) else "cut"
         self._ended.labels(label, end).inc()
         if end == "cut":
-            self._cancelled.labels("prompt" if times.last_s is None else "decode").inc()
+            late = isinstance(outcome, LateError)
+            cause = "deadline" if late else "client" if ticket.given_up else "engine"
+            self._cancelled.labels(cause, "prompt" if times.last_s is None else "decode").inc()
 
     def answered(self, endpoint: str, status: int, code: str | None) -> None:
         """A request got its answer.
@@ -168,13 +176,14 @@ class _OfEngine(Collector):
 
     def collect(self) -> Iterator[Metric]:
         info = InfoMetricFamily(f"{_P}build", "What serves.")
-        info.add_metric([], self._metrics._facts)
+        info.add_metric([], self._metrics.facts)
         yield info
         for name, value in own_bytes().items():
             yield GaugeMetricFamily(f"{_P}process_{name}_bytes", "Memory of this process.", value)
         celsius = temperature()
         # Without a sensor there is the name alone.
         yield GaugeMetricFamily(f"{_P}temperature_celsius", "The hottest sensor.", celsius)
+        yield GaugeMetricFamily(f"{_P}throttled", "Whether voltage or heat hold the CPU down now.", throttled())
         yield GaugeMetricFamily(
             f"{_P}engine_heartbeat_age_seconds", "Since the engine's last unit of work.", self._metrics.silent_s
         )
@@ -212,12 +221,24 @@ def _of_stats(stats: Stats) -> Iterator[Metric]:
         work.add_metric(list(place), seconds)
     yield work
     yield CounterMetricFamily(f"{_P}swaps", "Changes of the adapters that compute.", stats.n_swaps)
+    yield GaugeMetricFamily(f"{_P}swap_seconds", "What one of them takes, as measured of late.", stats.swap_s)
     yield CounterMetricFamily(f"{_P}parked", "Answers that were laid aside for others.", stats.n_parked)
     yield CounterMetricFamily(f"{_P}prefix_hits", "Requests with a part of their prompt kept.", stats.n_prefix_hits)
+    evicted = "Kept beginnings of prompts that went for want of room."
+    yield CounterMetricFamily(f"{_P}prefix_evictions", evicted, stats.n_prefix_evictions)
+    loads = CounterMetricFamily(
+        f"{_P}adapter_loads",
+        "Adapters taken into memory, and files refused.",
+        labels=["adapter", "result"],
+    )
+    for place, n in stats.adapter_loads.items():
+        loads.add_metric(list(place), n)
+    yield loads
     yield GaugeMetricFamily(f"{_P}prefix_bytes", "Kept beginnings of prompts.", stats.prefix_bytes)
     yield GaugeMetricFamily(f"{_P}slot_tokens", "Tokens whose keys and values are held.", stats.held_tokens)
     yield GaugeMetricFamily(f"{_P}slot_tokens_limit", "Tokens whose keys and values have room.", stats.room_tokens)
-    yield GaugeMetricFamily(f"{_P}parked_bytes", "Answers that are laid aside now.", stats.parked_bytes)
+    yield GaugeMetricFamily(f"{_P}slots_parked", "Answers that are laid aside now.", stats.n_aside)
+    yield GaugeMetricFamily(f"{_P}parked_bytes", "What answers that are laid aside hold.", stats.parked_bytes)
     yield GaugeMetricFamily(f"{_P}slots", "Answers that can be computed side by side.", stats.n_rows)
 
 
@@ -248,4 +269,15 @@ def temperature() -> float | None:
     """Of the hottest sensor in degrees Celsius; None where there is none."""
     with contextlib.suppress(AttributeError, OSError, ValueError):
         return max((one.current for rows in psutil.sensors_temperatures().values() for one in rows), default=None)
+    return None
+
+
+def throttled(flags: Path = _THROTTLED) -> bool | None:
+    """Whether a Raspberry Pi says that voltage or heat hold it down now; None where nothing says so.
+
+    Args:
+        flags: the firmware's, in hexadecimal: the lowest four bits are of now (raspberrypi/documentation, vcgencmd).
+    """
+    with contextlib.suppress(OSError, ValueError):
+        return bool(int(flags.read_text(encoding="ascii").strip(), 16) & 0xF)
     return None

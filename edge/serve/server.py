@@ -206,6 +206,8 @@ class Server:
         )
         self._own_adapters = engine.adapters
         self.metrics.base_name = service.catalogue().base_name
+        served = self.setup.served or path
+        self.metrics.facts |= {"base": self.metrics.base_name, "pack": "" if served is None else served.name}
         if path is not None:
             self._kept = Kept(self.setup.served or path)
             self._kept.restore(service)

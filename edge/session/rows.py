@@ -4,9 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from ..errors import EngineError
 from ..llama.abort import AbortFlag, stopped_by
 from ..llama.context import Context
@@ -60,6 +57,11 @@ class LlamaRows:
     def beginnings_bytes(self) -> int:
         """Kept beginnings of prompts in memory, beside the rows."""
         return self._cache.store.snapshots_bytes
+
+    @property
+    def n_evicted(self) -> int:
+        """Kept beginnings of prompts that went for want of room."""
+        return self._cache.store.n_evicted
 
     @property
     def held_tokens(self) -> int:
@@ -153,10 +155,6 @@ class LlamaRows:
                 self.release(self._sequences[i])
                 self._context.zero_rest()
             raise
-
-    def logits(self, i: int) -> npt.NDArray[np.float32]:
-        """What `sample` chooses from, shape (n_vocab,): valid until the next computation."""
-        return self._context.logits_view(i)
 
     def lay_aside(self, sequence: int) -> Aside:
         """Takes a sequence out, to be put back by `put_back`, bit for bit; it is empty then."""

@@ -88,7 +88,7 @@ class Follower:
         by_hand = self._by_hand()
         self._digests |= {one.sha256 for one in pack.adapters.values()}
         try:
-            self._engine.follow(pack, self._pack.adapters, stays=by_hand)
+            self._engine.follow(pack, self._pack.adapters, stays=by_hand, apart=True)
         except SlmEdgeError as error:
             # Memory may suffice another time.
             if not isinstance(error, DoesNotFitError):

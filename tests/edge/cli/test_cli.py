@@ -87,6 +87,9 @@ def test_doctor_says_what_is_here_and_what_is_to_do(own_cache):
     base = base_cache_path(STARTER_BASE_SHA256)
     base.parent.mkdir(parents=True)
     base.write_bytes(b"x" * 2048)
+    kernels = data["llama_cpp"]
+    assert kernels["prompt_kernels_missing"] == ("not built" in kernels["prompt_kernels"])
+    assert kernels["prompt_kernels_missing"] == any("kernels are not built" in line for line in data["advice"])
     text = slm_edge("doctor").stdout
     assert "pull starter" not in text and f"{own_cache / 'store'}, 2.0 KiB" in text
     assert "hub        http" in text

@@ -184,3 +184,16 @@ def test_a_template_that_writes_the_date_is_known_and_can_be_held():
     assert template.is_dated and not ChatTemplate(CHATML).is_dated
     template.fix_date(datetime.date(2024, 7, 26))
     assert template.render(TALK[1:2]).startswith("26 Jul 2024 ")
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA_LIKE])
+@pytest.mark.parametrize("last", ["Well, ", "  Ja", "x", "", "<think>", "CONTINUE_FINAL_MESSAGE_TAG"])
+def test_an_open_message_ends_where_transformers_ends_it(template, last):
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    messages = [*TALK[:2], {"role": "assistant", "content": last}]
+    theirs = render_jinja_template(
+        [messages], chat_template=template, continue_final_message=True, bos_token="<s>", eos_token="</s>"
+    )
+    ours = ChatTemplate(template, "<s>", "</s>").render(messages, False, continue_final_message=True)
+    assert ours == (theirs[0][0] if isinstance(theirs, tuple) else theirs[0])

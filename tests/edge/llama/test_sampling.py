@@ -143,10 +143,11 @@ def test_penalties_and_biases_are_those_of_the_formula(how):
     prompt = [int(one) for one in np.random.default_rng(1).integers(0, 40, 90)]
     said = []
     with Sampler(Sampling(**how), prompt=prompt) as sampler:
+        sampler.tells = True
         for logits in rows(40, 60, 1.0):
             expected = bent_by_formula(logits, said, prompt, how)
-            np.testing.assert_allclose(sampler.masked(logits), expected, rtol=1e-5, atol=1e-5)
             said.append(sampler.sample_row(logits))
+            np.testing.assert_allclose(sampler.chosen_from, expected, rtol=1e-5, atol=1e-5)
             assert said[-1] == expected.argmax()
     plain = rows(40, 60, 1.0).argmax(axis=1).tolist()
     # A window of no tokens is no penalty.

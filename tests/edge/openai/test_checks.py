@@ -78,7 +78,6 @@ def test_what_is_no_json_is_refused(body):
         ("grammar", "root ::= x"),
         ("guided_grammar", "root ::= x"),
         ("lora", [{"id": 0, "scale": 1}]),
-        ("continue_final_message", True),
         ("chat_template", "{{ x }}"),
     ],
 )

@@ -45,9 +45,9 @@ def chat(server, **fields):
 
 def test_models(server, pack):
     listed = server.get("/v1/models").json
-    assert [row["id"] for row in listed["data"]] == ["tiny llama", "math", "code", "gpt-4o-mini", "plain"]
+    assert [row["id"] for row in listed["data"]] == ["base", "math", "code", "gpt-4o-mini", "plain"]
     base, math, _, alias, _ = listed["data"]
-    assert base["parent"] is None and math["parent"] == "tiny llama" and alias["root"] == "math"
+    assert base["parent"] is None and math["parent"] == "base" and alias["root"] == "math"
     assert all(row["object"] == "model" and isinstance(row["created"], int) for row in listed["data"])
     assert str(pack) not in json.dumps(listed)
     assert server.get("/v1/models/math").json == math
@@ -69,7 +69,7 @@ def test_an_answer_is_what_a_session_gives(server, answers, model, who):
     assert said["usage"]["prompt_tokens"] == right.n_prompt_tokens
     assert said["usage"]["completion_tokens"] == right.n_tokens == 12
     assert said["usage"]["total_tokens"] == right.n_prompt_tokens + 12
-    assert said["model"] == ("tiny llama" if who == "base" else who) and said["slm_edge"]["adapter"] == right.adapter
+    assert said["model"] == ("base" if who == "base" else who) and said["slm_edge"]["adapter"] == right.adapter
     assert reply.headers["x-slm-adapter"] == who and float(reply.headers["x-slm-queue-ms"]) >= 0
     digest = server.get("/v1/models/" + who).json["slm_edge"].get("digest")
     assert reply.headers.get("x-slm-adapter-digest") == digest == said["slm_edge"]["digest"]
@@ -274,6 +274,23 @@ def test_a_wrong_path_is_told_the_right_one(server, path, said):
     assert (reply.status, reply.error["code"]) == (404, "not_found") and said in reply.error["message"]
 
 
+def test_the_fingerprint_is_of_what_decides_the_last_bits(server, pack):
+    """The adapter, and how it is computed: alike for the same, another for another number of threads."""
+    told = [chat(server, model=one, max_tokens=1).json["system_fingerprint"] for one in ("math", "math", "code")]
+    assert told[0] == told[1] != told[2]
+    for options in (["--parallel", 4], ["--parallel", 4, "--threads", 2], ["--parallel", 2]):
+        with serving(pack, *options) as other:
+            found = chat(other, model="math", max_tokens=1).json["system_fingerprint"]
+            assert (found == told[0]) == (options == ["--parallel", 4])
+
+
+def test_who_asks_for_embeddings_is_told_that_there_are_none(server):
+    reply = server.post("/v1/embeddings", {"model": "base", "input": "x"})
+    assert (reply.status, reply.error["code"]) == (400, "unsupported_endpoint") and "another one" in reply.error[
+        "message"
+    ]
+
+
 def test_ignored_fields_are_named(server):
     reply = chat(server, keep_alive="5m", messages=[{**USER[0], "name": "Ann"}])
     assert reply.headers["x-slm-ignored"] == "messages[0].name, keep_alive"
@@ -335,4 +352,4 @@ def test_auto_says_who_answers_and_why(tmp_path):
         assert "auto" in [row["id"] for row in server.get("/v1/models").json["data"]]
         said = server.post("/v1/chat/completions", {"model": "auto", "messages": USER, "max_tokens": 4}).json
         router = said["slm_edge"]["router"]
-        assert said["model"] == (router["adapter"] or "tiny llama") and 0 <= router["confidence"] <= 1
+        assert said["model"] == (router["adapter"] or "base") and 0 <= router["confidence"] <= 1

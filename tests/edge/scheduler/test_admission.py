@@ -57,6 +57,27 @@ def test_what_is_told_comes_true(files, names):
         assert sum(right) >= 0.95 * len(pairs), pairs
 
 
+def test_an_answer_whose_length_was_asked_for_is_counted_so(files):
+    with Session.of_files(*files, threads=1) as session:
+        direct = Direct(session, 1)
+        expected = Expected(direct.core.pace, 1)
+        plain, least, whole = (
+            direct.submit("x", "a", max_tokens=800, **how) for how in ({}, {"min_tokens": 300}, {"ignore_eos": True})
+        )
+        while plain.growing is None or not plain.growing.ids:
+            direct.core.work()
+        direct.core.work()
+        step_s = direct.core.pace.step_s(1)
+        few, some, all_of_it = (expected.work_s(job, 1) / step_s for job in (plain, least, whole))
+        assert step_s and few < 110 < 300 < some < 310 < 800 < all_of_it < 810
+        # It ends when it must, which says nothing of others.
+        while whole not in direct.ended:
+            direct.core.work()
+        before = expected.work_s(plain, 1)
+        expected.learn(whole)
+        assert expected.work_s(plain, 1) == before
+
+
 def test_more_than_can_be_done_in_time_is_refused_with_the_time(files):
     with Engine.of_session(lambda: Session.of_files(*files, threads=1), parallel=1) as engine:
         start_s = time.perf_counter()

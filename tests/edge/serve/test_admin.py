@@ -61,7 +61,7 @@ def test_adapters_are_added_replaced_removed_and_kept(slm_edge, pack, place, tmp
     # The originals are not needed any more.
     other.unlink()
     with serving(pack, env=place) as server:
-        assert [row["id"] for row in server.get("/v1/models").json["data"]] == ["tiny llama", "math", "style"]
+        assert [row["id"] for row in server.get("/v1/models").json["data"]] == ["base", "math", "style"]
         assert text_of(server, "style") == second
         code, out, _ = slm_edge("adapter", "list", "--json")
         assert [row["name"] for row in json.loads(out)] == ["math", "style"]

@@ -53,7 +53,7 @@ def test_every_number_that_the_dashboard_names_is_told(server):
     by = {
         key.strip() for expr in expressions() for keys in re.findall(r"by \(([^)]*)\)", expr) for key in keys.split(",")
     }
-    assert by <= {"le", "adapter", "code", "reason", "phase", "end", "work", "source"}
+    assert by <= {"le", "adapter", "cause", "code", "reason", "phase", "end", "work", "source", "result"}
     assert {"adapter", "work"} <= labels["slm_edge_engine_seconds"] and "code" in labels["slm_edge_requests"]
 
 

@@ -95,18 +95,24 @@ def test_what_it_prints(pack):
             rows[name] = value.strip()
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-        assert "KV" in rows["memory"] and rows["models"] == "base (tiny llama), math, code"
+        assert "KV" in rows["memory"] and rows["models"] == "base, math, code"
         assert rows["listening"].startswith("http://127.0.0.1:") and rows["keys"] == "none are asked for"
 
 
 def test_a_model_file_with_adapters(tmp_path):
-    base = tiny_base(tmp_path / "base.gguf")
+    base = tiny_base(tmp_path / "Tiny-1M.Q4_0.gguf")
     tiny_adapter(tmp_path / "style.gguf", base)
     with serving(base, "--lora", tmp_path / "style.gguf") as server:
-        assert [row["id"] for row in server.get("/v1/models").json["data"]] == ["tiny llama", "style"]
+        # By the file's name, as `run` and `ps` have it; what the file calls itself and "base" are it, too.
+        assert [row["id"] for row in server.get("/v1/models").json["data"]] == ["Tiny-1M.Q4_0", "style"]
+        assert server.get("/v1/slm/state").json["base"] == "Tiny-1M.Q4_0"
+        answered = [server.chat(model=one).json["model"] for one in ("Tiny-1M.Q4_0", "base", "tiny llama")]
+        assert answered == ["Tiny-1M.Q4_0"] * 3
         assert server.chat(model="style").headers["x-slm-adapter"] == "style"
         half = server.chat(adapter={"style": 0.5})
         assert half.status == 200 and half.json["slm_edge"]["adapter"] == "style"
+        assert half.json["slm_edge"]["scale"] == 0.5 and server.chat(model="style").json["slm_edge"]["scale"] == 1.0
+        assert server.chat().json["slm_edge"]["scale"] is None
 
 
 def test_a_model_that_cannot_be_opened_ends_it(slm_edge, tmp_path):
@@ -147,7 +153,7 @@ def test_a_file_of_options(slm_edge, pack, tmp_path):
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     # The command line goes before the file, option by option.
-    assert said["models"] == ["tiny llama", "math", "code", "told"]
+    assert said["models"] == ["base", "math", "code", "told"]
     config.write_text("paralel = 2\n")
     code, _, err = slm_edge("serve", "--config", config)
     assert code == 2 and "'paralel'" in err and "did you mean parallel?" in err

@@ -7,7 +7,9 @@ import pytest
 from build_gguf import tiny_pack
 from build_server import serving
 from prometheus_client.parser import text_string_to_metric_families
-from slm_edge.edge.serve.metrics import label_of
+from slm_edge.edge.errors import SlmEdgeError
+from slm_edge.edge.serve.metrics import label_of, throttled
+from slm_edge.edge.serve.running import ask, servers
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,11 @@ def test_what_was_asked_is_counted(server):
     assert more("inter_token_seconds_count", "math") == 6
     assert more("engine_seconds_total", "math", "prompt") > 0
     assert now["process_anon_bytes",] > 1 << 20 and now["slots",] == 4
+    # Each was taken into memory when it was first asked for.
+    assert now["adapter_loads_total", "code", "loaded"] == now["adapter_loads_total", "loaded", "math"] == 1
+    assert (
+        now["prefix_evictions_total",] == now["slots_parked",] == 0 and now["engine_seconds_total", "load", "math"] > 0
+    )
     text = server.get("/metrics").body.decode()
     assert "stranger" not in text and "0.123" not in text
 
@@ -63,7 +70,7 @@ def test_a_given_up_answer_is_counted_and_computes_no_more(server):
             break
         time.sleep(0.05)
     gone = sum(
-        now.get(("cancelled_total", phase), 0) - before.get(("cancelled_total", phase), 0)
+        now.get(("cancelled_total", "client", phase), 0) - before.get(("cancelled_total", "client", phase), 0)
         for phase in ("prompt", "decode")
     )
     made = now["generated_tokens_total", "base"] - before.get(("generated_tokens_total", "base"), 0)
@@ -72,6 +79,26 @@ def test_a_given_up_answer_is_counted_and_computes_no_more(server):
 
 def test_labels_are_of_a_closed_set():
     assert [label_of(one) for one in (None, "math", "code:0.3+math:0.7", "math:0.5")] == ["base", "math", "mix", "mix"]
+
+
+def test_files_that_are_refused_are_counted(server, tmp_path):
+    (tmp_path / "odd.gguf").write_bytes(b"GGUF" + bytes(100))
+    path = next(path for path, facts in servers() if facts["pid"] == server.process.pid)
+    for name in ("math", "a-strangers-name"):
+        body = {"lora_name": name, "lora_path": str(tmp_path / "odd.gguf"), "load_inplace": True}
+        with pytest.raises(SlmEdgeError):
+            ask(path, "POST", "/v1/load_lora_adapter", body)
+    now = numbers(server)
+    assert now["adapter_loads_total", "math", "refused"] == now["adapter_loads_total", "other", "refused"] == 1
+    assert "strangers" not in server.get("/metrics").body.decode()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("0\n", False), ("50000\n", False), ("50005\n", True), ("", None), ("x", None)]
+)
+def test_a_board_says_that_it_is_held_down(tmp_path, text, told):
+    (tmp_path / "get_throttled").write_text(text)
+    assert throttled(tmp_path / "get_throttled") is told and throttled(tmp_path / "none") is None
 
 
 def test_the_document_holds_for_real_answers(server):
