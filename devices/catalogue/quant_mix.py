@@ -94,7 +94,7 @@ class _Mix:
         self.shape = shape
         self.label = label
         self.plain = LABELS[label]
-        self.n_values = shape.n_attention_layers - shape.n_shared_layers
+        self.n_values = shape.n_attention_layers - (0 if shape.n_altup else shape.n_shared_layers)
         self.i_value = 0
         self.many_share = shape.n_heads // shape.n_kv_heads >= 4
 
@@ -110,8 +110,8 @@ class _Mix:
 
     def _wanted(self, matrix: Matrix) -> GgmlType:
         name, layer, plain = matrix.name, matrix.layer or 0, self.plain
-        if name == "per_layer_model_proj":
-            # Kept as it was published
+        if name == "per_layer_model_proj" or name.startswith(("altup_", "laurel_")):
+            # Kept as they were published
             return T.BF16
         if name in ("output", "per_layer_token_embd") or (name == "token_embd" and self.shape.tied):
             if matrix.n_in % plain.block[0] or plain is T.Q8_0:

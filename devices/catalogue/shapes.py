@@ -58,8 +58,10 @@ class ModelShape:
         full_every: each so-many-th layer attends to all tokens where the table of families does not say (Gemma 4), with
             heads of `full_head_dim` values.
         n_shared_layers: layers, the last ones, that read keys and values of earlier ones; their feed-forward part is
-            twice as wide.
+            twice as wide, or as all others with `n_altup`, where they keep the matrices that nothing reads.
         n_layer_input: values of a token's own input to each layer.
+        n_altup: states that go through the layers side by side (Gemma 3n); beside each block a pair of matrices leads
+            around it, `laurel_rank` values wide.
         n_vectors: values in norms and biases, which are F32.
     """
 
@@ -95,6 +97,8 @@ class ModelShape:
     full_head_dim: int = 0
     n_shared_layers: int = 0
     n_layer_input: int = 0
+    n_altup: int = 0
+    laurel_rank: int = 0
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -155,7 +159,10 @@ class ModelShape:
         mamba = 3 * self.mamba_heads + self.mamba_inner + (self.linear_conv + 1) * self._mamba_channels
         beside += mamba * self.n_mamba_layers
         if self.n_layer_input:
-            beside += self.n_layers * (self.n_embd + 1) + self.n_layer_input
+            beside += self.n_layers * (self.n_embd + (not self.n_altup)) + self.n_layer_input
+        if self.n_altup:
+            # A scale and the norms of the router and of the way around
+            beside += self.n_layers * 3 * self.n_embd
         return self.n_layers * per_layer + beside + self.n_embd
 
     @property
@@ -192,11 +199,15 @@ class ModelShape:
         if self.n_layer_input:
             yield Matrix("per_layer_token_embd", None, self.n_layer_input * self.n_layers, self.n_vocab)
             yield Matrix("per_layer_model_proj", None, wide, self.n_layer_input * self.n_layers)
+        if self.n_altup:
+            # Three dimensions in the file: one matrix for each state but the first.
+            yield Matrix("altup_proj", None, wide, wide * (self.n_altup - 1))
+            yield Matrix("altup_unembd_proj", None, wide, wide * (self.n_altup - 1))
         # LFM2 spreads its attention layers; where they stand changes no sum here.
         for layer in range(self.n_layers):
             q, kv = self.n_heads * self._head(layer), self.n_kv_heads * self._head(layer)
             own = layer < self.n_own_layers
-            n_ff = self.n_ff if own else 2 * self.n_ff
+            n_ff = self.n_ff if own or self.n_altup else 2 * self.n_ff
             if layer < self.n_conv_layers:
                 yield Matrix("shortconv.in_proj", layer, wide, 3 * wide)
                 yield Matrix("shortconv.out_proj", layer, wide, wide)
@@ -215,7 +226,7 @@ class ModelShape:
                 yield Matrix("attn_output", layer, q, wide)
             else:
                 yield Matrix("attn_q", layer, wide, 2 * q if self.q_gate else q)
-                if own:
+                if own or self.n_altup:
                     yield Matrix("attn_k", layer, wide, kv)
                     yield Matrix("attn_v", layer, wide, kv)
                 yield Matrix("attn_output", layer, q, wide)
@@ -229,6 +240,12 @@ class ModelShape:
             if self.n_layer_input:
                 yield Matrix("inp_gate", layer, wide, self.n_layer_input)
                 yield Matrix("proj", layer, self.n_layer_input, wide)
+            if self.n_altup:
+                yield Matrix("laurel_l", layer, wide, self.laurel_rank)
+                yield Matrix("laurel_r", layer, self.laurel_rank, wide)
+                yield Matrix("altup_router", layer, wide, self.n_altup)
+                yield Matrix("altup_predict_coef", layer, self.n_altup, self.n_altup**2)
+                yield Matrix("altup_correct_coef", layer, self.n_altup, self.n_altup)
 
 
 def plain_name(name: str) -> str:

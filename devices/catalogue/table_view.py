@@ -4,6 +4,7 @@ view = table_of(find_shape("llama-3.2-1b"), "q4_0")
 plan_memory(view, n_ctx_tokens=2048)
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -42,13 +43,14 @@ def table_of(shape: ModelShape, label: str) -> GgufFile:
 
     def add(name: str, dims: tuple[int, ...], kind: GgmlType) -> None:
         nonlocal at
-        n = dims[0] * (dims[1] if len(dims) > 1 else 1)
+        n = math.prod(dims)
         tensors[name] = TensorInfo(name, dims, kind, at, size_bytes(n, kind))
         at += tensors[name].size_bytes
 
     for matrix, kind in zip(shape.matrices(), types_of(shape, label), strict=True):
         if matrix.layer is None:
-            add(f"{matrix.name}.weight", (matrix.n_in, matrix.n_out), kind)
+            states = (matrix.n_out // matrix.n_in, matrix.n_in) if matrix.name.startswith("altup_") else (matrix.n_out,)
+            add(f"{matrix.name}.weight", (matrix.n_in, *reversed(states)), kind)
             continue
         # Layers with attention come first here: the plan takes the first one's sizes for all.
         state = matrix.layer < shape.n_state_layers

@@ -27,6 +27,9 @@ from ..system.machine import CAN_LET_GO
 from ..written import human_bytes
 
 MIB: Final = 1 << 20
+# llama.cpp's `lazy_read` (llama-model-loader.cpp): a table of gemma4.cpp above this stays mapped and is not brought in.
+ROW_READ_BYTES: Final = 4 << 30
+_PAGE_BYTES: Final = 4096
 # llama.cpp rounds the cells of a KV cache up to this.
 KV_PAD_TOKENS: Final = 256
 KV_VALUE_BYTES: Final[dict[str, float]] = {"f32": 4, "f16": 2, "q8_0": 34 / 32}
@@ -175,7 +178,7 @@ def plan_memory(
         adapters_bytes += sum(context.bytes(1, n_batch_tokens=8, n_threads=n_threads)) + metadata_bytes
 
     copies = repacked_tensors(file, cpu_features() if features is None else features) if repack else []
-    stored = sum(info.size_bytes for info in tensors.values())
+    stored = sum(info.size_bytes for info in tensors.values()) - _not_brought_in(file, n_ctx_tokens)
     repacked = sum(info.size_bytes for info in copies)
     copied_alone = sum(info.size_bytes for info in copies if info.name != "token_embd.weight")
     metadata = file.metadata
@@ -216,6 +219,15 @@ def plan_memory(
         passing_bytes=passing,
         choices=Choices(mmap, repack, both_layouts, n_ctx_tokens, kv_type, n_batch_tokens),
     )
+
+
+def _not_brought_in(file: GgufFile, n_ctx_tokens: int) -> int:
+    """Bytes of a table that is read row by row, beyond the pages of a full context's rows."""
+    table = file.tensors.get("per_layer_token_embd.weight")
+    if table is None or file.get("general.architecture") != "gemma4" or table.size_bytes <= ROW_READ_BYTES:
+        return 0
+    row_bytes = table.size_bytes // table.shape[1]
+    return max(0, table.size_bytes - n_ctx_tokens * (row_bytes + _PAGE_BYTES))
 
 
 def _shape(file: GgufFile, name: str, n_dims: int = 2) -> tuple[int, ...]:

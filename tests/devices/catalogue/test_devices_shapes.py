@@ -12,6 +12,7 @@ from slm_edge.devices.catalogue.table_view import table_of
 from slm_edge.devices.catalogue.workload import Workload
 from slm_edge.edge.errors import InputError
 from slm_edge.edge.gguf.file import GgufFile
+from slm_edge.edge.gguf.types import GgmlType
 from slm_edge.edge.llama.binding import lib, quiet_logs
 from slm_edge.edge.memory.plan import plan_memory
 
@@ -117,6 +118,20 @@ def test_layers_that_read_the_keys_of_others_take_none():
     assert work.file_bytes - work.streamed_bytes > 0.4 * work.file_bytes
 
 
+def test_a_table_that_is_read_row_by_row_is_not_resident():
+    """Gemma 4 E2B in F16: of 4.4 GiB of inputs for each layer a context's rows are brought in; not below 4 GiB."""
+    shape = find_shape("gemma-4-e2b")
+    table_bytes = 256 * 35 * 262144 * 2
+    for mmap in (True, False):
+        file = table_of(shape, "f16")
+        plan = plan_memory(file, n_ctx_tokens=2048, mmap=mmap, repack=False)
+        stored = sum(info.size_bytes for info in file.tensors.values())
+        assert plan.weights_bytes == stored - table_bytes + 2048 * (256 * 35 * 2 + 4096)
+    file = table_of(shape, "q8_0")
+    plan = plan_memory(file, n_ctx_tokens=2048, repack=False)
+    assert plan.weights_bytes == sum(info.size_bytes for info in file.tensors.values())
+
+
 def test_a_gemma4_file_is_the_work_of_its_shape(tmp_path):
     file = GgufFile.open(
         other_base(tmp_path, "gemma4", layer_types=PATTERN, num_hidden_layers=10, num_kv_shared_layers=5)[1]
@@ -140,6 +155,33 @@ def test_a_gemma4_file_is_the_work_of_its_shape(tmp_path):
             name = f"{matrix.name}.weight" if matrix.layer is None else f"blk.{matrix.layer}.{matrix.name}.weight"
             # The quantiser keeps this one as it is, here F32.
             assert tensors[name].type is wanted or matrix.name == "per_layer_model_proj", (label, name)
+
+
+def test_a_gemma3n_file_is_the_work_of_its_shape(tmp_path):
+    file = GgufFile.open(other_base(tmp_path, "gemma3n")[1])
+    sizes = {"n_layers": 22, "n_embd": 64, "n_heads": 4, "n_kv_heads": 2, "n_ff": 128, "n_vocab": 384, "head_dim": 16}
+    of_gemma = {"full_head_dim": 16, "full_every": 5, "n_shared_layers": 2, "n_layer_input": 256, "window_tokens": 24}
+    shape = ModelShape("tiny", "gemma3n", **sizes, **of_gemma, qk_norm=True, post_norms=True, n_altup=4, laurel_rank=64)
+    assert shape.n_params == sum(info.n_values for info in file.tensors.values())
+    of_file, of_shape = Workload.of_file(file), Workload.of_shape(shape, "f32")
+    for n_tokens in (10, 1000):
+        assert of_file.context_bytes(n_tokens) == of_shape.context_bytes(n_tokens)
+    assert of_file.block_weights == of_shape.block_weights
+    assert of_file.streamed_bytes == of_shape.streamed_bytes
+    planned, named = plan_memory(file, n_ctx_tokens=1024), plan_memory(table_of(shape, "f32"), n_ctx_tokens=1024)
+    assert (named.kv_bytes, named.compute_bytes) == (planned.kv_bytes, planned.compute_bytes)
+    assert named.weights_bytes == pytest.approx(planned.weights_bytes, rel=0.02)
+    out = tmp_path / "q4_k_m.gguf"
+    params = lib().llama_model_quantize_default_params()
+    params.ftype, params.nthread = FTYPES["q4_k_m"], 1
+    with quiet_logs():
+        assert lib().llama_model_quantize(os.fsencode(file.path), os.fsencode(out), params) == 0
+    tensors = GgufFile.open(out).tensors
+    for matrix, wanted in zip(shape.matrices(), types_of(shape, "q4_k_m"), strict=True):
+        name = f"{matrix.name}.weight" if matrix.layer is None else f"blk.{matrix.layer}.{matrix.name}.weight"
+        # The quantiser keeps these as they are, here F32.
+        kept = matrix.name == "per_layer_model_proj" or matrix.name.startswith(("altup_", "laurel_"))
+        assert tensors[name].type is (GgmlType.F32 if kept else wanted), name
 
 
 def test_a_granite_hybrid_is_the_work_of_its_shape(tmp_path):
