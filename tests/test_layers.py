@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = {
     "edge": "",
     "devices": "edge",
-    "export": "edge",
+    "export": "edge devices",
     "train": "edge",
     "benchmarks": "edge devices",
 }

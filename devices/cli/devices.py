@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...edge.cli.options import PackType
-from ...edge.console import emit, json_option, note, progress
+from ...edge.console import emit, json_option
 from ...edge.errors import InputError
 
 if TYPE_CHECKING:
     from ..catalogue.catalogue import Device
     from ..predict.fit import Target, Wish
-    from ..predict.predict import Calibration
 
 
 @click.group()
@@ -61,9 +60,10 @@ def show(name: str, as_json: bool) -> None:
       slm-edge devices show raspberry-pi-5
     """
     from ..catalogue.catalogue import find_device
+    from ..machine.this import this_device
     from ..predict.unit_factors import load_calibration
 
-    device, calibration = _this(fresh=True) if name == "this" else (find_device(name), load_calibration(name))
+    device, calibration = this_device(fresh=True) if name == "this" else (find_device(name), load_calibration(name))
     facts = {key: {"value": fact.value, "source": fact.source} for key, fact in device.facts.items()}
     data: dict[str, Any] = {"id": device.id, "name": device.name, "cores": device.cores.name, "facts": facts}
     lines = [f"{device.name} ({device.id})", f"  cores: {device.cores.title}"]
@@ -136,7 +136,9 @@ def fit(ctx: click.Context, /, **given: Any) -> None:
         ctx.exit(0 if any(verdict.fits for verdict in verdicts) else 1)
     name = given["device_name"] or "this"
     if name == "this":
-        device, calibration = _this()
+        from ..machine.this import this_device
+
+        device, calibration = this_device()
         sizes = [device]
     else:
         sizes, calibration = catalogue.find_sizes(name), load_calibration(name)
@@ -209,26 +211,6 @@ def _pack_target(folder: Path) -> "tuple[Target, list[int]]":
         return Target.of_file(file, pack.base.file_name.removesuffix(".gguf")), sizes
 
 
-def _this(fresh: bool = False) -> "tuple[Device, Calibration | None]":
-    """This machine, probed in a quiet moment: now, or before where `fresh` is not asked; else as not probed."""
-    from ..machine import probe as probes
-    from ..predict.unit_factors import load_calibration
-
-    found = None if fresh else probes.kept_probe()
-    if found is None:
-        reason = probes.busy_reason(probes.others_cores())
-        if reason is None:
-            note("probing this machine …")
-            with progress("probing", probes.N_STEPS, "steps") as advance:
-                found = probes.probe(advance)
-            reason = found.busy
-        if found is None or reason:
-            note(f"{reason}: rates of this machine would come out too low, so none are kept or forecast")
-            return probes.unprobed_device(reason or ""), None
-        probes.save_probe(found)
-    return found.device, load_calibration("this") or found.calibration
-
-
 @devices.command()
 @click.argument("profile_file", type=click.Path(path_type=Path))
 @click.option("--device", "device_name", default="this", show_default=True, help="Device that was profiled.")
@@ -243,12 +225,13 @@ def calibrate(profile_file: Path, device_name: str, as_json: bool) -> None:
     from ...edge.files.read import read_table
     from ..catalogue.catalogue import find_device
     from ..machine.probe import kept_probe
+    from ..machine.this import this_device
     from ..predict.unit_factors import calibrate as calibrated
     from ..predict.unit_factors import save_calibration
     from ..profile.compare import reading_profile
 
     profile = read_table(profile_file)
-    device = _this()[0] if device_name == "this" else find_device(device_name)
+    device = this_device()[0] if device_name == "this" else find_device(device_name)
     if device.unprobed:
         raise InputError(f"this machine cannot be probed now: {device.unprobed}", hint="try again when it is quiet")
     kept = kept_probe() if device_name == "this" else None

@@ -14,6 +14,8 @@ what follows. As in PEFT (peft/tuners/lora/variants.py), the last whole match co
 does not activate anything.
 """
 
+import contextlib
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +25,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ..answer.engine import CANARY
-from ..errors import DoesNotFitError, EngineError, InputError, UnsupportedError
+from ..errors import DoesNotFitError, EngineError, InputError, SlmEdgeError, UnsupportedError
+from ..files.cache import first_load_path
 from ..files.read import CHUNK_BYTES
 from ..gguf.adapter import AdapterInfo, check_adapter
 from ..gguf.base import BaseInfo
 from ..gguf.file import GgufFile
+from ..llama.binding import lib
 from ..llama.context import Context
-from ..llama.model import Adapter, Model
+from ..llama.model import Adapter, Model, cpu_features
 from ..llama.vocab import Vocab
 from ..options import MOST_LOADED, Swap
 from ..pack.pack import PackedAdapter, check_packed, find_adapter
@@ -64,6 +68,27 @@ class Canary:
                 "the adapter changes nothing: all logits are the same with and without", where=adapter.path
             )
 
+    def check_once(self, adapter: Adapter, sha256: str, scale: float) -> None:
+        """As `check`, but for what held before: these bytes at this scale, on this base's file and this llama.cpp.
+
+        It is remembered in the cache (`first-loads/`); where nothing can be written it is tried each time.
+
+        Args:
+            sha256: of the adapter's file, which was hashed just now.
+        """
+        base, engine = self._model.path.stat(), Path(lib()._lib._name).stat()
+        files = [(one.st_size, one.st_mtime_ns, one.st_ino) for one in (base, engine)]
+        about = ("canary", CANARY, sha256, scale, files, sorted(cpu_features()))
+        record = first_load_path(hashlib.sha256(repr(about).encode()).hexdigest())
+        if record.is_file():
+            return
+        self.check(adapter, scale)
+        from ..files.atomic import make_folder, write_json
+
+        with contextlib.suppress(SlmEdgeError, OSError):
+            make_folder(record.parent)
+            write_json(record, {"canary": True})
+
     def check_kinds(self, info: AdapterInfo, sha256: str) -> None:
         """Tries each kind of matrix of an adapter by itself, where it isn't known which of them llama.cpp adapts.
 
@@ -75,7 +100,6 @@ class Canary:
         Raises:
             InputError: kinds of matrices that load and do nothing; all are named.
         """
-        import hashlib
         import re
         import tempfile
 
@@ -273,7 +297,7 @@ class Shelf:
                     f"llama.cpp tied {adapter.n_tensors} of {2 * info.n_pairs} tensors to the base", where=packed.path
                 )
             if (packed.sha256, packed.card.scale) not in self._tried:
-                self._canary.check(adapter, packed.card.scale)
+                self._canary.check_once(adapter, packed.sha256, packed.card.scale)
                 if not self._base.family.proved:
                     self._canary.check_kinds(info, packed.sha256)
         except BaseException:

@@ -2,6 +2,7 @@
 
 import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,6 +10,9 @@ from ...edge.console import emit, json_option, note
 from ...edge.errors import InputError
 from ...edge.written import human_bytes
 from ..base.quantize import TYPES, find_type
+
+if TYPE_CHECKING:
+    from ...devices.predict.base_type import TypeChoice
 
 
 @click.command()
@@ -20,7 +24,17 @@ from ..base.quantize import TYPES, find_type
     default="q8_0",
     show_default=True,
     metavar="TYPE",
-    help=f"{', '.join(TYPES)}; or keep (a GGUF's tensors as they are).",
+    help=f"{', '.join(TYPES)}; keep (a GGUF's tensors as they are); or auto (the fastest that fits --device and loses "
+    "little).",
+)
+@click.option("--device", help='With --type auto: a device of "slm-edge devices list", or this.  [default: this]')
+@click.option(
+    "--context",
+    "n_ctx_tokens",
+    type=click.IntRange(16),
+    default=2048,
+    show_default=True,
+    help="With --type auto: tokens that memory must hold.",
 )
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix (GGUF or .dat), for few-bit types.")
 @click.option(
@@ -49,6 +63,8 @@ def base(
     source: Path,
     output: Path,
     type_name: str,
+    device: str | None,
+    n_ctx_tokens: int,
     imatrix: Path | None,
     chat_template: Path | None,
     date: datetime.datetime | None,
@@ -72,13 +88,19 @@ def base(
     Example:
       slm-edge export base ./Llama-3.2-1B-Instruct -o base.gguf --type q4_k_m
       slm-edge export base Qwen/Qwen2.5-0.5B-Instruct -o base.gguf
+      slm-edge export base ./Llama-3.2-1B-Instruct -o base.gguf --type auto --device raspberry-pi-5-4gb
       slm-edge export base base-f16.gguf -o base-q4.gguf --type iq4_xs --imatrix base.imatrix
     """
     from ...edge.files.hub import is_hub_name
     from ..base.base import Options, export_base
     from ..checkpoint.hub import hub_checkpoint
 
-    kind = find_type(type_name, "keep")
+    kind = find_type(type_name, "keep", "auto")
+    is_auto = type_name.lower() == "auto"
+    if device is not None and not is_auto:
+        raise click.UsageError("--device goes with --type auto.")
+    if imatrix is not None and is_auto:
+        raise click.UsageError("--type auto weighs types without an importance matrix; with --imatrix name a type.")
     if is_hub_name(source):
         name = name or source.name
         source = hub_checkpoint(source.as_posix(), revision)
@@ -95,6 +117,10 @@ def base(
         allow_requantize=allow_requantize,
         force=force,
     )
+    choice = _chosen(source, device or "this", n_ctx_tokens, output_weight) if is_auto else None
+    if choice is not None:
+        kind = find_type(choice.chosen.label)
+        note(choice.text())
     result = export_base(source, output, kind, options)
     for line in result.notes:
         note(f"note: {line}")
@@ -108,4 +134,33 @@ def base(
     if result.n_texts_compared is not None:
         which = f"pre-tokenizer {result.pre_tokenizer}" if result.pre_tokenizer else "SentencePiece tokenizer"
         lines.append(f"{which}: token ids equal on {result.n_texts_compared} texts")
-    emit(result.as_dict(), as_json, "\n".join(lines))
+    chosen = {} if choice is None else {"choice": choice.as_dict()}
+    emit(result.as_dict() | chosen, as_json, "\n".join(lines))
+
+
+def _chosen(source: Path, device: str, n_ctx_tokens: int, output_weight: bool) -> "TypeChoice":
+    """The type for a device.
+
+    Raises:
+        InputError: there is no such device, no such source, or this machine cannot be probed now.
+        UnsupportedError, DoesNotFitError: as `shape_of_source` and `choose_type`.
+    """
+    from ...devices.catalogue.catalogue import find_sizes
+    from ...devices.machine.this import this_device
+    from ...devices.predict.base_type import choose_type
+    from ...devices.predict.fit import Wish
+    from ...devices.predict.unit_factors import load_calibration
+    from ..base.source_shape import shape_of_source
+
+    if not source.exists():
+        raise InputError("no such file or folder", where=source)
+    shape = shape_of_source(source, output_weight=output_weight)
+    if device == "this":
+        here, calibration = this_device()
+        if here.unprobed:
+            raise InputError(f"this machine cannot be probed now: {here.unprobed}", hint="name a --device, or a --type")
+        sizes = [here]
+    else:
+        sizes, calibration = find_sizes(device), load_calibration(device)
+    context = min(n_ctx_tokens, shape.n_ctx_train_tokens)
+    return choose_type(shape, sizes, Wish(context_tokens=context), calibration=calibration)

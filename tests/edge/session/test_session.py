@@ -179,6 +179,36 @@ def test_an_adapter_that_does_nothing_or_too_much_is_refused(base, tmp_path):
         assert session.ask("hello", max_tokens=2).adapter is None
 
 
+def test_what_an_adapter_proved_once_is_remembered_for_these_bytes_alone(base, tmp_path, monkeypatch):
+    from slm_edge.edge.session.shelf import Canary
+
+    tries, check = [], Canary.check
+    monkeypatch.setattr(Canary, "check", lambda *given, **named: (tries.append(given), check(*given, **named)))
+
+    def n_tries(file, base=base):
+        tries.clear()
+        with Session.of_files(base, {"x": (file, None)}, threads=1) as session:
+            session.use("x")
+        return len(tries)
+
+    good = tiny_adapter(tmp_path / "good.gguf", base, seed=1)
+    assert [n_tries(good), n_tries(good)] == [1, 0]
+    # Another file, another base, and what failed are tried.
+    assert n_tries(tiny_adapter(tmp_path / "other.gguf", base, seed=2)) == 1
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(base.read_bytes())
+    assert n_tries(good, copy) == 1
+    too_much = tiny_adapter(tmp_path / "much.gguf", base, size=2e4)
+    for _ in range(2):
+        with pytest.raises(EngineError, match="not a number"):
+            n_tries(too_much)
+    # Without a cache to write to it is tried each time.
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file, no folder")
+    monkeypatch.setenv("SLM_EDGE_CACHE", str(blocked))
+    assert [n_tries(good), n_tries(good)] == [1, 1]
+
+
 def test_foreign_and_changed_files_and_missing_invocations_are_refused(base, two, tmp_path):
     arch, keys, tensors = adapter_parts(base)
     keys["adapter.alora.invocation_tokens"] = ([5, 6], GGUFValueType.ARRAY, GGUFValueType.UINT32)
