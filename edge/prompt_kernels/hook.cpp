@@ -3,11 +3,9 @@
 // The backend asks each of its "extra buffer types" before it computes a node (ggml-cpu/traits.cpp); a type of ours is
 // added to that list. It owns no memory: it takes products of quantised weights that lie in memory as they are stored,
 // from some columns on, and computes them with the backend's own threads and work memory.
-#include "ggml_abi.h"
-#include "products.h"
+#include "updates.h"
 
 #include <atomic>
-#include <string.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -80,17 +78,8 @@ const Attend attentions[] = {
 const Variant * chosen = nullptr;
 Attend attend = nullptr;
 std::atomic<int> least_columns{0}, least_of_pairs{0};
-std::atomic<long> n_products{0};
+std::atomic<long> n_products{0}, n_updates{0};
 void (*barrier)(ggml_threadpool *) = nullptr;
-bool (*is_host)(ggml_backend_buffer *) = nullptr;
-
-size_t up(size_t n, size_t to) { return (n + to - 1) / to * to; }
-
-float param(const ggml_tensor * op, int i) {
-    float value;
-    memcpy(&value, &op->op_params[i], sizeof value);
-    return value;
-}
 
 bool takes(const ggml_tensor * op) {
     if (op->op != GGML_OP_MUL_MAT || least_columns.load(std::memory_order_relaxed) <= 0) return false;
@@ -103,125 +92,8 @@ bool takes(const ggml_tensor * op) {
            op->nb[0] == sizeof(float) && w->nb[0] == block_bytes(w->type) && w->buffer && is_host(w->buffer);
 }
 
-struct Product : ggml::cpu::tensor_traits {
-    ~Product() override {}
-
-    // A counter, all columns, and a panel of rows for each thread
-    bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
-        const size_t n_blocks = op->src[0]->ne[0] / BLOCK, n_tiles = up(op->src[1]->ne[1], COLUMNS) / COLUMNS;
-        size = 128 + n_blocks * (n_tiles * sizeof(ColumnBlock) + n_threads * sizeof(RowBlock));
-        return true;
-    }
-
-    bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
-        const ggml_tensor *w = op->src[0], *x = op->src[1];
-        const int type = w->type, n_blocks = (int) (w->ne[0] / BLOCK);
-        const int n_rows = (int) w->ne[1], n_columns = (int) x->ne[1];
-        const int n_panels = (int) up(n_rows, ROWS) / ROWS, n_tiles = (int) up(n_columns, COLUMNS) / COLUMNS;
-        char * work = (char *) up((size_t) params->wdata, 64);
-        auto * next = (std::atomic<int> *) work;
-        auto * columns = (ColumnBlock *) (work + 64);
-        auto * panel = (RowBlock *) (columns + (size_t) n_tiles * n_blocks) + (size_t) params->ith * n_blocks;
-
-        if (params->ith == 0) {
-            next->store(0, std::memory_order_relaxed);
-            n_products.fetch_add(1, std::memory_order_relaxed);
-        }
-        for (int t = params->ith; t < n_tiles; t += params->nth) {
-            const int first = t * COLUMNS, n = n_columns - first < COLUMNS ? n_columns - first : COLUMNS;
-            chosen->quantise(type, (const char *) x->data + first * x->nb[1], x->nb[1], n, n_blocks, columns + (size_t) t * n_blocks);
-        }
-        barrier(params->threadpool);
-
-        // Few rows are cut by columns too, so that every thread has some to do.
-        int parts = 1;
-        while (parts * 2 <= n_tiles / 4 && n_panels * parts < 8 * params->nth) parts *= 2;
-        chosen->begin();
-        for (int job; (job = next->fetch_add(1, std::memory_order_relaxed)) < n_panels * parts;) {
-            const int row = job / parts * ROWS, part = job % parts;
-            const int n = n_rows - row < ROWS ? n_rows - row : ROWS;
-            chosen->unpack(type, (const char *) w->data + row * w->nb[1], w->nb[1], n, n_blocks, panel);
-            for (int t = n_tiles * part / parts; t < n_tiles * (part + 1) / parts; t++) {
-                const int column = t * COLUMNS, m = n_columns - column < COLUMNS ? n_columns - column : COLUMNS;
-                chosen->multiply(type, panel, columns + (size_t) t * n_blocks, n_blocks, n, m,
-                                 (float *) ((char *) op->data + column * op->nb[1]) + row, op->nb[1] / sizeof(float));
-            }
-        }
-        chosen->end();
-        return true;
-    }
-};
-
-// Attention over K and V in F16, as softmax(q k * scale + mask) v: without a cap, biases of distance, or sinks
-bool takes_attention(const ggml_tensor * op) {
-    const int least = least_columns.load(std::memory_order_relaxed);
-    if (op->op != GGML_OP_FLASH_ATTN_EXT || least <= 0) return false;
-    const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3];
-    const float bias = param(op, 1), cap = param(op, 2);
-    return q->type == GGML_TYPE_F32 && k->type == GGML_TYPE_F16 && v->type == GGML_TYPE_F16 && op->type == GGML_TYPE_F32 &&
-           q->ne[1] >= least && bias == 0 && cap == 0 && !op->src[4] && q->ne[0] % 16 == 0 && v->ne[0] == q->ne[0] &&
-           q->nb[0] == sizeof(float) && k->nb[0] == 2 && v->nb[0] == 2 && op->nb[0] == sizeof(float) && v->ne[2] == k->ne[2] &&
-           k->ne[3] == q->ne[3] && v->ne[3] == q->ne[3] && q->ne[2] % k->ne[2] == 0 &&
-           (!mask || (mask->type == GGML_TYPE_F16 && mask->ne[2] == 1 && mask->nb[0] == 2 && (mask->ne[3] == 1 || mask->ne[3] == q->ne[3])));
-}
-
-struct Attention : ggml::cpu::tensor_traits {
-    ~Attention() override {}
-
-    bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
-        size = 128 + n_threads * up(attention_work_bytes((int) op->src[0]->ne[0], heads(op)), 64);
-        return true;
-    }
-
-    bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
-        const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3];
-        const int group = (int) (q->ne[2] / k->ne[2]), at_once = heads(op), parts = (group + at_once - 1) / at_once;
-        const int n_tokens = (int) q->ne[1], tiles = (n_tokens + QUERIES - 1) / QUERIES, n_shared = (int) k->ne[2];
-        char * work = (char *) up((size_t) params->wdata, 64);
-        auto * next = (std::atomic<int> *) work;
-        work += 64 + params->ith * up(attention_work_bytes((int) q->ne[0], at_once), 64);
-        if (params->ith == 0) {
-            next->store(0, std::memory_order_relaxed);
-            n_products.fetch_add(1, std::memory_order_relaxed);
-        }
-        barrier(params->threadpool);
-
-        const int per_stream = n_shared * parts * tiles;
-        for (int job; (job = next->fetch_add(1, std::memory_order_relaxed)) < per_stream * (int) q->ne[3];) {
-            // The last tokens see most: they come first.
-            const int stream = job / per_stream, tile = tiles - 1 - job % per_stream / (n_shared * parts);
-            const int shared = job % (n_shared * parts) / parts, head = shared * group + job % parts * at_once;
-            const int left = shared * group + group - head, token = tile * QUERIES;
-            AttentionJob one = {};
-            one.n_values = (int) q->ne[0];
-            one.n_heads = left < at_once ? left : at_once;
-            one.n_tokens = n_tokens - token < QUERIES ? n_tokens - token : QUERIES;
-            one.n_cells = (int) k->ne[1];
-            one.scale = param(op, 0);
-            one.q = (const char *) q->data + stream * q->nb[3] + head * q->nb[2] + token * q->nb[1];
-            one.k = (const char *) k->data + stream * k->nb[3] + shared * k->nb[2];
-            one.v = (const char *) v->data + stream * v->nb[3] + shared * v->nb[2];
-            if (mask) one.mask = (const char *) mask->data + (mask->ne[3] > 1 ? stream * mask->nb[3] : 0) + token * mask->nb[1];
-            one.q_head_bytes = q->nb[2];
-            one.q_token_bytes = q->nb[1];
-            one.k_cell_bytes = k->nb[1];
-            one.v_cell_bytes = v->nb[1];
-            one.mask_token_bytes = mask ? mask->nb[1] : 0;
-            // Heads and tokens change places.
-            one.out = (char *) op->data + stream * op->nb[3] + token * op->nb[2] + head * op->nb[1];
-            one.out_head_bytes = op->nb[1];
-            one.out_token_bytes = op->nb[2];
-            attend(one, work);
-        }
-        return true;
-    }
-
-  private:
-    static int heads(const ggml_tensor * op) {
-        const int group = (int) (op->src[0]->ne[2] / op->src[1]->ne[2]);
-        return group < MOST_HEADS ? group : (int) MOST_HEADS;
-    }
-};
+#include "product_nodes.h"
+#include "attention_node.h"
 
 struct Taker : ggml::cpu::extra_buffer_type {
     ~Taker() override {}
@@ -230,7 +102,10 @@ struct Taker : ggml::cpu::extra_buffer_type {
     ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
         // Never destroyed, as a thread may compute still while the process ends
         static Product & product = *new Product;
+        static Adapters & adapters = *new Adapters;
         static Attention & attention = *new Attention;
+        Update update;
+        if (update_of(op, update)) return product_of(op, update.x) ? &adapters : nullptr;
         if (takes(op)) return &product;
         return takes_attention(op) ? &attention : nullptr;
     }
@@ -296,6 +171,9 @@ PUBLIC void prompt_kernels_from(int columns, int of_pairs) {
 // How many products were taken since the library was loaded
 PUBLIC long prompt_kernels_count() { return n_products; }
 
+// How many updates by adapters apart from a product that was taken
+PUBLIC long prompt_kernels_updates() { return n_updates; }
+
 // out[column][row] of weights as stored (rows without gaps) and columns of floats, by one thread; `work` has room for one
 // ColumnBlock and one RowBlock for each block of a row, and 64 bytes. For tests, which need no llama.cpp for it. Returns
 // false where the variant does not run here or does not take the type.
@@ -314,7 +192,7 @@ PUBLIC bool prompt_kernels_product(const char * name, int type, const void * wei
         for (int row = 0; row < n_rows; row += ROWS) {
             const int n = n_rows - row < ROWS ? n_rows - row : ROWS;
             variant->unpack(type, (const char *) weights + row * row_bytes, row_bytes, n, n_blocks, panel);
-            variant->multiply(type, panel, columns, n_blocks, n, m, out + (size_t) column * n_rows + row, n_rows);
+            variant->multiply(type, panel, columns, n_blocks, n, m, out + (size_t) column * n_rows + row, n_rows, false);
         }
     }
     variant->end();
@@ -339,4 +217,58 @@ PUBLIC bool prompt_kernels_attention(const char * name, int n_values, int n_head
                               (void *) up((size_t) work, 64));
         }
     return true;
+}
+
+// out[column][row] += scale * B A x by the same ways as inside llama.cpp, by one thread: in floats as a few columns are
+// computed, by tiles as many are, or with a product of weights of type `type_w` in place of what stands in `out`. For
+// tests alone: not in a process that has joined.
+PUBLIC bool prompt_kernels_update(const char * name, int type_w, void * w, int type_a, void * a, int type_b, void * b, int n_values,
+                                  int rank, int n_rows, float scale, float * x, int n_columns, float * out, bool by_tiles) {
+    const Variant * variant = variant_of(name);
+    if (!variant || chosen) return false;
+    auto * here = (ggml_backend_buffer *) name;
+    auto matrix = [&](int type, const char * end, void * data, int n, int rows) {
+        ggml_tensor made = {};
+        made.type = type;
+        made.buffer = here;
+        made.ne[0] = n, made.ne[1] = rows, made.ne[2] = made.ne[3] = 1;
+        made.nb[0] = type == F32 ? 4 : type == F16 ? 2 : block_bytes(type);
+        made.nb[1] = type == F32 || type == F16 ? made.nb[0] * n : made.nb[0] * (n / BLOCK);
+        made.data = data;
+        strcpy(made.name, end);
+        return made;
+    };
+    auto node = [&](int op, ggml_tensor * first, ggml_tensor * second) {
+        ggml_tensor made = matrix(F32, "", out, n_rows, n_columns);
+        made.op = op;
+        made.src[0] = first;
+        made.src[1] = second;
+        return made;
+    };
+    ggml_tensor weights = matrix(type_w, "", w, n_values, n_rows), columns = matrix(F32, "", x, n_values, n_columns);
+    ggml_tensor down = matrix(type_a, ".lora_a", a, n_values, rank), up_again = matrix(type_b, ".lora_b", b, rank, n_rows);
+    ggml_tensor product = node(GGML_OP_MUL_MAT, &weights, &columns), inner = node(GGML_OP_MUL_MAT, &down, &columns);
+    ggml_tensor outer = node(GGML_OP_MUL_MAT, &up_again, &inner), scaled = node(GGML_OP_SCALE, &outer, nullptr);
+    memcpy(scaled.op_params, &scale, sizeof scale);
+    ggml_tensor add = node(GGML_OP_ADD, &product, &scaled);
+
+    barrier = [](ggml_threadpool *) {};
+    is_host = [](ggml_backend_buffer *) { return true; };
+    chosen = variant;
+    prompt_kernels_from(by_tiles ? 1 : n_columns + 1, by_tiles ? 1 : n_columns + 1);
+    Taker taker;
+    ggml_tensor * taken = type_w ? &product : &add;
+    auto *traits = taker.get_tensor_traits(taken), *of_update = taker.get_tensor_traits(&add);
+    const bool takes_it = traits && of_update;
+    if (takes_it) {
+        size_t size = 0;
+        if (type_w) traits->work_size(1, &product, size);
+        of_update->work_size(1, &add, size);
+        std::vector<char> work(size);
+        ggml_compute_params params = {0, 1, size, work.data(), nullptr, false};
+        traits->compute_forward(&params, taken);
+    }
+    chosen = nullptr;
+    prompt_kernels_from(0, 0);
+    return takes_it;
 }

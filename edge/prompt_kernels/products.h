@@ -11,7 +11,7 @@
 enum { ROWS = 16, COLUMNS = 16, BLOCK = 32 };
 
 // Numbers of ggml_type
-enum Type { Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8 };
+enum Type { F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8 };
 
 // One block of sixteen rows
 struct RowBlock {
@@ -24,13 +24,16 @@ struct RowBlock {
 struct ColumnBlock {
     int8_t q[COLUMNS][BLOCK];
     float scale[COLUMNS];
-    // Q4_1 and Q5_1: the sum of the column's values. Else the sum that makes signed weights of the unsigned ones: -8 times
-    // the sum of the bytes for Q4_0, whose values are stored as 0 to 15 and mean -8 to 7.
-    union {
-        float sum[COLUMNS];
-        int32_t start[COLUMNS];
-    };
+    // The sum of the column's values: what an offset is multiplied with
+    float sum[COLUMNS];
+    // The sum that makes signed weights of the unsigned ones: -8 times the sum of the bytes for Q4_0, whose values are
+    // stored as 0 to 15 and mean -8 to 7.
+    int32_t start[COLUMNS];
 };
+
+// An adapter's matrix, of floats or Q8_0, is rounded to eight bits, and so are blocks of it. Where a kernel has no room for
+// eight, the upper and the lower four bits are two blocks.
+enum { MOST_PARTS = 2 };
 
 // The three steps as compiled for one kind of CPU
 struct Variant {
@@ -38,15 +41,26 @@ struct Variant {
     bool takes_q8_0;
     void (*quantise)(int type, const char * columns, size_t column_bytes, int n_columns, int n_blocks, ColumnBlock * out);
     void (*unpack)(int type, const char * rows, size_t row_bytes, int n_rows, int n_blocks, RowBlock * out);
-    // out: [n_columns][n_rows], columns `out_stride` floats apart
+    // out: [n_columns][n_rows], columns `out_stride` floats apart; added to what stands there or in place of it
     void (*multiply)(int type, const RowBlock * rows, const ColumnBlock * columns, int n_blocks, int n_rows, int n_columns,
-                     float * out, ptrdiff_t out_stride);
+                     float * out, ptrdiff_t out_stride, bool add);
     // Around a thread's multiplications
     void (*begin)();
     void (*end)();
+
+    // Of an adapter's matrices (F32, F16, Q8_0): the parts of eight bits; the type that columns are quantised for, one for
+    // each part, where the weights have no offsets; and a part's rows, filled up with zeros to whole blocks.
+    int n_parts;
+    int part_types[MOST_PARTS];
+    void (*unpack_part)(int part, int type, const char * rows, size_t row_bytes, int n_rows, int n_values, RowBlock * out);
+    // out[row] (+)= row * column, in floats: for few columns. The order of the sum follows from n_values alone.
+    void (*multiply_floats)(int type, const char * rows, size_t row_bytes, int n_rows, int n_values, const float * column,
+                            float * out, bool add);
 };
 
 static inline bool has_offset(int type) { return type == Q4_1 || type == Q5_1; }
+
+static inline bool is_adapters(int type) { return type == F32 || type == F16 || type == Q8_0; }
 
 static inline size_t block_bytes(int type) {
     switch (type) {

@@ -130,8 +130,9 @@ void quantise(int type, const char * columns, size_t column_bytes, int n_columns
             }
             store_bytes(whole, block.q[j]);
             block.scale[j] = scale;
-            if (has_offset(type)) block.sum[j] = scale * (float) sum_of(sums);
-            else block.start[j] = -bias * sum_of(sums);
+            const int sum = sum_of(sums);
+            block.sum[j] = scale * (float) sum;
+            block.start[j] = -bias * sum;
         }
     }
 }
@@ -315,11 +316,17 @@ void tile(const RowBlock * rows, const ColumnBlock * columns, int n_blocks, int 
 }
 
 void multiply(int type, const RowBlock * rows, const ColumnBlock * columns, int n_blocks, int n_rows, int n_columns,
-              float * out, ptrdiff_t out_stride) {
+              float * out, ptrdiff_t out_stride, bool add) {
     float results[COLUMNS * ROWS] __attribute__((aligned(64)));
     if (has_offset(type)) tile<true>(rows, columns, n_blocks, n_columns, results);
     else tile<false>(rows, columns, n_blocks, n_columns, results);
-    for (int j = 0; j < n_columns; j++) memcpy(out + j * out_stride, results + j * ROWS, (size_t) n_rows * sizeof(float));
+    for (int j = 0; j < n_columns; j++) {
+        float * to = out + j * out_stride;
+        const float * from = results + j * ROWS;
+        if (!add) memcpy(to, from, (size_t) n_rows * sizeof(float));
+        else if (n_rows == ROWS) for (int i = 0; i < ROWS; i++) to[i] += from[i];
+        else for (int i = 0; i < n_rows; i++) to[i] += from[i];
+    }
 }
 
 #if !defined(__AMX_INT8__)
@@ -327,11 +334,14 @@ void begin_tiles() {}
 void end_tiles() {}
 #endif
 
+#include "adapter_rows.h"
+
 }  // namespace
 
 #define TEXT_OF(name) #name
 #define TEXT(name) TEXT_OF(name)
 extern "C" {
 extern const Variant VARIANT;
-const Variant VARIANT = {TEXT(VARIANT), TAKES_Q8_0, quantise, unpack, multiply, begin_tiles, end_tiles};
+const Variant VARIANT = {TEXT(VARIANT), TAKES_Q8_0, quantise, unpack, multiply, begin_tiles, end_tiles,
+                         N_PARTS, {N_PARTS == 1 ? Q8_0 : Q4_0, Q4_1}, unpack_part, multiply_floats};
 }

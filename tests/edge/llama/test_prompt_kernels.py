@@ -12,22 +12,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 from build_gguf import tiny_base
+from build_kernels import HERE, quantised
 from gguf import GGML_QUANT_SIZES, quants
 from gguf import GGMLQuantizationType as Type
-from slm_edge.benchmarks.made.gguf_out import copy_keys, finish
 from slm_edge.edge.gguf.base import BaseInfo
-from slm_edge.edge.gguf.file import GgufFile
 from slm_edge.edge.llama.binding import LEAST_COLUMNS, LEAST_OF_PAIRS, MEASURED_ON, prompt_kernels
 from slm_edge.edge.prompt_kernels.build import VARIANTS, _compilers, compile_library
 from slm_edge.edge.session.exactness import Exactness
 from slm_edge.edge.session.speculation import SIZES
 
 TYPES = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0)
-HERE = [*VARIANTS.get({"arm64": "aarch64"}.get(platform.machine(), platform.machine()), ())]
 # Rows of whole and broken numbers of tiles, widths that are no multiple of 64 or 256, columns with and without a tail
 SHAPES = ((32, 1, 1), (96, 17, 5), (160, 31, 16), (576, 48, 33), (288, 15, 12), (2080, 16, 20))
 
@@ -62,7 +59,7 @@ class Products:
         """`x @ weights.T` of stored weights; None where this variant does not take the type."""
         n_columns, n_values = x.shape
         out = np.full((n_columns, len(weights)), np.nan, np.float32)
-        work = np.zeros(64 + n_values // 32 * 1280, np.uint8)
+        work = np.zeros(64 + n_values // 32 * 1344, np.uint8)
         arrays = (np.ascontiguousarray(weights), np.ascontiguousarray(x), out, work)
         stored, columns, results, scratch = (array.ctypes.data for array in arrays)
         done = self.library.prompt_kernels_product(
@@ -299,20 +296,6 @@ def child(library, base, what="", few=8, **environment):
     found = json.loads(done.stdout)
     found["logits"] = [np.array(row) for row in found["logits"]]
     return found
-
-
-def quantised(path, like, type):
-    source = GgufFile.open(like)
-    writer = gguf.GGUFWriter(path, source.get("general.architecture"))
-    copy_keys(writer, source)
-    for name, info in source.tensors.items():
-        values = source.array(name)
-        if len(info.shape) == 1:
-            writer.add_tensor(name, values)
-        else:
-            writer.add_tensor(name, quants.quantize(np.asarray(values, np.float32), type), raw_dtype=type)
-    finish(writer)
-    return path
 
 
 @pytest.fixture(scope="module")
