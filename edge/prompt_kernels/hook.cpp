@@ -92,6 +92,8 @@ bool takes(const ggml_tensor * op) {
            op->nb[0] == sizeof(float) && w->nb[0] == block_bytes(w->type) && w->buffer && is_host(w->buffer);
 }
 
+bool is_float(int type) { return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16; }
+
 #include "product_nodes.h"
 #include "attention_node.h"
 
@@ -105,7 +107,11 @@ struct Taker : ggml::cpu::extra_buffer_type {
         static Adapters & adapters = *new Adapters;
         static Attention & attention = *new Attention;
         Update update;
-        if (update_of(op, update)) return product_of(op, update.x) ? &adapters : nullptr;
+        if (update_of(op, update)) {
+            // Over weights in floats an adapter is computed in floats too, which llama.cpp does.
+            const ggml_tensor * product = product_of(op, update.x);
+            return product && !is_float(product->src[0]->type) ? &adapters : nullptr;
+        }
         if (takes(op)) return &product;
         return takes_attention(op) ? &attention : nullptr;
     }

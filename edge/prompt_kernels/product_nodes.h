@@ -16,7 +16,7 @@ size_t work_bytes(int n_threads, const Job & job, int n_extra, int most_rank) {
 
 // For each token x becomes blocks of bytes, then what A makes of it some more of them; B's rows are some more blocks behind
 // those of w. So an update costs a tile a block for each 32 of its rank.
-void compute(const ggml_compute_params * params, const Job & job, int n_extra, int most_rank) {
+void compute(const ggml_compute_params * params, const Job & job, int n_extra) {
     const ggml_tensor *w = job.w, *x = job.x;
     const int type = w ? w->type : Q4_1, n_own = (int) (x->ne[0] / BLOCK), n_stride = n_own + n_extra;
     const int n_rows = (int) job.out->ne[0], n_columns = (int) x->ne[1];
@@ -112,7 +112,7 @@ struct Product : ggml::cpu::tensor_traits {
     bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
         int n_extra, most_rank;
         const Job all = job(op, n_extra, most_rank);
-        compute(params, all, n_extra, most_rank);
+        compute(params, all, n_extra);
         if (params->ith == 0) {  // the others have passed the barrier in there, and what they read before it
             n_products.fetch_add(1, std::memory_order_relaxed);
             op->extra = nullptr;
@@ -127,8 +127,9 @@ constexpr long ALONE = 1 << 16;
 struct Adapters : ggml::cpu::tensor_traits {
     ~Adapters() override {}
 
-    static bool by_tiles(const Update & update, const ggml_tensor * w) {
-        const bool pairs = w->type == Q4_1 || w->type == Q5_1;
+    static bool by_tiles(const Update & update, const ggml_tensor * product) {
+        const int type = product->src[0]->type;
+        const bool pairs = type == Q4_1 || type == Q5_1;
         return update.x->ne[1] >= (pairs ? least_of_pairs : least_columns) && update.x->ne[0] % BLOCK == 0;
     }
 
@@ -159,7 +160,7 @@ struct Adapters : ggml::cpu::tensor_traits {
         const ggml_tensor *a = update.a, *b = update.b, *x = update.x, *w = product_of(add, x);
         if (params->ith == 0) n_updates.fetch_add(1, std::memory_order_relaxed);
         if (by_tiles(update, w)) {
-            compute(params, {nullptr, x, add, add, add->src[0]}, update.n_blocks() * chosen->n_parts, update.rank());
+            compute(params, {nullptr, x, add, add, add->src[0]}, update.n_blocks() * chosen->n_parts);
             return true;
         }
         const int rank = update.rank(), n_columns = (int) x->ne[1], stride = (int) up(rank, 16), n_rows = (int) add->ne[0];
