@@ -83,8 +83,8 @@ class Recipe:
     weights: Weights = field(
         default="f32",
         metadata=_doc(
-            "what the frozen weights are kept as: f32; bf16; gguf (the blocks of the GGUF base, dequantised a layer at "
-            "a time); nf4 (bitsandbytes)"
+            "what the frozen weights are kept as: f32; bf16 (also what products are computed in: fast on GPUs and on "
+            "CPUs with AMX); gguf (the blocks of the GGUF base, dequantised a layer at a time); nf4 (bitsandbytes)"
         ),
     )
     eval_every: int = field(default=0, metadata=_doc("steps between two measurements of the held-out loss; 0: none"))

@@ -32,6 +32,12 @@ def prepare_device(device: str) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
+def has_bf16_units() -> bool:
+    """Whether this CPU has matrix units for bf16 (AMX) that torch uses; False where torch cannot tell."""
+    told = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return told is not None and bool(told())
+
+
 def device_record(device: str) -> dict[str, Any]:
     """What train.json says of where it was computed."""
     if device == "cpu":

@@ -22,7 +22,9 @@ ADAPTER = "default"
 class _LoraLinear(torch.autograd.Function):
     """y = x W^T (+ bias) + s (x A^T) B^T for a frozen W: no pass over y beyond the products, no gradient of W.
 
-    The layer itself is kept for the backward pass, not its matrix: a coded one is made dense again there.
+    The layer itself is kept for the backward pass, not its matrix: a coded one is made dense again there. All products
+    are in the type of x: beside a model in bf16 the adapter, which is f32, is rounded for them, and its gradients are
+    f32 again. A CPU adds f32 to bf16 one number at a time, and multiplies bf16 several times as fast if it has AMX.
     """
 
     @staticmethod
@@ -31,37 +33,32 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         weight = dense_of(layer)
         flat = x.reshape(-1, x.shape[-1])
+        down, up = a.to(x.dtype), b.to(x.dtype)
         out = flat @ weight.t() if layer.bias is None else torch.addmm(layer.bias, flat, weight.t())
-        low = flat.to(a.dtype) @ a.t()
+        low = flat @ down.t()
         if active is not None:
             low.mul_(active)
-        if out.dtype == b.dtype:
-            out.addmm_(low, b.t(), alpha=scale)
-        else:
-            out.add_(low @ b.t(), alpha=scale)
-        ctx.save_for_backward(flat, a, b, low, active)
+        out.addmm_(low, up.t(), alpha=scale)
+        ctx.save_for_backward(flat, down, up, low, active)
         ctx.layer = layer
         ctx.scale = scale
         ctx.shape = x.shape
+        ctx.dtype = a.dtype
         return out.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor, Tensor, None, None]:
-        flat, a, b, low, active = ctx.saved_tensors
+        flat, down, up, low, active = ctx.saved_tensors
         grad = grads[0].reshape(-1, grads[0].shape[-1])
-        fine = grad.to(b.dtype)
-        grad_low = (fine @ b).mul_(ctx.scale)
+        grad_low = (grad @ up).mul_(ctx.scale)
         if active is not None:
             grad_low.mul_(active)
-        grad_a = grad_low.t() @ flat.to(a.dtype)
-        grad_b = (fine.t() @ low).mul_(ctx.scale)
+        grad_a = (grad_low.t() @ flat).to(ctx.dtype)
+        grad_b = (grad.t() @ low).to(ctx.dtype).mul_(ctx.scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = grad @ dense_of(ctx.layer)
-            if grad_x.dtype == a.dtype:
-                grad_x.addmm_(grad_low, a)
-            else:
-                grad_x.add_(grad_low @ a)
+            grad_x.addmm_(grad_low, down)
             grad_x = grad_x.view(ctx.shape)
         return grad_x, None, grad_a, grad_b, None, None
 
