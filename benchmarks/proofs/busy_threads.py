@@ -128,6 +128,9 @@ def main(base: Path, counts: tuple[int, ...], n_decode: int, runs: int, cpus: st
     rows = []
     with contextlib.ExitStack() as stack:
         contexts = opened(base, PROMPT + n_decode, stack)
+        # The first to compute brings the file's pages in, and each its own memory.
+        for context in contexts.values():
+            measure(context, 1)
         for count in counts:
             taken: dict[int, list[tuple[float, float]]] = {number: [] for number in contexts}
             with busy_processes(count):
