@@ -92,8 +92,6 @@ bool takes(const ggml_tensor * op) {
            op->nb[0] == sizeof(float) && w->nb[0] == block_bytes(w->type) && w->buffer && is_host(w->buffer);
 }
 
-bool is_float(int type) { return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16; }
-
 #include "product_nodes.h"
 #include "attention_node.h"
 
@@ -104,15 +102,13 @@ struct Taker : ggml::cpu::extra_buffer_type {
     ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
         // Never destroyed, as a thread may compute still while the process ends
         static Product & product = *new Product;
+        static Inner & inner = *new Inner;
         static Adapters & adapters = *new Adapters;
         static Attention & attention = *new Attention;
         Update update;
-        if (update_of(op, update)) {
-            // Over weights in floats an adapter is computed in floats too, which llama.cpp does.
-            const ggml_tensor * product = product_of(op, update.x);
-            return product && !is_float(product->src[0]->type) ? &adapters : nullptr;
-        }
+        if (update_of(op, update)) return product_of(op, update.x) ? &adapters : nullptr;
         if (takes(op)) return &product;
+        if (is_inner(op)) return &inner;
         return takes_attention(op) ? &attention : nullptr;
     }
 };
@@ -251,7 +247,7 @@ PUBLIC bool prompt_kernels_update(const char * name, int type_w, void * w, int t
         made.src[1] = second;
         return made;
     };
-    ggml_tensor weights = matrix(type_w, "", w, n_values, n_rows), columns = matrix(F32, "", x, n_values, n_columns);
+    ggml_tensor weights = matrix(type_w ? type_w : Q6_K, "", w, n_values, n_rows), columns = matrix(F32, "", x, n_values, n_columns);
     ggml_tensor down = matrix(type_a, ".lora_a", a, n_values, rank), up_again = matrix(type_b, ".lora_b", b, rank, n_rows);
     ggml_tensor product = node(GGML_OP_MUL_MAT, &weights, &columns), inner = node(GGML_OP_MUL_MAT, &down, &columns);
     ggml_tensor outer = node(GGML_OP_MUL_MAT, &up_again, &inner), scaled = node(GGML_OP_SCALE, &outer, nullptr);
@@ -268,6 +264,7 @@ PUBLIC bool prompt_kernels_update(const char * name, int type_w, void * w, int t
     const bool takes_it = traits && of_update;
     if (takes_it) {
         size_t size = 0;
+        if (auto * of_inner = taker.get_tensor_traits(&inner)) of_inner->work_size(1, &inner, size);
         if (type_w) traits->work_size(1, &product, size);
         of_update->work_size(1, &add, size);
         std::vector<char> work(size);

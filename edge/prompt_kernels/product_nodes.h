@@ -93,10 +93,7 @@ void compute(const ggml_compute_params * params, const Job & job, int n_extra) {
 struct Product : ggml::cpu::tensor_traits {
     ~Product() override {}
 
-    // In a product's `extra`: that it is planned, or the last of the updates that were planned with it. Where a graph is
-    // computed in pieces, a product may be done before its updates are planned.
-    static inline char planned;
-
+    // In its `extra`: that it is planned, or the last of the updates that were planned with it.
     static Job job(const ggml_tensor * op, int & n_extra, int & most_rank) {
         const auto * last = op->extra == &planned ? nullptr : (const ggml_tensor *) op->extra;
         n_extra = blocks_of(last, chosen->n_parts, most_rank);
@@ -121,26 +118,50 @@ struct Product : ggml::cpu::tensor_traits {
     }
 };
 
+// A x as llama.cpp computes it. Where a graph is computed in pieces (other backends, an observer of nodes), it may be done
+// before its update is planned, and what follows from it may stand in the place of x then.
+struct Inner : ggml::cpu::tensor_traits {
+    ~Inner() override {}
+
+    bool work_size(int, const ggml_tensor * op, size_t &) override {
+        ((ggml_tensor *) op)->extra = &planned;
+        return false;
+    }
+
+    bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
+        if (params->ith == 0) op->extra = nullptr;
+        return false;
+    }
+};
+
 // Of this many multiplications on each thread makes A x for itself rather than wait for the others.
 constexpr long ALONE = 1 << 16;
 
 struct Adapters : ggml::cpu::tensor_traits {
     ~Adapters() override {}
 
-    static bool by_tiles(const Update & update, const ggml_tensor * product) {
-        const int type = product->src[0]->type;
-        const bool pairs = type == Q4_1 || type == Q5_1;
-        return update.x->ne[1] >= (pairs ? least_of_pairs : least_columns) && update.x->ne[0] % BLOCK == 0;
+    // As many as a product by these weights is taken with
+    static bool are_many(const Update & update, const ggml_tensor * w) {
+        const bool pairs = w->type == Q4_1 || w->type == Q5_1;
+        return update.x->ne[1] >= (pairs ? least_of_pairs : least_columns);
     }
 
+    static bool by_tiles(const Update & update, const ggml_tensor * w) {
+        return are_many(update, w) && update.x->ne[0] % BLOCK == 0;
+    }
+
+    // Whether llama.cpp rounds nothing of this product to bytes: then no update is either.
+    static bool is_of_floats(const ggml_tensor * w) { return w->type == F32 || w->type == F16 || w->type == BF16; }
+
     // While a graph is planned, by one thread and before it is computed: nodes whose work is done elsewhere are taken out,
-    // which saves their barriers, or are put back where nothing is taken any more.
+    // which saves their barriers, or are put back where nothing is taken any more, or A x is done already.
     bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
         auto * add = (ggml_tensor *) op;
         Update update;
         update_of(add, update);
         ggml_tensor *scale = add->src[1], *outer = scale->src[0], *w = product_of(add, update.x);
-        const bool on = least_columns > 0, with_product = on && w->extra && takes(w);
+        const bool on = least_columns > 0 && outer->src[1]->extra && !(is_of_floats(w->src[0]) && are_many(update, w->src[0]));
+        const bool with_product = on && w->extra && takes(w);
         for (ggml_tensor * node : {scale, outer, outer->src[1]}) computed(node, !on);
         computed(add, !with_product);
         if (with_product) w->extra = add;
@@ -148,16 +169,16 @@ struct Adapters : ggml::cpu::tensor_traits {
         int most_rank;
         const int n_extra = blocks_of(add, chosen->n_parts, most_rank);
         if (with_product) size = work_bytes(n_threads, {w, update.x, w, add, w}, n_extra, most_rank);
-        else if (by_tiles(update, w)) size = work_bytes(n_threads, {nullptr, update.x, add, add, add->src[0]}, n_extra, most_rank);
+        else if (by_tiles(update, w->src[0])) size = work_bytes(n_threads, {nullptr, update.x, add, add, add->src[0]}, n_extra, most_rank);
         else size = 64 + n_threads * update.x->ne[1] * up(update.rank(), 16) * sizeof(float);
         return true;
     }
 
     bool compute_forward(ggml_compute_params * params, ggml_tensor * add) override {
-        if (least_columns.load(std::memory_order_relaxed) <= 0) return false;
         Update update;
         update_of(add, update);
-        const ggml_tensor *a = update.a, *b = update.b, *x = update.x, *w = product_of(add, x);
+        if (update.inner->flags & GGML_TENSOR_FLAG_COMPUTE) return false;  // not taken as it was planned
+        const ggml_tensor *a = update.a, *b = update.b, *x = update.x, *w = product_of(add, x)->src[0];
         if (params->ith == 0) n_updates.fetch_add(1, std::memory_order_relaxed);
         if (by_tiles(update, w)) {
             compute(params, {nullptr, x, add, add, add->src[0]}, update.n_blocks() * chosen->n_parts);

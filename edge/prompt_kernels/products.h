@@ -11,7 +11,7 @@
 enum { ROWS = 16, COLUMNS = 16, BLOCK = 32 };
 
 // Numbers of ggml_type
-enum Type { F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8 };
+enum Type { F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q6_K = 14, BF16 = 30 };
 
 // One block of sixteen rows
 struct RowBlock {

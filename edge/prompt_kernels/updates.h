@@ -19,7 +19,7 @@ float param(const ggml_tensor * op, int i) {
 }
 
 struct Update {
-    const ggml_tensor *a, *b, *x;
+    const ggml_tensor *a, *b, *x, *inner;  // inner: A x
     float scale;
     int rank() const { return (int) a->ne[1]; }
     int n_blocks() const { return (int) up(rank(), BLOCK) / BLOCK; }
@@ -35,6 +35,11 @@ bool is_matrix(const ggml_tensor * t, const char * name_end) {
            t->nb[0] == (t->type == Q8_0 ? block_bytes(Q8_0) : t->type == F16 ? 2u : 4u);
 }
 
+// In the `extra` of products and of A x: that they are planned and not computed yet
+char planned;
+
+bool is_inner(const ggml_tensor * op) { return op->op == GGML_OP_MUL_MAT && is_matrix(op->src[0], ".lora_a"); }
+
 // By a node's sources alone, so that it is the same answer whenever and by whomever it is asked. What is added stands in
 // the product's place, and x is not given to others between: llama.cpp builds these nodes one right after the other
 // (build_lora_mm), and nothing is written but the product once they are taken.
@@ -48,6 +53,7 @@ bool update_of(const ggml_tensor * add, Update & update) {
     update.a = a;
     update.b = b;
     update.x = x;
+    update.inner = outer->src[1];
     return is_matrix(a, ".lora_a") && is_matrix(b, ".lora_b") && param(scale, 1) == 0 && x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) &&
            x->ne[2] == 1 && x->ne[3] == 1 && add->type == GGML_TYPE_F32 && add->nb[0] == sizeof(float) && add->data == product->data &&
            add->nb[1] == product->nb[1];

@@ -120,7 +120,7 @@ class Session(SessionBase["LlamaRows"]):
             self._shelf = Shelf(
                 self.model,
                 self.base,
-                Canary(self.model, options.get("threads")),
+                Canary(self.model, options.get("threads"), repack=chosen.repack),
                 self.adapters,
                 budget_bytes=options.get("adapter_budget_bytes"),
                 pinned=options["pinned"],

@@ -16,6 +16,7 @@ does not activate anything.
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from ..files.read import CHUNK_BYTES
 from ..gguf.adapter import AdapterInfo, check_adapter
 from ..gguf.base import BaseInfo
 from ..gguf.file import GgufFile
-from ..llama.binding import lib
+from ..llama.binding import lib, prompt_kernels
 from ..llama.context import Context
 from ..llama.model import Adapter, Model, cpu_features
 from ..llama.vocab import Vocab
@@ -44,14 +45,16 @@ from ..written import human_bytes, meant_hint
 class Canary:
     """The proof that an adapter acts: a few tokens' logits with it differ from those without, and are numbers.
 
-    It tries adapters in a small context of its own, so that no session's KV cache is touched.
-
-    The context lives only while it is needed: what an adapter of a small model costs to try is a few milliseconds.
+    It tries adapters in a small context of its own, so that no session's KV cache is touched; that lives only while it
+    is needed, which for a small model is a few milliseconds. `repack`: as the model was loaded.
     """
 
-    def __init__(self, model: Model, threads: int | None) -> None:
+    def __init__(self, model: Model, threads: int | None, *, repack: bool = True) -> None:
         self._model = model
         self._threads = threads
+        self._repack = repack
+        # Now: another file may stand at its path when an adapter is tried.
+        self._base_file = _file_facts(model.path)
         self._base_logits: npt.NDArray[np.float32] | None = None
 
     def check(self, adapter: Adapter, scale: float, *, must_act: bool = True) -> None:
@@ -69,25 +72,32 @@ class Canary:
             )
 
     def check_once(self, adapter: Adapter, sha256: str, scale: float) -> None:
-        """As `check`, but for what held before: these bytes at this scale, on this base's file and this llama.cpp.
+        """As `check`, but for what held before: these bytes at this scale, on this base's file, by these kernels.
 
         It is remembered in the cache (`first-loads/`); where nothing can be written it is tried each time.
 
         Args:
             sha256: of the adapter's file, which was hashed just now.
         """
-        base, engine = self._model.path.stat(), Path(lib()._lib._name).stat()
-        files = [(one.st_size, one.st_mtime_ns, one.st_ino) for one in (base, engine)]
-        about = ("canary", CANARY, sha256, scale, files, sorted(cpu_features()))
-        record = first_load_path(hashlib.sha256(repr(about).encode()).hexdigest())
-        if record.is_file():
+        record = self._record(sha256, scale)
+        if record is not None and os.access(record, os.F_OK):
             return
         self.check(adapter, scale)
-        from ..files.atomic import make_folder, write_json
+        if record is not None:
+            from ..files.atomic import make_folder, write_json
 
-        with contextlib.suppress(SlmEdgeError, OSError):
-            make_folder(record.parent)
-            write_json(record, {"canary": True})
+            with contextlib.suppress(SlmEdgeError, OSError):
+                make_folder(record.parent)
+                write_json(record, {"canary": True})
+
+    def _record(self, sha256: str, scale: float) -> Path | None:
+        """Where it is noted that an adapter held; None: it cannot be."""
+        files, kernels = (self._base_file, _file_facts(Path(lib()._lib._name))), prompt_kernels()
+        how = (self._repack, kernels.name, kernels.sha256, sorted(cpu_features()))
+        about = repr(("canary", CANARY, sha256, scale, files, how))
+        with contextlib.suppress(SlmEdgeError):
+            return first_load_path(hashlib.sha256(about.encode()).hexdigest()) if all(files) else None
+        return None
 
     def check_kinds(self, info: AdapterInfo, sha256: str) -> None:
         """Tries each kind of matrix of an adapter by itself, where it isn't known which of them llama.cpp adapts.
@@ -159,6 +169,13 @@ class Canary:
             context.set_adapters([(adapter, scale)])
             context.decode(ids, 0)
             return context.logits(), self._base_logits
+
+
+def _file_facts(path: Path) -> tuple[int, ...]:
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return found.st_size, found.st_mtime_ns, found.st_dev, found.st_ino
+    return ()
 
 
 @dataclass(frozen=True)

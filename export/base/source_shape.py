@@ -8,6 +8,7 @@ from typing import Final
 
 from ...devices.catalogue.shapes import ModelShape
 from ...edge.errors import UnsupportedError
+from ...edge.gguf.base import BaseInfo
 from ..checkpoint.checkpoint import Checkpoint
 from .gguf_source import HEAD, GgufSource
 
@@ -25,6 +26,7 @@ def shape_of_source(source: Path, *, output_weight: bool) -> ModelShape:
         UnsupportedError: how llama.cpp lays out such a model in each type is not known here.
         InputError, DamagedError: as the source is opened.
     """
+    n_vocab = 0
     if source.is_dir():
         with Checkpoint.open(source) as checkpoint:
             config = checkpoint.config
@@ -34,9 +36,11 @@ def shape_of_source(source: Path, *, output_weight: bool) -> ModelShape:
     else:
         file = GgufSource.open(source).file
         architecture, tied = str(file.get("general.architecture")), HEAD not in file.tensors
-        keys = {name: file.get(name) for name in file.metadata if name.startswith(f"{architecture}.")}
-        n_vocab = file.tensors["token_embd.weight"].shape[1]
         is_plain = {"blk.0.attn_q.weight", "blk.0.ffn_gate.weight"} <= file.tensors.keys()
+        if architecture in _PLAIN and is_plain:
+            # Its sizes make sense from here on.
+            n_vocab = BaseInfo.of(file).n_vocab
+        keys = {name: file.get(name) for name in file.metadata if name.startswith(f"{architecture}.")}
     if architecture not in _PLAIN or not is_plain:
         raise UnsupportedError(
             f"--type auto knows {', '.join(_PLAIN)}; this is {architecture}",

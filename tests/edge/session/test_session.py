@@ -180,14 +180,16 @@ def test_an_adapter_that_does_nothing_or_too_much_is_refused(base, tmp_path):
 
 
 def test_what_an_adapter_proved_once_is_remembered_for_these_bytes_alone(base, tmp_path, monkeypatch):
+    from slm_edge.edge.llama import binding
     from slm_edge.edge.session.shelf import Canary
 
     tries, check = [], Canary.check
     monkeypatch.setattr(Canary, "check", lambda *given, **named: (tries.append(given), check(*given, **named)))
 
-    def n_tries(file, base=base):
+    def n_tries(file, base=base, then=lambda: None, **options):
         tries.clear()
-        with Session.of_files(base, {"x": (file, None)}, threads=1) as session:
+        with Session.of_files(base, {"x": (file, None)}, threads=1, **options) as session:
+            then()
             session.use("x")
         return len(tries)
 
@@ -198,6 +200,16 @@ def test_what_an_adapter_proved_once_is_remembered_for_these_bytes_alone(base, t
     copy = tmp_path / "copy.gguf"
     copy.write_bytes(base.read_bytes())
     assert n_tries(good, copy) == 1
+    # So is what another base's file proved that was put in its place meanwhile, and another way of computing.
+    aside = tmp_path / "aside.gguf"
+    aside.write_bytes(base.read_bytes())
+    assert n_tries(good, copy, lambda: aside.replace(copy)) == 0
+    assert n_tries(good, copy) == 1
+    assert [n_tries(good, repack=False), n_tries(good, repack=False)] == [1, 0]
+    with monkeypatch.context() as other:
+        other.setattr(binding, "_joined", binding.PromptKernels("another", sha256="0" * 64))
+        assert [n_tries(good), n_tries(good)] == [1, 0]
+    assert n_tries(good) == 0
     too_much = tiny_adapter(tmp_path / "much.gguf", base, size=2e4)
     for _ in range(2):
         with pytest.raises(EngineError, match="not a number"):
@@ -264,7 +276,7 @@ def test_a_setting_that_there_is_not_is_no_setting(base, two):
     with Session.of_files(base, two, threads=1) as session:
         with pytest.raises(InputError, match="no setting 'max_new_tokens'\n  did you mean max_tokens"):
             session.submit("hello", max_new_tokens=3)
-        with pytest.raises(InputError, match="no setting 'colour'\n  there are: max_tokens, temperature"):
+        with pytest.raises(InputError, match="no setting 'colour'\n  there are: max_tokens, min_tokens"):
             session.ask("hello", colour="red")
 
 
