@@ -104,7 +104,7 @@ class Direct:
             data = b"".join(self._chunk(piece.text) for piece in fresh if piece.text)
             n_bytes = self._wire.write(data) if data else 0
             self._n_sent += len(fresh)
-            self._has_written = True
+            self._has_written |= bool(data)
             self._rest = data[n_bytes:]
             self._is_on = is_whole = not self._rest
         for _ in fresh:

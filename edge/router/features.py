@@ -60,11 +60,12 @@ _CHOICES_HEAD: Final = re.compile(
     r"[ \t]*(?:(?:options|choices|answers)[ \t]*:?|(?:pick|choose|select) [^\n?]{1,80}:)[ \t]*", re.IGNORECASE
 )
 _BLANK: Final = re.compile(r"[ \t=-]*")
-# A sentence after a full stop that begins with a small letter, as a question, and ends without a full stop
+# A sentence after a full stop that begins with a small letter, as a question, and ends without a full stop. Each letter
+# is matched in one way alone: with two for a full stop, many of them would be tried in all ways.
 _SMALL_QUESTION: Final = re.compile(
     r"[.!?)\]\"”'}]\s+(?:(?:what|which|who|when|where|why|how) )?"
     r"(?:is|are|was|were|do|does|did|can|could|will|would|should|has|have|had|must|many|much)\s"
-    r"(?:[^.!?]|\.(?=\w)|(?<=\.[a-z])\.)*\??\s*\Z"
+    r"(?:[^.!?]|\.(?=\w)|(?<=\.[a-z])\.(?!\w))*\??\s*\Z"
 )
 _OPERATION: Final = re.compile(
     r"\d\)? ?[+*/×÷^·−] ?\(?\d|\d - \d|\d ?= ?\?|\d% of|\b[xyn] ?[-+=*^] ?\d|\d[xyn]\b|\d ?x ?\d|√"

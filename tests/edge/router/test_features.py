@@ -1,5 +1,8 @@
 """Where a prompt's request is found: questions before choices, questions typed in a hurry, sentences that are alike."""
 
+import subprocess
+import sys
+
 import pytest
 from slm_edge.edge.router.features import ends_in_small_question, ends_of, read_prompt
 from slm_edge.edge.router.words import NAMES
@@ -54,6 +57,12 @@ def test_a_list_that_is_given_stays_the_end_where_nothing_stands_before_it():
 )
 def test_a_question_in_small_letters_is_seen_on_the_texts_own_line(end, asked):
     assert ends_in_small_question(TEXT + end) is asked
+
+
+def test_many_full_stops_are_read_at_once():
+    """In a process of its own: two ways to read each of them would take it years."""
+    words = "from slm_edge.edge.router.features import read_prompt; read_prompt('Hi. is ' + 'a.' * 90 + 'a!')"
+    subprocess.run([sys.executable, "-c", words], check=True, timeout=60)
 
 
 def test_a_text_counts_as_standing_beside_a_question_however_few_its_sentences_are():

@@ -84,6 +84,25 @@ def test_pieces_go_out_while_the_event_loop_stands_still():
     asyncio.run(run())
 
 
+def test_pieces_without_text_are_no_sign_of_life():
+    """Where nothing was sent for a while, the loop has to send something: proxies cut silent connections."""
+
+    async def run():
+        transport, theirs = await pair(1 << 20)
+        ticket = new_ticket()
+        direct = Direct(Wire(transport), ticket, (b'{"t":', b"}"), Nobody())
+        direct.resume(0)
+        for word, has_written in (("", False), ("one", True), ("", False)):
+            ticket.add(Piece(word, 1))
+            wake([ticket])
+            assert direct.stop() is has_written
+            direct.resume(ticket.n_pieces)
+        transport.close()
+        theirs.close()
+
+    asyncio.run(run())
+
+
 def test_a_closed_connection_takes_nothing():
     async def run():
         transport, theirs = await pair(1 << 20)
