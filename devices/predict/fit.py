@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ...edge.errors import InputError, UnsupportedError
+from ...edge.errors import InputError, SlmEdgeError, UnsupportedError
+from ...edge.gguf.base import check_base
 from ...edge.gguf.families import FAMILIES
 from ...edge.gguf.file import GgufFile
 from ...edge.memory.plan import MemoryPlan, plan_memory
@@ -35,7 +36,11 @@ LEAST_CONTEXT: Final = 512
 
 @dataclass(frozen=True)
 class Target:
-    """A model as given: its tables, and its shape where it comes from a published configuration."""
+    """A model as given: its tables, and its shape where it comes from a published configuration.
+
+    Attributes:
+        refusal: why this runtime does not take the file; empty if it does.
+    """
 
     name: str
     work: Workload
@@ -43,6 +48,7 @@ class Target:
     quant: str
     architecture: str
     shape: ModelShape | None = None
+    refusal: str = ""
 
     @property
     def proved(self) -> bool:
@@ -78,7 +84,15 @@ class Target:
         main = max(work.weights_by_type.items(), key=lambda row: row[1])[0]
         # A mixture is called by its own name; a third of a small model's weights may be of another type.
         quant = FILE_TYPES.get(file.get("general.file_type"), main.name.lower())
-        return cls(work.name, work, file, quant, str(file.get("general.architecture")))
+        return cls(work.name, work, file, quant, str(file.get("general.architecture")), refusal=_refusal(file))
+
+
+def _refusal(file: GgufFile) -> str:
+    try:
+        check_base(file)
+    except SlmEdgeError as error:
+        return "; ".join([error.message, *error.problems[:2]])
+    return ""
 
 
 @dataclass(frozen=True)
@@ -136,8 +150,8 @@ class Verdict:
 
     @property
     def obstacles(self) -> list[str]:
-        """Why this runtime does not run it there, whatever the memory; empty if it does."""
-        found = []
+        """Why this runtime cannot run it there, whatever the memory; empty if it does."""
+        found = [self.target.refusal] if self.target.refusal else []
         if self.device.system:
             found.append(
                 f"this runtime is not for {self.device.system}: what follows is llama.cpp's on such a processor"

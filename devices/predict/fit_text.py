@@ -91,10 +91,10 @@ def verdict_text(verdict: Verdict) -> str:
     rows += [(name, getattr(plan, f"{name}_bytes")) for name in ("adapters", "snapshots", "process")]
     word = "fits" if verdict.fits else "does NOT fit"
     if verdict.fits and verdict.obstacles:
-        word = "fits, but this runtime does not run it"
+        word = "fits, but this runtime cannot run it"
     lines = [
         f"{verdict.target.name} ({verdict.target.quant}) on {device.name}: {word}",
-        *(f"  runs    no: {obstacle}" for obstacle in verdict.obstacles),
+        *(f"  cannot run: {obstacle}" for obstacle in verdict.obstacles),
         *([f"  sizes   {sizes_text(verdict.sizes)}"] if verdict.sizes else []),
         f"  RAM     {human_bytes(plan.total_bytes)} of {human_bytes(device.usable_bytes)} usable",
         *(f"            {name:10s} {human_bytes(size):>10s}" for name, size in rows if size),
@@ -102,7 +102,7 @@ def verdict_text(verdict: Verdict) -> str:
     ]
     if device.note:
         lines.append(f"  note: {device.note}")
-    if not verdict.target.proved:
+    if not (verdict.target.proved or verdict.target.refusal):
         lines.append(f"  note: {_unproved(verdict.target)}")
     if not verdict.fits:
         if verdict.nearest is None:
@@ -214,6 +214,8 @@ def table_text(verdicts: Sequence[Verdict]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if any(verdict.device.system for verdict in verdicts):
         lines.append("* this runtime is not for Android and iOS: what llama.cpp does on such a processor")
-    if verdicts and not verdicts[0].target.proved:
+    if verdicts and verdicts[0].target.refusal:
+        lines.append(f"cannot run: {verdicts[0].target.refusal}")
+    elif verdicts and not verdicts[0].target.proved:
         lines.append(_unproved(verdicts[0].target))
     return "\n".join(lines)
