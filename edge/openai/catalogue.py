@@ -55,7 +55,7 @@ class Catalogue:
         for alias, target in self.aliases.items():
             if alias in (*self._ids(), BASE):
                 raise InputError(f"the alias {alias!r} is the name of a model here")
-            if target not in (*self._ids(), BASE):
+            if target not in (*self._ids(), *self._base_names):
                 known = ", ".join(did_you_mean(target, self._ids()))
                 raise InputError(f"the alias {alias!r} is for {target!r}, no model here", hint=f"there are: {known}")
 
@@ -80,6 +80,7 @@ class Catalogue:
     def entry(self, name: str) -> dict[str, Any]:
         """A model as /v1/models shows it."""
         target = self.aliases.get(name, name)
+        target = self.base_name if target in self._base_names else target
         entry: dict[str, Any] = {
             "id": name,
             "object": "model",

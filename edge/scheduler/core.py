@@ -137,7 +137,7 @@ class Core:
             n_parked=self._places.n_parked,
             n_aside=sum(job.aside is not None for job in jobs),
             parked_bytes=self._places.aside_bytes,
-            adapter_loads=Counter((adapter_name(name), "loaded") for name in self._n_loads.elements()),
+            adapter_loads=self._loads(adapter_name),
             loaded_bytes={adapter_name(name): n for name, n in self._session.loaded_adapters.items()},
             prefix_bytes=self._rows.beginnings_bytes,
             n_prefix_hits=self._n_hits,
@@ -146,6 +146,12 @@ class Core:
             room_tokens=self._n_rows * self._session.n_ctx_tokens,
             plan=self._session.plan,
         )
+
+    def _loads(self, adapter_name: Callable[[str], str]) -> Counter[tuple[str, str]]:
+        found: Counter[tuple[str, str]] = Counter()
+        for name, n in self._n_loads.items():
+            found[adapter_name(name), "loaded"] += n
+        return found
 
     def note_loads(self) -> bool:
         """Counts the adapters that are in memory since the last time; whether there are any."""

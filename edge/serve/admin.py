@@ -161,7 +161,8 @@ class Kept:
 
     def forget(self, path: Path) -> None:
         """Takes a copy away, unless a name stands for it."""
-        if path.stem not in {one["sha256"] for one in self.added.values()}:
+        # A list made at once: names may be added meanwhile.
+        if path.stem not in {one["sha256"] for one in list(self.added.values())}:
             path.unlink(missing_ok=True)
 
     def restore(self, service: Service) -> None:

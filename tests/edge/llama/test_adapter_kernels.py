@@ -254,6 +254,6 @@ def test_llama_cpp_computes_adapters_with_them(library, bases, name, tmp_path):
         assert name == "F32" or np.array_equal(at_once[0], one_by_one[0]), "4 at once are 4 one by one"
     for (_, theirs, _), cut in zip(both[0], in_pieces, strict=True):
         assert np.abs(cut - theirs).max() < 0.03 * np.ptp(theirs)
-    if name == "F32":  # Here llama.cpp rounds nothing to bytes either.
+    if name == "F32":  # Here llama.cpp rounds nothing to bytes either, only to the adapter's halves.
         for ours, theirs, _ in both[0]:
-            assert np.abs(ours - theirs).max() < 1e-4 * np.ptp(theirs)
+            assert np.abs(ours - theirs).max() < 3e-3 * np.ptp(theirs)

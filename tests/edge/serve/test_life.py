@@ -102,12 +102,13 @@ def test_what_it_prints(pack):
 def test_a_model_file_with_adapters(tmp_path):
     base = tiny_base(tmp_path / "Tiny-1M.Q4_0.gguf")
     tiny_adapter(tmp_path / "style.gguf", base)
-    with serving(base, "--lora", tmp_path / "style.gguf") as server:
+    with serving(base, "--lora", tmp_path / "style.gguf", "--alias", "mine=tiny llama") as server:
         # By the file's name, as `run` and `ps` have it; what the file calls itself and "base" are it, too.
-        assert [row["id"] for row in server.get("/v1/models").json["data"]] == ["Tiny-1M.Q4_0", "style"]
+        assert [row["id"] for row in server.get("/v1/models").json["data"]] == ["Tiny-1M.Q4_0", "style", "mine"]
+        assert server.get("/v1/models/mine").json["root"] == "Tiny-1M.Q4_0"
         assert server.get("/v1/slm/state").json["base"] == "Tiny-1M.Q4_0"
-        answered = [server.chat(model=one).json["model"] for one in ("Tiny-1M.Q4_0", "base", "tiny llama")]
-        assert answered == ["Tiny-1M.Q4_0"] * 3
+        answered = [server.chat(model=one).json["model"] for one in ("Tiny-1M.Q4_0", "base", "tiny llama", "mine")]
+        assert answered == ["Tiny-1M.Q4_0"] * 4
         assert server.chat(model="style").headers["x-slm-adapter"] == "style"
         half = server.chat(adapter={"style": 0.5})
         assert half.status == 200 and half.json["slm_edge"]["adapter"] == "style"
