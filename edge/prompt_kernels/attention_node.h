@@ -1,14 +1,17 @@
 // llama.cpp's node of attention by attention.cpp. Included by hook.cpp amid its namespace.
 #pragma once
 
+// Of so many tokens llama.cpp too leaves the way by which it computes single ones; of fewer its bits are theirs, so that the
+// end of a prompt behind a kept beginning is computed as it was within the whole.
+constexpr int LEAST_TOKENS = 64;
+
 // Attention over K and V in F16, as softmax(q k * scale + mask) v: without a cap, biases of distance, or sinks
 bool takes_attention(const ggml_tensor * op) {
-    const int least = least_columns.load(std::memory_order_relaxed);
-    if (op->op != GGML_OP_FLASH_ATTN_EXT || least <= 0) return false;
+    if (op->op != GGML_OP_FLASH_ATTN_EXT || least_columns.load(std::memory_order_relaxed) <= 0) return false;
     const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3];
     const float bias = param(op, 1), cap = param(op, 2);
     return q->type == GGML_TYPE_F32 && k->type == GGML_TYPE_F16 && v->type == GGML_TYPE_F16 && op->type == GGML_TYPE_F32 &&
-           q->ne[1] >= least && bias == 0 && cap == 0 && !op->src[4] && q->ne[0] % 16 == 0 && v->ne[0] == q->ne[0] &&
+           q->ne[1] >= LEAST_TOKENS && bias == 0 && cap == 0 && !op->src[4] && q->ne[0] % 16 == 0 && v->ne[0] == q->ne[0] &&
            q->nb[0] == sizeof(float) && k->nb[0] == 2 && v->nb[0] == 2 && op->nb[0] == sizeof(float) && v->ne[2] == k->ne[2] &&
            k->ne[3] == q->ne[3] && v->ne[3] == q->ne[3] && q->ne[2] % k->ne[2] == 0 &&
            (!mask || (mask->type == GGML_TYPE_F16 && mask->ne[2] == 1 && mask->nb[0] == 2 && (mask->ne[3] == 1 || mask->ne[3] == q->ne[3])));

@@ -275,7 +275,7 @@ logits = []
 with Model.load(Path(sys.argv[2]), repack=False) as model:
     for threads in (1, 2):
         with Context(model, n_ctx_tokens=256, n_batch_tokens=64, n_outputs_max=64, threads=threads) as context:
-            for n in (int(sys.argv[4]), int(sys.argv[4]) + 1, 45):
+            for n in (int(sys.argv[4]), int(sys.argv[4]) + 1, 64):
                 before = count()
                 context.clear()
                 context.decode([i * 7 % 250 for i in range(n)], 0)
