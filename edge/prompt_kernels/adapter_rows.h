@@ -16,15 +16,7 @@ inline Floats whole_floats(const uint8_t * q) {
 // LANES values of a row, from the i-th on, which is a whole number of LANES
 template <int TYPE> inline Floats floats_of(const char * row, int i) {
     if (TYPE == F32) return load<Floats>(row + 4 * i);
-    if (TYPE == F16) {
-#if defined(__AVX512F__)
-        return (Floats) _mm512_cvtph_ps(load<__m256i>(row + 2 * i));
-#elif defined(__AVX2__)
-        return (Floats) _mm256_cvtph_ps(load<__m128i>(row + 2 * i));
-#else
-        return (Floats) vcvt_f32_f16(load<float16x4_t>(row + 2 * i));
-#endif
-    }
+    if (TYPE == F16) return halves(row + 2 * i);
     const uint8_t * block = (const uint8_t *) row + i / BLOCK * block_bytes(Q8_0);
     return whole_floats(block + 2 + i % BLOCK) * half(block);
 }
@@ -120,21 +112,16 @@ void unpack_part_type(int part, const char * rows, size_t row_bytes, int n_rows,
             for (int i = 0; i < 4; i++) {
                 const char * row = rows + (size_t) (r + i < n_rows ? r + i : n_rows - 1) * row_bytes;
                 Floats x[VECTORS];
-                Ints most = {};
                 for (int v = 0; v < VECTORS; v++) {
                     const int at = BLOCK * b + LANES * v, n = n_values - at;
                     x[v] = n >= LANES ? floats_of<TYPE>(row, at) : n > 0 ? last_floats<TYPE>(row, at, n) : Floats{};
-                    const Ints size = (Ints) x[v] & INT32_MAX;
-                    most = size > most ? size : most;
                 }
-                const float range = largest(most), inverse = range > 0 ? 127.0f / range : 0.0f;
                 Ints whole[VECTORS];
-                for (int v = 0; v < VECTORS; v++) whole[v] = (Ints) (x[v] * inverse + 12582912.0f) - 0x4B400000;
+                float scale = round_block(x, whole) / 127.0f;
                 int8_t bytes[BLOCK];
                 store_bytes(whole, bytes);
                 first[i] = load<Bytes>(bytes);
                 second[i] = load<Bytes>(bytes + 16);
-                float scale = range / 127.0f;
                 if (N_PARTS == 1) {
                     first[i] ^= (uint8_t) Q8_BIAS;
                     second[i] ^= (uint8_t) Q8_BIAS;

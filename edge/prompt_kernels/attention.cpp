@@ -6,57 +6,17 @@
 // while scores are computed and some values of one token while they weigh V: nothing is summed across a vector, so a
 // token's result depends on its own query, K, V and mask alone.
 #include "products.h"
-
-#include <string.h>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
+#include "vectors.h"
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16, KEYS = 8;
-#elif defined(__AVX2__)
-constexpr int LANES = 8, KEYS = 4;
-#else
-constexpr int LANES = 4, KEYS = 8;
-#endif
-typedef float Floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-
+constexpr int KEYS = LANES == 8 ? 4 : 8;
 // Vectors of scores at once, and of V: what the registers hold with the sums
 constexpr int AT_ONCE = 3, OF_V = LANES == 8 ? 2 : 4, TOKENS_OF_V = 4;
 constexpr float LEAST = -1e30f;
 constexpr uint16_t HIDDEN = 0xFC00;  // -inf, of the mask
 
-template <class T> inline T load(const void * from) {
-    T value;
-    memcpy(&value, from, sizeof value);
-    return value;
-}
-
 template <class T> inline void store(void * to, T value) { memcpy(to, &value, sizeof value); }
-
-inline Floats wide(const uint16_t * halves) {
-#if defined(__AVX512F__)
-    return (Floats) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) halves));
-#elif defined(__AVX2__)
-    return (Floats) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) halves));
-#else
-    return (Floats) vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves)));
-#endif
-}
-
-inline float wide_one(uint16_t half) {
-#if defined(__x86_64__)
-    return _cvtsh_ss(half);
-#else
-    return (float) load<__fp16>(&half);
-#endif
-}
 
 inline Floats greater(Floats a, Floats b) { return a > b ? a : b; }
 
@@ -139,7 +99,7 @@ int seen(const AttentionJob & job, int from, int n_cells) {
 
 void widen(const char * rows, size_t row_bytes, int n_rows, int n_values, float * out) {
     for (int i = 0; i < n_rows; i++)
-        for (int d = 0; d < n_values; d += LANES) store(out + i * n_values + d, wide((const uint16_t *) (rows + i * row_bytes) + d));
+        for (int d = 0; d < n_values; d += LANES) store(out + i * n_values + d, halves(rows + i * row_bytes + 2 * d));
     // What lies behind the last cell weighs nothing, but must be a number.
     memset(out + (size_t) n_rows * n_values, 0, sizeof(float) * n_values * (CELLS - n_rows));
 }
@@ -175,7 +135,7 @@ void attend(const AttentionJob & job, void * work) {
                 const int token = t < job.n_tokens ? t : 0;
                 const auto * row = (const uint16_t *) (job.mask + token * job.mask_token_bytes) + from;
                 for (int i = 0; i < CELLS; i++)
-                    mask[i * QUERIES + t] = i >= n ? wide_one(HIDDEN) : job.mask ? wide_one(row[i]) : 0.0f;
+                    mask[i * QUERIES + t] = i >= n ? half(&HIDDEN) : job.mask ? half(row + i) : 0.0f;
             }
         widen(job.k + from * job.k_cell_bytes, job.k_cell_bytes, n, n_values, k);
         widen(job.v + from * job.v_cell_bytes, job.v_cell_bytes, n, n_values, v);

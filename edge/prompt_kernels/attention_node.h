@@ -10,11 +10,11 @@ bool takes_attention(const ggml_tensor * op) {
     if (op->op != GGML_OP_FLASH_ATTN_EXT || least_columns.load(std::memory_order_relaxed) <= 0) return false;
     const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3];
     const float bias = param(op, 1), cap = param(op, 2);
-    return q->type == GGML_TYPE_F32 && k->type == GGML_TYPE_F16 && v->type == GGML_TYPE_F16 && op->type == GGML_TYPE_F32 &&
+    return q->type == F32 && k->type == F16 && v->type == F16 && op->type == F32 &&
            q->ne[1] >= LEAST_TOKENS && bias == 0 && cap == 0 && !op->src[4] && q->ne[0] % 16 == 0 && v->ne[0] == q->ne[0] &&
            q->nb[0] == sizeof(float) && k->nb[0] == 2 && v->nb[0] == 2 && op->nb[0] == sizeof(float) && v->ne[2] == k->ne[2] &&
            k->ne[3] == q->ne[3] && v->ne[3] == q->ne[3] && q->ne[2] % k->ne[2] == 0 &&
-           (!mask || (mask->type == GGML_TYPE_F16 && mask->ne[2] == 1 && mask->nb[0] == 2 && (mask->ne[3] == 1 || mask->ne[3] == q->ne[3])));
+           (!mask || (mask->type == F16 && mask->ne[2] == 1 && mask->nb[0] == 2 && (mask->ne[3] == 1 || mask->ne[3] == q->ne[3])));
 }
 
 struct Attention : ggml::cpu::tensor_traits {

@@ -11,7 +11,6 @@ struct ggml_backend_buffer;
 struct ggml_backend_device;
 struct ggml_backend_buffer_type;
 
-enum { GGML_TYPE_F32 = 0, GGML_TYPE_F16 = 1, GGML_TYPE_BF16 = 30 };
 enum { GGML_OP_ADD = 2, GGML_OP_MUL_MAT = 29, GGML_OP_SCALE = 32, GGML_OP_FLASH_ATTN_EXT = 74, GGML_TENSOR_FLAG_COMPUTE = 16 };
 
 struct ggml_tensor {

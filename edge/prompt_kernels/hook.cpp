@@ -87,7 +87,7 @@ bool takes(const ggml_tensor * op) {
     // llama.cpp multiplies those two column by column, the others four by four.
     const bool pairs = w->type == Q4_1 || w->type == Q5_1;
     const int least = (pairs ? least_of_pairs : least_columns).load(std::memory_order_relaxed);
-    return block_bytes(w->type) && (w->type != Q8_0 || chosen->takes_q8_0) && x->type == GGML_TYPE_F32 && op->type == GGML_TYPE_F32 &&
+    return block_bytes(w->type) && (w->type != Q8_0 || chosen->takes_q8_0) && x->type == F32 && op->type == F32 &&
            x->ne[1] >= least && x->ne[2] == 1 && x->ne[3] == 1 && w->ne[2] == 1 && w->ne[3] == 1 && x->nb[0] == sizeof(float) &&
            op->nb[0] == sizeof(float) && w->nb[0] == block_bytes(w->type) && w->buffer && is_host(w->buffer);
 }

@@ -1,26 +1,13 @@
 // The three steps of a product for one kind of CPU. Compiled once for each (see build.py), with VARIANT as its name and
 // the compiler's flags for it; so nothing here may come from a header of the C++ library: a linker would keep one copy.
 #include "products.h"
-
-#include <string.h>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
+#include "vectors.h"
 
 namespace {
 
 typedef uint8_t Bytes __attribute__((vector_size(16)));
 typedef uint32_t Words __attribute__((vector_size(16)));
 typedef uint64_t Longs __attribute__((vector_size(16)));
-
-template <class T> inline T load(const void * from) {
-    T value;
-    memcpy(&value, from, sizeof value);
-    return value;
-}
 
 // ---- add_products: to the sums of some of the sixteen rows, four products each, of the rows' bytes with four of a column
 
@@ -59,18 +46,8 @@ inline Part add_products(Part sums, Part rows, Part four) {
 #error "no kernel for this CPU"
 #endif
 
-// The same vectors as numbers, for what every CPU does alike
-typedef int32_t Ints __attribute__((vector_size(sizeof(Part))));
-typedef float Floats __attribute__((vector_size(sizeof(Part))));
-constexpr int LANES = ROWS / PARTS;
-
-inline float half(const uint8_t * from) {
-#if defined(__x86_64__)
-    return _cvtsh_ss(load<uint16_t>(from));
-#else
-    return (float) load<__fp16>(from);
-#endif
-}
+// `Floats` and `Ints` are the same vectors as numbers, for what every CPU does alike.
+static_assert(LANES * PARTS == ROWS && sizeof(Part) == sizeof(Floats), "a vector has a number of each of some rows");
 
 int bias_of(int type) { return type == Q4_0 ? 8 : type == Q5_0 ? 16 : type == Q8_0 ? Q8_BIAS : 0; }
 
@@ -106,6 +83,21 @@ inline void store_bytes(const Ints * v, int8_t * out) {
 #endif
 }
 
+// A block's values as whole numbers of at most 127; returns the greatest size.
+inline float round_block(const Floats * x, Ints * whole) {
+    constexpr int VECTORS = BLOCK / LANES;
+    // The bits of numbers above zero are in the order of the numbers, and those of NaN above all: it is not lost.
+    Ints most = {};
+    for (int v = 0; v < VECTORS; v++) {
+        const Ints size = (Ints) x[v] & INT32_MAX;
+        most = size > most ? size : most;
+    }
+    const float range = largest(most), inverse = range > 0 ? 127.0f / range : 0.0f;
+    // Adding 1.5 * 2^23 leaves the nearest whole number in the lowest bits.
+    for (int v = 0; v < VECTORS; v++) whole[v] = (Ints) (x[v] * inverse + 12582912.0f) - 0x4B400000;
+    return range;
+}
+
 void quantise(int type, const char * columns, size_t column_bytes, int n_columns, int n_blocks, ColumnBlock * out) {
     constexpr int VECTORS = BLOCK / LANES;
     const int bias = bias_of(type);
@@ -114,20 +106,10 @@ void quantise(int type, const char * columns, size_t column_bytes, int n_columns
         for (int b = 0; b < n_blocks; b++) {
             ColumnBlock & block = out[b];
             Floats x[VECTORS];
-            // The bits of numbers above zero are in the order of the numbers, and those of NaN above all: it is not lost.
-            Ints most = {};
-            for (int v = 0; v < VECTORS; v++) {
-                x[v] = load<Floats>(column + 4 * (BLOCK * b + LANES * v));
-                const Ints size = (Ints) x[v] & INT32_MAX;
-                most = size > most ? size : most;
-            }
-            const float range = largest(most), scale = range / 127.0f, inverse = range > 0 ? 127.0f / range : 0.0f;
+            for (int v = 0; v < VECTORS; v++) x[v] = load<Floats>(column + 4 * (BLOCK * b + LANES * v));
             Ints whole[VECTORS], sums = {};
-            for (int v = 0; v < VECTORS; v++) {
-                // Adding 1.5 * 2^23 leaves the nearest whole number in the lowest bits.
-                whole[v] = (Ints) (x[v] * inverse + 12582912.0f) - 0x4B400000;
-                sums += whole[v];
-            }
+            const float scale = round_block(x, whole) / 127.0f;
+            for (int v = 0; v < VECTORS; v++) sums += whole[v];
             store_bytes(whole, block.q[j]);
             block.scale[j] = scale;
             const int sum = sum_of(sums);

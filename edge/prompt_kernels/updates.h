@@ -54,8 +54,8 @@ bool update_of(const ggml_tensor * add, Update & update) {
     update.b = b;
     update.x = x;
     update.inner = outer->src[1];
-    return is_matrix(a, ".lora_a") && is_matrix(b, ".lora_b") && param(scale, 1) == 0 && x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) &&
-           x->ne[2] == 1 && x->ne[3] == 1 && add->type == GGML_TYPE_F32 && add->nb[0] == sizeof(float) && add->data == product->data &&
+    return is_matrix(a, ".lora_a") && is_matrix(b, ".lora_b") && param(scale, 1) == 0 && x->type == F32 && x->nb[0] == sizeof(float) &&
+           x->ne[2] == 1 && x->ne[3] == 1 && add->type == F32 && add->nb[0] == sizeof(float) && add->data == product->data &&
            add->nb[1] == product->nb[1];
 }
 
