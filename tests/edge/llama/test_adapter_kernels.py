@@ -7,21 +7,19 @@ import ctypes
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from build_gguf import tiny_adapter, tiny_base
-from build_kernels import HERE, quantised
+from build_kernels import HERE, arm_command, quantised
 from gguf import GGMLQuantizationType as Type
 from gguf import quants
 from slm_edge.benchmarks.made.random_adapter import write_random_adapter
 from slm_edge.edge.gguf.base import BaseInfo
 from slm_edge.edge.llama.binding import MEASURED_ON
-from slm_edge.edge.prompt_kernels.build import VARIANTS, _compilers, compile_library
+from slm_edge.edge.prompt_kernels.build import _compilers, compile_library
 
 SCALE = 0.7
 WEIGHTS = (None, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0)
@@ -138,15 +136,7 @@ def test_a_column_is_the_same_bits_in_any_company(updates, variant, by_tiles):
 
 
 def test_updates_on_arm_are_those_of_numpy(tmp_path, monkeypatch):
-    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
-    if not compiler or not emulator:
-        pytest.skip("needs g++-aarch64-linux-gnu and qemu-user")
-    monkeypatch.setenv("CXX", compiler)
-    assert compile_library(tmp_path / "arm.so", "aarch64") == list(VARIANTS["aarch64"])
-    program = tmp_path / "product"
-    source = Path(__file__).with_name("product_main.cpp")
-    subprocess.run([compiler, "-O1", str(source), "-o", str(program), "-ldl"], check=True)
-    run = [emulator, "-L", "/usr/aarch64-linux-gnu", "-cpu", "max", str(program), str(tmp_path / "arm.so"), "dotprod"]
+    run = arm_command(tmp_path, monkeypatch)
     for type, by_tiles in ((None, False), (None, True), (Type.Q4_1, True), (Type.Q5_0, True)):
         for type_a in (Type.F32, Type.F16, Type.Q8_0):
             for rank in (1, 14, 16, 64):

@@ -7,15 +7,13 @@ import ctypes
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from build_gguf import tiny_base
-from build_kernels import HERE, quantised
+from build_kernels import HERE, arm_command, quantised
 from gguf import GGML_QUANT_SIZES, quants
 from gguf import GGMLQuantizationType as Type
 from slm_edge.edge.gguf.base import BaseInfo
@@ -137,16 +135,7 @@ def check(found, type, weights, x):
 
 
 def test_products_on_arm_are_those_of_numpy(tmp_path, monkeypatch):
-    compiler = shutil.which("aarch64-linux-gnu-g++")
-    emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-    if not compiler or not emulator:
-        pytest.skip("needs g++-aarch64-linux-gnu and qemu-user")
-    monkeypatch.setenv("CXX", compiler)
-    assert compile_library(tmp_path / "arm.so", "aarch64") == ["dotprod"]
-    program = tmp_path / "product"
-    source = Path(__file__).with_name("product_main.cpp")
-    subprocess.run([compiler, "-O1", str(source), "-o", str(program), "-ldl"], check=True)
-    run = [emulator, "-L", "/usr/aarch64-linux-gnu", "-cpu", "max", str(program), str(tmp_path / "arm.so"), "dotprod"]
+    run = arm_command(tmp_path, monkeypatch)
     for type in TYPES:
         for shape in SHAPES:
             weights, x = numbers(type, *shape)
