@@ -181,8 +181,9 @@ def lib() -> Any:
             llama_cpp.llama_log_set(_callback, None)
             place = _load_variants(llama_cpp)
             llama_cpp.llama_backend_init()
-            _leave_amx_out(_cpu_backend(llama_cpp, place))
-            _join_prompt_kernels(llama_cpp, place)
+            cpu = _cpu_backend(llama_cpp, place)
+            _leave_amx_out(cpu)
+            _join_prompt_kernels(llama_cpp, cpu)
             _lib = llama_cpp
     return _lib
 
@@ -269,15 +270,15 @@ def prompt_kernels() -> PromptKernels:
     return _joined
 
 
-def _join_prompt_kernels(llama_cpp: Any, folder: Path) -> None:
+def _join_prompt_kernels(llama_cpp: Any, cpu: Any) -> None:
     """Adds our library to the CPU backend, where it is built, fits, and is not switched off by SLM_EDGE_KERNELS=0.
 
     Args:
-        llama_cpp: the binding's module, its backends loaded and no model yet; `folder` has its libraries.
+        llama_cpp: the binding's module, its backends loaded and no model yet; `cpu`: the library of the CPU's.
     """
     global _joined
     asked = os.environ.get("SLM_EDGE_KERNELS", "")
-    _joined = PromptKernels(None, "SLM_EDGE_KERNELS=0") if asked == "0" else _joined_by(llama_cpp, folder, asked)
+    _joined = PromptKernels(None, "SLM_EDGE_KERNELS=0") if asked == "0" else _joined_by(llama_cpp, cpu, asked)
 
 
 @contextlib.contextmanager
@@ -293,7 +294,7 @@ def take_from(ours: bool) -> Iterator[None]:
         _library.prompt_kernels_from(LEAST_COLUMNS, LEAST_OF_PAIRS)
 
 
-def _joined_by(llama_cpp: Any, folder: Path, asked: str) -> PromptKernels:
+def _joined_by(llama_cpp: Any, cpu: Any, asked: str) -> PromptKernels:
     global _library
     if not asked and os.uname().machine not in MEASURED_ON:
         return PromptKernels(None, "not measured on this kind of machine; SLM_EDGE_KERNELS=dotprod takes them")
@@ -305,7 +306,7 @@ def _joined_by(llama_cpp: Any, folder: Path, asked: str) -> PromptKernels:
         release = version().decode()
         if release not in GGML_RELEASES:
             return PromptKernels(None, f"written for ggml {', '.join(sorted(GGML_RELEASES))}, this is {release}")
-        base, cpu = llama_cpp._lib, _cpu_backend(llama_cpp, folder)
+        base = llama_cpp._lib
         types, barrier = cpu._Z39ggml_backend_cpu_get_extra_buffer_typesv, cpu.ggml_barrier
         library = ctypes.CDLL(str(LIBRARY))
         library.prompt_kernels_variant.restype = ctypes.c_char_p
