@@ -3,11 +3,12 @@
 The store holds packs and bases (`store/`), the cache what can be made again:
 
 bases/SHA256.gguf   base models that earlier versions kept here; the next pull takes them over into the store
-first-loads/        files that llama.cpp was tried with (`llama/first_load.py`)
+first-loads/        what llama.cpp was tried with and held (`llama/first_load.py`, `session/shelf.py`)
 devices/            what was measured on this device (devices/)
 locks/              held while a pack is changed (`pack/write.py`)
 """
 
+import json
 import os
 import stat
 import sys
@@ -121,6 +122,24 @@ def base_cache_path(sha256: str) -> Path:
 def first_load_path(sha256: str) -> Path:
     """Where it is noted that llama.cpp loaded and used the file with this sha256."""
     return cache_folder() / "first-loads" / f"{sha256}.json"
+
+
+def held_before(sha256: str, engine: str) -> bool:
+    """Whether the cache says that what has this sha256 held with this engine."""
+    try:
+        said = json.loads(first_load_path(sha256).read_text(encoding="utf-8"))
+        return bool(said["engine"] == engine)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def remember_held(sha256: str, engine: str) -> None:
+    """Says so from now on."""
+    from .atomic import make_folder, write_json
+
+    record = first_load_path(sha256)
+    make_folder(record.parent)
+    write_json(record, {"engine": engine})
 
 
 def trust_folder() -> Path:

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import DamagedError, DoesNotFitError, EngineError, SlmEdgeError
-from ..files.atomic import make_folder, write_json
-from ..files.cache import first_load_path
+from ..files import cache
 from ..files.read import sha256_file
 from ..gguf.base import BaseInfo
 
@@ -123,18 +122,12 @@ def _engine() -> str:
 
 def held_before(sha256: str) -> bool:
     """Whether the cache says that what has this sha256 held with the installed llama.cpp."""
-    try:
-        said = json.loads(first_load_path(sha256).read_text(encoding="utf-8"))
-        return bool(said["engine"] == _engine())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return cache.held_before(sha256, _engine())
 
 
 def remember_held(sha256: str) -> None:
     """Says so from now on."""
-    record = first_load_path(sha256)
-    make_folder(record.parent)
-    write_json(record, {"engine": _engine()})
+    cache.remember_held(sha256, _engine())
 
 
 def _died(how: str, path: Path, why: tuple[str, ...], said: str) -> DamagedError:

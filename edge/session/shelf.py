@@ -16,18 +16,17 @@ does not activate anything.
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ..answer.engine import CANARY
 from ..errors import DoesNotFitError, EngineError, InputError, SlmEdgeError, UnsupportedError
-from ..files.cache import first_load_path
+from ..files import cache
 from ..files.read import CHUNK_BYTES
 from ..gguf.adapter import AdapterInfo, check_adapter
 from ..gguf.base import BaseInfo
@@ -40,6 +39,9 @@ from ..options import MOST_LOADED, Swap
 from ..pack.pack import PackedAdapter, check_packed, find_adapter
 from ..prefix.chunks import AdapterState, Section
 from ..written import human_bytes, meant_hint
+
+# What is tried has the engine in its key already.
+_CANARY_ENGINE: Final = "canary"
 
 
 class Canary:
@@ -79,25 +81,16 @@ class Canary:
         Args:
             sha256: of the adapter's file, which was hashed just now.
         """
-        record = self._record(sha256, scale)
-        if record is not None and os.access(record, os.F_OK):
-            return
-        self.check(adapter, scale)
-        if record is not None:
-            from ..files.atomic import make_folder, write_json
-
-            with contextlib.suppress(SlmEdgeError, OSError):
-                make_folder(record.parent)
-                write_json(record, {"canary": True})
-
-    def _record(self, sha256: str, scale: float) -> Path | None:
-        """Where it is noted that an adapter held; None: it cannot be."""
         files, kernels = (self._base_file, _file_facts(Path(lib()._lib._name))), prompt_kernels()
         how = (self._repack, kernels.name, kernels.sha256, sorted(cpu_features()))
-        about = repr(("canary", CANARY, sha256, scale, files, how))
+        tried = hashlib.sha256(repr((CANARY, sha256, scale, files, how)).encode()).hexdigest()
         with contextlib.suppress(SlmEdgeError):
-            return first_load_path(hashlib.sha256(about.encode()).hexdigest()) if all(files) else None
-        return None
+            if all(files) and cache.held_before(tried, _CANARY_ENGINE):
+                return
+        self.check(adapter, scale)
+        with contextlib.suppress(SlmEdgeError, OSError):
+            if all(files):
+                cache.remember_held(tried, _CANARY_ENGINE)
 
     def check_kinds(self, info: AdapterInfo, sha256: str) -> None:
         """Tries each kind of matrix of an adapter by itself, where it isn't known which of them llama.cpp adapts.

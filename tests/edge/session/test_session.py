@@ -180,6 +180,7 @@ def test_an_adapter_that_does_nothing_or_too_much_is_refused(base, tmp_path):
 
 
 def test_what_an_adapter_proved_once_is_remembered_for_these_bytes_alone(base, tmp_path, monkeypatch):
+    from slm_edge.edge.files.cache import cache_folder
     from slm_edge.edge.llama import binding
     from slm_edge.edge.session.shelf import Canary
 
@@ -214,6 +215,10 @@ def test_what_an_adapter_proved_once_is_remembered_for_these_bytes_alone(base, t
     for _ in range(2):
         with pytest.raises(EngineError, match="not a number"):
             n_tries(too_much)
+    # A record that was cut tells nothing.
+    for record in (cache_folder() / "first-loads").iterdir():
+        record.write_bytes(b"")
+    assert [n_tries(good), n_tries(good)] == [1, 0]
     # Without a cache to write to it is tried each time.
     blocked = tmp_path / "blocked"
     blocked.write_text("a file, no folder")
