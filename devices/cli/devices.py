@@ -120,10 +120,10 @@ def fit(ctx: click.Context, /, **given: Any) -> None:
       slm-edge devices fit --device this --model https://hub/model.gguf --explain
     """
     from ..catalogue import catalogue
+    from ..machine.this import named_sizes
     from ..predict.fit import judge_sizes
     from ..predict.fit_text import explanation, table_text, verdict_dict, verdict_text
     from ..predict.predict import Predictor
-    from ..predict.unit_factors import load_calibration
 
     if given["device_name"] and given["all_devices"]:
         raise click.UsageError("Give either --device or --all.")
@@ -134,14 +134,7 @@ def fit(ctx: click.Context, /, **given: Any) -> None:
         verdicts = [judge_sizes(sizes, target, wish, seek=False) for sizes in every]
         emit([verdict_dict(verdict) for verdict in verdicts], as_json, table_text(verdicts))
         ctx.exit(0 if any(verdict.fits for verdict in verdicts) else 1)
-    name = given["device_name"] or "this"
-    if name == "this":
-        from ..machine.this import this_device
-
-        device, calibration = this_device()
-        sizes = [device]
-    else:
-        sizes, calibration = catalogue.find_sizes(name), load_calibration(name)
+    sizes, calibration = named_sizes(given["device_name"] or "this")
     verdict = judge_sizes(sizes, target, wish, calibration=calibration)
     text = verdict_text(verdict)
     if given["explain"] and not verdict.device.unprobed:

@@ -1,7 +1,7 @@
-"""This machine as a device: what was probed before, or a probe now."""
+"""A device by its name, this machine among them: what was probed before, or a probe now."""
 
 from ...edge.console import note, progress
-from ..catalogue.catalogue import Device
+from ..catalogue.catalogue import Device, find_sizes
 from ..predict.predict import Calibration
 from ..predict.unit_factors import load_calibration
 from . import probe as probes
@@ -22,3 +22,15 @@ def this_device(fresh: bool = False) -> tuple[Device, Calibration | None]:
             return probes.unprobed_device(reason or ""), None
         probes.save_probe(found)
     return found.device, load_calibration("this") or found.calibration
+
+
+def named_sizes(name: str) -> tuple[list[Device], Calibration | None]:
+    """The device with this name in the sizes that it is sold in, or "this"; and what corrects its forecasts.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if name == "this":
+        device, calibration = this_device()
+        return [device], calibration
+    return find_sizes(name), load_calibration(name)

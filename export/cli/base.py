@@ -145,22 +145,16 @@ def _chosen(source: Path, device: str, n_ctx_tokens: int, output_weight: bool) -
         InputError: there is no such device, no such source, or this machine cannot be probed now.
         UnsupportedError, DoesNotFitError: as `shape_of_source` and `choose_type`.
     """
-    from ...devices.catalogue.catalogue import find_sizes
-    from ...devices.machine.this import this_device
+    from ...devices.machine.this import named_sizes
     from ...devices.predict.base_type import choose_type
     from ...devices.predict.fit import Wish
-    from ...devices.predict.unit_factors import load_calibration
     from ..base.source_shape import shape_of_source
 
     if not source.exists():
         raise InputError("no such file or folder", where=source)
     shape = shape_of_source(source, output_weight=output_weight)
-    if device == "this":
-        here, calibration = this_device()
-        if here.unprobed:
-            raise InputError(f"this machine cannot be probed now: {here.unprobed}", hint="name a --device, or a --type")
-        sizes = [here]
-    else:
-        sizes, calibration = find_sizes(device), load_calibration(device)
+    sizes, calibration = named_sizes(device)
+    if sizes[0].unprobed:
+        raise InputError(f"this machine cannot be probed now: {sizes[0].unprobed}", hint="name a --device, or a --type")
     context = min(n_ctx_tokens, shape.n_ctx_train_tokens)
     return choose_type(shape, sizes, Wish(context_tokens=context), calibration=calibration)
