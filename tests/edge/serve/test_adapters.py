@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import pytest
@@ -46,30 +45,31 @@ def until(found, wanted):
         time.sleep(0.05)
 
 
+def at_load_of(adapter, folder, program):
+    """The environment of processes that run a program before llama.cpp loads that file, under whatever name."""
+    hook = f"""
+import os, pathlib, sys, time
+
+def hook(event, arguments):
+    if event == "ctypes.dlsym" and arguments[1] == "llama_adapter_lora_init":
+        if any(name.endswith("{sha256_file(adapter)}.gguf") for name in sys.argv):
+            exec({program!r})
+
+sys.addaudithook(hook)
+"""
+    (folder / "hook").mkdir()
+    (folder / "hook" / "sitecustomize.py").write_text(hook)
+    return {"PYTHONPATH": str(folder / "hook")}
+
+
 def test_a_file_that_ends_the_process_that_loads_it_ends_a_child_alone(slm_edge, place, tmp_path, monkeypatch):
     pack = tiny_pack(tmp_path)
     bad = tiny_adapter(tmp_path / "bad.gguf", tmp_path / "base.gguf", seed=31)
     good = tiny_adapter(tmp_path / "good.gguf", tmp_path / "base.gguf", seed=32)
     # llama.cpp aborts where it does not expect what a file says; here at that file, in whatever process loads it.
-    (tmp_path / "hook").mkdir()
-    (tmp_path / "hook" / "sitecustomize.py").write_text(
-        textwrap.dedent(
-            f"""
-            import os, sys
-
-            def hook(event, arguments):
-                if event == "ctypes.dlsym" and arguments[1] == "llama_adapter_lora_init":
-                    names = [name for name in sys.argv if name.endswith("{sha256_file(bad)}.gguf")]
-                    if names:
-                        sys.stderr.write("GGML_ASSERT(false) failed")
-                        sys.stderr.flush()
-                        os.abort()
-
-            sys.addaudithook(hook)
-            """
-        )
-    )
-    with serving(pack, env={**place, "PYTHONPATH": str(tmp_path / "hook")}) as server:
+    abort = 'sys.stderr.write("GGML_ASSERT(false) failed"); sys.stderr.flush(); os.abort()'
+    env = place | at_load_of(bad, tmp_path, abort)
+    with serving(pack, env=env) as server:
         before = asked(server, "math")
         code, _, err = slm_edge("adapter", "add", "math", bad, "--replace")
         assert code != 0 and "SIGABRT" in err and "Traceback" not in err
@@ -145,33 +145,19 @@ def test_versions_of_a_pulled_pack_have_one_record(tmp_path):
 def test_while_one_file_is_tried_other_names_change(slm_edge, place, tmp_path):
     pack = tiny_pack(tmp_path)
     slow = tiny_adapter(tmp_path / "slow.gguf", tmp_path / "base.gguf", seed=33)
-    (tmp_path / "hook").mkdir()
-    (tmp_path / "hook" / "sitecustomize.py").write_text(
-        textwrap.dedent(
-            f"""
-            import pathlib, sys, time
-
-            def hook(event, arguments):
-                if event == "ctypes.dlsym" and arguments[1] == "llama_adapter_lora_init":
-                    if any(name.endswith("{sha256_file(slow)}.gguf") for name in sys.argv):
-                        pathlib.Path({str(tmp_path / "begun")!r}).touch()
-                        while not pathlib.Path({str(tmp_path / "go on")!r}).exists():
-                            time.sleep(0.05)
-
-            sys.addaudithook(hook)
-            """
-        )
-    )
-    with serving(pack, env={**place, "PYTHONPATH": str(tmp_path / "hook")}) as server:
+    begun, go_on = tmp_path / "begun", tmp_path / "go on"
+    wait = f"pathlib.Path({str(begun)!r}).touch()\nwhile not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.05)"
+    env = place | at_load_of(slow, tmp_path, wait)
+    with serving(pack, env=env) as server:
         words = [sys.executable, "-m", "slm_edge.edge", "adapter", "add", "slow", str(slow)]
         adding = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
-            until((tmp_path / "begun").exists, True)
+            until(begun.exists, True)
             assert slm_edge("adapter", "remove", "code")[0] == 0
             assert asked(server, "code")[0] == "model_not_found" and adding.poll() is None
             assert asked(server, "slow")[0] == "model_not_found"
         finally:
-            (tmp_path / "go on").touch()
+            go_on.touch()
             said = adding.communicate(timeout=120)[1]
         assert adding.returncode == 0, said
         assert asked(server, "slow")[1] == f"sha256:{sha256_file(slow)}"

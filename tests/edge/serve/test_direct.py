@@ -63,12 +63,18 @@ async def pair(send_bytes):
     return transport, theirs
 
 
+async def one_stream():
+    """A transport, the other end of its socket, and a ticket whose pieces go there directly."""
+    transport, theirs = await pair(1 << 20)
+    ticket = new_ticket()
+    direct = Direct(Wire(transport), ticket, (b'{"t":', b"}"), Nobody())
+    direct.resume(0)
+    return transport, theirs, ticket, direct
+
+
 def test_pieces_go_out_while_the_event_loop_stands_still():
     async def run():
-        transport, theirs = await pair(1 << 20)
-        ticket = new_ticket()
-        direct = Direct(Wire(transport), ticket, (b'{"t":', b"}"), Nobody())
-        direct.resume(0)
+        transport, theirs, ticket, direct = await one_stream()
         engine = threading.Thread(target=say, args=(ticket, ["one", "", "two"]))
         engine.start()
         # Nothing is awaited here: it is the other thread that writes.
@@ -88,10 +94,7 @@ def test_pieces_without_text_are_no_sign_of_life():
     """Where nothing was sent for a while, the loop has to send something: proxies cut silent connections."""
 
     async def run():
-        transport, theirs = await pair(1 << 20)
-        ticket = new_ticket()
-        direct = Direct(Wire(transport), ticket, (b'{"t":', b"}"), Nobody())
-        direct.resume(0)
+        transport, theirs, ticket, direct = await one_stream()
         for word, has_written in (("", False), ("one", True), ("", False)):
             ticket.add(Piece(word, 1))
             wake([ticket])
